@@ -1,0 +1,244 @@
+"""
+Pre-train C2FMAE on images with semantic and instance maps.
+
+    python examples/run_pretraining.py examples/configs/demo.yaml
+    python examples/run_pretraining.py examples/configs/demo.yaml --dataset_name "photos/*.parquet" --output_dir runs/mine
+    torchrun --nproc_per_node 8 examples/run_pretraining.py examples/configs/imagenet_vit_base.yaml
+
+A YAML or JSON file gives the arguments, options on the command line override it; either alone is enough. See
+`--help` for all of them.
+
+The output folder then holds the encoder (`c2fmae-vit-<size>`, for `AutoModel` and timm), the whole model
+(`c2fmae-vit-<size>-pretraining`), `trainer_state.json` with every logged loss, `reconstruction.png` and `curves.png`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import datasets
+import torch
+import yaml
+from transformers import HfArgumentParser, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging as transformers_logging
+
+from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
+from c2fmae_hf.data_collator import DataCollatorForC2FMAE
+from c2fmae_hf.dataset import (
+    MAP_COLUMNS,
+    C2FMAEDataset,
+    C2FMAEIterableDataset,
+    count_semantic_classes,
+    load_splits,
+    semantic_id2label,
+)
+from c2fmae_hf.progress import SharedProgress
+from c2fmae_hf.trainer import C2FMAETrainer
+from c2fmae_hf.training_args import C2FMAETrainingArguments
+from c2fmae_hf.transforms import evaluation_transform, training_transform
+
+
+logger = logging.getLogger("c2fmae_hf.run_pretraining")
+
+
+@dataclass
+class DataArguments:
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "A folder written by save_to_disk, Parquet files (wildcards allowed, in quotes), or anything that "
+            "datasets.load_dataset takes. Columns: image, semantic, instance; optionally semantic_classes, image_id."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on, if there is one."})
+    validation_share: float = field(
+        default=0.05, metadata={"help": "Without such a split, the share of the training rows that is held out."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many rows only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many rows only."})
+    streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed. Set max_steps."})
+    shuffle_buffer: int = field(default=2048, metadata={"help": "Rows that streaming shuffles among."})
+    min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest area of a training crop."})
+    num_drawn: int = field(default=6, metadata={"help": "Rows of reconstruction.png; 0 draws no figures."})
+
+
+@dataclass
+class ModelArguments:
+    size: str = field(default="base", metadata={"help": "tiny, small, base, large or huge."})
+    image_size: int = field(default=224, metadata={"help": "Side of the input in pixels."})
+    num_semantic_classes: int | None = field(
+        default=None,
+        metadata={"help": "By default as many as the dataset names or, where it names none, uses. Set it to stream."},
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": 'Further fields of C2FMAEConfig as JSON, e.g. \'{"mask_ratio": 0.6}\'.'}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A pre-training checkpoint to start from, instead of random weights."}
+    )
+
+
+def parse_arguments(
+    args: list[str] | None,
+) -> tuple[DataArguments, ModelArguments, C2FMAETrainingArguments]:
+    """Arguments of the command line over those of a YAML or JSON file, if the first argument is one."""
+    parser = HfArgumentParser((DataArguments, ModelArguments, C2FMAETrainingArguments), description=__doc__)
+    args = list(sys.argv[1:] if args is None else args)
+    if args and args[0].endswith((".yaml", ".yml", ".json")):
+        path = Path(args.pop(0))
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        known = {f.name for cls in (DataArguments, ModelArguments, C2FMAETrainingArguments) for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            parser.error(f"{path}: unknown arguments {unknown}")
+        if isinstance(values.get("config_overrides"), dict):
+            values["config_overrides"] = json.dumps(values["config_overrides"])
+        parser.set_defaults(**values)
+    data_args, model_args, training_args = parser.parse_args_into_dataclasses(args)
+    if data_args.dataset_name is None:
+        parser.error("--dataset_name is required")
+    return data_args, model_args, training_args
+
+
+def load_rows(data_args: DataArguments, seed: int):
+    """Training and held-out rows."""
+    splits = load_splits(data_args.dataset_name, data_args.dataset_config_name, data_args.streaming)
+    if data_args.train_split not in splits:
+        raise ValueError(f"train_split: expected one of {sorted(splits)}, got {data_args.train_split!r}")
+    train, held_out = splits[data_args.train_split], splits.get(data_args.validation_split)
+    if data_args.streaming:
+        train = train.shuffle(seed=seed, buffer_size=data_args.shuffle_buffer)
+        if held_out is not None and data_args.max_eval_samples is not None:
+            held_out = held_out.take(data_args.max_eval_samples)
+        return train, held_out
+    if len(train) == 0:
+        raise ValueError(f"dataset {data_args.dataset_name!r}: split {data_args.train_split!r} has no rows")
+    if held_out is None and 0 < data_args.validation_share < 1 and len(train) > 1:
+        parts = train.train_test_split(data_args.validation_share, seed=seed)
+        train, held_out = parts["train"], parts["test"]
+    if data_args.max_train_samples is not None:
+        train = train.select(range(min(data_args.max_train_samples, len(train))))
+    if held_out is not None and data_args.max_eval_samples is not None:
+        held_out = held_out.select(range(min(data_args.max_eval_samples, len(held_out))))
+    return train, held_out
+
+
+def build_config(model_args: ModelArguments, rows) -> C2FMAEConfig:
+    """The model's configuration, with the dataset's semantic classes."""
+    overrides = {"image_size": model_args.image_size, **json.loads(model_args.config_overrides or "{}")}
+    if "semantic" in overrides.get("granularities", ["semantic"]):
+        names = semantic_id2label(rows.features)
+        number = model_args.num_semantic_classes or (len(names) if names else None)
+        if number is None:
+            if isinstance(rows, datasets.IterableDataset):
+                raise ValueError("num_semantic_classes: expected a number, since a stream cannot be counted, got None")
+            number = count_semantic_classes(rows)
+        overrides.update(num_semantic_classes=number, semantic_id2label=names)
+    return C2FMAEConfig.from_size(model_args.size, **overrides)
+
+
+def main(args: list[str] | None = None) -> C2FMAETrainer:
+    data_args, model_args, training_args = parse_arguments(args)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    transformers_logging.set_verbosity(training_args.get_process_log_level())
+    set_seed(training_args.seed)
+    output_dir = Path(training_args.output_dir)
+    resume = training_args.resume_from_checkpoint
+    last_checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+    if last_checkpoint is not None and resume in (None, "false", "False"):
+        raise ValueError(
+            f"output_dir: {last_checkpoint} is there already. Pass --resume_from_checkpoint last to go on from it, or "
+            "choose another output_dir"
+        )
+
+    # Data and model
+    train_rows, held_out_rows = load_rows(data_args, training_args.seed)
+    if model_args.model_name_or_path is not None:
+        model = C2FMAEForPreTraining.from_pretrained(model_args.model_name_or_path)
+    else:
+        model = C2FMAEForPreTraining(build_config(model_args, train_rows))
+    config = model.config
+    processor = C2FMAEImageProcessor.from_config(config)
+
+    # Label maps are read as far as a target, an input or a masking strategy needs them.
+    curriculum = training_args.get_curriculum()
+    # Instance-guided masking falls back on semantic regions, so that it needs both maps.
+    guided = curriculum.schedule != "constant" or any(curriculum.weights[:2])
+    needed = {*config.granularities, *config.input_granularities, *(MAP_COLUMNS if guided else ())}
+    options = {
+        "map_columns": [name for name in MAP_COLUMNS if name in needed],
+        "num_semantic_classes": config.num_semantic_classes,
+        "seed": training_args.seed,
+    }
+    transform_options = {
+        "label_stride": config.label_stride,
+        "mean": processor.image_mean,
+        "std": processor.image_std,
+    }
+    size = config.image_height_width
+    dataset_class = C2FMAEIterableDataset if data_args.streaming else C2FMAEDataset
+    train_dataset = dataset_class(
+        train_rows,
+        training_transform(size, scale=(data_args.min_crop_scale, 1.0), **transform_options),
+        progress=SharedProgress(),
+        **options,
+    )
+    eval_dataset = None
+    if held_out_rows is not None:
+        eval_dataset = dataset_class(held_out_rows, evaluation_transform(size, **transform_options), **options)
+    else:
+        training_args.eval_strategy = "no"
+    collator = DataCollatorForC2FMAE(
+        config,
+        curriculum=curriculum,
+        seed=training_args.seed,
+        evaluation_masking=training_args.evaluation_masking,
+    )
+
+    # Training
+    trainer = C2FMAETrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=collator,
+        processing_class=processor,
+    )
+    if resume in ("last", "true", "True", True):
+        resume = last_checkpoint
+    trainer.train(resume_from_checkpoint=resume)
+    if eval_dataset is not None:
+        trainer.log_metrics("eval", trainer.evaluate())
+    trainer.save_state()
+
+    # Results
+    encoder_dir = output_dir / f"c2fmae-vit-{model_args.size}"
+    trainer.save_encoder(encoder_dir)
+    trainer.save_model(str(output_dir / f"{encoder_dir.name}-pretraining"))
+    results = [encoder_dir, output_dir / f"{encoder_dir.name}-pretraining", output_dir / "trainer_state.json"]
+    if data_args.num_drawn > 0 and trainer.is_world_process_zero():
+        from c2fmae_hf.visualization import draw_curves, draw_reconstruction
+
+        title = f"{encoder_dir.name}, {trainer.state.global_step} steps"
+        dataset = eval_dataset if eval_dataset is not None else train_dataset
+        if data_args.streaming:
+            samples = [sample for _, sample in zip(range(data_args.num_drawn), dataset)]
+        else:
+            count = min(data_args.num_drawn, len(dataset))
+            samples = [dataset[i] for i in torch.linspace(0, len(dataset) - 1, count).long().tolist()]
+        draw_reconstruction(model, collator(samples), processor, output_dir / "reconstruction.png", title)
+        draw_curves(trainer.state.log_history, output_dir / "curves.png", title)
+        results += [output_dir / "reconstruction.png", output_dir / "curves.png"]
+    logger.info("\nResults:\n" + "\n".join(f"  {path}" for path in results))
+    return trainer
+
+
+if __name__ == "__main__":
+    main()

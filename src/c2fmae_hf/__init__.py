@@ -1,0 +1,35 @@
+"""C2FMAE, a coarse-to-fine masked autoencoder (arXiv 2603.09955), for transformers and timm."""
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
+)
+
+from . import timm_c2fmae
+from .configuration_c2fmae import SIZES, C2FMAEConfig
+from .image_processing_c2fmae import C2FMAEImageProcessor
+from .modeling_c2fmae import (
+    C2FMAEBackbone,
+    C2FMAEForImageClassification,
+    C2FMAEForPreTraining,
+    C2FMAEForPreTrainingOutput,
+    C2FMAEForSemanticSegmentation,
+    C2FMAEModel,
+    C2FMAEPreTrainedModel,
+)
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register(C2FMAEConfig.model_type, C2FMAEConfig)
+AutoImageProcessor.register(C2FMAEConfig, image_processor_classes={"torchvision": C2FMAEImageProcessor})
+AutoModel.register(C2FMAEConfig, C2FMAEModel)
+AutoModelForPreTraining.register(C2FMAEConfig, C2FMAEForPreTraining)
+AutoModelForImageClassification.register(C2FMAEConfig, C2FMAEForImageClassification)
+AutoModelForSemanticSegmentation.register(C2FMAEConfig, C2FMAEForSemanticSegmentation)
+AutoBackbone.register(C2FMAEConfig, C2FMAEBackbone)

@@ -1,0 +1,402 @@
+"""C2FMAE configuration, the table of sizes, and the configuration keys by which timm recognises an encoder."""
+
+# No `from __future__ import annotations` here: `@strict` checks the fields against their annotations' real types.
+import json
+import os
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+from .constants import GRANULARITIES, IMAGENET_MEAN, IMAGENET_STD
+
+
+# The only table of sizes. Encoders are those of ViT (tiny, small: DeiT) and MAE (base, large, huge); the decoder's
+# width and depth are our choice: two 512-wide blocks a stage for base and larger, less below.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {
+        "hidden_size": 192,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+        "patch_size": 16,
+        "label_stride": 4,
+        "decoder_hidden_size": 192,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 6,
+        "decoder_intermediate_size": 768,
+    },
+    "small": {
+        "hidden_size": 384,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "intermediate_size": 1536,
+        "patch_size": 16,
+        "label_stride": 4,
+        "decoder_hidden_size": 256,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 8,
+        "decoder_intermediate_size": 1024,
+    },
+    "base": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "patch_size": 16,
+        "label_stride": 4,
+        "decoder_hidden_size": 512,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 16,
+        "decoder_intermediate_size": 2048,
+    },
+    "large": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "patch_size": 16,
+        "label_stride": 4,
+        "decoder_hidden_size": 512,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 16,
+        "decoder_intermediate_size": 2048,
+    },
+    # A 14-pixel patch is not divisible by the usual label stride of 4; 7 gives 2 x 2 label cells a patch.
+    "huge": {
+        "hidden_size": 1280,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "intermediate_size": 5120,
+        "patch_size": 14,
+        "label_stride": 7,
+        "decoder_hidden_size": 512,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 16,
+        "decoder_intermediate_size": 2048,
+    },
+}
+
+# Keys that timm reads from `config.json`. They are derived from the fields below whenever an encoder is saved, and
+# dropped when a configuration is read, so that they can never go stale.
+TIMM_KEYS = ("architecture", "num_classes", "num_features", "global_pool", "pretrained_cfg", "model_args")
+
+# Only the encoder's parameters carry timm's names at the root of the state dict.
+_ENCODER_CLASS = "C2FMAEModel"
+
+
+@strict
+class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of a C2FMAE model. The defaults are those of `C2FMAEConfig.from_size("base")`.
+
+    Encoder (names as in ViT and ViTMAE):
+
+    Args:
+        hidden_size (`int`, defaults to 768): Width of the encoder.
+        num_hidden_layers (`int`, defaults to 12): Number of encoder blocks.
+        num_attention_heads (`int`, defaults to 12): Attention heads of an encoder block.
+        intermediate_size (`int`, defaults to 3072): Width of the encoder's MLP.
+        hidden_act (`str`, defaults to `"gelu"`): Activation of every MLP.
+        hidden_dropout_prob (`float`, defaults to 0.0): Dropout after the embeddings and in every MLP.
+        attention_probs_dropout_prob (`float`, defaults to 0.0): Dropout on attention weights.
+        drop_path_rate (`float`, defaults to 0.0): Stochastic depth of the last encoder block; it grows linearly
+            from 0 at the first.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the tokens' initialisation. Projections
+            are Xavier-uniform, as in MAE.
+        layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every layer norm (timm's and MAE's value).
+        image_size (`int` or `(height, width)`, defaults to 224): Input size in pixels.
+        patch_size (`int`, defaults to 16): Side of a patch in pixels.
+        num_channels (`int`, defaults to 3): Input channels.
+        qkv_bias (`bool`, defaults to `True`): Whether the query, key and value projections have a bias.
+        pooling (`"mean"` or `"cls"`, defaults to `"mean"`): What `pooler_output` is made of: the mean of the patch
+            tokens, or the class token, both after the final norm.
+
+    Pre-training. The paper fixes the three granularities, the cascade and the curriculum; the values are our choice:
+
+    Args:
+        granularities (`list[str]`): Decoder stages, a non-empty part of `("semantic", "instance", "image")` in that
+            order. `("image",)` with random masking is a MAE.
+        input_granularities (`list[str]`, defaults to `("image",)`): What the encoder is shown during pre-training.
+        decoder_type (`"cascaded"` or `"parallel"`): Whether a stage depends on the one before it, or every stage
+            starts from the same queries (the ablation).
+        num_semantic_classes (`int`, defaults to 134): Number of classes of the semantic targets. The default holds
+            the ids of COCO panoptic.
+        semantic_id2label (`dict[int, str]`, *optional*): Names of those classes. `id2label` stays what transformers
+            means by it, the labels of a downstream head.
+        label_stride (`int`, defaults to 4): Semantic and instance targets live on a grid of this many pixels.
+        decoder_hidden_size (`int`, defaults to 512): Width of the decoder.
+        decoder_num_hidden_layers (`int`, defaults to 2): Cross-attention blocks of each stage.
+        decoder_num_attention_heads (`int`, defaults to 16): Attention heads of a decoder block.
+        decoder_intermediate_size (`int`, defaults to 2048): Width of the decoder's MLP.
+        decoder_prediction_ratio (`float`, defaults to 1.0): Share of the masked patches that are decoded in a
+            training step, drawn anew each time. Evaluation always decodes all of them.
+        mask_ratio (`float`, defaults to 0.75): Share of the patches that are masked, in (0, 1).
+        norm_pix_loss (`bool`, defaults to `True`): Whether pixel targets are normalised by the mean and the variance
+            of their patch.
+        loss_weights (`dict[str, float]`, *optional*): Weight of each granularity's loss. Its keys must be exactly
+            `granularities`. Defaults to 1 for each.
+        instance_offset_weight (`float`, defaults to 4.0): Weight of the offset term within the instance loss; the
+            foreground term has weight 1. Offsets are in units of the image side and so an order of magnitude smaller.
+        supervise_visible_labels (`bool`, defaults to `False`): Whether semantic and instance losses also cover
+            visible patches. Only for an encoder that is shown the image alone, to which those labels are no leak.
+
+    Downstream:
+
+    Args:
+        semantic_loss_ignore_index (`int`, defaults to 255): Label that `C2FMAEForSemanticSegmentation` ignores.
+        segmentation_head_channels (`int`, defaults to 256): Width of its head.
+        apply_layernorm (`bool`, defaults to `True`): Whether `C2FMAEBackbone` applies the final norm to every
+            feature map.
+        reshape_hidden_states (`bool`, defaults to `True`): Whether `C2FMAEBackbone` returns maps
+            `(batch, channels, height, width)` rather than sequences.
+
+    Raises:
+        `huggingface_hub.errors.StrictDataclassFieldValidationError`: for a value of the wrong type.
+        `ValueError`: for a value out of range, naming the field, what was expected and what came.
+    """
+
+    model_type = "c2fmae"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    pooling: Literal["mean", "cls"] = "mean"
+
+    granularities: list[str] | tuple[str, ...] = GRANULARITIES
+    input_granularities: list[str] | tuple[str, ...] = ("image",)
+    decoder_type: Literal["cascaded", "parallel"] = "cascaded"
+    num_semantic_classes: int = 134
+    semantic_id2label: dict[int, str] | dict[str, str] | None = None
+    label_stride: int = 4
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 2
+    decoder_num_attention_heads: int = 16
+    decoder_intermediate_size: int = 2048
+    decoder_prediction_ratio: float | int = 1.0
+    mask_ratio: float = 0.75
+    norm_pix_loss: bool = True
+    loss_weights: dict[str, float | int] | None = None
+    instance_offset_weight: float | int = 4.0
+    supervise_visible_labels: bool = False
+
+    semantic_loss_ignore_index: int = 255
+    segmentation_head_channels: int = 256
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+
+    def __post_init__(self, **kwargs):
+        for key in TIMM_KEYS:
+            kwargs.pop(key, None)
+        # JSON has neither tuples nor integer keys: hold what a saved and loaded configuration would hold.
+        self.granularities = list(self.granularities)
+        self.input_granularities = list(self.input_granularities)
+        if isinstance(self.image_size, tuple):
+            self.image_size = list(self.image_size)
+        if self.loss_weights is None:
+            self.loss_weights = dict.fromkeys(self.granularities, 1.0)
+        if self.semantic_id2label is not None:
+            self.semantic_id2label = {int(key): name for key, name in self.semantic_id2label.items()}
+        self._check_values()
+
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_size(cls, size: str, **overrides) -> "C2FMAEConfig":
+        """
+        The configuration of a zoo size.
+
+        Args:
+            size (`str`): One of `"tiny"`, `"small"`, `"base"`, `"large"`, `"huge"`.
+            overrides: Fields that differ from the table.
+
+        Raises:
+            `ValueError`: for an unknown size.
+        """
+        if size not in SIZES:
+            raise ValueError(f"size: expected one of {list(SIZES)}, got {size!r}")
+        return cls(**{**SIZES[size], **overrides})
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        """Input size in pixels, `(height, width)`."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        return self.image_size[0], self.image_size[1]
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patches per column and per row, `(height, width)`."""
+        height, width = self.image_height_width
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid_size[0] * self.grid_size[1]
+
+    @property
+    def label_cells_per_side(self) -> int:
+        """Label cells along one side of a patch."""
+        return self.patch_size // self.label_stride
+
+    def num_masked_patches(self, num_patches: int) -> int:
+        """Number of masked patches out of `num_patches`; at least one patch is masked and one stays visible."""
+        return min(max(round(self.mask_ratio * num_patches), 1), max(num_patches - 1, 1))
+
+    def _check_values(self) -> None:
+        def check(condition: bool, field: str, expected: str, value: Any = None) -> None:
+            if not condition:
+                raise ValueError(f"C2FMAEConfig.{field}: expected {expected}, got {value!r}")
+
+        positive = (
+            "hidden_size num_hidden_layers num_attention_heads intermediate_size patch_size num_channels "
+            "num_semantic_classes label_stride decoder_hidden_size decoder_num_hidden_layers "
+            "decoder_num_attention_heads decoder_intermediate_size segmentation_head_channels"
+        )
+        for field in positive.split():
+            check(getattr(self, field) > 0, field, "a positive integer", getattr(self, field))
+        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            check(0 <= getattr(self, field) < 1, field, "a number in [0, 1)", getattr(self, field))
+        check(0 < self.mask_ratio < 1, "mask_ratio", "a number in (0, 1)", self.mask_ratio)
+        check(
+            0 < self.decoder_prediction_ratio <= 1,
+            "decoder_prediction_ratio",
+            "a number in (0, 1]",
+            self.decoder_prediction_ratio,
+        )
+        check(self.instance_offset_weight >= 0, "instance_offset_weight", "a number >= 0", self.instance_offset_weight)
+
+        check(
+            isinstance(self.image_size, int) or len(self.image_size) == 2,
+            "image_size",
+            "an integer or (height, width)",
+            self.image_size,
+        )
+        check(
+            all(side >= self.patch_size and side % self.patch_size == 0 for side in self.image_height_width),
+            "image_size",
+            f"multiples of patch_size={self.patch_size}",
+            self.image_size,
+        )
+        check(
+            self.patch_size % self.label_stride == 0,
+            "label_stride",
+            f"a divisor of patch_size={self.patch_size}",
+            self.label_stride,
+        )
+        for heads, width in (
+            ("num_attention_heads", "hidden_size"),
+            ("decoder_num_attention_heads", "decoder_hidden_size"),
+        ):
+            check(
+                getattr(self, width) % getattr(self, heads) == 0,
+                heads,
+                f"a divisor of {width}={getattr(self, width)}",
+                getattr(self, heads),
+            )
+            # Half of a position's channels encode its row, half its column; each half is sines and cosines.
+            check(getattr(self, width) % 4 == 0, width, "a multiple of 4", getattr(self, width))
+
+        for field in ("granularities", "input_granularities"):
+            value = getattr(self, field)
+            check(
+                len(value) > 0 and value == [name for name in GRANULARITIES if name in value],
+                field,
+                f"a non-empty part of {GRANULARITIES} in that order",
+                value,
+            )
+        check("image" in self.input_granularities, "input_granularities", "'image' among them", self.input_granularities)
+        check(
+            set(self.loss_weights) == set(self.granularities) and all(w >= 0 for w in self.loss_weights.values()),
+            "loss_weights",
+            f"a weight >= 0 for each of {self.granularities}",
+            self.loss_weights,
+        )
+        check(
+            not self.supervise_visible_labels or self.input_granularities == ["image"],
+            "supervise_visible_labels",
+            f"False where the encoder is shown labels (input_granularities={self.input_granularities})",
+            self.supervise_visible_labels,
+        )
+        if self.semantic_id2label is not None:
+            check(
+                all(0 <= key < self.num_semantic_classes for key in self.semantic_id2label),
+                "semantic_id2label",
+                f"class ids in [0, num_semantic_classes={self.num_semantic_classes})",
+                sorted(self.semantic_id2label),
+            )
+
+    def timm_keys(self) -> dict[str, Any] | None:
+        """
+        What timm needs to find in `config.json` to build this encoder as its own `VisionTransformer`, so that
+        `timm.create_model("local-dir:...")` and `"hf-hub:..."` work without this package. `None` if timm's class
+        cannot express the encoder: extra input granularities, another activation or epsilon of the layer norms.
+        """
+        if self.input_granularities != ["image"] or self.hidden_act != "gelu" or self.layer_norm_eps != 1e-6:
+            return None
+        size = next((name for name, fields in SIZES.items() if fields["hidden_size"] == self.hidden_size), "base")
+        patch_size = SIZES[size]["patch_size"]
+        global_pool = "avg" if self.pooling == "mean" else "token"
+        return {
+            "architecture": f"vit_{size}_patch{patch_size}_224",
+            "num_classes": 0,
+            "num_features": self.hidden_size,
+            "global_pool": global_pool,  # for information; timm builds from `model_args`
+            "model_args": {
+                "img_size": list(self.image_height_width),
+                "patch_size": self.patch_size,
+                "in_chans": self.num_channels,
+                "embed_dim": self.hidden_size,
+                "depth": self.num_hidden_layers,
+                "num_heads": self.num_attention_heads,
+                "mlp_ratio": self.intermediate_size / self.hidden_size,
+                "qkv_bias": self.qkv_bias,
+                "global_pool": global_pool,
+                # The final norm stays before the pooling, where this package has it.
+                "fc_norm": False,
+            },
+            "pretrained_cfg": {
+                "tag": "c2fmae",
+                "custom_load": False,
+                "input_size": [self.num_channels, *self.image_height_width],
+                "fixed_input_size": True,
+                "pool_size": None,
+                "crop_pct": 0.875,
+                "crop_mode": "center",
+                "interpolation": "bicubic",
+                "mean": list(IMAGENET_MEAN),
+                "std": list(IMAGENET_STD),
+                "num_classes": 0,
+                "first_conv": "patch_embed.proj",
+                "classifier": "head",
+            },
+        }
+
+    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+        """Write the configuration; that of an encoder (`C2FMAEModel`) also holds timm's keys."""
+        content = json.loads(self.to_json_string(use_diff=use_diff))
+        if self.architectures == [_ENCODER_CLASS]:
+            content.update(self.timm_keys() or {})
+        with open(json_file_path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+__all__ = ["SIZES", "C2FMAEConfig"]

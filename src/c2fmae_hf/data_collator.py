@@ -1,0 +1,112 @@
+"""Samples to a batch for pre-training: the curriculum's masks and the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .configuration_c2fmae import C2FMAEConfig
+from .constants import MASKING_STRATEGIES
+from .dataset import SampleKey
+from .masking import MaskingCurriculum, mask_by_strategy
+from .randomness import sample_seeds, sample_uniform
+from .targets import instance_labels_from_map
+
+
+# `mask_strategy` of a row that was to be masked by regions but has no usable map, and so was masked at random.
+FALLBACK = len(MASKING_STRATEGIES)
+
+
+@dataclass
+class DataCollatorForC2FMAE:
+    """
+    Collates samples of [`C2FMAEDataset`]; masks are a function of (seed, epoch, row) and the sample's progress.
+
+    Args:
+        config ([`C2FMAEConfig`]): For the grid, `mask_ratio` and `granularities`.
+        curriculum ([`MaskingCurriculum`]): Chooses each training sample's masking strategy.
+        seed (`int`): Seed of the masks.
+        evaluation_masking (`str`): The one strategy that masks evaluation samples, always the same way, so that
+            evaluation losses of different times compare.
+        return_mask_strategy (`bool`): Whether the batch also holds `mask_strategy` `(batch_size,)` int64, an index
+            into `MASKING_STRATEGIES`, or `FALLBACK`. Not for the model: [`C2FMAETrainer`] takes it out and logs it.
+
+    Example (two photographs of 8 x 8 patches, on a label grid of 32 x 32):
+
+    ```python
+    >>> batch = DataCollatorForC2FMAE(config)([dataset[0], dataset[1]])
+    >>> {name: tuple(value.shape) for name, value in batch.items()}
+    {'pixel_values': (2, 3, 128, 128), 'bool_masked_pos': (2, 64), 'semantic_labels': (2, 32, 32),
+     'instance_labels': (2, 3, 32, 32)}
+    ```
+    """
+
+    config: C2FMAEConfig
+    curriculum: MaskingCurriculum = field(default_factory=MaskingCurriculum)
+    seed: int = 0
+    evaluation_masking: str = "random"
+    return_mask_strategy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.evaluation_masking not in MASKING_STRATEGIES:
+            raise ValueError(
+                f"evaluation_masking: expected one of {MASKING_STRATEGIES}, got {self.evaluation_masking!r}"
+            )
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            samples: Each with `pixel_values` `(3, H, W)`, `semantic` and `instance` `(H/s, W/s)` int64, `sample_key`.
+
+        Returns:
+            `pixel_values` `(B, 3, H, W)` float32; `bool_masked_pos` `(B, N)` bool, `True` = masked, the same count in
+            every row; as the granularities ask, `semantic_labels` `(B, H/s, W/s)` int64 (-100 = ignore) and
+            `instance_labels` `(B, 3, H/s, W/s)` float32 (see [`instance_labels_from_map`]).
+
+        Raises:
+            `ValueError`: if a sample lacks a field.
+        """
+        missing = [name for name in ("pixel_values", "semantic", "instance", "sample_key") if name not in samples[0]]
+        if missing:
+            raise ValueError(
+                f"samples: missing {missing}, got {sorted(samples[0])}. Pass the rows through C2FMAEDataset; with the "
+                "Trainer, remove_unused_columns must be False."
+            )
+        pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
+        semantic = torch.stack([sample["semantic"] for sample in samples])
+        instance = torch.stack([sample["instance"] for sample in samples])
+        keys: list[SampleKey] = [sample["sample_key"] for sample in samples]
+
+        cells_per_side = self.config.label_cells_per_side
+        num_patches = semantic[0].numel() // cells_per_side**2
+        seeds = sample_seeds(self.seed, [key.epoch for key in keys], [key.index for key in keys])
+        uniform = sample_uniform(seeds, 1 + 2 * num_patches)
+        drawn = self._draw_strategies(keys, uniform[:, 0])
+        bool_masked_pos, applied = mask_by_strategy(
+            semantic,
+            instance,
+            drawn,
+            uniform[:, 1:],
+            num_masked=self.config.num_masked_patches(num_patches),
+            cells_per_side=cells_per_side,
+            jitter=self.curriculum.jitter,
+        )
+
+        batch = {"pixel_values": pixel_values, "bool_masked_pos": bool_masked_pos}
+        needed = {*self.config.granularities, *self.config.input_granularities}
+        if "semantic" in needed:
+            batch["semantic_labels"] = semantic
+        if "instance" in needed:
+            batch["instance_labels"] = instance_labels_from_map(instance)
+        if self.return_mask_strategy:
+            batch["mask_strategy"] = torch.where(applied == drawn, applied, FALLBACK)
+        return batch
+
+    def _draw_strategies(self, keys: Sequence[SampleKey], uniform: torch.Tensor) -> torch.Tensor:
+        evaluation = torch.tensor([key.progress is None for key in keys])
+        progress = torch.tensor([key.progress or 0.0 for key in keys], dtype=torch.double)
+        fixed = MASKING_STRATEGIES.index(self.evaluation_masking)
+        return torch.where(evaluation, fixed, self.curriculum.draw(progress, uniform))

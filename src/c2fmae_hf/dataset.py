@@ -1,0 +1,294 @@
+"""
+Rows of a multi-granular dataset to samples for the collator: decoding, checks, and each sample's own randomness.
+
+A row holds `image` and, as far as they are needed, the label maps `semantic` and `instance` (single-channel PNG of the
+image's size; a row without one holds `None`); `image_id` is used in messages if present.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import torch
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+
+from .constants import IGNORE_INDEX
+from .decoding import open_image, to_label_map, to_rgb
+from .progress import SharedProgress
+from .randomness import sample_seeds
+from .transforms import JointTransform
+
+
+MAP_COLUMNS = ("semantic", "instance")
+# A list of `ClassLabel`: the classes that occur in a row. Its feature carries the names of all classes.
+CLASSES_COLUMN = "semantic_classes"
+
+
+class SampleKey(NamedTuple):
+    """What determines a sample: its row, and where it stands in training (`progress` is `None` in evaluation)."""
+
+    index: int
+    epoch: int
+    progress: float | None
+
+
+class EpochSampler(Sampler[SampleKey]):
+    """
+    A new order of the rows in every epoch, each with its epoch and its own training progress. They travel to DataLoader
+    workers with the index, so that samples do not depend on how far ahead a worker is.
+
+    Args:
+        num_rows (`int`): Rows of the dataset.
+        progress ([`SharedProgress`]): Read whenever an epoch starts.
+        seed (`int`): The order is a function of (seed, epoch).
+    """
+
+    def __init__(self, num_rows: int, progress: SharedProgress, seed: int) -> None:
+        self.num_rows, self.progress, self.seed = num_rows, progress, seed
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        epoch = self.progress.epoch
+        generator = torch.Generator().manual_seed(int(sample_seeds(self.seed, [epoch], [-1])[0] >> 1))
+        for position, index in enumerate(torch.randperm(self.num_rows, generator=generator).tolist()):
+            yield SampleKey(index, epoch, self.progress.at(position))
+
+
+class _RowReader:
+    """Decodes and checks one row; shared by the map-style and the streaming dataset."""
+
+    def __init__(
+        self, transform: JointTransform, map_columns: Sequence[str], num_semantic_classes: int | None, seed: int
+    ) -> None:
+        self.transform = transform
+        self.map_columns = tuple(map_columns)
+        self.num_semantic_classes = num_semantic_classes
+        self.seed = seed
+
+    def check_columns(self, column_names: Sequence[str]) -> None:
+        missing = [name for name in ("image", *self.map_columns) if name not in column_names]
+        if missing:
+            raise ValueError(
+                f"dataset: expected the columns {['image', *self.map_columns]}, got {list(column_names)}; "
+                f"missing {missing}. Rename the columns, or, for lack of label maps, pre-train with "
+                'granularities=("image",) and random masking.'
+            )
+
+    def __call__(self, row: Mapping[str, Any], key: SampleKey) -> dict[str, Any]:
+        label = f"row {key.index}" + (f" ({row['image_id']})" if row.get("image_id") else "")
+        column = "image"
+        try:
+            image = to_rgb(open_image(row["image"]))
+            maps = {}
+            for column in self.map_columns:
+                maps[column] = None if row[column] is None else to_label_map(open_image(row[column]))
+                self._check_map(column, maps[column], image.size)
+        except ValueError as error:
+            raise ValueError(f"{label}, column {column!r}: {error}") from error
+        # torch's seeds are signed.
+        seed = int(sample_seeds(self.seed, [key.epoch], [key.index])[0] >> 1)
+        return {
+            **self.transform(image, maps.get("semantic"), maps.get("instance"), seed),
+            "sample_key": key,
+        }
+
+    def _check_map(self, column: str, label_map: Any, image_size: tuple[int, int]) -> None:
+        if label_map is None:
+            return
+        size = label_map.shape[::-1]
+        if size != image_size:
+            raise ValueError(
+                f"expected the image's size {image_size[0]}x{image_size[1]} (width x height), got {size[0]}x{size[1]}"
+            )
+        if column == "semantic" and self.num_semantic_classes is not None:
+            highest = label_map.max()
+            if highest >= self.num_semantic_classes:
+                raise ValueError(
+                    f"expected class ids in [0, num_semantic_classes={self.num_semantic_classes}) or the ignore value, "
+                    f"got {highest}"
+                )
+
+
+def _undecoded(rows: Any) -> Any:
+    """The same rows with image columns left encoded, so that a corrupt one is reported with its row."""
+    for name, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Image) and feature.decode:
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows
+
+
+class C2FMAEDataset(Dataset):
+    """
+    A map-style dataset for pre-training.
+
+    Args:
+        rows (`datasets.Dataset`, or a sequence of dictionaries): See this module's head.
+        transform ([`JointTransform`]): Of images and maps.
+        map_columns: Which label maps are read; a column that is not there is an error.
+        num_semantic_classes (`int`, *optional*): Class ids are checked against it.
+        seed (`int`): Crops and flips are a function of (seed, epoch, row).
+        progress ([`SharedProgress`], *optional*): Given for training. Without it the dataset is for evaluation:
+            every epoch sees the same samples.
+
+    Raises:
+        `ValueError`: if there are no rows or columns are missing; on access, if a row cannot be decoded or its maps do
+            not fit, naming row and column.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset | Sequence[Mapping[str, Any]],
+        transform: JointTransform,
+        map_columns: Sequence[str] = MAP_COLUMNS,
+        num_semantic_classes: int | None = None,
+        seed: int = 0,
+        progress: SharedProgress | None = None,
+    ) -> None:
+        if len(rows) == 0:
+            raise ValueError("dataset: expected at least one row, got an empty dataset")
+        self.read_row = _RowReader(transform, map_columns, num_semantic_classes, seed)
+        if isinstance(rows, datasets.Dataset):
+            self.read_row.check_columns(rows.column_names)
+            rows = _undecoded(rows)
+        else:
+            self.read_row.check_columns(list(rows[0]))
+        self.rows = rows
+        self.progress = progress
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
+        """A sample; for a plain index, at the current epoch and progress."""
+        if not isinstance(key, SampleKey):
+            index = int(key)
+            key = SampleKey(index, 0, None)
+            if self.progress is not None:
+                key = SampleKey(index, self.progress.epoch, self.progress.current)
+        return self.read_row(self.rows[key.index], key)
+
+
+class C2FMAEIterableDataset(IterableDataset):
+    """
+    A streaming dataset for pre-training. It starts over (with the next shuffle) whenever its rows are used up, so that
+    a run of `max_steps` sees one endless epoch; in evaluation it ends.
+
+    Args: as for [`C2FMAEDataset`], with `rows` a `datasets.IterableDataset`.
+
+    Raises:
+        `ValueError`: as for [`C2FMAEDataset`]; also if a worker has no row to read.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.IterableDataset,
+        transform: JointTransform,
+        map_columns: Sequence[str] = MAP_COLUMNS,
+        num_semantic_classes: int | None = None,
+        seed: int = 0,
+        progress: SharedProgress | None = None,
+    ) -> None:
+        self.read_row = _RowReader(transform, map_columns, num_semantic_classes, seed)
+        if rows.column_names is not None:
+            self.read_row.check_columns(rows.column_names)
+        self.rows = _undecoded(rows)
+        self.progress = progress
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        worker_id, num_workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        count = 0
+        for epoch in range(2**31):
+            self.rows.set_epoch(epoch)
+            count_before = count
+            for row in self.rows:
+                if count == 0:
+                    self.read_row.check_columns(list(row))
+                # The position in the stream: workers take turns.
+                position = count * num_workers + worker_id
+                progress = None if self.progress is None else self.progress.at(position)
+                count += 1
+                yield self.read_row(row, SampleKey(position, 0, progress))
+            if self.progress is None:
+                return
+            if count == count_before:
+                raise ValueError(
+                    f"dataset: expected at least one row for data-loading worker {worker_id} of {num_workers}, got "
+                    f"none; the stream has {self.rows.num_shards} shard(s). Use at most that many workers."
+                )
+
+
+def semantic_id2label(features: datasets.Features | None) -> dict[int, str] | None:
+    """
+    The names of the semantic classes, if the dataset carries them: the `ClassLabel` of its column `semantic_classes`
+    (a list of the classes that occur in a row).
+    """
+    feature = (features or {}).get(CLASSES_COLUMN)
+    class_label = getattr(feature, "feature", None)
+    if not isinstance(class_label, datasets.ClassLabel):
+        return None
+    return dict(enumerate(class_label.names))
+
+
+def count_semantic_classes(rows: datasets.Dataset) -> int:
+    """
+    Number of semantic classes of a dataset that does not carry their names: one more than the highest id in its maps.
+    Reads every semantic map once.
+
+    Raises:
+        `ValueError`: if a map cannot be decoded, naming the row, or if all of them are empty.
+    """
+    highest = IGNORE_INDEX
+    for index, row in enumerate(_undecoded(rows.select_columns(["semantic"]))):
+        if row["semantic"] is None:
+            continue
+        try:
+            highest = max(highest, int(to_label_map(open_image(row["semantic"])).max()))
+        except ValueError as error:
+            raise ValueError(f"row {index}, column 'semantic': {error}") from error
+    if highest < 0:
+        raise ValueError("dataset, column 'semantic': expected at least one class id, got only the ignore value")
+    return highest + 1
+
+
+def load_splits(name: str, config_name: str | None = None, streaming: bool = False) -> dict[str, Any]:
+    """
+    The splits of a dataset, wherever it is.
+
+    Args:
+        name (`str`): A folder written by `save_to_disk`; Parquet files (a path, wildcards allowed), where a file name
+            with `val` or `test` between separators tells the split and everything else is `train`; or whatever
+            `datasets.load_dataset` takes: a folder, or the name of a dataset on the Hub.
+        config_name (`str`, *optional*): Configuration of a dataset on the Hub.
+        streaming (`bool`): Whether rows are read as they are needed.
+
+    Returns:
+        `datasets.Dataset` or `datasets.IterableDataset` by split name.
+
+    Raises:
+        `FileNotFoundError`: if a path or pattern matches nothing.
+    """
+    path = Path(name)
+    if name.endswith(".parquet"):
+        files: dict[str, list[str]] = {}
+        for file in sorted(glob.glob(name)):
+            words = re.split(r"[^a-z]+", Path(file).stem.lower())
+            is_validation = any(word in words for word in ("val", "valid", "validation", "dev"))
+            files.setdefault("validation" if is_validation else "test" if "test" in words else "train", []).append(file)
+        if not files:
+            raise FileNotFoundError(f"dataset: expected Parquet files at {name!r}, found none")
+        return dict(datasets.load_dataset("parquet", data_files=files, streaming=streaming))
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        saved = datasets.load_from_disk(name)
+        splits = dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+        return {split: rows.to_iterable_dataset() for split, rows in splits.items()} if streaming else splits
+    if name.startswith((".", "/", "~")) and not path.exists():
+        raise FileNotFoundError(f"dataset: expected a folder or Parquet files at {name!r}, found nothing")
+    return dict(datasets.load_dataset(name, config_name, streaming=streaming))

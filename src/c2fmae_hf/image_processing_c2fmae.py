@@ -1,0 +1,349 @@
+"""Image processor of C2FMAE: photographs and label maps in, tensors out; and the model's outputs back to maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType
+
+from .constants import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, NO_INSTANCE
+from .decoding import to_label_map, to_rgb
+from .modeling_c2fmae import C2FMAEForPreTrainingOutput
+from .targets import instance_labels_from_map, instance_map_from_labels, patchify, reduce_label_map, unpatchify
+
+
+class C2FMAEImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    patch_size (`int`, *optional*, defaults to `self.patch_size`):
+        Side of a patch in pixels.
+    label_stride (`int`, *optional*, defaults to `self.label_stride`):
+        Pixels per cell of the label grid. With 1, label maps keep the images' size, as semantic segmentation needs.
+    """
+
+    patch_size: int
+    label_stride: int
+
+
+class C2FMAEImageProcessor(TorchvisionBackend):
+    r"""
+    Constructs a C2FMAE image processor: resize of the shorter side, central crop, rescale, normalise.
+
+    Besides the arguments of every torchvision image processor:
+
+    Args:
+        patch_size (`int`, defaults to 16): Side of a patch in pixels.
+        label_stride (`int`, defaults to 4): Pixels per cell of the label grid.
+    """
+
+    valid_kwargs = C2FMAEImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = list(IMAGENET_MEAN)
+    image_std = list(IMAGENET_STD)
+    size = {"shortest_edge": 256}
+    default_to_square = False
+    crop_size = {"height": 224, "width": 224}
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    patch_size = 16
+    label_stride = 4
+
+    def __init__(self, **kwargs: Unpack[C2FMAEImageProcessorKwargs]) -> None:
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_config(cls, config: Any, **kwargs) -> C2FMAEImageProcessor:
+        """
+        The processor of a model: its image size (from a resize to 8/7 of it), patch size and label stride.
+
+        Args:
+            config ([`C2FMAEConfig`]).
+            kwargs: Attributes that differ.
+        """
+        height, width = config.image_height_width
+        defaults = {
+            "size": {"shortest_edge": round(max(height, width) / 0.875)},
+            "crop_size": {"height": height, "width": width},
+            "patch_size": config.patch_size,
+            "label_stride": config.label_stride,
+        }
+        return cls(**{**defaults, **kwargs})
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        instance_maps: ImageInput | None = None,
+        **kwargs: Unpack[C2FMAEImageProcessorKwargs],
+    ) -> BatchFeature:
+        r"""
+        Args:
+            images: One image or several: PIL images of any mode, arrays or tensors (channels first or last). 8-bit
+                pixels are expected; 16-bit ones are scaled down.
+            segmentation_maps (*optional*): As many single-channel maps of class ids. In 8-bit PIL images 255 is
+                ignored, in 16-bit ones 65535, in arrays and tensors -100.
+            instance_maps (*optional*): As many single-channel maps of instance ids, 0 = none; ignored likewise.
+
+        Returns:
+            [`BatchFeature`] with `pixel_values` `(B, 3, H, W)` and, if given, `semantic_labels` `(B, H/s, W/s)` int64
+            and `instance_labels` `(B, 3, H/s, W/s)` float32, which `C2FMAEForPreTraining` takes.
+
+        Raises:
+            `ValueError`: for NaN pixels, maps of another size or number than the images, or an output size that is
+                not divisible by the patch size; the message names the image.
+        """
+        return super().preprocess(images, segmentation_maps, instance_maps, **kwargs)
+
+    def process_image(self, image: ImageInput, do_convert_rgb: bool | None = None, **kwargs) -> torch.Tensor:
+        """Anything that is an image, to an 8-bit (or the caller's own floating-point) tensor, channels first."""
+        if isinstance(image, Image.Image) and do_convert_rgb:
+            image = to_rgb(image)
+        elif isinstance(image, np.ndarray) and image.dtype == np.uint16:
+            image = np.round(image / 257).astype(np.uint8)
+        elif isinstance(image, torch.Tensor) and image.dtype == torch.uint16:
+            image = (image.to(torch.int32) / 257).round().to(torch.uint8)
+        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None,
+        instance_maps: ImageInput | None,
+        *,
+        do_convert_rgb: bool,
+        input_data_format: str | ChannelDimension | None,
+        return_tensors: str | TensorType | None,
+        device: str | torch.device | None = None,
+        patch_size: int,
+        label_stride: int,
+        **kwargs,
+    ) -> BatchFeature:
+        if patch_size % label_stride:
+            raise ValueError(f"label_stride: expected a divisor of patch_size={patch_size}, got {label_stride}")
+        prepared = self._prepare_image_like_inputs(
+            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
+        )
+        for index, image in enumerate(prepared):
+            if image.is_floating_point() and not image.isfinite().all():
+                raise ValueError(f"images[{index}]: expected finite pixels, got NaN or infinity")
+        sizes = [tuple(image.shape[-2:]) for image in prepared]
+        kwargs.setdefault("do_pad", None)
+        kwargs.setdefault("pad_size", None)
+        pixel_values = self._process(prepared, **kwargs)
+        for index, image in enumerate(pixel_values):
+            height, width = image.shape[-2:]
+            if min(height, width) < patch_size or height % patch_size or width % patch_size:
+                raise ValueError(
+                    f"images[{index}]: expected an output height and width divisible by patch_size={patch_size}, got "
+                    f"{height} x {width}; choose `size` and `crop_size` accordingly"
+                )
+        data: dict[str, Any] = {"pixel_values": pixel_values}
+        if segmentation_maps is not None:
+            maps = self._process_maps("segmentation_maps", segmentation_maps, sizes, label_stride, device, **kwargs)
+            data["semantic_labels"] = maps
+        if instance_maps is not None:
+            maps = self._process_maps("instance_maps", instance_maps, sizes, label_stride, device, **kwargs)
+            data["instance_labels"] = [instance_labels_from_map(label_map[None])[0] for label_map in maps]
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _process(self, images: list[torch.Tensor], **kwargs) -> list[torch.Tensor]:
+        return list(super()._preprocess(images, return_tensors=None, **kwargs)["pixel_values"])
+
+    def _process_maps(
+        self,
+        name: str,
+        label_maps: ImageInput,
+        sizes: list[tuple[int, ...]],
+        label_stride: int,
+        device: str | torch.device | None,
+        **kwargs,
+    ) -> list[torch.Tensor]:
+        """Label maps through the same geometry as the images, nearest, to the label grid: `(H/s, W/s)` int64 each."""
+        if not isinstance(label_maps, (list, tuple)):
+            is_batch = not isinstance(label_maps, Image.Image) and label_maps.ndim == 3
+            label_maps = list(label_maps) if is_batch else [label_maps]
+        if len(label_maps) != len(sizes):
+            raise ValueError(f"{name}: expected one map for each of {len(sizes)} images, got {len(label_maps)}")
+        tensors = []
+        for index, (label_map, size) in enumerate(zip(label_maps, sizes)):
+            if isinstance(label_map, Image.Image):
+                try:
+                    label_map = to_label_map(label_map)
+                except ValueError as error:
+                    raise ValueError(f"{name}[{index}]: {error}") from error
+            tensor = torch.as_tensor(label_map, device=device)
+            if tuple(tensor.shape) != size:
+                raise ValueError(
+                    f"{name}[{index}]: expected the image's size {size} (height, width), got {tuple(tensor.shape)}"
+                )
+            # float64 holds every id exactly. Shifted by the ignore index, the padding of a crop (0) is to be ignored.
+            tensors.append(tensor.to(torch.float64)[None] - IGNORE_INDEX)
+        kwargs.update(do_normalize=False, do_rescale=False, resample=PILImageResampling.NEAREST)
+        processed = self._process(tensors, **kwargs)
+        return [reduce_label_map(tensor[0].long() + IGNORE_INDEX, label_stride).contiguous() for tensor in processed]
+
+    # From the model's outputs back to what people look at
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None, grid_size: tuple[int, int] | None = None
+    ) -> list[torch.Tensor]:
+        """
+        Args:
+            outputs: Of `C2FMAEForSemanticSegmentation`, or of `C2FMAEForPreTraining`.
+            target_sizes (*optional*): `(height, width)` of each map; else that of the logits or the label grid.
+            grid_size (*optional*): Patches per column and per row, for pre-training outputs of non-square images.
+
+        Returns:
+            A list of `(height, width)` int64 maps of class ids. Pre-training predicts masked patches only; what was
+            visible is -100.
+
+        Raises:
+            `ValueError`: if there are no semantic predictions, or not one target size per image.
+        """
+        if isinstance(outputs, C2FMAEForPreTrainingOutput):
+            if outputs.semantic_logits is None:
+                raise ValueError("outputs: expected semantic_logits, got none; the decoder has no semantic stage")
+            classes = outputs.semantic_logits.argmax(dim=-1, keepdim=True)
+            maps = self._place_patches(classes, outputs.patch_ids, grid_size, fill=IGNORE_INDEX)[:, 0]
+            return self._resize_maps(maps, target_sizes)
+        logits = outputs.logits
+        self._check_target_sizes(len(logits), target_sizes)
+        if target_sizes is None:
+            return list(logits.argmax(dim=1))
+        return [
+            torch.nn.functional.interpolate(scores[None].float(), size=tuple(size), mode="bilinear")[0].argmax(dim=0)
+            for scores, size in zip(logits, target_sizes)
+        ]
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: C2FMAEForPreTrainingOutput,
+        threshold: float = 0.5,
+        target_sizes: list[tuple[int, int]] | None = None,
+        grid_size: tuple[int, int] | None = None,
+        **decoding,
+    ) -> list[dict[str, Any]]:
+        """
+        Args:
+            outputs ([`C2FMAEForPreTrainingOutput`]).
+            threshold (`float`): A cell is foreground above this probability.
+            target_sizes (*optional*): `(height, width)` of each map; else that of the label grid.
+            grid_size (*optional*): Patches per column and per row, for non-square images.
+            decoding: `radius`, `min_cells`, `max_instances` of [`instance_map_from_labels`].
+
+        Returns:
+            For each image `segmentation`, a `(height, width)` int64 map of instance ids (0 = none, also where patches
+            were visible and nothing was predicted), and `segments_info`, a list of `id`, `label_id` (the most frequent
+            predicted class, if there are semantic predictions, else `None`) and `score` (mean foreground probability).
+
+        Raises:
+            `ValueError`: if there are no instance predictions, or not one target size per image.
+        """
+        if outputs.instance_logits is None:
+            raise ValueError("outputs: expected instance_logits, got none; the decoder has no instance stage")
+        logits = outputs.instance_logits.float()
+        values = torch.cat([logits[..., :2], logits[..., 2:].sigmoid()], dim=-1)
+        field = self._place_patches(values, outputs.patch_ids, grid_size, fill=0.0)
+        probability = field[:, 2]
+        field = torch.cat([field[:, :2], (probability > threshold).float()[:, None]], dim=1)
+        maps = instance_map_from_labels(field, **decoding)
+        classes: list[torch.Tensor | None] = [None] * len(maps)
+        if outputs.semantic_logits is not None:
+            classes = list(self.post_process_semantic_segmentation(outputs, grid_size=grid_size))
+
+        results = []
+        for label_map, scores, semantic, resized in zip(
+            maps, probability, classes, self._resize_maps(maps, target_sizes)
+        ):
+            segments = []
+            for instance_id in label_map.unique().tolist():
+                if instance_id == NO_INSTANCE:
+                    continue
+                where = label_map == instance_id
+                label_id = None if semantic is None else int(semantic[where].mode().values)
+                segments.append({"id": instance_id, "label_id": label_id, "score": float(scores[where].mean())})
+            results.append({"segmentation": resized, "segments_info": segments})
+        return results
+
+    def post_process_reconstruction(
+        self, outputs: C2FMAEForPreTrainingOutput, pixel_values: torch.Tensor, norm_pix_loss: bool
+    ) -> list[np.ndarray]:
+        """
+        The predicted pixels in place of the masked patches, the photograph's own elsewhere.
+
+        Args:
+            outputs ([`C2FMAEForPreTrainingOutput`]).
+            pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): The model's input.
+            norm_pix_loss (`bool`): The model's `config.norm_pix_loss`. Predictions are then relative to each patch's
+                mean and variance, which are borrowed from the photograph: texture is the model's, brightness is not.
+
+        Returns:
+            A list of `(H, W, 3)` uint8 arrays.
+
+        Raises:
+            `ValueError`: if there are no pixel predictions.
+        """
+        if outputs.image_logits is None:
+            raise ValueError("outputs: expected image_logits, got none; the decoder has no image stage")
+        grid_size = (pixel_values.shape[2] // self.patch_size, pixel_values.shape[3] // self.patch_size)
+        patches = patchify(pixel_values, self.patch_size).float()
+        predicted = outputs.image_logits.float()
+        patch_ids = outputs.patch_ids[:, : predicted.shape[1]]
+        index = patch_ids[:, :, None, None].expand_as(predicted)
+        if norm_pix_loss:
+            variance, mean = torch.var_mean(patches.gather(1, index).flatten(2), dim=-1, keepdim=True)
+            predicted = predicted * (variance + 1e-6)[..., None] ** 0.5 + mean[..., None]
+        images = unpatchify(patches.scatter(1, index, predicted), grid_size)
+        return self.to_pixels(images)
+
+    def to_pixels(self, pixel_values: torch.Tensor) -> list[np.ndarray]:
+        """Normalised images `(B, 3, H, W)` back to `(H, W, 3)` uint8 arrays."""
+        mean, std = (torch.tensor(v, device=pixel_values.device)[:, None, None] for v in (self.image_mean, self.image_std))
+        pixels = ((pixel_values.detach().float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        return [image.permute(1, 2, 0).cpu().numpy() for image in pixels]
+
+    def _place_patches(
+        self, values: torch.Tensor, patch_ids: torch.Tensor, grid_size: tuple[int, int] | None, fill: float
+    ) -> torch.Tensor:
+        """Predictions `(B, M, cells, channels)` on the whole label grid `(B, channels, H/s, W/s)`."""
+        if grid_size is None:
+            side = self.crop_size
+            grid_size = (side["height"] // self.patch_size, side["width"] // self.patch_size)
+        num_patches = grid_size[0] * grid_size[1]
+        if patch_ids.numel() and int(patch_ids.max()) >= num_patches:
+            raise ValueError(
+                f"grid_size: expected a grid that holds patch {int(patch_ids.max())}, got {grid_size}; pass the "
+                "patches per column and per row of the images"
+            )
+        full = torch.full((len(values), num_patches, *values.shape[2:]), fill, dtype=values.dtype, device=values.device)
+        full.scatter_(1, patch_ids[:, :, None, None].expand_as(values), values.detach())
+        return unpatchify(full, grid_size)
+
+    def _check_target_sizes(self, num_images: int, target_sizes: list[tuple[int, int]] | None) -> None:
+        if target_sizes is not None and len(target_sizes) != num_images:
+            raise ValueError(f"target_sizes: expected one for each of {num_images} images, got {len(target_sizes)}")
+
+    def _resize_maps(self, maps: torch.Tensor, target_sizes: list[tuple[int, int]] | None) -> list[torch.Tensor]:
+        self._check_target_sizes(len(maps), target_sizes)
+        if target_sizes is None:
+            return list(maps)
+        return [
+            torch.nn.functional.interpolate(label_map[None, None].double(), size=tuple(size), mode="nearest-exact")[
+                0, 0
+            ].long()
+            for label_map, size in zip(maps, target_sizes)
+        ]
+
+
+__all__ = ["C2FMAEImageProcessor"]

@@ -1,0 +1,209 @@
+"""
+Which patches are masked: random masking over regions, and the curriculum that chooses the regions.
+
+The paper fixes the three strategies and their order. That they are one mechanism, the cross-fade between them and the
+jitter are our choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from .constants import IGNORE_INDEX, MASKING_STRATEGIES, NO_INSTANCE
+
+
+SEMANTIC, INSTANCE, RANDOM = range(len(MASKING_STRATEGIES))
+
+
+def combine_regions(semantic: torch.Tensor, instance: torch.Tensor) -> torch.Tensor:
+    """
+    Region of every label cell for instance-guided masking: its instance, or else its semantic class.
+
+    Args:
+        semantic (`torch.LongTensor` of shape `(batch_size, height, width)`): Class ids, -100 = ignore.
+        instance (`torch.LongTensor` of shape `(batch_size, height, width)`): Instance ids, 0 = none, -100 = ignore.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, height, width)`. Instances are positive ids, semantic regions (and the
+        region of what is ignored) negative ones.
+    """
+    semantic_region = IGNORE_INDEX - 1 - semantic  # -100 -> -1, 0 -> -101, 1 -> -102, ...
+    return torch.where(instance > NO_INSTANCE, instance, semantic_region)
+
+
+def patch_regions(cell_regions: torch.Tensor, cells_per_side: int) -> torch.Tensor:
+    """
+    Region of every patch: the one that covers most of its label cells (of several, the smallest id).
+
+    Args:
+        cell_regions (`torch.LongTensor` of shape `(batch_size, height, width)`): Region of every label cell.
+        cells_per_side (`int`): Label cells along a side of a patch; divides height and width.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, num_patches)`, row-major.
+    """
+    batch_size, height, width = cell_regions.shape
+    rows, columns = height // cells_per_side, width // cells_per_side
+    cells = cell_regions.reshape(batch_size, rows, cells_per_side, columns, cells_per_side)
+    cells = cells.transpose(2, 3).reshape(batch_size, rows * columns, cells_per_side**2)
+    return cells.mode(dim=-1).values
+
+
+def rank_regions(region_ids: torch.Tensor) -> torch.Tensor:
+    """
+    Replace the ids of each row by their rank within it, 0, 1, 2, ...
+
+    Args:
+        region_ids (`torch.LongTensor` of shape `(batch_size, num_patches)`): Arbitrary ids.
+
+    Returns:
+        `torch.LongTensor` of the same shape, in [0, num_patches).
+    """
+    ordered, order = region_ids.sort(dim=1)
+    is_new = torch.zeros_like(ordered)
+    is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return torch.empty_like(region_ids).scatter_(1, order, is_new.cumsum(dim=1))
+
+
+def mask_regions(
+    region_ids: torch.Tensor,
+    num_masked: int,
+    region_keys: torch.Tensor,
+    patch_keys: torch.Tensor,
+    jitter: float = 0.05,
+) -> torch.Tensor:
+    """
+    Random masking over regions: a region has one random key, a patch its region's key plus a little of its own, and
+    the patches with the lowest sums stay visible. Regions are thus shown or hidden as wholes, but for the one that the
+    count cuts through; with every patch its own region this is MAE's random masking.
+
+    Args:
+        region_ids (`torch.LongTensor` of shape `(batch_size, num_patches)`): Region of every patch.
+        num_masked (`int`): Masked patches in each row, in [0, num_patches].
+        region_keys (`torch.FloatTensor` of shape `(batch_size, num_patches)`): Uniform in [0, 1); the r-th is the key
+            of the region with the r-th smallest id of the row.
+        patch_keys (`torch.FloatTensor` of shape `(batch_size, num_patches)`): Uniform in [0, 1).
+        jitter (`float`): Weight of the patches' own keys. Small against 1, it orders the patches of the region that is
+            cut, and lets regions of similar key mingle.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, num_patches)`: `True` = masked, exactly `num_masked` in each row.
+
+    Raises:
+        `ValueError`: if `num_masked` is not in [0, num_patches].
+    """
+    num_patches = region_ids.shape[1]
+    if not 0 <= num_masked <= num_patches:
+        raise ValueError(f"num_masked: expected an integer in [0, {num_patches}], got {num_masked}")
+    scores = region_keys.gather(1, rank_regions(region_ids)) + jitter * patch_keys
+    visible_ids = scores.argsort(dim=1, stable=True)[:, : num_patches - num_masked]
+    return torch.ones_like(region_ids, dtype=torch.bool).scatter_(1, visible_ids, False)
+
+
+def mask_by_strategy(
+    semantic: torch.Tensor,
+    instance: torch.Tensor,
+    strategy: torch.Tensor,
+    uniform: torch.Tensor,
+    num_masked: int,
+    cells_per_side: int,
+    jitter: float = 0.05,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Mask every row by its own strategy.
+
+    Args:
+        semantic, instance (`torch.LongTensor` of shape `(batch_size, height, width)`): Label maps, as for
+            [`combine_regions`].
+        strategy (`torch.LongTensor` of shape `(batch_size,)`): Index into `MASKING_STRATEGIES`.
+        uniform (`torch.FloatTensor` of shape `(batch_size, 2 * num_patches)`): Each row's random numbers.
+        num_masked (`int`): Masked patches in each row.
+        cells_per_side (`int`): Label cells along a side of a patch.
+        jitter (`float`): As for [`mask_regions`].
+
+    Returns:
+        `bool_masked_pos` (`torch.BoolTensor` of shape `(batch_size, num_patches)`, `True` = masked) and `applied`
+        (`torch.LongTensor` of shape `(batch_size,)`): the strategy of each row, which is random masking where the maps
+        that the drawn strategy needs say nothing.
+    """
+    has_semantic = (semantic != IGNORE_INDEX).flatten(1).any(dim=1)
+    has_instance = (instance > NO_INSTANCE).flatten(1).any(dim=1) | has_semantic
+    usable = torch.stack([has_semantic, has_instance, torch.ones_like(has_semantic)], dim=1)
+    applied = torch.where(usable.gather(1, strategy[:, None])[:, 0], strategy, RANDOM)
+
+    is_instance = (applied == INSTANCE)[:, None, None]
+    # Where semantic regions are wanted, instances are hidden from `combine_regions`.
+    cell_regions = combine_regions(semantic, torch.where(is_instance, instance, NO_INSTANCE))
+    regions = patch_regions(cell_regions, cells_per_side)
+    num_patches = regions.shape[1]
+    regions = torch.where((applied == RANDOM)[:, None], torch.arange(num_patches), regions)
+    region_keys, patch_keys = uniform[:, :num_patches], uniform[:, num_patches:]
+    return mask_regions(regions, num_masked, region_keys, patch_keys, jitter), applied
+
+
+@dataclass(frozen=True)
+class MaskingCurriculum:
+    """
+    Maps training progress t in [0, 1] to the probabilities of the masking strategies, and draws one per sample.
+
+    Args:
+        schedule (`str`): `"linear"` cross-fades from one strategy to the next (w = max(0, 1 - 2t), 1 - |2t - 1|,
+            max(0, 2t - 1)), `"step"` gives each a third of the run, `"constant"` keeps `weights` throughout.
+        weights: Probabilities of (semantic, instance, random) under `"constant"`; they are divided by their sum.
+        order: The strategies in the order in which they take over, coarse to fine by default.
+        jitter (`float`): As for [`mask_regions`].
+
+    Raises:
+        `ValueError`: for an unknown schedule, an order that is not a permutation of the strategies, negative or
+            all-zero weights, a negative jitter.
+    """
+
+    schedule: Literal["linear", "step", "constant"] = "linear"
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    order: tuple[str, ...] = MASKING_STRATEGIES
+    jitter: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("linear", "step", "constant"):
+            raise ValueError(f"schedule: expected 'linear', 'step' or 'constant', got {self.schedule!r}")
+        if sorted(self.order) != sorted(MASKING_STRATEGIES):
+            raise ValueError(f"order: expected a permutation of {MASKING_STRATEGIES}, got {self.order!r}")
+        if len(self.weights) != len(MASKING_STRATEGIES) or min(self.weights) < 0 or sum(self.weights) <= 0:
+            raise ValueError(f"weights: expected three numbers >= 0, not all zero, got {self.weights!r}")
+        if self.jitter < 0:
+            raise ValueError(f"jitter: expected a number >= 0, got {self.jitter!r}")
+
+    def probabilities(self, progress: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            progress (`torch.Tensor` of shape `(batch_size,)`): Training progress; clamped to [0, 1].
+
+        Returns:
+            `torch.DoubleTensor` of shape `(batch_size, 3)`: probabilities in the order of `MASKING_STRATEGIES`.
+        """
+        t = progress.double().clamp(0, 1)
+        if self.schedule == "constant":
+            weights = torch.tensor(self.weights, dtype=torch.double)
+            return (weights / weights.sum()).expand(len(t), -1)
+        if self.schedule == "step":
+            stage = (t * len(self.order)).long().clamp(max=len(self.order) - 1)
+            by_order = torch.nn.functional.one_hot(stage, len(self.order)).double()
+        else:
+            by_order = torch.stack([(1 - 2 * t).clamp(min=0), 1 - (2 * t - 1).abs(), (2 * t - 1).clamp(min=0)], dim=1)
+        return by_order[:, [self.order.index(name) for name in MASKING_STRATEGIES]]
+
+    def draw(self, progress: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            progress (`torch.Tensor` of shape `(batch_size,)`): Training progress.
+            uniform (`torch.FloatTensor` of shape `(batch_size,)`): A random number in [0, 1) for each sample.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size,)`: index into `MASKING_STRATEGIES`.
+        """
+        upper = self.probabilities(progress).cumsum(dim=1)
+        # The last bound is 1 but for rounding; leaving it out keeps the index in range.
+        return (uniform.double()[:, None] >= upper[:, :-1]).sum(dim=1)

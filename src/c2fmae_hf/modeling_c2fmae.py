@@ -1,0 +1,1006 @@
+"""PyTorch C2FMAE: encoder, cascaded decoder, losses, downstream heads, backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torchvision.ops import StochasticDepth
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_c2fmae import C2FMAEConfig
+from .constants import IGNORE_INDEX
+from .targets import patchify
+
+
+@dataclass
+class C2FMAEForPreTrainingOutput(ModelOutput):
+    """
+    Output of [`C2FMAEForPreTraining`]. B is the batch size, M the number of decoded patches.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): Weighted sum of the losses for which there are targets.
+        semantic_loss, instance_loss, image_loss (`torch.FloatTensor` of shape `()`, *optional*): Its parts, unweighted.
+        semantic_logits (`torch.FloatTensor` of shape `(B, M, cells, num_semantic_classes)`, *optional*): Class scores
+            of the label cells of each decoded patch, cells row-major.
+        instance_logits (`torch.FloatTensor` of shape `(B, M, cells, 3)`, *optional*): Offset down and right to the
+            instance's centre, in units of the image's height and width, and the foreground logit.
+        image_logits (`torch.FloatTensor` of shape `(B, M', patch_size ** 2, num_channels)`, *optional*): Pixels,
+            normalised per patch if `config.norm_pix_loss`. M' <= M: visible patches have no pixel prediction; where
+            M' < M the first M' patches of `patch_ids` are meant.
+        patch_ids (`torch.LongTensor` of shape `(B, M)`): Which patches were decoded, row-major indices.
+        hidden_states, attentions (`tuple[torch.FloatTensor]`, *optional*): Of the encoder, on visible tokens.
+    """
+
+    loss: torch.FloatTensor | None = None
+    semantic_loss: torch.FloatTensor | None = None
+    instance_loss: torch.FloatTensor | None = None
+    image_loss: torch.FloatTensor | None = None
+    semantic_logits: torch.FloatTensor | None = None
+    instance_logits: torch.FloatTensor | None = None
+    image_logits: torch.FloatTensor | None = None
+    patch_ids: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+# Positions and patches
+
+
+def sincos_position_table(width: int, grid_size: tuple[int, int]) -> torch.Tensor:
+    """
+    Fixed 2D sine-cosine positions (Vaswani et al. 2017, in two dimensions as in MAE).
+
+    Args:
+        width (`int`): Channels; the first half encodes the row, the second half the column. A multiple of 4.
+        grid_size (`tuple[int, int]`): Patches per column and per row.
+
+    Returns:
+        `torch.FloatTensor` of shape `(1, num_patches, width)`, row-major.
+    """
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    axes = [torch.arange(side, dtype=torch.float64)[:, None] * frequencies for side in grid_size]
+    rows, columns = (torch.cat([axis.sin(), axis.cos()], dim=1) for axis in axes)
+    table = torch.cat(
+        [rows[:, None].expand(-1, grid_size[1], -1), columns[None].expand(grid_size[0], -1, -1)], dim=2
+    )
+    return table.flatten(0, 1)[None].float()
+
+
+def resize_position_table(table: torch.Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> torch.Tensor:
+    """
+    Resample the positions `(1, num_patches, width)` of one grid to another. Antialiased bicubic, like timm, so that
+    both give the same features at every image size.
+    """
+    if old_size == new_size:
+        return table
+    maps = table.float().reshape(1, *old_size, -1).permute(0, 3, 1, 2)
+    maps = nn.functional.interpolate(maps, size=new_size, mode="bicubic", antialias=True)
+    return maps.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
+
+
+def split_patches(bool_masked_pos: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Args:
+        bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`): `True` = masked.
+        num_masked (`int`): Masked patches in each row.
+
+    Returns:
+        `visible_ids` `(batch_size, num_patches - num_masked)` and `masked_ids` `(batch_size, num_masked)`, int64, each
+        in raster order.
+    """
+    order = bool_masked_pos.to(torch.uint8).argsort(dim=1, stable=True)
+    num_visible = bool_masked_pos.shape[1] - num_masked
+    return order[:, :num_visible], order[:, num_visible:]
+
+
+def gather_patches(values: torch.Tensor, patch_ids: torch.Tensor) -> torch.Tensor:
+    """Select patches: `(B, N, ...)` and `(B, K)` to `(B, K, ...)`; a batch of one in `values` serves every row."""
+    values = values.expand(patch_ids.shape[0], *values.shape[1:])
+    index = patch_ids.reshape(*patch_ids.shape, *[1] * (values.ndim - 2)).expand(-1, -1, *values.shape[2:])
+    return values.gather(1, index)
+
+
+class C2FMAEPatchEmbed(nn.Module):
+    """Pixels `(B, C, H, W)` to patch tokens `(B, N, hidden_size)`."""
+
+    def __init__(self, config: C2FMAEConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.proj(pixel_values).flatten(2).transpose(1, 2)
+
+
+class C2FMAELabelEmbed(nn.Module):
+    """
+    Values of a patch's label cells `(B, M, cells, channels)` to one vector a patch `(B, M, width)`: a small embedding
+    per cell, then a projection of all cells together. It feeds visible labels to the encoder, and a decoder stage's
+    own prediction to the next stage.
+    """
+
+    def __init__(self, cells: int, channels: int, width: int) -> None:
+        super().__init__()
+        cell_width = max(width // cells, 8)
+        self.cell = nn.Linear(channels, cell_width, bias=False)
+        self.proj = nn.Linear(cells * cell_width, width)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.proj(self.cell(values).flatten(2))
+
+
+class C2FMAEPredictor(nn.Linear):
+    """A linear layer whose outputs are predictions. They start near zero, where a loss has its value of not knowing."""
+
+
+# Attention and blocks
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out: the backend that can return its weights. Heads come second, `(B, heads, L, head_dim)`."""
+    weights = (query @ key.transpose(-2, -1)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class C2FMAEAttentionBase(nn.Module):
+    """The library's attention interface over given queries, keys and values."""
+
+    is_causal = False
+
+    def __init__(self, config: C2FMAEConfig, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = width // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+
+    def split_heads(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(B, L, width)` to `(B, heads, L, head_dim)`."""
+        return hidden_states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        context, weights = interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask=None,
+            scaling=self.scaling,
+            dropout=self.dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return context.flatten(2), weights
+
+
+class C2FMAEAttention(C2FMAEAttentionBase):
+    """Self-attention of the encoder, with timm's fused `qkv`."""
+
+    def __init__(self, config: C2FMAEConfig) -> None:
+        super().__init__(config, config.hidden_size, config.num_attention_heads)
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key, value = (self.split_heads(part) for part in self.qkv(hidden_states).chunk(3, dim=-1))
+        context, weights = self.attend(query, key, value, **kwargs)
+        return self.proj(context), weights
+
+
+class C2FMAECrossAttention(C2FMAEAttentionBase):
+    """Attention of the decoder's queries to the encoder's visible tokens."""
+
+    def __init__(self, config: C2FMAEConfig) -> None:
+        width = config.decoder_hidden_size
+        super().__init__(config, width, config.decoder_num_attention_heads)
+        self.q = nn.Linear(width, width, bias=config.qkv_bias)
+        self.kv = nn.Linear(width, 2 * width, bias=config.qkv_bias)
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self, queries: torch.Tensor, memory: torch.Tensor, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        key, value = (self.split_heads(part) for part in self.kv(memory).chunk(2, dim=-1))
+        context, weights = self.attend(self.split_heads(self.q(queries)), key, value, **kwargs)
+        return self.proj(context), weights
+
+
+class C2FMAEMLP(nn.Module):
+    def __init__(self, config: C2FMAEConfig, width: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, intermediate_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(intermediate_size, width)
+        self.drop = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.drop(self.fc2(self.act(self.fc1(hidden_states))))
+
+
+class C2FMAEBlock(GradientCheckpointingLayer):
+    """Pre-norm encoder block."""
+
+    def __init__(self, config: C2FMAEConfig, drop_path_rate: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = C2FMAEAttention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = C2FMAEMLP(config, config.hidden_size, config.intermediate_size)
+        self.drop_path = StochasticDepth(drop_path_rate, mode="row")
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        hidden_states = hidden_states + self.drop_path(self.attn(self.norm1(hidden_states), **kwargs)[0])
+        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
+
+
+class C2FMAEDecoderBlock(GradientCheckpointingLayer):
+    """
+    Pre-norm block of cross-attention and MLP. Queries do not attend to each other: CrossMAE (arXiv 2401.14391) shows
+    that masked tokens need not.
+    """
+
+    def __init__(self, config: C2FMAEConfig) -> None:
+        super().__init__()
+        width = config.decoder_hidden_size
+        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attn = C2FMAECrossAttention(config)
+        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = C2FMAEMLP(config, width, config.decoder_intermediate_size)
+
+    def forward(self, queries: torch.Tensor, memory: torch.Tensor, **kwargs) -> torch.Tensor:
+        queries = queries + self.attn(self.norm1(queries), memory, **kwargs)[0]
+        return queries + self.mlp(self.norm2(queries))
+
+
+# The encoder
+
+
+class C2FMAEPreTrainedModel(PreTrainedModel):
+    """Initialisation, and what the library asks of a model."""
+
+    config: C2FMAEConfig
+    config_class = C2FMAEConfig
+    base_model_prefix = "c2fmae"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["C2FMAEBlock", "C2FMAEDecoderBlock"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": C2FMAEBlock, "attentions": C2FMAEAttention}
+    _input_embed_layer = "patch_embed"
+    # Losses are means over the batch; the Trainer divides them by the accumulation steps itself.
+    accepts_loss_kwargs = False
+    # What other C2FMAE classes save besides the encoder; and which modules of this class a checkpoint may lack.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classifier\.", r"^decode_head\."]
+    _may_be_new: tuple[str, ...] = ()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """
+        As in transformers, but a checkpoint that lacks weights of this class, other than a downstream head's, or that
+        has weights of nothing known is an error rather than a warning.
+
+        Raises:
+            `ValueError`: naming the missing and the unexpected weights.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        missing = sorted(name for name in info["missing_keys"] if not name.startswith(cls._may_be_new or ("\0",)))
+        unexpected = sorted(info["unexpected_keys"])
+        if missing or unexpected:
+            hint = ""
+            if any(name.startswith("decoder.") for name in missing):
+                hint = (
+                    " It has no decoder, so that it is not a pre-training checkpoint. To pre-train from an encoder, "
+                    "build C2FMAEForPreTraining(config) and assign its `c2fmae`."
+                )
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: expected the weights of {cls.__name__}; missing "
+                f"{missing[:5]}{' ...' if len(missing) > 5 else ''} ({len(missing)}), unexpected "
+                f"{unexpected[:5]}{' ...' if len(unexpected) > 5 else ''} ({len(unexpected)}).{hint}"
+            )
+        return (model, info) if with_info else model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Xavier-uniform projections and normal tokens, as in MAE; the fixed tables by their formula."""
+        if isinstance(module, nn.Linear):
+            if isinstance(module, C2FMAEPredictor):
+                init.normal_(module.weight, std=self.config.initializer_range)
+            else:
+                init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            # The patch projection is a linear layer over a flattened patch, and is initialised as one.
+            fan_out, fan_in = module.weight.shape[0], module.weight[0].numel()
+            bound = (6 / (fan_in + fan_out)) ** 0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.zeros_(module.bias)
+        elif isinstance(module, C2FMAEModel):
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+            init.copy_(module.pos_embed, module.position_table())
+        elif isinstance(module, C2FMAEDecoder):
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+            init.copy_(module.pos_embed, module.position_table())
+
+
+class C2FMAEModel(C2FMAEPreTrainedModel):
+    """
+    The encoder: a plain pre-norm ViT with timm's parameter names. Without `bool_masked_pos` it is deterministic in
+    evaluation and returns all patches in raster order; with it, only the visible patches are computed.
+    """
+
+    def __init__(self, config: C2FMAEConfig) -> None:
+        super().__init__(config)
+        self.patch_embed = C2FMAEPatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        # Fixed, but a parameter: timm's key `pos_embed` must be in the state dict.
+        self.pos_embed = nn.Parameter(
+            torch.zeros(1, config.num_patches + 1, config.hidden_size), requires_grad=False
+        )
+        self.pos_drop = nn.Dropout(config.hidden_dropout_prob)
+        extra_inputs = {
+            # The additional channel says that a cell's label is unknown.
+            "semantic": config.num_semantic_classes + 1,
+            "instance": 4,
+        }
+        self.label_embed = nn.ModuleDict(
+            {
+                name: C2FMAELabelEmbed(config.label_cells_per_side**2, channels, config.hidden_size)
+                for name, channels in extra_inputs.items()
+                if name in config.input_granularities
+            }
+        )
+        rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
+        self.blocks = nn.ModuleList([C2FMAEBlock(config, rate) for rate in rates])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def position_table(self) -> torch.Tensor:
+        """The table that `pos_embed` holds, `(1, 1 + num_patches, hidden_size)`; the class token has position 0."""
+        table = sincos_position_table(self.config.hidden_size, self.config.grid_size)
+        return nn.functional.pad(table, (0, 0, 1, 0))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.patch_embed
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        semantic_labels: torch.Tensor | None = None,
+        instance_labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`).
+            bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*): `True` = masked; the
+                same count in every row.
+            semantic_labels (`torch.LongTensor` of shape `(batch_size, height / s, width / s)`, *optional*): Shown to
+                the encoder on visible patches if `config.input_granularities` has `"semantic"`; -100 = ignore.
+            instance_labels (`torch.FloatTensor` of shape `(batch_size, 3, height / s, width / s)`, *optional*):
+                Likewise for `"instance"`.
+            interpolate_pos_encoding (`bool`): Accept any image size that is a multiple of the patch size.
+
+        Returns:
+            [`~transformers.modeling_outputs.BaseModelOutputWithPooling`]: `last_hidden_state` of shape
+            `(batch_size, 1 + tokens, hidden_size)` after the final norm, class token first, then the (visible) patches
+            in raster order, then the tokens of further input granularities; `pooler_output` of shape
+            `(batch_size, hidden_size)` as `config.pooling` says.
+
+        Raises:
+            `ValueError`: if the image or the mask does not fit, naming field, expected and got.
+        """
+        grid_size = check_pixel_values(self.config, pixel_values, interpolate_pos_encoding)
+        pixel_values = pixel_values.to(self.patch_embed.proj.weight.dtype)
+        cls_position, positions = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        positions = resize_position_table(positions, self.config.grid_size, grid_size)
+
+        tokens = self.patch_embed(pixel_values) + positions
+        granularities = [tokens]
+        for name, labels in (("semantic", semantic_labels), ("instance", instance_labels)):
+            if name in self.label_embed and labels is not None:
+                check_labels(self.config, name, labels, grid_size)
+                granularities.append(self.label_embed[name](self.encode_labels(name, labels, tokens.dtype)) + positions)
+        num_image_tokens = tokens.shape[1]
+        if bool_masked_pos is not None:
+            num_masked = count_masked(self.config, bool_masked_pos, num_image_tokens)
+            visible_ids, _ = split_patches(bool_masked_pos, num_masked)
+            granularities = [gather_patches(tokens, visible_ids) for tokens in granularities]
+            num_image_tokens -= num_masked
+
+        cls_token = (self.cls_token + cls_position).expand(pixel_values.shape[0], -1, -1)
+        hidden_states = self.pos_drop(torch.cat([cls_token, *granularities], dim=1))
+        for block in self.blocks:
+            hidden_states = block(hidden_states, **kwargs)
+        hidden_states = self.norm(hidden_states)
+
+        if self.config.pooling == "mean" and num_image_tokens > 0:
+            pooled = hidden_states[:, 1 : 1 + num_image_tokens].mean(dim=1)
+        else:
+            pooled = hidden_states[:, 0]
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+    def encode_labels(self, name: str, labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Labels as the channels that `label_embed` takes: `(batch_size, num_patches, cells, channels)`."""
+        cells_per_side = self.config.label_cells_per_side
+        if name == "semantic":
+            unknown = self.config.num_semantic_classes
+            classes = patchify(torch.where(labels == IGNORE_INDEX, unknown, labels)[:, None], cells_per_side)
+            return nn.functional.one_hot(classes[..., 0], unknown + 1).to(dtype)
+        values = patchify(labels, cells_per_side)
+        is_unknown = values[..., 2:] == IGNORE_INDEX
+        return torch.cat([values.masked_fill(is_unknown, 0), is_unknown], dim=-1).to(dtype)
+
+
+def check_pixel_values(
+    config: C2FMAEConfig, pixel_values: torch.Tensor, interpolate_pos_encoding: bool
+) -> tuple[int, int]:
+    """The patch grid of a batch; raises `ValueError` if the model cannot take images of this size."""
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
+        raise ValueError(
+            f"pixel_values: expected shape (batch_size, {config.num_channels}, height, width), got "
+            f"{tuple(pixel_values.shape)}"
+        )
+    height, width = pixel_values.shape[2:]
+    if not interpolate_pos_encoding and (height, width) != config.image_height_width:
+        raise ValueError(
+            f"pixel_values: expected images of {config.image_height_width} (height, width), got {(height, width)}; "
+            "resize them, or pass interpolate_pos_encoding=True"
+        )
+    patch_size = config.patch_size
+    if height < patch_size or width < patch_size:
+        raise ValueError(
+            f"pixel_values: expected images of at least one patch ({patch_size} x {patch_size}), got {height} x {width}"
+        )
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"pixel_values: expected height and width divisible by patch_size={patch_size}, got {height} x {width}"
+        )
+    return height // patch_size, width // patch_size
+
+
+def check_labels(config: C2FMAEConfig, name: str, labels: torch.Tensor, grid_size: tuple[int, int]) -> None:
+    """Raises `ValueError` if labels do not fit the image or, where looking costs nothing, hold unknown classes."""
+    height, width = (side * config.label_cells_per_side for side in grid_size)
+    expected = (height, width) if name == "semantic" else (3, height, width)
+    if labels.shape[1:] != expected:
+        raise ValueError(
+            f"{name}_labels: expected shape (batch_size, {', '.join(map(str, expected))}), the image's at "
+            f"label_stride={config.label_stride}, got {tuple(labels.shape)}"
+        )
+    if name == "semantic" and labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
+        highest, lowest = labels.max().item(), labels.masked_fill(labels == IGNORE_INDEX, 0).min().item()
+        if highest >= config.num_semantic_classes or lowest < 0:
+            raise ValueError(
+                f"semantic_labels: expected class ids in [0, num_semantic_classes={config.num_semantic_classes}) or "
+                f"{IGNORE_INDEX}, got [{lowest}, {highest}]"
+            )
+
+
+def count_masked(config: C2FMAEConfig, bool_masked_pos: torch.Tensor, num_patches: int) -> int:
+    """
+    Masked patches in each row. A compiled graph needs the number before it sees the mask, so that it is the
+    configuration's there, and the mask is held to it at run time.
+
+    Raises:
+        `ValueError`: if the mask has another shape or its rows differ in their count.
+    """
+    if bool_masked_pos.ndim != 2 or bool_masked_pos.shape[1] != num_patches or bool_masked_pos.dtype != torch.bool:
+        raise ValueError(
+            f"bool_masked_pos: expected a bool tensor of shape (batch_size, {num_patches}), got "
+            f"{bool_masked_pos.dtype} of shape {tuple(bool_masked_pos.shape)}"
+        )
+    counts = bool_masked_pos.sum(dim=1)
+    if torch.compiler.is_compiling():
+        expected = config.num_masked_patches(num_patches)
+        torch._assert_async((counts == expected).all(), f"bool_masked_pos: expected {expected} masked in each row")
+        return expected
+    lowest, highest = counts.min().item(), counts.max().item()
+    if lowest != highest:
+        raise ValueError(
+            f"bool_masked_pos: expected the same number of masked patches in every row, got {lowest} to {highest}"
+        )
+    return int(highest)
+
+
+# The decoder
+
+
+class C2FMAEDecoderStage(nn.Module):
+    """
+    One granularity's stage: blocks that refine the queries, and the head that predicts.
+
+    Args:
+        config ([`C2FMAEConfig`]).
+        granularity (`str`): What the stage predicts.
+        feeds_next (`bool`): Whether another stage depends on this one.
+    """
+
+    def __init__(self, config: C2FMAEConfig, granularity: str, feeds_next: bool) -> None:
+        super().__init__()
+        width = config.decoder_hidden_size
+        cells_per_side = config.patch_size if granularity == "image" else config.label_cells_per_side
+        channels = {"semantic": config.num_semantic_classes, "instance": 3, "image": config.num_channels}[granularity]
+        self.granularity = granularity
+        self.cells = cells_per_side**2
+        self.blocks = nn.ModuleList([C2FMAEDecoderBlock(config) for _ in range(config.decoder_num_hidden_layers)])
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.head = C2FMAEPredictor(width, self.cells * channels)
+        self.prediction_embed = C2FMAELabelEmbed(self.cells, channels, width) if feeds_next else None
+
+    def forward(
+        self, queries: torch.Tensor, memory: torch.Tensor, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            queries (`torch.FloatTensor` of shape `(B, M, width)`): One for each patch to decode.
+            memory (`torch.FloatTensor` of shape `(B, L, width)`): The encoder's visible tokens.
+
+        Returns:
+            `logits` `(B, M, cells, channels)`, and the queries of the next stage `(B, M, width)`, or `None`.
+        """
+        for block in self.blocks:
+            queries = block(queries, memory, **kwargs)
+        logits = self.head(self.norm(queries)).unflatten(-1, (self.cells, -1))
+        if self.prediction_embed is None:
+            return logits, None
+        return logits, queries + self.prediction_embed(self.as_prediction(logits))
+
+    def as_prediction(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the logits say, bounded: class probabilities, or offsets and the probability of foreground."""
+        if self.granularity == "semantic":
+            return logits.softmax(dim=-1, dtype=torch.float32).to(logits.dtype)
+        return torch.cat([logits[..., :2], logits[..., 2:].sigmoid()], dim=-1)
+
+
+class C2FMAEDecoder(nn.Module):
+    """
+    Semantics, then instances, then pixels. Each stage continues from the refined queries of the one before, to which
+    an embedding of that stage's own prediction is added; gradients flow through both. With `decoder_type="parallel"`
+    every stage starts from the same queries instead.
+    """
+
+    def __init__(self, config: C2FMAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.decoder_hidden_size
+        self.embed = nn.Linear(config.hidden_size, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_patches, width), requires_grad=False)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        cascaded = config.decoder_type == "cascaded"
+        self.stages = nn.ModuleDict(
+            {
+                name: C2FMAEDecoderStage(config, name, feeds_next=cascaded and name != config.granularities[-1])
+                for name in config.granularities
+            }
+        )
+
+    def position_table(self) -> torch.Tensor:
+        """The table that `pos_embed` holds, `(1, num_patches, decoder_hidden_size)`."""
+        return sincos_position_table(self.config.decoder_hidden_size, self.config.grid_size)
+
+    def forward(
+        self,
+        encoder_tokens: torch.Tensor,
+        visible_ids: torch.Tensor,
+        query_ids: torch.Tensor,
+        num_image_queries: int,
+        grid_size: tuple[int, int],
+        **kwargs,
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            encoder_tokens (`torch.FloatTensor` of shape `(B, 1 + k * V, hidden_size)`): Class token and V visible
+                patches of k input granularities.
+            visible_ids (`torch.LongTensor` of shape `(B, V)`).
+            query_ids (`torch.LongTensor` of shape `(B, M)`): Patches to decode.
+            num_image_queries (`int`): The image stage decodes the first so many of them.
+            grid_size (`tuple[int, int]`): Patches per column and per row.
+
+        Returns:
+            The logits of each granularity, `(B, M, cells, channels)`.
+        """
+        positions = resize_position_table(self.pos_embed, self.config.grid_size, grid_size)
+        memory = self.embed(encoder_tokens)
+        visible_positions = gather_patches(positions, visible_ids)
+        copies = (memory.shape[1] - 1) // max(visible_ids.shape[1], 1)
+        visible_positions = visible_positions.repeat(1, copies, 1)
+        memory = self.norm(memory + nn.functional.pad(visible_positions, (0, 0, 1, 0)))
+
+        first_queries = self.mask_token + gather_patches(positions, query_ids)
+        queries, logits = first_queries, {}
+        for name, stage in self.stages.items():
+            if name == "image":
+                queries = queries[:, :num_image_queries]
+            logits[name], next_queries = stage(queries, memory, **kwargs)
+            queries = first_queries if next_queries is None else next_queries
+        return logits
+
+
+# Losses. Each is a mean per image and then over the batch, so that a batch's loss is the mean of its images' losses:
+# gradient accumulation and data parallelism change nothing. An image without a valid cell contributes 0.
+
+
+def masked_mean(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Mean of `values` `(B, ...)` where `valid`, per row, then over the rows: `()`. All-invalid rows give 0."""
+    values, valid = values.flatten(1), valid.flatten(1)
+    return (torch.where(valid, values, 0).sum(dim=1) / valid.sum(dim=1).clamp(min=1)).mean()
+
+
+def semantic_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of `(B, M, cells, classes)` against classes `(B, M, cells, 1)`, -100 = ignore, in fp32: `()`."""
+    labels = labels[..., 0]
+    values = nn.functional.cross_entropy(
+        logits.float().movedim(-1, 1), labels, ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    return masked_mean(values, labels != IGNORE_INDEX)
+
+
+def instance_loss(logits: torch.Tensor, labels: torch.Tensor, offset_weight: float) -> torch.Tensor:
+    """
+    L1 on offsets over the foreground plus binary cross-entropy on the flag, in fp32: `()`. Logits and labels are
+    `(B, M, cells, 3)`; a flag of -100 takes the cell out of both.
+    """
+    logits, labels = logits.float(), labels.float()
+    flag = labels[..., 2]
+    offset_values = (logits[..., :2] - labels[..., :2]).abs().sum(dim=-1)
+    flag_values = nn.functional.binary_cross_entropy_with_logits(
+        logits[..., 2], flag.clamp(min=0), reduction="none"
+    )
+    return offset_weight * masked_mean(offset_values, flag > 0.5) + masked_mean(flag_values, flag != IGNORE_INDEX)
+
+
+def image_loss(logits: torch.Tensor, pixels: torch.Tensor, norm_pix_loss: bool) -> torch.Tensor:
+    """Squared error of `(B, M, cells, channels)` against pixels, normalised per patch if asked, in fp32: `()`."""
+    logits, pixels = logits.float().flatten(2), pixels.float().flatten(2)
+    if norm_pix_loss:
+        variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
+        pixels = (pixels - mean) / (variance + 1e-6) ** 0.5
+    return masked_mean((logits - pixels).square(), torch.ones_like(logits, dtype=torch.bool))
+
+
+class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
+    """The encoder with the decoder over its masked patches."""
+
+    _keys_to_ignore_on_load_unexpected = None
+
+    def __init__(self, config: C2FMAEConfig) -> None:
+        super().__init__(config)
+        self.c2fmae = C2FMAEModel(config)
+        self.decoder = C2FMAEDecoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        semantic_labels: torch.Tensor | None = None,
+        instance_labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> C2FMAEForPreTrainingOutput:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`).
+            bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*): `True` = masked; the
+                same count in every row. Random masking at `config.mask_ratio`, from torch's generator, if omitted.
+            semantic_labels (`torch.LongTensor` of shape `(batch_size, height / s, width / s)`, *optional*): Class ids,
+                -100 = ignore. Required in training if the decoder has a semantic stage.
+            instance_labels (`torch.FloatTensor` of shape `(batch_size, 3, height / s, width / s)`, *optional*): See
+                [`instance_labels_from_map`]. Required in training if the decoder has an instance stage.
+            interpolate_pos_encoding (`bool`): Accept any image size that is a multiple of the patch size.
+
+        Raises:
+            `ValueError`: if inputs are missing or do not fit, naming field, expected and got.
+        """
+        config = self.config
+        grid_size = check_pixel_values(config, pixel_values, interpolate_pos_encoding)
+        num_patches = grid_size[0] * grid_size[1]
+        labels = {"semantic": semantic_labels, "instance": instance_labels}
+        for name, value in labels.items():
+            if value is not None:
+                check_labels(config, name, value, grid_size)
+            elif self.training and name in config.granularities:
+                raise ValueError(
+                    f"{name}_labels: expected labels to train the {name} stage of granularities="
+                    f"{config.granularities}, got None"
+                )
+        if bool_masked_pos is None:
+            num_masked = config.num_masked_patches(num_patches)
+            noise = torch.rand(pixel_values.shape[0], num_patches, device=pixel_values.device)
+            bool_masked_pos = noise.argsort(dim=1).argsort(dim=1) >= num_patches - num_masked
+        else:
+            num_masked = count_masked(config, bool_masked_pos, num_patches)
+
+        encoder_outputs = self.c2fmae(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            semantic_labels=semantic_labels,
+            instance_labels=instance_labels,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            **kwargs,
+        )
+        # Flags of what to record concern the encoder.
+        attention_kwargs = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
+        visible_ids, masked_ids = split_patches(bool_masked_pos, num_masked)
+        query_ids, num_image_queries = self.choose_queries(visible_ids, masked_ids)
+        logits = self.decoder(
+            encoder_outputs.last_hidden_state, visible_ids, query_ids, num_image_queries, grid_size, **attention_kwargs
+        )
+
+        losses: dict[str, torch.Tensor] = {}
+        if "semantic" in logits and semantic_labels is not None:
+            cells = patchify(semantic_labels[:, None], config.label_cells_per_side)
+            losses["semantic"] = semantic_loss(logits["semantic"], gather_patches(cells, query_ids))
+        if "instance" in logits and instance_labels is not None:
+            cells = gather_patches(patchify(instance_labels, config.label_cells_per_side), query_ids)
+            losses["instance"] = instance_loss(logits["instance"], cells, config.instance_offset_weight)
+        if "image" in logits:
+            pixels = gather_patches(patchify(pixel_values, config.patch_size), query_ids[:, :num_image_queries])
+            losses["image"] = image_loss(logits["image"], pixels, config.norm_pix_loss)
+        loss = sum(config.loss_weights[name] * value for name, value in losses.items()) if losses else None
+
+        return C2FMAEForPreTrainingOutput(
+            loss=loss,
+            **{f"{name}_loss": value for name, value in losses.items()},
+            **{f"{name}_logits": value for name, value in logits.items()},
+            patch_ids=query_ids,
+            hidden_states=encoder_outputs.hidden_states,
+            attentions=encoder_outputs.attentions,
+        )
+
+    def choose_queries(self, visible_ids: torch.Tensor, masked_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """
+        Which patches are decoded: the masked ones, or in training a random part of them; then, with
+        `supervise_visible_labels`, likewise of the visible ones, for the label stages only.
+
+        Returns:
+            `query_ids` `(batch_size, M)`, int64, and how many of them, counted from the first, are masked.
+        """
+        parts = [masked_ids, visible_ids] if self.config.supervise_visible_labels else [masked_ids]
+        ratio = self.config.decoder_prediction_ratio
+        if self.training and ratio < 1:
+            parts = [random_part(ids, ratio) for ids in parts]
+        return torch.cat(parts, dim=1), parts[0].shape[1]
+
+    def image_encoder(self) -> C2FMAEModel:
+        """
+        The encoder for transfer, which takes images alone: it shares the weights, but for the embeddings of other
+        input granularities, which are left out. `image_encoder().save_pretrained(folder)` writes what
+        `AutoModel.from_pretrained` and `timm.create_model("local-dir:...")` both load.
+        """
+        config = C2FMAEConfig(**{**self.config.to_dict(), "input_granularities": ["image"]})
+        encoder = C2FMAEModel(config)
+        state = {name: value for name, value in self.c2fmae.state_dict().items() if not name.startswith("label_embed.")}
+        encoder.load_state_dict(state, assign=True)
+        encoder.pos_embed.requires_grad_(False)
+        return encoder.train(self.training)
+
+
+def random_part(ids: torch.Tensor, ratio: float) -> torch.Tensor:
+    """A random share of each row of `ids` `(B, K)`, at least one id if there are any: `(B, max(round(ratio K), 1))`."""
+    count = min(max(round(ratio * ids.shape[1]), 1), ids.shape[1])
+    order = torch.rand(ids.shape, device=ids.device).argsort(dim=1)
+    return ids.gather(1, order[:, :count])
+
+
+# Downstream
+
+
+class C2FMAEForImageClassification(C2FMAEPreTrainedModel):
+    """The encoder with a linear classifier on its pooled output."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^decode_head\.", r"label_embed\."]
+    _may_be_new = ("classifier.",)
+
+    def __init__(self, config: C2FMAEConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.c2fmae = C2FMAEModel(config)
+        self.classifier = (
+            C2FMAEPredictor(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`).
+            labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): Classes (or values, for a regression); the
+                loss follows `config.problem_type`.
+            interpolate_pos_encoding (`bool`): Accept any image size that is a multiple of the patch size.
+
+        Returns:
+            [`~transformers.modeling_outputs.ImageClassifierOutput`]: `logits` of shape `(batch_size, num_labels)`.
+        """
+        outputs = self.c2fmae(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class C2FMAESegmentationHead(nn.Module):
+    """Patch maps `(B, hidden_size, h, w)` to class scores `(B, num_labels, 4h, 4w)`: two up-sampling convolutions."""
+
+    def __init__(self, config: C2FMAEConfig) -> None:
+        super().__init__()
+        channels = config.segmentation_head_channels
+        self.upsample1 = nn.ConvTranspose2d(config.hidden_size, channels, 2, stride=2)
+        self.norm = nn.GroupNorm(1, channels)
+        self.act = ACT2FN[config.hidden_act]
+        self.upsample2 = nn.ConvTranspose2d(channels, channels, 2, stride=2)
+        self.classifier = nn.Conv2d(channels, config.num_labels, 1)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        maps = self.act(self.norm(self.upsample1(maps)))
+        return self.classifier(self.act(self.upsample2(maps)))
+
+
+class C2FMAEForSemanticSegmentation(C2FMAEPreTrainedModel):
+    """The encoder with a light convolutional head."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classifier\.", r"label_embed\."]
+    _may_be_new = ("decode_head.",)
+
+    def __init__(self, config: C2FMAEConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.c2fmae = C2FMAEModel(config)
+        self.decode_head = C2FMAESegmentationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> SemanticSegmenterOutput:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`).
+            labels (`torch.LongTensor` of shape `(batch_size, label_height, label_width)`, *optional*): Classes;
+                `config.semantic_loss_ignore_index` is ignored. Scores are resized to them for the loss.
+            interpolate_pos_encoding (`bool`): Accept any image size that is a multiple of the patch size.
+
+        Returns:
+            [`~transformers.modeling_outputs.SemanticSegmenterOutput`]: `logits` of shape
+            `(batch_size, num_labels, 4 * height / patch_size, 4 * width / patch_size)`.
+
+        Raises:
+            `ValueError`: if there are labels but a single class.
+        """
+        if labels is not None and self.config.num_labels == 1:
+            raise ValueError("num_labels: expected at least 2 to compute the loss, got 1")
+        grid_size = check_pixel_values(self.config, pixel_values, interpolate_pos_encoding)
+        outputs = self.c2fmae(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        logits = self.decode_head(tokens_to_map(outputs.last_hidden_state, grid_size))
+        loss = None
+        if labels is not None:
+            resized = nn.functional.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear")
+            loss = nn.functional.cross_entropy(resized, labels, ignore_index=self.config.semantic_loss_ignore_index)
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def tokens_to_map(hidden_states: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Class and patch tokens `(B, 1 + N, channels)` to a map of the patches `(B, channels, h, w)`."""
+    return hidden_states[:, 1:].transpose(1, 2).unflatten(2, grid_size).contiguous()
+
+
+class C2FMAEBackbone(BackboneMixin, C2FMAEPreTrainedModel):
+    """The encoder as a backbone of detectors and segmenters: feature maps of the blocks named in `out_features`."""
+
+    def __init__(self, config: C2FMAEConfig) -> None:
+        super().__init__(config)
+        self.c2fmae = C2FMAEModel(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.c2fmae.get_input_embeddings()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True, **kwargs
+    ) -> BackboneOutput:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`).
+            interpolate_pos_encoding (`bool`): Accept any image size that is a multiple of the patch size; on by
+                default, since detectors and segmenters vary it.
+
+        Returns:
+            [`~transformers.modeling_outputs.BackboneOutput`]: `feature_maps`, one for each of `out_features`, of shape
+            `(batch_size, hidden_size, height / patch_size, width / patch_size)`.
+        """
+        grid_size = check_pixel_values(self.config, pixel_values, interpolate_pos_encoding)
+        kwargs["output_hidden_states"] = True
+        outputs = self.c2fmae(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        feature_maps = []
+        for name, hidden_states in zip(self.stage_names, outputs.hidden_states):
+            if name not in self.out_features:
+                continue
+            if self.config.apply_layernorm:
+                hidden_states = self.c2fmae.norm(hidden_states)
+            if self.config.reshape_hidden_states:
+                hidden_states = tokens_to_map(hidden_states, grid_size)
+            feature_maps.append(hidden_states)
+        return BackboneOutput(
+            feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "C2FMAEBackbone",
+    "C2FMAEForImageClassification",
+    "C2FMAEForPreTraining",
+    "C2FMAEForPreTrainingOutput",
+    "C2FMAEForSemanticSegmentation",
+    "C2FMAEModel",
+    "C2FMAEPreTrainedModel",
+]

@@ -1,0 +1,148 @@
+"""The transformers Trainer with what pre-training adds: the order of samples, three losses in the logs, the encoder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from .callbacks import CurriculumCallback
+from .constants import GRANULARITIES, MASKING_STRATEGIES
+from .data_collator import FALLBACK, DataCollatorForC2FMAE
+from .dataset import C2FMAEDataset, EpochSampler
+from .progress import SharedProgress
+
+
+class C2FMAETrainer(Trainer):
+    """
+    Pre-trains [`C2FMAEForPreTraining`] on a [`C2FMAEDataset`] or [`C2FMAEIterableDataset`].
+
+    - The curriculum follows `global_step / max_steps` in every data-loading worker, and a resumed run continues it.
+    - Logs, and so `trainer_state.json`, hold each granularity's loss (means over the logged steps, images and
+      processes), the curriculum's current probabilities, and the share of images masked by each strategy.
+    - Norms, biases and tokens are not decayed. Weight decay, schedule and learning rate are the arguments'.
+    - A loss that is not finite raises `FloatingPointError` and names the granularity and the step.
+
+    Args: those of [`~transformers.Trainer`]; `args` is a [`C2FMAETrainingArguments`].
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._averages = RunningAverages()
+        progress = getattr(self.train_dataset, "progress", None)
+        if isinstance(progress, SharedProgress):
+            self.add_callback(CurriculumCallback(progress))
+        if isinstance(self.data_collator, DataCollatorForC2FMAE):
+            self.data_collator.return_mask_strategy = True
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, C2FMAEDataset) and dataset.progress is not None:
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return EpochSampler(len(dataset), dataset.progress, seed)
+        return super()._get_train_sampler(train_dataset)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices and filters; everything of one row (norms, biases) and the tokens stay undecayed."""
+        names = super().get_decay_parameter_names(model)
+        tokens = ("cls_token", "mask_token", "pos_embed")
+        return [name for name in names if not name.endswith(tokens)]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ):
+        inputs = dict(inputs)
+        strategy = inputs.pop("mask_strategy", None)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+
+        values = {f"{name}_loss": outputs.get(f"{name}_loss") for name in GRANULARITIES}
+        values = {name: value.detach().mean() for name, value in values.items() if value is not None}
+        if not torch.isfinite(loss).all():
+            losses = {name: value.item() for name, value in values.items()}
+            raise FloatingPointError(f"step {self.state.global_step}: expected finite losses, got {losses}")
+        if strategy is not None and model.training:
+            names = (*MASKING_STRATEGIES, "fallback")
+            for index, name in enumerate(names[: FALLBACK + 1]):
+                values[f"masked_{name}"] = (strategy == index).float().mean()
+        self._averages.add(values, weight=len(inputs["pixel_values"]))
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, **self._averages.pop(self)}
+            if isinstance(self.data_collator, DataCollatorForC2FMAE):
+                progress = torch.tensor([self.state.global_step / max(self.state.max_steps, 1)])
+                weights = self.data_collator.curriculum.probabilities(progress)[0].tolist()
+                logs.update({f"curriculum_{name}": w for name, w in zip(MASKING_STRATEGIES, weights)})
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        # Training steps since the last log wait while evaluation uses the averages.
+        training_averages, self._averages = self._averages, RunningAverages()
+        try:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            metrics = self._averages.pop(self)
+        finally:
+            self._averages = training_averages
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    def save_encoder(self, output_dir: str | os.PathLike) -> None:
+        """
+        Write the encoder alone, with timm's keys in its configuration, and the image processor: a folder for
+        `AutoModel.from_pretrained` and `timm.create_model("local-dir:...")`. It appears only when complete, in place
+        of an earlier encoder there.
+
+        Raises:
+            `FileExistsError`: if the folder holds anything but a model.
+        """
+        if not self.is_world_process_zero():
+            return
+        output_dir = Path(output_dir)
+        if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / "config.json").is_file():
+            raise FileExistsError(f"{output_dir}: expected an empty folder or one with a model, got other files")
+        temporary = output_dir.with_name(f".{output_dir.name}.tmp-{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        model = self.accelerator.unwrap_model(self.model)
+        model.image_encoder().save_pretrained(temporary)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(temporary)
+        if output_dir.exists():
+            shutil.rmtree(output_dir)
+        temporary.rename(output_dir)
+
+
+class RunningAverages:
+    """Weighted means of logged values, kept on their device until they are asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._weights: dict[str, float] = defaultdict(float)
+
+    def add(self, values: dict[str, torch.Tensor], weight: float) -> None:
+        for name, value in values.items():
+            weighted = value.double() * weight if value.device.type != "mps" else value * weight
+            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+            self._weights[name] += weight
+
+    def pop(self, trainer: Trainer) -> dict[str, float]:
+        """The means over all processes since the last call, and a new start."""
+        means = {}
+        for name, total in self._sums.items():
+            pair = torch.stack([total, torch.full_like(total, self._weights[name])])
+            total_sum, total_weight = trainer.accelerator.reduce(pair, reduction="sum").tolist()
+            means[name] = total_sum / total_weight
+        self.__init__()  # type: ignore[misc]
+        return means

@@ -1,0 +1,210 @@
+"""Pictures that a person can judge a run by. Needs the `viz` extra (matplotlib)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .constants import GRANULARITIES, IGNORE_INDEX, MASKING_STRATEGIES, NO_INSTANCE
+from .image_processing_c2fmae import C2FMAEImageProcessor
+from .modeling_c2fmae import C2FMAEForPreTraining
+from .targets import instance_map_from_labels
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; further ids repeat it in darker and lighter tones.
+_PALETTE = np.array(
+    [
+        [0, 114, 178],
+        [230, 159, 0],
+        [0, 158, 115],
+        [204, 121, 167],
+        [86, 180, 233],
+        [213, 94, 0],
+        [240, 228, 66],
+        [110, 110, 110],
+    ],
+    dtype=np.float64,
+)
+_TONES = (1.0, 0.62, 1.38, 0.8, 1.2, 0.45)
+_UNKNOWN_COLOUR = (222, 222, 222)
+_BACKGROUND_COLOUR = (30, 30, 30)
+
+
+def colour_ids(ids: np.ndarray, background: int | None = None) -> np.ndarray:
+    """
+    Colours of a map of ids.
+
+    Args:
+        ids: `(height, width)`; -100 is drawn light grey.
+        background (`int`, *optional*): The id that is drawn nearly black.
+
+    Returns:
+        `np.ndarray` of shape `(height, width, 3)`, uint8.
+    """
+    tone = np.asarray(_TONES)[(ids // len(_PALETTE)) % len(_TONES)][..., None]
+    colours = np.clip(_PALETTE[ids % len(_PALETTE)] * tone, 0, 255)
+    colours[ids == IGNORE_INDEX] = _UNKNOWN_COLOUR
+    if background is not None:
+        colours[ids == background] = _BACKGROUND_COLOUR
+    return colours.astype(np.uint8)
+
+
+def _enlarge(image: np.ndarray, factor: int) -> np.ndarray:
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+@torch.no_grad()
+def draw_reconstruction(
+    model: C2FMAEForPreTraining,
+    batch: Mapping[str, torch.Tensor],
+    processor: C2FMAEImageProcessor,
+    path: str | os.PathLike,
+    title: str = "",
+) -> None:
+    """
+    A PNG with a row per photograph: the photograph, what the encoder saw, and for each granularity the target and the
+    prediction. Visible patches are not predicted: they are light grey in the maps and the photograph's own in the
+    reconstruction.
+
+    Args:
+        model ([`C2FMAEForPreTraining`]): Put into evaluation mode for the call.
+        batch: From [`DataCollatorForC2FMAE`].
+        processor ([`C2FMAEImageProcessor`]): The model's.
+        path: Where to write.
+        title (`str`): Head line.
+    """
+    config = model.config
+    inputs = {name: value.to(model.device) for name, value in batch.items() if name != "mask_strategy"}
+    was_training = model.training
+    outputs = model.eval()(**inputs, interpolate_pos_encoding=True)
+    model.train(was_training)
+
+    pixel_values, masked = inputs["pixel_values"], inputs["bool_masked_pos"].cpu().numpy()
+    rows, columns = (side // config.patch_size for side in pixel_values.shape[2:])
+    photos = processor.to_pixels(pixel_values)
+    seen = []
+    for photo, mask in zip(photos, masked):
+        hidden = _enlarge(mask.reshape(rows, columns), config.patch_size)
+        seen.append(np.where(hidden[..., None], np.uint8(_UNKNOWN_COLOUR), photo))
+    panels: dict[str, list[np.ndarray]] = {"photograph": photos, "masked input": seen}
+
+    if "semantic" in config.granularities:
+        targets = inputs["semantic_labels"].cpu().numpy()
+        predicted = processor.post_process_semantic_segmentation(outputs, grid_size=(rows, columns))
+        panels["semantic target"] = [colour_ids(target) for target in targets]
+        panels["semantic prediction"] = [colour_ids(ids.cpu().numpy()) for ids in predicted]
+    if "instance" in config.granularities:
+        labels = inputs["instance_labels"].cpu()
+        targets = instance_map_from_labels(labels, radius=0.02, min_cells=1).numpy()
+        targets = np.where(labels[:, 2].numpy() == IGNORE_INDEX, IGNORE_INDEX, targets)
+        predictions = processor.post_process_instance_segmentation(outputs, grid_size=(rows, columns))
+        panels["instance target"] = [colour_ids(target, background=NO_INSTANCE) for target in targets]
+        shown = []
+        for prediction, mask in zip(predictions, masked):
+            visible = ~_enlarge(mask.reshape(rows, columns), config.label_cells_per_side)
+            ids = np.where(visible, IGNORE_INDEX, prediction["segmentation"].cpu().numpy())
+            shown.append(colour_ids(ids, background=NO_INSTANCE))
+        panels["instance prediction"] = shown
+    if "image" in config.granularities:
+        panels["reconstruction"] = processor.post_process_reconstruction(outputs, pixel_values, config.norm_pix_loss)
+
+    figure = _new_figure(1.75 * len(panels) + 0.1, 1.75 * len(photos) + 0.85)
+    axes = figure.subplots(len(photos), len(panels), squeeze=False)
+    for column, (name, images) in enumerate(panels.items()):
+        axes[0, column].set_title(name, fontsize=11)
+        for row, image in enumerate(images):
+            axes[row, column].imshow(image, interpolation="nearest")
+            axes[row, column].set_axis_off()
+    notes = ["Light grey: not predicted (visible patches) or without label."]
+    if config.norm_pix_loss and "image" in config.granularities:
+        notes.append("Brightness and contrast of reconstructed patches are borrowed from the photograph.")
+    names = config.semantic_id2label or {}
+    bottom = 0.06 if len(photos) > 3 else 0.12
+    if "semantic" in config.granularities and names:
+        present = np.unique(inputs["semantic_labels"].cpu().numpy())
+        _draw_legend(figure, {names[i]: colour_ids(np.array([[i]]))[0, 0] for i in present.tolist() if i in names})
+    figure.text(0.01, 0.005, " ".join(notes), fontsize=9, va="bottom")
+    if title:
+        figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.93 if title else 0.96, bottom=bottom, wspace=0.03, hspace=0.03)
+    _save(figure, path)
+
+
+def draw_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str = "") -> None:
+    """
+    A PNG with each granularity's loss over the steps, in training and on the held-out split, and the curriculum.
+
+    Args:
+        log_history: `trainer.state.log_history`, or that of a `trainer_state.json`.
+        path: Where to write.
+        title (`str`): Head line.
+
+    Raises:
+        `ValueError`: if nothing was logged.
+    """
+    names = [name for name in GRANULARITIES if any(f"{name}_loss" in entry for entry in log_history)]
+    if not names:
+        raise ValueError("log_history: expected entries with losses, got none")
+    figure = _new_figure(3.6 * (len(names) + 1), 3.4)
+    axes = figure.subplots(1, len(names) + 1)
+
+    def series(key: str) -> tuple[list[float], list[float]]:
+        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+        return [step for step, _ in points], [value for _, value in points]
+
+    colours = _PALETTE / 255
+    for index, name in enumerate(names):
+        axes[index].plot(*series(f"{name}_loss"), color=colours[index], label="training (augmented, curriculum masks)")
+        steps, values = series(f"eval_{name}_loss")
+        if steps:
+            axes[index].plot(steps, values, "o--", color="black", markersize=4, label="held-out (fixed masks)")
+        axes[index].set_title(f"{name} loss")
+        axes[index].set_xlabel("step")
+        axes[index].grid(alpha=0.3)
+        axes[index].legend(fontsize=7)
+    for index, (name, style) in enumerate(zip(MASKING_STRATEGIES, ("-", "--", ":"))):
+        axes[-1].plot(*series(f"curriculum_{name}"), style, color=colours[index], label=name, linewidth=2)
+    axes[-1].set_title("masking curriculum")
+    axes[-1].set_xlabel("step")
+    axes[-1].set_ylabel("probability")
+    axes[-1].set_ylim(-0.02, 1.02)
+    axes[-1].grid(alpha=0.3)
+    axes[-1].legend(fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('figures need matplotlib: pip install "c2fmae-hf[viz]"') from error
+    # Without pyplot: no global state, no display.
+    return Figure(figsize=(width, height), dpi=100)
+
+
+def _draw_legend(figure: Figure, colours: Mapping[str, np.ndarray]) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour / 255, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles[:20], loc="lower right", ncols=min(len(handles), 8), fontsize=8, frameon=False)
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
+    """Write under a temporary name, then rename: a picture is there whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
