@@ -27,6 +27,8 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_sample_images
 
 
+# Of scikit-image; those that need no download.
+PHOTOGRAPHS = "astronaut brick camera chelsea coffee coins grass gravel hubble_deep_field rocket"
 TILE_SIZE = 192
 NUM_CLASSES = 8
 # The right-hand part of every photograph, as wide as a tile, is held out.
@@ -37,8 +39,7 @@ INSTANCE_AREA = (0.002, 0.12)
 
 def load_photographs() -> dict[str, np.ndarray]:
     """The photographs by name, `(height, width, 3)` uint8."""
-    names = "astronaut brick camera chelsea coffee coins grass gravel hubble_deep_field rocket".split()
-    photographs = {name: getattr(data, name)() for name in names}
+    photographs = {name: getattr(data, name)() for name in PHOTOGRAPHS.split()}
     photographs["motorcycle"] = data.stereo_motorcycle()[0]
     samples = load_sample_images()
     for filename, image in zip(samples.filenames, samples.images):

@@ -2,7 +2,7 @@
 Pre-train C2FMAE on images with semantic and instance maps.
 
     python examples/run_pretraining.py examples/configs/demo.yaml
-    python examples/run_pretraining.py examples/configs/demo.yaml --dataset_name "photos/*.parquet" --output_dir runs/mine
+    python examples/run_pretraining.py examples/configs/demo.yaml --dataset_name "mine/*.parquet" --output_dir runs/1
     torchrun --nproc_per_node 8 examples/run_pretraining.py examples/configs/imagenet_vit_base.yaml
 
 A YAML or JSON file gives the arguments, options on the command line override it; either alone is enough. See
@@ -78,7 +78,7 @@ class ModelArguments:
         metadata={"help": "By default as many as the dataset names or, where it names none, uses. Set it to stream."},
     )
     config_overrides: str | None = field(
-        default=None, metadata={"help": 'Further fields of C2FMAEConfig as JSON, e.g. \'{"mask_ratio": 0.6}\'.'}
+        default=None, metadata={"help": "Further fields of C2FMAEConfig as JSON, e.g. '{\"mask_ratio\": 0.6}'."}
     )
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "A pre-training checkpoint to start from, instead of random weights."}

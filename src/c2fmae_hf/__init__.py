@@ -10,7 +10,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
-from . import timm_c2fmae
+from . import timm_c2fmae as timm_c2fmae  # registers the zoo's encoders with timm
 from .configuration_c2fmae import SIZES, C2FMAEConfig
 from .image_processing_c2fmae import C2FMAEImageProcessor
 from .modeling_c2fmae import (
@@ -24,6 +24,18 @@ from .modeling_c2fmae import (
 )
 
 
+__all__ = [
+    "SIZES",
+    "C2FMAEBackbone",
+    "C2FMAEConfig",
+    "C2FMAEForImageClassification",
+    "C2FMAEForPreTraining",
+    "C2FMAEForPreTrainingOutput",
+    "C2FMAEForSemanticSegmentation",
+    "C2FMAEImageProcessor",
+    "C2FMAEModel",
+    "C2FMAEPreTrainedModel",
+]
 __version__ = "0.1.0"
 
 AutoConfig.register(C2FMAEConfig.model_type, C2FMAEConfig)

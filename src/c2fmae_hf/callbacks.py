@@ -38,7 +38,5 @@ class CurriculumCallback(TrainerCallback):
             per_sample=1 / (state.max_steps * batch_size),
         )
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.progress.set_current(min(state.global_step / state.max_steps, 1.0))

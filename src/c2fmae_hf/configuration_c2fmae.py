@@ -323,9 +323,12 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"a non-empty part of {GRANULARITIES} in that order",
                 value,
             )
-        check("image" in self.input_granularities, "input_granularities", "'image' among them", self.input_granularities)
         check(
-            set(self.loss_weights) == set(self.granularities) and all(w >= 0 for w in self.loss_weights.values()),
+            "image" in self.input_granularities, "input_granularities", "'image' among them", self.input_granularities
+        )
+        weights = self.loss_weights or {}
+        check(
+            set(weights) == set(self.granularities) and all(weight >= 0 for weight in weights.values()),
             "loss_weights",
             f"a weight >= 0 for each of {self.granularities}",
             self.loss_weights,
@@ -338,7 +341,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         if self.semantic_id2label is not None:
             check(
-                all(0 <= key < self.num_semantic_classes for key in self.semantic_id2label),
+                all(0 <= int(key) < self.num_semantic_classes for key in self.semantic_id2label),
                 "semantic_id2label",
                 f"class ids in [0, num_semantic_classes={self.num_semantic_classes})",
                 sorted(self.semantic_id2label),

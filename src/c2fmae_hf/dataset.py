@@ -32,15 +32,15 @@ CLASSES_COLUMN = "semantic_classes"
 class SampleKey(NamedTuple):
     """What determines a sample: its row, and where it stands in training (`progress` is `None` in evaluation)."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     epoch: int
     progress: float | None
 
 
 class EpochSampler(Sampler[SampleKey]):
     """
-    A new order of the rows in every epoch, each with its epoch and its own training progress. They travel to DataLoader
-    workers with the index, so that samples do not depend on how far ahead a worker is.
+    A new order of the rows in every epoch, each with its epoch and its own training progress. They travel to
+    DataLoader workers with the index, so that samples do not depend on how far ahead a worker is.
 
     Args:
         num_rows (`int`): Rows of the dataset.
@@ -111,8 +111,8 @@ class _RowReader:
             highest = label_map.max()
             if highest >= self.num_semantic_classes:
                 raise ValueError(
-                    f"expected class ids in [0, num_semantic_classes={self.num_semantic_classes}) or the ignore value, "
-                    f"got {highest}"
+                    f"expected class ids in [0, num_semantic_classes={self.num_semantic_classes}) or the ignore "
+                    f"value, got {highest}"
                 )
 
 
@@ -281,7 +281,9 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
         for file in sorted(glob.glob(name)):
             words = re.split(r"[^a-z]+", Path(file).stem.lower())
             is_validation = any(word in words for word in ("val", "valid", "validation", "dev"))
-            files.setdefault("validation" if is_validation else "test" if "test" in words else "train", []).append(file)
+            files.setdefault("validation" if is_validation else "test" if "test" in words else "train", []).append(
+                file
+            )
         if not files:
             raise FileNotFoundError(f"dataset: expected Parquet files at {name!r}, found none")
         return dict(datasets.load_dataset("parquet", data_files=files, streaming=streaming))

@@ -170,13 +170,16 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         **kwargs,
     ) -> list[torch.Tensor]:
         """Label maps through the same geometry as the images, nearest, to the label grid: `(H/s, W/s)` int64 each."""
-        if not isinstance(label_maps, (list, tuple)):
+        maps: list[Any]
+        if isinstance(label_maps, (list, tuple)):
+            maps = list(label_maps)
+        else:
             is_batch = not isinstance(label_maps, Image.Image) and label_maps.ndim == 3
-            label_maps = list(label_maps) if is_batch else [label_maps]
-        if len(label_maps) != len(sizes):
-            raise ValueError(f"{name}: expected one map for each of {len(sizes)} images, got {len(label_maps)}")
+            maps = list(label_maps) if is_batch else [label_maps]  # type: ignore[arg-type]
+        if len(maps) != len(sizes):
+            raise ValueError(f"{name}: expected one map for each of {len(sizes)} images, got {len(maps)}")
         tensors = []
-        for index, (label_map, size) in enumerate(zip(label_maps, sizes)):
+        for index, (label_map, size) in enumerate(zip(maps, sizes)):
             if isinstance(label_map, Image.Image):
                 try:
                     label_map = to_label_map(label_map)
@@ -294,7 +297,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         Raises:
             `ValueError`: if there are no pixel predictions.
         """
-        if outputs.image_logits is None:
+        if outputs.image_logits is None or outputs.patch_ids is None:
             raise ValueError("outputs: expected image_logits, got none; the decoder has no image stage")
         grid_size = (pixel_values.shape[2] // self.patch_size, pixel_values.shape[3] // self.patch_size)
         patches = patchify(pixel_values, self.patch_size).float()
@@ -309,14 +312,17 @@ class C2FMAEImageProcessor(TorchvisionBackend):
 
     def to_pixels(self, pixel_values: torch.Tensor) -> list[np.ndarray]:
         """Normalised images `(B, 3, H, W)` back to `(H, W, 3)` uint8 arrays."""
-        mean, std = (torch.tensor(v, device=pixel_values.device)[:, None, None] for v in (self.image_mean, self.image_std))
+        mean, std = (
+            torch.tensor(v, device=pixel_values.device)[:, None, None] for v in (self.image_mean, self.image_std)
+        )
         pixels = ((pixel_values.detach().float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         return [image.permute(1, 2, 0).cpu().numpy() for image in pixels]
 
     def _place_patches(
-        self, values: torch.Tensor, patch_ids: torch.Tensor, grid_size: tuple[int, int] | None, fill: float
+        self, values: torch.Tensor, patch_ids: torch.Tensor | None, grid_size: tuple[int, int] | None, fill: float
     ) -> torch.Tensor:
         """Predictions `(B, M, cells, channels)` on the whole label grid `(B, channels, H/s, W/s)`."""
+        assert patch_ids is not None
         if grid_size is None:
             side = self.crop_size
             grid_size = (side["height"] // self.patch_size, side["width"] // self.patch_size)
@@ -326,7 +332,9 @@ class C2FMAEImageProcessor(TorchvisionBackend):
                 f"grid_size: expected a grid that holds patch {int(patch_ids.max())}, got {grid_size}; pass the "
                 "patches per column and per row of the images"
             )
-        full = torch.full((len(values), num_patches, *values.shape[2:]), fill, dtype=values.dtype, device=values.device)
+        full = torch.full(
+            (len(values), num_patches, *values.shape[2:]), fill, dtype=values.dtype, device=values.device
+        )
         full.scatter_(1, patch_ids[:, :, None, None].expand_as(values), values.detach())
         return unpatchify(full, grid_size)
 

@@ -27,8 +27,8 @@ def combine_regions(semantic: torch.Tensor, instance: torch.Tensor) -> torch.Ten
         instance (`torch.LongTensor` of shape `(batch_size, height, width)`): Instance ids, 0 = none, -100 = ignore.
 
     Returns:
-        `torch.LongTensor` of shape `(batch_size, height, width)`. Instances are positive ids, semantic regions (and the
-        region of what is ignored) negative ones.
+        `torch.LongTensor` of shape `(batch_size, height, width)`. Instances are positive ids, semantic regions
+        (and the region of what is ignored) negative ones.
     """
     semantic_region = IGNORE_INDEX - 1 - semantic  # -100 -> -1, 0 -> -101, 1 -> -102, ...
     return torch.where(instance > NO_INSTANCE, instance, semantic_region)

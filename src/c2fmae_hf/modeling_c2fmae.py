@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_c2fmae import C2FMAEConfig
 from .constants import IGNORE_INDEX
+from .input_checks import check_labels, check_pixel_values, count_masked
+from .losses import image_loss, instance_loss, semantic_loss
+from .positions import resize_position_table, sincos_position_table
 from .targets import patchify
 
 
@@ -36,7 +40,7 @@ class C2FMAEForPreTrainingOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`): Weighted sum of the losses for which there are targets.
-        semantic_loss, instance_loss, image_loss (`torch.FloatTensor` of shape `()`, *optional*): Its parts, unweighted.
+        semantic_loss, instance_loss, image_loss (`torch.FloatTensor` of shape `()`, *optional*): Its unweighted parts.
         semantic_logits (`torch.FloatTensor` of shape `(B, M, cells, num_semantic_classes)`, *optional*): Class scores
             of the label cells of each decoded patch, cells row-major.
         instance_logits (`torch.FloatTensor` of shape `(B, M, cells, 3)`, *optional*): Offset down and right to the
@@ -48,51 +52,19 @@ class C2FMAEForPreTrainingOutput(ModelOutput):
         hidden_states, attentions (`tuple[torch.FloatTensor]`, *optional*): Of the encoder, on visible tokens.
     """
 
-    loss: torch.FloatTensor | None = None
-    semantic_loss: torch.FloatTensor | None = None
-    instance_loss: torch.FloatTensor | None = None
-    image_loss: torch.FloatTensor | None = None
-    semantic_logits: torch.FloatTensor | None = None
-    instance_logits: torch.FloatTensor | None = None
-    image_logits: torch.FloatTensor | None = None
-    patch_ids: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    semantic_loss: torch.Tensor | None = None
+    instance_loss: torch.Tensor | None = None
+    image_loss: torch.Tensor | None = None
+    semantic_logits: torch.Tensor | None = None
+    instance_logits: torch.Tensor | None = None
+    image_logits: torch.Tensor | None = None
+    patch_ids: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
-# Positions and patches
-
-
-def sincos_position_table(width: int, grid_size: tuple[int, int]) -> torch.Tensor:
-    """
-    Fixed 2D sine-cosine positions (Vaswani et al. 2017, in two dimensions as in MAE).
-
-    Args:
-        width (`int`): Channels; the first half encodes the row, the second half the column. A multiple of 4.
-        grid_size (`tuple[int, int]`): Patches per column and per row.
-
-    Returns:
-        `torch.FloatTensor` of shape `(1, num_patches, width)`, row-major.
-    """
-    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    axes = [torch.arange(side, dtype=torch.float64)[:, None] * frequencies for side in grid_size]
-    rows, columns = (torch.cat([axis.sin(), axis.cos()], dim=1) for axis in axes)
-    table = torch.cat(
-        [rows[:, None].expand(-1, grid_size[1], -1), columns[None].expand(grid_size[0], -1, -1)], dim=2
-    )
-    return table.flatten(0, 1)[None].float()
-
-
-def resize_position_table(table: torch.Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> torch.Tensor:
-    """
-    Resample the positions `(1, num_patches, width)` of one grid to another. Antialiased bicubic, like timm, so that
-    both give the same features at every image size.
-    """
-    if old_size == new_size:
-        return table
-    maps = table.float().reshape(1, *old_size, -1).permute(0, 3, 1, 2)
-    maps = nn.functional.interpolate(maps, size=new_size, mode="bicubic", antialias=True)
-    return maps.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
+# Patches
 
 
 def split_patches(bool_masked_pos: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,7 +118,7 @@ class C2FMAELabelEmbed(nn.Module):
 
 
 class C2FMAEPredictor(nn.Linear):
-    """A linear layer whose outputs are predictions. They start near zero, where a loss has its value of not knowing."""
+    """A linear layer whose outputs are predictions; they start near zero, where a loss is that of not knowing."""
 
 
 # Attention and blocks
@@ -295,7 +267,7 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     config_class = C2FMAEConfig
     base_model_prefix = "c2fmae"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _no_split_modules = ["C2FMAEBlock", "C2FMAEDecoderBlock"]
     _supports_sdpa = True
@@ -308,7 +280,7 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     # Losses are means over the batch; the Trainer divides them by the accumulation steps itself.
     accepts_loss_kwargs = False
     # What other C2FMAE classes save besides the encoder; and which modules of this class a checkpoint may lack.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classifier\.", r"^decode_head\."]
+    _keys_to_ignore_on_load_unexpected: list[str] | None = [r"^decoder\.", r"^classifier\.", r"^decode_head\."]
     _may_be_new: tuple[str, ...] = ()
 
     @classmethod
@@ -321,9 +293,10 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
             `ValueError`: naming the missing and the unexpected weights.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
+        model, info = loaded
         missing = sorted(name for name in info["missing_keys"] if not name.startswith(cls._may_be_new or ("\0",)))
         unexpected = sorted(info["unexpected_keys"])
         if missing or unexpected:
@@ -358,7 +331,8 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
             fan_out, fan_in = module.weight.shape[0], module.weight[0].numel()
             bound = (6 / (fan_in + fan_out)) ** 0.5
             init.uniform_(module.weight, -bound, bound)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, C2FMAEModel):
             init.normal_(module.cls_token, std=self.config.initializer_range)
             init.copy_(module.pos_embed, module.position_table())
@@ -378,9 +352,7 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
         self.patch_embed = C2FMAEPatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         # Fixed, but a parameter: timm's key `pos_embed` must be in the state dict.
-        self.pos_embed = nn.Parameter(
-            torch.zeros(1, config.num_patches + 1, config.hidden_size), requires_grad=False
-        )
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_patches + 1, config.hidden_size), requires_grad=False)
         self.pos_drop = nn.Dropout(config.hidden_dropout_prob)
         extra_inputs = {
             # The additional channel says that a cell's label is unknown.
@@ -448,7 +420,9 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
         for name, labels in (("semantic", semantic_labels), ("instance", instance_labels)):
             if name in self.label_embed and labels is not None:
                 check_labels(self.config, name, labels, grid_size)
-                granularities.append(self.label_embed[name](self.encode_labels(name, labels, tokens.dtype)) + positions)
+                granularities.append(
+                    self.label_embed[name](self.encode_labels(name, labels, tokens.dtype)) + positions
+                )
         num_image_tokens = tokens.shape[1]
         if bool_masked_pos is not None:
             num_masked = count_masked(self.config, bool_masked_pos, num_image_tokens)
@@ -478,77 +452,6 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
         values = patchify(labels, cells_per_side)
         is_unknown = values[..., 2:] == IGNORE_INDEX
         return torch.cat([values.masked_fill(is_unknown, 0), is_unknown], dim=-1).to(dtype)
-
-
-def check_pixel_values(
-    config: C2FMAEConfig, pixel_values: torch.Tensor, interpolate_pos_encoding: bool
-) -> tuple[int, int]:
-    """The patch grid of a batch; raises `ValueError` if the model cannot take images of this size."""
-    if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
-        raise ValueError(
-            f"pixel_values: expected shape (batch_size, {config.num_channels}, height, width), got "
-            f"{tuple(pixel_values.shape)}"
-        )
-    height, width = pixel_values.shape[2:]
-    if not interpolate_pos_encoding and (height, width) != config.image_height_width:
-        raise ValueError(
-            f"pixel_values: expected images of {config.image_height_width} (height, width), got {(height, width)}; "
-            "resize them, or pass interpolate_pos_encoding=True"
-        )
-    patch_size = config.patch_size
-    if height < patch_size or width < patch_size:
-        raise ValueError(
-            f"pixel_values: expected images of at least one patch ({patch_size} x {patch_size}), got {height} x {width}"
-        )
-    if height % patch_size or width % patch_size:
-        raise ValueError(
-            f"pixel_values: expected height and width divisible by patch_size={patch_size}, got {height} x {width}"
-        )
-    return height // patch_size, width // patch_size
-
-
-def check_labels(config: C2FMAEConfig, name: str, labels: torch.Tensor, grid_size: tuple[int, int]) -> None:
-    """Raises `ValueError` if labels do not fit the image or, where looking costs nothing, hold unknown classes."""
-    height, width = (side * config.label_cells_per_side for side in grid_size)
-    expected = (height, width) if name == "semantic" else (3, height, width)
-    if labels.shape[1:] != expected:
-        raise ValueError(
-            f"{name}_labels: expected shape (batch_size, {', '.join(map(str, expected))}), the image's at "
-            f"label_stride={config.label_stride}, got {tuple(labels.shape)}"
-        )
-    if name == "semantic" and labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
-        highest, lowest = labels.max().item(), labels.masked_fill(labels == IGNORE_INDEX, 0).min().item()
-        if highest >= config.num_semantic_classes or lowest < 0:
-            raise ValueError(
-                f"semantic_labels: expected class ids in [0, num_semantic_classes={config.num_semantic_classes}) or "
-                f"{IGNORE_INDEX}, got [{lowest}, {highest}]"
-            )
-
-
-def count_masked(config: C2FMAEConfig, bool_masked_pos: torch.Tensor, num_patches: int) -> int:
-    """
-    Masked patches in each row. A compiled graph needs the number before it sees the mask, so that it is the
-    configuration's there, and the mask is held to it at run time.
-
-    Raises:
-        `ValueError`: if the mask has another shape or its rows differ in their count.
-    """
-    if bool_masked_pos.ndim != 2 or bool_masked_pos.shape[1] != num_patches or bool_masked_pos.dtype != torch.bool:
-        raise ValueError(
-            f"bool_masked_pos: expected a bool tensor of shape (batch_size, {num_patches}), got "
-            f"{bool_masked_pos.dtype} of shape {tuple(bool_masked_pos.shape)}"
-        )
-    counts = bool_masked_pos.sum(dim=1)
-    if torch.compiler.is_compiling():
-        expected = config.num_masked_patches(num_patches)
-        torch._assert_async((counts == expected).all(), f"bool_masked_pos: expected {expected} masked in each row")
-        return expected
-    lowest, highest = counts.min().item(), counts.max().item()
-    if lowest != highest:
-        raise ValueError(
-            f"bool_masked_pos: expected the same number of masked patches in every row, got {lowest} to {highest}"
-        )
-    return int(highest)
 
 
 # The decoder
@@ -666,48 +569,6 @@ class C2FMAEDecoder(nn.Module):
         return logits
 
 
-# Losses. Each is a mean per image and then over the batch, so that a batch's loss is the mean of its images' losses:
-# gradient accumulation and data parallelism change nothing. An image without a valid cell contributes 0.
-
-
-def masked_mean(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Mean of `values` `(B, ...)` where `valid`, per row, then over the rows: `()`. All-invalid rows give 0."""
-    values, valid = values.flatten(1), valid.flatten(1)
-    return (torch.where(valid, values, 0).sum(dim=1) / valid.sum(dim=1).clamp(min=1)).mean()
-
-
-def semantic_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of `(B, M, cells, classes)` against classes `(B, M, cells, 1)`, -100 = ignore, in fp32: `()`."""
-    labels = labels[..., 0]
-    values = nn.functional.cross_entropy(
-        logits.float().movedim(-1, 1), labels, ignore_index=IGNORE_INDEX, reduction="none"
-    )
-    return masked_mean(values, labels != IGNORE_INDEX)
-
-
-def instance_loss(logits: torch.Tensor, labels: torch.Tensor, offset_weight: float) -> torch.Tensor:
-    """
-    L1 on offsets over the foreground plus binary cross-entropy on the flag, in fp32: `()`. Logits and labels are
-    `(B, M, cells, 3)`; a flag of -100 takes the cell out of both.
-    """
-    logits, labels = logits.float(), labels.float()
-    flag = labels[..., 2]
-    offset_values = (logits[..., :2] - labels[..., :2]).abs().sum(dim=-1)
-    flag_values = nn.functional.binary_cross_entropy_with_logits(
-        logits[..., 2], flag.clamp(min=0), reduction="none"
-    )
-    return offset_weight * masked_mean(offset_values, flag > 0.5) + masked_mean(flag_values, flag != IGNORE_INDEX)
-
-
-def image_loss(logits: torch.Tensor, pixels: torch.Tensor, norm_pix_loss: bool) -> torch.Tensor:
-    """Squared error of `(B, M, cells, channels)` against pixels, normalised per patch if asked, in fp32: `()`."""
-    logits, pixels = logits.float().flatten(2), pixels.float().flatten(2)
-    if norm_pix_loss:
-        variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
-        pixels = (pixels - mean) / (variance + 1e-6) ** 0.5
-    return masked_mean((logits - pixels).square(), torch.ones_like(logits, dtype=torch.bool))
-
-
 class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
     """The encoder with the decoder over its masked patches."""
 
@@ -788,12 +649,17 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
         if "image" in logits:
             pixels = gather_patches(patchify(pixel_values, config.patch_size), query_ids[:, :num_image_queries])
             losses["image"] = image_loss(logits["image"], pixels, config.norm_pix_loss)
-        loss = sum(config.loss_weights[name] * value for name, value in losses.items()) if losses else None
+        weights = config.loss_weights or {}
+        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum() if losses else None
 
         return C2FMAEForPreTrainingOutput(
             loss=loss,
-            **{f"{name}_loss": value for name, value in losses.items()},
-            **{f"{name}_logits": value for name, value in logits.items()},
+            semantic_loss=losses.get("semantic"),
+            instance_loss=losses.get("instance"),
+            image_loss=losses.get("image"),
+            semantic_logits=logits.get("semantic"),
+            instance_logits=logits.get("instance"),
+            image_logits=logits.get("image"),
             patch_ids=query_ids,
             hidden_states=encoder_outputs.hidden_states,
             attentions=encoder_outputs.attentions,
@@ -821,14 +687,16 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
         """
         config = C2FMAEConfig(**{**self.config.to_dict(), "input_granularities": ["image"]})
         encoder = C2FMAEModel(config)
-        state = {name: value for name, value in self.c2fmae.state_dict().items() if not name.startswith("label_embed.")}
+        state = {
+            name: value for name, value in self.c2fmae.state_dict().items() if not name.startswith("label_embed.")
+        }
         encoder.load_state_dict(state, assign=True)
         encoder.pos_embed.requires_grad_(False)
         return encoder.train(self.training)
 
 
 def random_part(ids: torch.Tensor, ratio: float) -> torch.Tensor:
-    """A random share of each row of `ids` `(B, K)`, at least one id if there are any: `(B, max(round(ratio K), 1))`."""
+    """A random share of each row of `ids` `(B, K)`, at least one id if there are any: `(B, count)`."""
     count = min(max(round(ratio * ids.shape[1]), 1), ids.shape[1])
     order = torch.rand(ids.shape, device=ids.device).argsort(dim=1)
     return ids.gather(1, order[:, :count])
@@ -845,10 +713,10 @@ class C2FMAEForImageClassification(C2FMAEPreTrainedModel):
 
     def __init__(self, config: C2FMAEConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
         self.c2fmae = C2FMAEModel(config)
         self.classifier = (
-            C2FMAEPredictor(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+            C2FMAEPredictor(config.hidden_size, self.num_labels) if self.num_labels > 0 else nn.Identity()
         )
         self.post_init()
 
@@ -890,7 +758,7 @@ class C2FMAESegmentationHead(nn.Module):
         self.norm = nn.GroupNorm(1, channels)
         self.act = ACT2FN[config.hidden_act]
         self.upsample2 = nn.ConvTranspose2d(channels, channels, 2, stride=2)
-        self.classifier = nn.Conv2d(channels, config.num_labels, 1)
+        self.classifier = nn.Conv2d(channels, config.num_labels or 0, 1)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         maps = self.act(self.norm(self.upsample1(maps)))
@@ -965,9 +833,7 @@ class C2FMAEBackbone(BackboneMixin, C2FMAEPreTrainedModel):
 
     @can_return_tuple
     @filter_output_hidden_states
-    def forward(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True, **kwargs
-    ) -> BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True, **kwargs) -> BackboneOutput:
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`).

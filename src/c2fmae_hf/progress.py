@@ -9,10 +9,10 @@ class SharedProgress:
     """
     Where training stands, visible to DataLoader workers under fork and spawn, persistent or not.
 
-    A worker holds a copy of the dataset and the collator, so that a plain attribute would stay at its first value. And
-    workers run ahead of training by a few batches, so that reading a live step counter would make a mask depend on
-    timing. Progress is therefore written per epoch, as a start and an increment per sample, and a sample's own progress
-    follows from its position in the epoch: exact, and the same after a resume.
+    A worker holds a copy of the dataset and the collator, so that a plain attribute would stay at its first value.
+    And workers run ahead of training by a few batches, so that reading a live step counter would make a mask depend
+    on timing. Progress is therefore written per epoch, as a start and an increment per sample, and a sample's own
+    progress follows from its position in the epoch: exact, and the same after a resume.
 
     Loops without [`EpochSampler`] have no positions; they see `current`, which [`CurriculumCallback`] (or a call of
     [`set_current`]) moves at every step, and which workers read up to their prefetch ahead of time.

@@ -1,4 +1,4 @@
-"""The transformers Trainer with what pre-training adds: the order of samples, three losses in the logs, the encoder."""
+"""The transformers Trainer with what pre-training adds: the order of samples, three logged losses, the encoder."""
 
 from __future__ import annotations
 
@@ -96,6 +96,7 @@ class C2FMAETrainer(Trainer):
             metrics = self._averages.pop(self)
         finally:
             self._averages = training_averages
+        assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 

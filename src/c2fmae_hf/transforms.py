@@ -65,17 +65,15 @@ class JointTransform:
         result = {"pixel_values": tvF.normalize(pixels, self.mean, self.std)}
         for name in ("semantic", "instance"):
             if name in sample:
-                label_map = sample[name].as_subclass(torch.Tensor).long()
-                result[name] = reduce_label_map(label_map, self.label_stride).contiguous()
+                cropped = sample[name].as_subclass(torch.Tensor).long()
+                result[name] = reduce_label_map(cropped, self.label_stride).contiguous()
             else:
                 height, width = (side // self.label_stride for side in self.size)
                 result[name] = torch.full((height, width), IGNORE_INDEX)
         return result
 
 
-def training_transform(
-    size: tuple[int, int], scale: tuple[float, float] = (0.2, 1.0), **options
-) -> JointTransform:
+def training_transform(size: tuple[int, int], scale: tuple[float, float] = (0.2, 1.0), **options) -> JointTransform:
     """
     Random resized crop and horizontal flip, the augmentation of MAE.
 

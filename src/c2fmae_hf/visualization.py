@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; further ids repeat it in darker and lighter tones.
+# Okabe and Ito's palette, which colour-blind readers can tell apart; further ids repeat it in other tones.
 _PALETTE = np.array(
     [
         [0, 114, 178],
@@ -94,7 +94,7 @@ def draw_reconstruction(
     seen = []
     for photo, mask in zip(photos, masked):
         hidden = _enlarge(mask.reshape(rows, columns), config.patch_size)
-        seen.append(np.where(hidden[..., None], np.uint8(_UNKNOWN_COLOUR), photo))
+        seen.append(np.where(hidden[..., None], np.array(_UNKNOWN_COLOUR, dtype=np.uint8), photo))
     panels: dict[str, list[np.ndarray]] = {"photograph": photos, "masked input": seen}
 
     if "semantic" in config.granularities:
@@ -197,7 +197,7 @@ def _new_figure(width: float, height: float) -> Figure:
 def _draw_legend(figure: Figure, colours: Mapping[str, np.ndarray]) -> None:
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=colour / 255, label=name) for name, colour in colours.items()]
+    handles = [Patch(color=tuple(colour / 255), label=name) for name, colour in colours.items()]
     figure.legend(handles=handles[:20], loc="lower right", ncols=min(len(handles), 8), fontsize=8, frameon=False)
 
 

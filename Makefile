@@ -1,0 +1,45 @@
+# `make demo` and `make test` are all that a fresh machine needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Neither the demonstration nor the tests may look for a hub.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test test-all quality style clean
+
+$(VENV)/.installed: setup.py pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -c "import torchvision, timm, transformers, c2fmae_hf"
+	touch $@
+
+## Pre-train a small model on embedded photographs, offline; load its encoder with transformers and with timm.
+demo: $(VENV)/.installed
+	rm -rf runs/demo
+	$(BIN)/python examples/make_demo_dataset.py runs/demo/dataset
+	$(BIN)/python examples/run_pretraining.py examples/configs/demo.yaml
+	$(BIN)/python examples/load_encoder.py runs/demo/c2fmae-vit-tiny
+	@echo "Look at runs/demo/reconstruction.png and runs/demo/curves.png"
+
+## The tests, without those marked slow.
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not slow" tests
+
+## All tests, with transformers' own common tests for models, backbones and image processors.
+test-all: $(VENV)/.installed
+	$(BIN)/python -m pytest tests
+
+## Lint, formatting, types.
+quality: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+## Mend what `quality` can mend.
+style: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf runs build dist src/*.egg-info

@@ -1,0 +1,80 @@
+"""What the models ask of their inputs; every error names the field, what was expected and what came."""
+
+from __future__ import annotations
+
+import torch
+
+from .configuration_c2fmae import C2FMAEConfig
+from .constants import IGNORE_INDEX
+
+
+def check_pixel_values(
+    config: C2FMAEConfig, pixel_values: torch.Tensor, interpolate_pos_encoding: bool
+) -> tuple[int, int]:
+    """The patch grid of a batch; raises `ValueError` if the model cannot take images of this size."""
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
+        raise ValueError(
+            f"pixel_values: expected shape (batch_size, {config.num_channels}, height, width), got "
+            f"{tuple(pixel_values.shape)}"
+        )
+    height, width = pixel_values.shape[2:]
+    if not interpolate_pos_encoding and (height, width) != config.image_height_width:
+        raise ValueError(
+            f"pixel_values: expected images of {config.image_height_width} (height, width), got {(height, width)}; "
+            "resize them, or pass interpolate_pos_encoding=True"
+        )
+    patch_size = config.patch_size
+    if height < patch_size or width < patch_size:
+        raise ValueError(
+            f"pixel_values: expected images of at least one patch ({patch_size} x {patch_size}), got {height} x "
+            f"{width}"
+        )
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"pixel_values: expected height and width divisible by patch_size={patch_size}, got {height} x {width}"
+        )
+    return height // patch_size, width // patch_size
+
+
+def check_labels(config: C2FMAEConfig, name: str, labels: torch.Tensor, grid_size: tuple[int, int]) -> None:
+    """Raises `ValueError` if labels do not fit the image or, where looking costs nothing, hold unknown classes."""
+    height, width = (side * config.label_cells_per_side for side in grid_size)
+    expected = (height, width) if name == "semantic" else (3, height, width)
+    if labels.shape[1:] != expected:
+        raise ValueError(
+            f"{name}_labels: expected shape (batch_size, {', '.join(map(str, expected))}), the image's at "
+            f"label_stride={config.label_stride}, got {tuple(labels.shape)}"
+        )
+    if name == "semantic" and labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
+        highest, lowest = labels.max().item(), labels.masked_fill(labels == IGNORE_INDEX, 0).min().item()
+        if highest >= config.num_semantic_classes or lowest < 0:
+            raise ValueError(
+                f"semantic_labels: expected class ids in [0, num_semantic_classes={config.num_semantic_classes}) or "
+                f"{IGNORE_INDEX}, got [{lowest}, {highest}]"
+            )
+
+
+def count_masked(config: C2FMAEConfig, bool_masked_pos: torch.Tensor, num_patches: int) -> int:
+    """
+    Masked patches in each row. A compiled graph needs the number before it sees the mask, so that it is the
+    configuration's there, and the mask is held to it at run time.
+
+    Raises:
+        `ValueError`: if the mask has another shape or its rows differ in their count.
+    """
+    if bool_masked_pos.ndim != 2 or bool_masked_pos.shape[1] != num_patches or bool_masked_pos.dtype != torch.bool:
+        raise ValueError(
+            f"bool_masked_pos: expected a bool tensor of shape (batch_size, {num_patches}), got "
+            f"{bool_masked_pos.dtype} of shape {tuple(bool_masked_pos.shape)}"
+        )
+    counts = bool_masked_pos.sum(dim=1)
+    if torch.compiler.is_compiling():
+        expected = config.num_masked_patches(num_patches)
+        torch._assert_async((counts == expected).all(), f"bool_masked_pos: expected {expected} masked in each row")
+        return expected
+    lowest, highest = counts.min().item(), counts.max().item()
+    if lowest != highest:
+        raise ValueError(
+            f"bool_masked_pos: expected the same number of masked patches in every row, got {lowest} to {highest}"
+        )
+    return int(highest)
