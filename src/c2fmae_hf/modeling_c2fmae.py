@@ -162,6 +162,8 @@ class C2FMAEAttentionBase(nn.Module):
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if query.shape[2] == 0:  # nothing is masked; the library's backends do not take this
+            return query.transpose(1, 2).flatten(2), None
         interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -347,12 +349,15 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
     evaluation and returns all patches in raster order; with it, only the visible patches are computed.
     """
 
+    pos_embed: torch.Tensor
+
     def __init__(self, config: C2FMAEConfig) -> None:
         super().__init__(config)
         self.patch_embed = C2FMAEPatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        # Fixed, but a parameter: timm's key `pos_embed` must be in the state dict.
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_patches + 1, config.hidden_size), requires_grad=False)
+        # timm's key, for it a parameter. A buffer is saved like one and stays fixed: `from_pretrained` makes every
+        # parameter trainable.
+        self.register_buffer("pos_embed", torch.zeros(1, config.num_patches + 1, config.hidden_size))
         self.pos_drop = nn.Dropout(config.hidden_dropout_prob)
         extra_inputs = {
             # The additional channel says that a cell's label is unknown.
@@ -511,13 +516,15 @@ class C2FMAEDecoder(nn.Module):
     every stage starts from the same queries instead.
     """
 
+    pos_embed: torch.Tensor
+
     def __init__(self, config: C2FMAEConfig) -> None:
         super().__init__()
         self.config = config
         width = config.decoder_hidden_size
         self.embed = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_patches, width), requires_grad=False)
+        self.register_buffer("pos_embed", torch.zeros(1, config.num_patches, width))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         cascaded = config.decoder_type == "cascaded"
         self.stages = nn.ModuleDict(
@@ -691,7 +698,6 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
             name: value for name, value in self.c2fmae.state_dict().items() if not name.startswith("label_embed.")
         }
         encoder.load_state_dict(state, assign=True)
-        encoder.pos_embed.requires_grad_(False)
         return encoder.train(self.training)
 
 

@@ -53,7 +53,7 @@ class C2FMAETrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices and filters; everything of one row (norms, biases) and the tokens stay undecayed."""
         names = super().get_decay_parameter_names(model)
-        tokens = ("cls_token", "mask_token", "pos_embed")
+        tokens = ("cls_token", "mask_token")
         return [name for name in names if not name.endswith(tokens)]
 
     def compute_loss(

@@ -1,0 +1,89 @@
+"""Fixtures: a tiny model, and photographs with maps that need nothing outside this repository."""
+
+from __future__ import annotations
+
+import os
+
+
+# Before any import that reads them: no test may look for a hub, and small models run fastest on few threads.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining
+from c2fmae_hf.data_collator import DataCollatorForC2FMAE
+from c2fmae_hf.dataset import C2FMAEDataset
+from c2fmae_hf.progress import SharedProgress
+from c2fmae_hf.transforms import training_transform
+from testing_utils import make_rows
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+datasets.disable_progress_bars()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  what libraries use
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real photographs with annotated masks, which are not part of this repository."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the image data in {SHARED_DATA.relative_to(REPOSITORY.parent)} beside the checkout")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def config() -> C2FMAEConfig:
+    return C2FMAEConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        label_stride=4,
+        decoder_hidden_size=32,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=4,
+        decoder_intermediate_size=64,
+        num_semantic_classes=5,
+        segmentation_head_channels=16,
+    )
+
+
+@pytest.fixture
+def model(config: C2FMAEConfig) -> C2FMAEForPreTraining:
+    return C2FMAEForPreTraining(config)
+
+
+@pytest.fixture
+def rows() -> datasets.Dataset:
+    return make_rows(12)
+
+
+@pytest.fixture
+def dataset(config: C2FMAEConfig, rows: datasets.Dataset) -> C2FMAEDataset:
+    transform = training_transform(config.image_height_width, label_stride=config.label_stride)
+    return C2FMAEDataset(rows, transform, num_semantic_classes=5, progress=SharedProgress())
+
+
+@pytest.fixture
+def batch(config: C2FMAEConfig, dataset: C2FMAEDataset) -> dict[str, torch.Tensor]:
+    return DataCollatorForC2FMAE(config)([dataset[i] for i in range(8)])

@@ -1,0 +1,266 @@
+"""Rows to samples: decoding, checks that name the row, order and progress of samples, streaming, sources."""
+
+from __future__ import annotations
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from c2fmae_hf.dataset import (
+    C2FMAEDataset,
+    C2FMAEIterableDataset,
+    EpochSampler,
+    SampleKey,
+    count_semantic_classes,
+    load_splits,
+    semantic_id2label,
+)
+from c2fmae_hf.progress import SharedProgress
+from c2fmae_hf.transforms import evaluation_transform, training_transform
+from testing_utils import make_rows, png
+
+
+TRANSFORM = training_transform((32, 32))
+
+
+def replaced(rows: datasets.Dataset, index: int, **columns) -> list[dict]:
+    """The rows as dictionaries, still encoded, with other values in one of them."""
+    rows = rows.cast_column("image", datasets.Image(decode=False))
+    rows = rows.cast_column("semantic", datasets.Image(decode=False))
+    items = rows.cast_column("instance", datasets.Image(decode=False)).to_list()
+    items[index] = {**items[index], **columns}
+    return items
+
+
+def test_a_sample(dataset, config):
+    sample = dataset[3]
+    assert sample["pixel_values"].shape == (3, 32, 32)
+    assert sample["pixel_values"].dtype == torch.float32
+    assert sample["semantic"].shape == sample["instance"].shape == (8, 8)
+    assert set(sample["semantic"].unique().tolist()) <= {-100, 0, 1, 2, 3, 4}
+    assert set(sample["instance"].unique().tolist()) <= {0, 1, 2, 3}
+    assert sample["sample_key"] == SampleKey(3, 0, 0.0)
+
+
+def test_samples_are_a_function_of_seed_epoch_and_row(rows):
+    def pixels(seed, key, transform=TRANSFORM):
+        return C2FMAEDataset(rows, transform, seed=seed, progress=SharedProgress())[key]["pixel_values"]
+
+    first = pixels(0, SampleKey(2, 1, 0.5))
+    assert torch.equal(first, pixels(0, SampleKey(2, 1, 0.9)))  # progress is not part of it
+    assert not torch.equal(first, pixels(1, SampleKey(2, 1, 0.5)))
+    assert not torch.equal(first, pixels(0, SampleKey(2, 2, 0.5)))
+    assert not torch.equal(first, pixels(0, SampleKey(3, 1, 0.5)))
+
+
+def test_evaluation_has_no_epochs(rows):
+    dataset = C2FMAEDataset(rows, evaluation_transform((32, 32)))
+    assert dataset[1]["sample_key"] == SampleKey(1, 0, None)
+    assert torch.equal(dataset[1]["pixel_values"], dataset[1]["pixel_values"])
+
+
+def test_a_row_without_a_map_has_ignored_labels(rows):
+    items = replaced(rows, 0, semantic=None, instance=None)
+    sample = C2FMAEDataset(items, TRANSFORM)[0]
+    assert sample["semantic"].unique().tolist() == [-100]
+    assert sample["instance"].unique().tolist() == [-100]
+
+
+# What can be wrong with a dataset
+
+
+def test_missing_columns_are_named(rows):
+    with pytest.raises(ValueError, match=r"expected the columns \['image', 'semantic', 'instance'\].*missing \['inst"):
+        C2FMAEDataset(rows.remove_columns("instance"), TRANSFORM)
+    C2FMAEDataset(rows.remove_columns(["instance", "semantic"]), TRANSFORM, map_columns=())
+
+
+def test_an_empty_dataset_is_refused(rows):
+    with pytest.raises(ValueError, match="got an empty dataset"):
+        C2FMAEDataset(rows.select([]), TRANSFORM)
+
+
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": {"bytes": jpeg()[:2000], "path": None}}, r"row 5 \(r5\), column 'image': cannot be decoded"),
+        ({"image": {"bytes": b"", "path": None}}, r"row 5 \(r5\), column 'image': cannot be opened"),
+        ({"image": {"bytes": b"not an image", "path": None}}, r"row 5 \(r5\), column 'image': cannot be opened"),
+        ({"image": {"bytes": None, "path": "/no/such/file.jpg"}}, r"column 'image': cannot be opened: .*No such file"),
+        ({"image": None}, r"column 'image': expected an encoded image.*got NoneType"),
+        (
+            {"semantic": png(np.zeros((24, 48), np.uint8))},
+            r"column 'semantic': expected the image's size 48x48 \(width x height\), got 48x24",
+        ),
+        (
+            {"instance": png(np.zeros((48, 24), np.uint8))},
+            r"column 'instance': expected the image's size .* got 24x48",
+        ),
+        ({"semantic": png(np.full((48, 48), 5, np.uint8))}, r"'semantic': expected class ids in \[0, .*=5\).*got 5"),
+        ({"semantic": png(np.zeros((48, 48, 3), np.uint8))}, r"column 'semantic': expected a single-channel"),
+    ],
+)
+def test_a_bad_row_is_named(rows, columns, message):
+    dataset = C2FMAEDataset(replaced(rows, 5, **columns), TRANSFORM, num_semantic_classes=5)
+    assert dataset[4]["pixel_values"].isfinite().all()
+    with pytest.raises(ValueError, match=message):
+        dataset[5]
+
+
+def test_a_corrupt_image_is_named_also_out_of_arrow(rows, tmp_path):
+    features = rows.features
+    items = replaced(rows, 2, image={"bytes": jpeg()[:2000], "path": None})
+    datasets.Dataset.from_list(items, features=features).save_to_disk(tmp_path / "rows")
+    dataset = C2FMAEDataset(load_splits(str(tmp_path / "rows"))["train"], TRANSFORM)
+    with pytest.raises(ValueError, match=r"row 2 \(r2\), column 'image': cannot be decoded"):
+        dataset[2]
+
+
+def test_16_bit_maps(rows):
+    semantic = np.full((48, 48), 300, np.uint16)
+    semantic[:8] = 65535
+    instance = np.full((48, 48), 40_000, np.uint16)
+    items = replaced(rows, 0, semantic=png(semantic), instance=png(instance))
+    sample = C2FMAEDataset(items, evaluation_transform((32, 32), crop_ratio=1.0), num_semantic_classes=301)[0]
+    assert sample["semantic"].unique().tolist() == [-100, 300]
+    assert sample["instance"].unique().tolist() == [40_000]
+
+
+# Order and progress
+
+
+def test_epoch_sampler():
+    progress = SharedProgress()
+    sampler = EpochSampler(10, progress, seed=0)
+    progress.start_epoch(0, start=0.0, per_sample=0.01)
+    first = list(sampler)
+    assert sorted(key.index for key in first) == list(range(10))
+    assert [key.index for key in first] != list(range(10))
+    assert list(sampler) == first
+    assert [key.progress for key in first] == pytest.approx([0.01 * i for i in range(10)])
+    progress.start_epoch(1, start=0.1, per_sample=0.01)
+    second = list(sampler)
+    assert [key.index for key in second] != [key.index for key in first]
+    assert {key.epoch for key in second} == {1}
+    assert second[-1].progress == pytest.approx(0.19)
+    assert [key.index for key in EpochSampler(10, progress, seed=1)] != [key.index for key in second]
+
+
+def test_progress_is_bounded():
+    progress = SharedProgress()
+    progress.start_epoch(3, start=0.9, per_sample=0.1)
+    assert progress.at(5) == 1.0
+    progress.set_current(0.5)
+    assert progress.current == 0.5
+    with pytest.raises(ValueError, match=r"progress: expected a number in \[0, 1\], got 1.5"):
+        progress.set_current(1.5)
+
+
+# Streaming
+
+
+def test_streaming_starts_over_and_counts(rows):
+    progress = SharedProgress()
+    progress.start_epoch(0, start=0.0, per_sample=0.01)
+    stream = C2FMAEIterableDataset(rows.to_iterable_dataset(), TRANSFORM, progress=progress)
+    keys = [sample["sample_key"] for _, sample in zip(range(30), stream)]
+    assert [key.index for key in keys] == list(range(30))
+    assert keys[29].progress == pytest.approx(0.29)
+
+
+def test_streaming_evaluation_ends(rows):
+    stream = C2FMAEIterableDataset(rows.to_iterable_dataset(), evaluation_transform((32, 32)))
+    samples = list(stream)
+    assert len(samples) == 12
+    assert samples[0]["sample_key"].progress is None
+
+
+def test_streaming_workers_share_the_rows(rows):
+    stream = C2FMAEIterableDataset(rows.to_iterable_dataset(num_shards=2), evaluation_transform((32, 32)))
+    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2)
+    pixels = [sample["pixel_values"].sum().item() for sample in loader]
+    dataset = C2FMAEDataset(rows, evaluation_transform((32, 32)))
+    assert sorted(pixels) == pytest.approx(sorted(dataset[i]["pixel_values"].sum().item() for i in range(12)))
+
+
+def test_streaming_with_more_workers_than_shards_says_so(rows):
+    stream = C2FMAEIterableDataset(rows.to_iterable_dataset(), TRANSFORM, progress=SharedProgress())
+    loader = torch.utils.data.DataLoader(stream, batch_size=4, num_workers=2, collate_fn=list)
+    with pytest.raises(ValueError, match=r"worker 1 of 2, got none; the stream has 1 shard"):
+        for _ in zip(range(20), loader):
+            pass
+
+
+def test_streaming_names_missing_columns(rows):
+    stream = rows.remove_columns("semantic").to_iterable_dataset()
+    with pytest.raises(ValueError, match=r"missing \['semantic'\]"):
+        C2FMAEIterableDataset(stream, TRANSFORM)
+
+
+# Sources and classes
+
+
+def test_load_splits_from_disk_and_parquet(rows, tmp_path):
+    datasets.DatasetDict({"train": rows, "validation": rows.select([0])}).save_to_disk(tmp_path / "saved")
+    splits = load_splits(str(tmp_path / "saved"))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 12, "validation": 1}
+    assert isinstance(load_splits(str(tmp_path / "saved"), streaming=True)["train"], datasets.IterableDataset)
+
+    rows.to_parquet(tmp_path / "things_train-00000-of-00001.parquet")
+    rows.select(range(3)).to_parquet(tmp_path / "things_val.parquet")
+    splits = load_splits(str(tmp_path / "things_*.parquet"))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 12, "validation": 3}
+    assert C2FMAEDataset(splits["validation"], TRANSFORM)[2]["semantic"].shape == (8, 8)
+    stream = load_splits(str(tmp_path / "things_*.parquet"), streaming=True)["train"]
+    assert next(iter(C2FMAEIterableDataset(stream, TRANSFORM)))["pixel_values"].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "/no/such/*.parquet"])
+def test_a_source_that_is_not_there(name):
+    with pytest.raises(FileNotFoundError, match="dataset: expected"):
+        load_splits(name)
+
+
+def test_class_names_travel_with_the_dataset(rows, tmp_path):
+    assert semantic_id2label(rows.features) is None
+    names = [f"class {i}" for i in range(5)]
+    labelled = rows.add_column("semantic_classes", [[0, 1]] * 12)
+    labelled = labelled.cast_column("semantic_classes", datasets.List(datasets.ClassLabel(names=names)))
+    labelled.to_parquet(tmp_path / "train.parquet")
+    for streaming in (False, True):
+        features = load_splits(str(tmp_path / "train.parquet"), streaming=streaming)["train"].features
+        assert semantic_id2label(features) == dict(enumerate(names))
+
+
+def test_count_semantic_classes(rows):
+    assert count_semantic_classes(rows) == 5
+    ignored = png(np.full((48, 48), 255, np.uint8))
+    empty = rows.select([0]).map(lambda row: {"semantic": ignored})
+    with pytest.raises(ValueError, match="got only the ignore value"):
+        count_semantic_classes(empty)
+
+
+def test_real_photographs(shared_data):
+    rows = load_splits(str(shared_data / "pennfudan_*.parquet"))
+    assert set(rows) == {"train", "validation"}
+    dataset = C2FMAEDataset(rows["validation"], evaluation_transform((224, 224)), num_semantic_classes=2)
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        assert sample["pixel_values"].abs().max() < 4
+        # An instance is a pedestrian.
+        assert sample["semantic"][sample["instance"] > 0].unique().tolist() in ([], [1])
+
+
+def test_rows_are_those_of_make_rows():
+    first, second = make_rows(2), make_rows(2)
+    assert first[1]["image"].tobytes() == second[1]["image"].tobytes()

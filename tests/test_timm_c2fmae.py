@@ -1,0 +1,131 @@
+"""One checkpoint for transformers and timm."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel
+
+
+def tiny(**fields) -> C2FMAEConfig:
+    return C2FMAEConfig.from_size("tiny", num_hidden_layers=2, num_semantic_classes=4, **fields)
+
+
+def registered(file, file_classes=0, **options):
+    name = "c2fmae_vit_tiny_patch16_224"
+    overlay = {"file": str(file), "num_classes": file_classes}
+    return timm.create_model(name, pretrained=True, depth=2, pretrained_cfg_overlay=overlay, **options).eval()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_is_registered(size):
+    config = C2FMAEConfig.from_size(size)
+    name = f"c2fmae_{config.timm_keys()['architecture']}"
+    assert name in timm.list_models("c2fmae*")
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+        encoder = C2FMAEModel(config)
+        stock = timm.create_model(config.timm_keys()["architecture"], num_classes=0)
+    shapes = {key: value.shape for key, value in encoder.state_dict().items()}
+    assert shapes == {key: value.shape for key, value in model.state_dict().items()}
+    assert shapes == {key: value.shape for key, value in stock.state_dict().items()}
+
+
+def test_no_weights_are_claimed():
+    for name in timm.list_models("c2fmae*"):
+        assert name not in timm.list_pretrained()
+
+
+@pytest.mark.parametrize("fields", [{}, {"pooling": "cls"}, {"image_size": (96, 160)}, {"qkv_bias": False}], ids=str)
+def test_the_same_features(tmp_path, fields):
+    model = C2FMAEModel(tiny(**fields)).eval()
+    model.save_pretrained(tmp_path)
+    other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0).eval()
+    pixels = torch.randn(2, 3, *model.config.image_height_width)
+    with torch.no_grad():
+        outputs = model(pixels)
+        assert torch.allclose(outputs.last_hidden_state, other.forward_features(pixels), atol=1e-5)
+        assert torch.allclose(outputs.pooler_output, other(pixels), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(224, 320), (112, 96)])
+def test_the_same_features_at_other_sizes(tmp_path, size):
+    """Both resample positions alike."""
+    model = C2FMAEModel(tiny()).eval()
+    model.save_pretrained(tmp_path)
+    other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0, img_size=size).eval()
+    pixels = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        features = model(pixels, interpolate_pos_encoding=True).last_hidden_state
+        assert torch.allclose(features, other.forward_features(pixels), atol=1e-5)
+
+
+def test_timm_s_own_preprocessing_is_the_processor_s(tmp_path):
+    C2FMAEModel(tiny()).save_pretrained(tmp_path)
+    model = timm.create_model(f"local-dir:{tmp_path}", num_classes=0)
+    data = timm.data.resolve_model_data_config(model)
+    assert data["input_size"] == (3, 224, 224)
+    assert data["crop_pct"] == 0.875
+    assert data["interpolation"] == "bicubic"
+    assert tuple(data["mean"]) == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("model_class", [C2FMAEModel, C2FMAEForPreTraining, C2FMAEForImageClassification])
+def test_registered_models_take_every_checkpoint(tmp_path, model_class):
+    model = model_class(tiny(num_labels=3)).eval()
+    model.save_pretrained(tmp_path)
+    classes = 3 if model_class is C2FMAEForImageClassification else 0
+    other = registered(tmp_path / "model.safetensors", file_classes=classes, num_classes=classes)
+    pixels = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        features = getattr(model, "c2fmae", model)(pixels).last_hidden_state
+        assert torch.allclose(features, other.forward_features(pixels), atol=1e-5)
+        if classes:
+            assert torch.allclose(model(pixels).logits, other(pixels), atol=1e-5)
+
+
+def test_the_file_loads_as_a_checkpoint_path(tmp_path):
+    model = C2FMAEModel(tiny()).eval()
+    model.save_pretrained(tmp_path)
+    path = str(tmp_path / "model.safetensors")
+    other = timm.create_model("c2fmae_vit_tiny_patch16_224", depth=2, num_classes=0, checkpoint_path=path).eval()
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.allclose(model(pixels).last_hidden_state, other.forward_features(pixels), atol=1e-5)
+
+
+def test_features_only_and_a_new_head(tmp_path):
+    C2FMAEModel(tiny()).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    features = registered(file, features_only=True, out_indices=(0, 1))(torch.randn(1, 3, 224, 224))
+    assert [tuple(f.shape) for f in features] == [(1, 192, 14, 14)] * 2
+    assert registered(file, num_classes=7)(torch.randn(1, 3, 224, 224)).shape == (1, 7)
+
+
+SCRIPT = """
+import sys, timm, torch
+from safetensors.torch import load_file, save_file
+folder, inputs, outputs = sys.argv[1:]
+model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+with torch.no_grad():
+    save_file({"features": model.forward_features(load_file(inputs)["pixels"])}, outputs)
+assert "c2fmae_hf" not in sys.modules and "transformers" not in sys.modules
+"""
+
+
+def test_timm_needs_neither_this_package_nor_transformers(tmp_path):
+    model = C2FMAEModel(tiny()).eval()
+    model.save_pretrained(tmp_path / "encoder")
+    pixels = torch.randn(2, 3, 224, 224)
+    save_file({"pixels": pixels}, tmp_path / "in.safetensors")
+    arguments = [str(tmp_path / name) for name in ("encoder", "in.safetensors", "out.safetensors")]
+    subprocess.run([sys.executable, "-c", SCRIPT, *arguments], check=True, timeout=120)
+    with torch.no_grad():
+        expected = model(pixels).last_hidden_state
+    assert torch.allclose(load_file(tmp_path / "out.safetensors")["features"], expected, atol=1e-5)

@@ -1,0 +1,299 @@
+"""Training: logs, evaluation, resuming, accumulation, parameter groups, the saved encoder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, TrainerCallback
+
+from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
+from c2fmae_hf.data_collator import DataCollatorForC2FMAE
+from c2fmae_hf.dataset import C2FMAEDataset, C2FMAEIterableDataset
+from c2fmae_hf.progress import SharedProgress
+from c2fmae_hf.trainer import C2FMAETrainer
+from c2fmae_hf.training_args import C2FMAETrainingArguments
+from c2fmae_hf.transforms import evaluation_transform, training_transform
+
+
+def make_trainer(config, rows, output_dir, *, callbacks=(), streaming=False, map_columns=None, **arguments):
+    torch.manual_seed(7)
+    options = {"num_semantic_classes": 5, "map_columns": ("semantic", "instance")}
+    if map_columns is not None:
+        options["map_columns"] = map_columns
+    size = config.image_height_width
+    train = (C2FMAEIterableDataset if streaming else C2FMAEDataset)(
+        rows.to_iterable_dataset(num_shards=2) if streaming else rows,
+        training_transform(size),
+        progress=SharedProgress(),
+        **options,
+    )
+    evaluation = C2FMAEDataset(rows.select(range(5)), evaluation_transform(size), **options)
+    defaults = {
+        "max_steps": 9,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "base_learning_rate": 0.05,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    args = C2FMAETrainingArguments(output_dir=str(output_dir), **{**defaults, **arguments})
+    return C2FMAETrainer(
+        model=C2FMAEForPreTraining(config),
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        data_collator=DataCollatorForC2FMAE(config, curriculum=args.get_curriculum()),
+        processing_class=C2FMAEImageProcessor.from_config(config),
+        callbacks=list(callbacks),
+    )
+
+
+def logged(trainer, *keys) -> list[tuple]:
+    return [tuple(entry[key] for key in keys) for entry in trainer.state.log_history if keys[0] in entry]
+
+
+class StopAt(TrainerCallback):
+    """Ends a run as a crash does: no clean-up, no last checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+# Logs and evaluation
+
+
+def test_logs_hold_the_losses_and_the_curriculum(config, rows, tmp_path):
+    trainer = make_trainer(config, rows, tmp_path, eval_strategy="steps", eval_steps=3)
+    trainer.train()
+    trainer.save_state()
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    training = [entry for entry in history if "loss" in entry]
+    assert [entry["step"] for entry in training] == list(range(1, 10))
+    for entry in training:
+        parts = [entry[f"{name}_loss"] for name in ("semantic", "instance", "image")]
+        assert entry["loss"] == pytest.approx(sum(parts), rel=1e-4)
+        t = entry["step"] / 9
+        assert entry["curriculum_semantic"] == pytest.approx(max(0, 1 - 2 * t))
+        assert entry["curriculum_instance"] == pytest.approx(1 - abs(2 * t - 1))
+        shares = [entry[f"masked_{name}"] for name in ("semantic", "instance", "random", "fallback")]
+        assert sum(shares) == pytest.approx(1)
+    # Progress runs on within a step, from t = 0 to 1/9 in the first.
+    assert training[0]["masked_semantic"] >= 0.5
+    assert training[0]["masked_random"] == 0.0
+    assert training[-1]["masked_semantic"] == 0.0
+    assert training[-1]["masked_random"] >= 0.5
+
+    evaluations = [entry for entry in history if "eval_loss" in entry]
+    assert [entry["step"] for entry in evaluations] == [3, 6, 9]
+    for entry in evaluations:
+        parts = [entry[f"eval_{name}_loss"] for name in ("semantic", "instance", "image")]
+        assert entry["eval_loss"] == pytest.approx(sum(parts), rel=1e-4)
+
+
+def test_evaluation_is_the_mean_over_images_and_always_the_same(config, rows, tmp_path):
+    trainer = make_trainer(config, rows, tmp_path)
+    first, second = (trainer.evaluate() for _ in range(2))
+    losses = [name for name in first if name.endswith("_loss")]
+    assert len(losses) == 4
+    assert all(first[name] == second[name] for name in losses)
+    batch = DataCollatorForC2FMAE(config)([trainer.eval_dataset[i] for i in range(5)])
+    with torch.no_grad():
+        outputs = trainer.model.eval()(**batch)
+    for name in ("loss", "semantic_loss", "instance_loss", "image_loss"):
+        assert first[f"eval_{name}"] == pytest.approx(outputs[name].item(), rel=1e-5)
+
+
+def test_evaluation_in_between_does_not_touch_training_logs(config, rows, tmp_path):
+    plain = make_trainer(config, rows, tmp_path / "plain", logging_steps=3)
+    plain.train()
+    evaluated = make_trainer(
+        config, rows, tmp_path / "evaluated", logging_steps=3, eval_strategy="steps", eval_steps=2
+    )
+    evaluated.train()
+    assert logged(plain, "semantic_loss", "image_loss") == logged(evaluated, "semantic_loss", "image_loss")
+
+
+def test_image_only_training_needs_no_maps(config, rows, tmp_path):
+    config = C2FMAEConfig(**{**config.to_dict(), "granularities": ["image"], "loss_weights": None})
+    images = rows.remove_columns(["semantic", "instance"])
+    arguments = {"curriculum": "constant", "curriculum_weights": [0, 0, 1]}
+    trainer = make_trainer(config, images, tmp_path, map_columns=(), **arguments)
+    trainer.train()
+    assert logged(trainer, "masked_random") == [(1.0,)] * 9
+    assert set(trainer.evaluate()) >= {"eval_loss", "eval_image_loss"}
+
+
+def test_losses_fall(config, rows, tmp_path):
+    trainer = make_trainer(config, rows, tmp_path, max_steps=60, logging_steps=10, base_learning_rate=0.4)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    for name in ("semantic", "instance", "image"):
+        assert after[f"eval_{name}_loss"] < before[f"eval_{name}_loss"], name
+
+
+# Resuming
+
+
+@pytest.mark.parametrize(("num_workers", "resumed_workers"), [(0, 0), (2, 2), (2, 0)])
+def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(config, rows, tmp_path, num_workers, resumed_workers):
+    """Three steps an epoch, stopped in the third epoch after a checkpoint in the second."""
+    config = C2FMAEConfig(**{**config.to_dict(), "decoder_prediction_ratio": 0.5, "drop_path_rate": 0.1})
+    arguments = {"save_strategy": "steps", "save_steps": 5}
+    whole = make_trainer(config, rows, tmp_path / "whole", dataloader_num_workers=num_workers, **arguments)
+    whole.train()
+
+    folder = tmp_path / "killed"
+    killed = make_trainer(config, rows, folder, callbacks=[StopAt(7)], dataloader_num_workers=num_workers, **arguments)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = make_trainer(config, rows, folder, dataloader_num_workers=resumed_workers, **arguments)
+    resumed.train(resume_from_checkpoint=True)
+
+    keys = ("loss", "semantic_loss", "instance_loss", "image_loss", "masked_semantic", "masked_instance", "grad_norm")
+    assert logged(resumed, *keys) == logged(whole, *keys)
+    for (name, value), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values()):
+        assert torch.equal(value, other), name
+
+
+def test_streaming_resumes_to_the_same_weights(config, rows, tmp_path):
+    arguments = {"streaming": True, "save_strategy": "steps", "save_steps": 4}
+    whole = make_trainer(config, rows, tmp_path / "whole", **arguments)
+    whole.train()
+    killed = make_trainer(config, rows, tmp_path / "killed", callbacks=[StopAt(6)], **arguments)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = make_trainer(config, rows, tmp_path / "killed", **arguments)
+    resumed.train(resume_from_checkpoint=True)
+    assert logged(resumed, "loss", "masked_random") == logged(whole, "loss", "masked_random")
+    assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == list(range(1, 10))
+
+
+# Optimisation
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 8), (4, 2)])
+def test_accumulation_changes_nothing(config, rows, tmp_path, batch_size, accumulation):
+    """With plain gradient descent, so that weights differ as gradients do."""
+    arguments = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant"}
+    arguments |= {"warmup_steps": 0, "max_grad_norm": 0.0}
+    rows = rows.select(range(8))
+    whole = make_trainer(config, rows, tmp_path / "1", per_device_train_batch_size=8, **arguments)
+    parts = make_trainer(
+        config,
+        rows,
+        tmp_path / "2",
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        **arguments,
+    )
+    for trainer in (whole, parts):
+        trainer.train()
+    for (one,), (other,) in zip(logged(whole, "loss"), logged(parts, "loss")):
+        assert other == pytest.approx(one, rel=1e-4)
+    assert logged(whole, "masked_semantic") == logged(parts, "masked_semantic")
+    for (name, value), other in zip(whole.model.state_dict().items(), parts.model.state_dict().values()):
+        assert torch.allclose(value, other, atol=1e-5), name
+
+
+def test_what_decays(config, rows, tmp_path):
+    trainer = make_trainer(config, rows, tmp_path)
+    decayed = set(trainer.get_decay_parameter_names(trainer.model))
+    for name, parameter in trainer.model.named_parameters():
+        is_matrix = parameter.ndim >= 2 and not name.endswith(("cls_token", "mask_token"))
+        assert (name in decayed) == is_matrix, name
+    groups = trainer.create_optimizer().param_groups
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
+    assert groups[0]["betas"] == (0.9, 0.95)
+
+
+def test_learning_rate_follows_the_batch():
+    def arguments(**values):
+        return C2FMAETrainingArguments(output_dir="unused", use_cpu=True, **values)
+
+    args = arguments(per_device_train_batch_size=64, gradient_accumulation_steps=8, base_learning_rate=1e-4)
+    assert args.learning_rate == pytest.approx(2e-4)
+    assert arguments(learning_rate=0.5).learning_rate == 0.5
+    again = C2FMAETrainingArguments(**{k: v for k, v in args.to_dict().items() if k != "output_dir"}, output_dir="x")
+    assert again.learning_rate == args.learning_rate
+    assert args.bf16 is False
+    assert args.lr_scheduler_type == "cosine"
+    assert args.get_warmup_steps(200) == 10
+
+
+def test_learning_rate_schedule(config, rows, tmp_path):
+    trainer = make_trainer(config, rows, tmp_path, max_steps=20, warmup_steps=4, base_learning_rate=1.0)
+    trainer.train()
+    rates = [rate for (rate,) in logged(trainer, "learning_rate")]
+    assert rates[0] == 0.0
+    assert max(rates) == rates[4] == pytest.approx(4 / 256)
+    assert rates[12] == pytest.approx(4 / 256 / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"curriculum": "cosine"}, "schedule: expected"),
+        ({"curriculum_weights": [1.0]}, "curriculum_weights: expected three numbers"),
+        ({"curriculum_order": ["random"]}, "order: expected a permutation"),
+        ({"remove_unused_columns": True}, "remove_unused_columns: expected False"),
+    ],
+)
+def test_bad_arguments_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        C2FMAETrainingArguments(output_dir="unused", **values)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, rows, tmp_path):
+    trainer = make_trainer(config, rows, tmp_path)
+    trainer.model.decoder.stages["instance"].head.bias.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"step 0: expected finite losses, got .*'instance_loss': nan"):
+        trainer.train()
+
+
+# Results
+
+
+def test_the_saved_encoder(config, rows, tmp_path, batch):
+    trainer = make_trainer(config, rows, tmp_path / "run", max_steps=2)
+    trainer.train()
+    folder = tmp_path / "encoder"
+    trainer.save_encoder(folder)
+    trainer.save_encoder(folder)  # in place of the earlier one
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    model = AutoModel.from_pretrained(folder).eval()
+    expected = trainer.model.c2fmae.eval()(batch["pixel_values"]).last_hidden_state
+    assert torch.equal(model(batch["pixel_values"]).last_hidden_state, expected)
+    assert AutoImageProcessor.from_pretrained(folder).patch_size == 8
+    assert not any(name.startswith(("decoder", "c2fmae")) for name in load_file(folder / "model.safetensors"))
+
+
+def test_the_encoder_does_not_replace_other_files(config, rows, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="expected an empty folder or one with a model"):
+        make_trainer(config, rows, tmp_path / "run").save_encoder(tmp_path / "mine")
+    assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
+
+
+def test_the_whole_model_is_saved_with_its_processor(config, rows, tmp_path):
+    trainer = make_trainer(config, rows, tmp_path / "run")
+    trainer.save_model(str(tmp_path / "model"))
+    loaded = C2FMAEForPreTraining.from_pretrained(tmp_path / "model")
+    for (name, value), other in zip(trainer.model.state_dict().items(), loaded.state_dict().values()):
+        assert torch.equal(value, other), name
+    assert C2FMAEImageProcessor.from_pretrained(tmp_path / "model").crop_size["height"] == 32
