@@ -117,7 +117,7 @@ def draw_reconstruction(
     if "image" in config.granularities:
         panels["reconstruction"] = processor.post_process_reconstruction(outputs, pixel_values, config.norm_pix_loss)
 
-    figure = _new_figure(1.75 * len(panels) + 0.1, 1.75 * len(photos) + 0.85)
+    figure = _new_figure(1.75 * len(panels) + 0.1, 1.75 * len(photos) + 1.2)
     axes = figure.subplots(len(photos), len(panels), squeeze=False)
     for column, (name, images) in enumerate(panels.items()):
         axes[0, column].set_title(name, fontsize=11)
@@ -128,14 +128,23 @@ def draw_reconstruction(
     if config.norm_pix_loss and "image" in config.granularities:
         notes.append("Brightness and contrast of reconstructed patches are borrowed from the photograph.")
     names = config.semantic_id2label or {}
-    bottom = 0.06 if len(photos) > 3 else 0.12
-    if "semantic" in config.granularities and names:
-        present = np.unique(inputs["semantic_labels"].cpu().numpy())
-        _draw_legend(figure, {names[i]: colour_ids(np.array([[i]]))[0, 0] for i in present.tolist() if i in names})
-    figure.text(0.01, 0.005, " ".join(notes), fontsize=9, va="bottom")
+    present: list[int] = []
+    if "semantic" in config.granularities:
+        present = [i for i in inputs["semantic_labels"].unique().tolist() if i in names]
+    height = figure.get_figheight()
+    if present:
+        _draw_legend(figure, {names[i]: colour_ids(np.array([[i]]))[0, 0] for i in present}, bottom=0.27 / height)
+    figure.text(0.01, 0.08 / height, " ".join(notes), fontsize=9, va="bottom")
     if title:
-        figure.suptitle(title, fontsize=12, x=0.01, ha="left")
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.93 if title else 0.96, bottom=bottom, wspace=0.03, hspace=0.03)
+        figure.suptitle(title, fontsize=12, x=0.01, y=1 - 0.08 / height, ha="left", va="top")
+    figure.subplots_adjust(
+        left=0.01,
+        right=0.99,
+        top=1 - 0.6 / height,
+        bottom=(0.6 if present else 0.35) / height,
+        wspace=0.03,
+        hspace=0.03,
+    )
     _save(figure, path)
 
 
@@ -194,11 +203,22 @@ def _new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=100)
 
 
-def _draw_legend(figure: Figure, colours: Mapping[str, np.ndarray]) -> None:
+def _draw_legend(figure: Figure, colours: Mapping[str, np.ndarray], bottom: float) -> None:
+    """One line of class names; those that do not fit are left out."""
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=tuple(colour / 255), label=name) for name, colour in colours.items()]
-    figure.legend(handles=handles[:20], loc="lower right", ncols=min(len(handles), 8), fontsize=8, frameon=False)
+    columns = int(figure.get_figwidth() / 1.2)
+    handles = [Patch(color=tuple(colour / 255), label=name) for name, colour in colours.items()][:columns]
+    figure.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0.0, bottom),
+        ncols=columns,
+        fontsize=9,
+        frameon=False,
+        borderaxespad=0.0,
+        columnspacing=1.2,
+    )
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:
