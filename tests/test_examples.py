@@ -111,7 +111,16 @@ def test_a_finished_output_folder_is_not_overwritten(run_pretraining, recipe, tm
     "options",
     [
         ["--streaming", "true", "--num_semantic_classes", "5", "--eval_strategy", "no", "--shuffle_buffer", "8"],
-        '--config_overrides {"granularities":["image"]} --curriculum constant --curriculum_weights 0 0 1'.split(),
+        [
+            "--config_overrides",
+            '{"granularities":["image"]}',
+            "--curriculum",
+            "constant",
+            "--curriculum_weights",
+            "0",
+            "0",
+            "1",
+        ],
         ["--config_overrides", '{"decoder_type": "parallel", "input_granularities": ["semantic", "image"]}'],
         ["--curriculum", "step", "--curriculum_order", "random", "instance", "semantic", "--num_drawn", "0"],
     ],

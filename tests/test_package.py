@@ -21,7 +21,7 @@ import timm
 from transformers import AutoConfig
 assert "c2fmae_vit_base_patch16_224" in timm.list_models()
 assert AutoConfig.for_model("c2fmae").hidden_size == 768
-print(*sorted({name.split(".")[0] for name in sys.modules} & {"datasets", "evaluate", "matplotlib", "sklearn", "ray"}))
+print(*sorted({name.split(".")[0] for name in sys.modules} & {"datasets", "evaluate", "matplotlib", "skimage", "ray"}))
 """
 
 

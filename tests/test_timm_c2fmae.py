@@ -70,7 +70,7 @@ def test_timm_s_own_preprocessing_is_the_processor_s(tmp_path):
     C2FMAEModel(tiny()).save_pretrained(tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path}", num_classes=0)
     data = timm.data.resolve_model_data_config(model)
-    assert data["input_size"] == (3, 224, 224)
+    assert tuple(data["input_size"]) == (3, 224, 224)
     assert data["crop_pct"] == 0.875
     assert data["interpolation"] == "bicubic"
     assert tuple(data["mean"]) == (0.485, 0.456, 0.406)

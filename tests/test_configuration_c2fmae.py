@@ -1,0 +1,128 @@
+"""Configuration: types, values, sizes, saving, timm's keys."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+
+from c2fmae_hf import SIZES, C2FMAEConfig
+from c2fmae_hf.configuration_c2fmae import TIMM_KEYS
+
+
+def test_defaults_are_the_base_size():
+    assert C2FMAEConfig().to_dict() == C2FMAEConfig.from_size("base").to_dict()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes(size):
+    config = C2FMAEConfig.from_size(size, mask_ratio=0.5)
+    assert {name: getattr(config, name) for name in SIZES[size]} == SIZES[size]
+    assert config.mask_ratio == 0.5
+    assert config.num_masked_patches(config.num_patches) == config.num_patches // 2
+
+
+def test_unknown_size():
+    with pytest.raises(ValueError, match=r"size: expected one of \['tiny', .*got 'giant'"):
+        C2FMAEConfig.from_size("giant")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_size", "768"),
+        ("qkv_bias", "yes"),
+        ("pooling", "max"),
+        ("decoder_type", "serial"),
+        ("granularities", "image"),
+        ("image_size", [224, "224"]),
+        ("mask_ratio", None),
+        ("loss_weights", [1, 1, 1]),
+    ],
+)
+def test_wrong_types_are_named(field, value):
+    with pytest.raises(StrictDataclassFieldValidationError, match=rf"(?s){field}.*expected"):
+        C2FMAEConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mask_ratio": 1.0}, r"mask_ratio: expected a number in \(0, 1\), got 1.0"),
+        ({"mask_ratio": 0.0}, r"mask_ratio: expected a number in \(0, 1\), got 0.0"),
+        ({"decoder_prediction_ratio": 0}, r"decoder_prediction_ratio: expected a number in \(0, 1\], got 0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: expected a positive integer, got 0"),
+        ({"drop_path_rate": 1.0}, r"drop_path_rate: expected a number in \[0, 1\), got 1.0"),
+        ({"image_size": 225}, "image_size: expected multiples of patch_size=16, got 225"),
+        ({"image_size": (224, 8)}, "image_size: expected multiples of patch_size=16"),
+        ({"image_size": [224]}, r"image_size: expected an integer or \(height, width\), got \[224\]"),
+        ({"label_stride": 5}, "label_stride: expected a divisor of patch_size=16, got 5"),
+        ({"num_attention_heads": 7}, "num_attention_heads: expected a divisor of hidden_size=768, got 7"),
+        ({"hidden_size": 6, "num_attention_heads": 3}, "hidden_size: expected a multiple of 4, got 6"),
+        ({"granularities": []}, r"granularities: expected a non-empty part of .*got \[\]"),
+        ({"granularities": ["image", "semantic"]}, "granularities: expected a non-empty part of .* in that order"),
+        ({"input_granularities": ["semantic"]}, "input_granularities: expected 'image' among them"),
+        ({"loss_weights": {"image": 1.0}}, r"loss_weights: expected a weight >= 0 for each of \['semantic'"),
+        ({"loss_weights": {"semantic": 1, "instance": 1, "image": -1}}, "loss_weights: expected a weight >= 0"),
+        (
+            {"supervise_visible_labels": True, "input_granularities": ["semantic", "image"]},
+            "supervise_visible_labels: expected False",
+        ),
+        (
+            {"semantic_id2label": {134: "sky"}},
+            r"semantic_id2label: expected class ids in \[0, num_.*=134\), got \[134\]",
+        ),
+    ],
+)
+def test_wrong_values_are_named(fields, message):
+    with pytest.raises(ValueError, match=f"C2FMAEConfig.{message}"):
+        C2FMAEConfig(**fields)
+
+
+def test_saving_and_loading(tmp_path):
+    config = C2FMAEConfig.from_size(
+        "tiny",
+        image_size=(96, 128),
+        granularities=("semantic", "image"),
+        semantic_id2label={0: "ground", 3: "sky"},
+        out_features=["stage3", "stage12"],
+        num_labels=7,
+    )
+    config.save_pretrained(tmp_path)
+    loaded = C2FMAEConfig.from_pretrained(tmp_path)
+    assert loaded.image_size == [96, 128]
+    assert loaded.grid_size == (6, 8)
+    assert loaded.granularities == ["semantic", "image"]
+    assert loaded.loss_weights == {"semantic": 1.0, "image": 1.0}
+    assert loaded.semantic_id2label == {0: "ground", 3: "sky"}
+    assert loaded.out_indices == [3, 12]
+    assert loaded.num_labels == 7
+    first, second = config.to_dict(), loaded.to_dict()
+    assert {**first, "transformers_version": None} == {**second, "transformers_version": None}
+
+
+def test_timm_keys_belong_to_encoders_alone(tmp_path):
+    config = C2FMAEConfig.from_size("tiny")
+    for architecture, expected in [("C2FMAEModel", True), ("C2FMAEForPreTraining", False)]:
+        config.architectures = [architecture]
+        config.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "config.json").read_text())
+        assert all((key in saved) == expected for key in TIMM_KEYS)
+        assert not any(hasattr(C2FMAEConfig.from_pretrained(tmp_path), key) for key in TIMM_KEYS)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"hidden_act": "relu"}, {"layer_norm_eps": 1e-5}, {"input_granularities": ["instance", "image"]}],
+    ids=str,
+)
+def test_no_timm_keys_for_what_timm_cannot_build(fields):
+    assert C2FMAEConfig(**fields).timm_keys() is None
+
+
+@pytest.mark.parametrize(
+    ("ratio", "patches", "masked"), [(0.75, 196, 147), (0.5, 3, 2), (0.01, 16, 1), (0.99, 16, 15)]
+)
+def test_number_of_masked_patches(ratio, patches, masked):
+    assert C2FMAEConfig(mask_ratio=ratio).num_masked_patches(patches) == masked

@@ -1,0 +1,226 @@
+"""Masks: exact counts, worked examples, whole regions, fall-backs; the curriculum."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from c2fmae_hf.masking import (
+    INSTANCE,
+    RANDOM,
+    SEMANTIC,
+    MaskingCurriculum,
+    combine_regions,
+    mask_by_strategy,
+    mask_regions,
+    patch_regions,
+    rank_regions,
+)
+
+
+def grid(text: str) -> torch.Tensor:
+    """A map written as rows of numbers, as a batch of one."""
+    return torch.tensor([[int(value) for value in row.split()] for row in text.strip().splitlines()])[None]
+
+
+# Worked examples: a photograph of 4 x 4 patches with one label cell each, 75 % masked. Left half class 7, right half
+# class 2; instance 5 is the lower right quarter. Regions are ranked by id, so the keys below are for rank 0, 1, ...
+
+SEMANTIC_MAP = grid("7 7 2 2\n7 7 2 2\n7 7 2 2\n7 7 2 2")
+INSTANCE_MAP = grid("0 0 0 0\n0 0 0 0\n0 0 5 5\n0 0 5 5")
+# Within a region the patches' own keys decide; here they fall from the first patch to the last.
+PATCH_KEYS = torch.arange(15, -1, -1).float()[None] / 16
+
+
+def worked_example(strategy: int, region_keys: list[float]) -> list[list[int]]:
+    keys = torch.ones(1, 16) * 0.99
+    keys[0, : len(region_keys)] = torch.tensor(region_keys)
+    mask, applied = mask_by_strategy(
+        SEMANTIC_MAP,
+        INSTANCE_MAP,
+        torch.tensor([strategy]),
+        torch.cat([keys, PATCH_KEYS], dim=1),
+        num_masked=12,
+        cells_per_side=1,
+    )
+    assert applied.tolist() == [strategy]
+    return mask.view(4, 4).int().tolist()
+
+
+def test_worked_example_of_semantic_masking():
+    """Class 7 has the lowest key: its last four patches stay visible, class 2 is hidden as a whole."""
+    # Ids of semantic regions fall with the class: class 7 is rank 0, class 2 rank 1.
+    assert worked_example(SEMANTIC, [0.1, 0.9]) == [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
+    assert worked_example(SEMANTIC, [0.9, 0.1]) == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+
+
+def test_worked_example_of_instance_masking():
+    """The instance is a region of its own; what belongs to none falls back to its class."""
+    # Ranks: class 7, class 2 without the instance, instance 5.
+    assert worked_example(INSTANCE, [0.9, 0.5, 0.1]) == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+    assert worked_example(INSTANCE, [0.9, 0.1, 0.5]) == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def test_worked_example_of_random_masking():
+    """Every patch is its own region: those with the four lowest keys stay visible."""
+    keys = [0.9, 0.1, 0.8, 0.7, 0.6, 0.9, 0.2, 0.9, 0.9, 0.9, 0.9, 0.3, 0.4, 0.9, 0.9, 0.9]
+    assert worked_example(RANDOM, keys) == [[1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0], [0, 1, 1, 1]]
+
+
+# Counts
+
+MAPS = {
+    "blocks": (torch.arange(4).repeat_interleave(64).view(1, 16, 16), torch.zeros(1, 16, 16, dtype=torch.long)),
+    "one class": (torch.zeros(1, 16, 16, dtype=torch.long), torch.zeros(1, 16, 16, dtype=torch.long)),
+    "all ignored": (torch.full((1, 16, 16), -100), torch.full((1, 16, 16), -100)),
+    "every cell a class": (torch.arange(256).view(1, 16, 16), torch.zeros(1, 16, 16, dtype=torch.long)),
+    "one instance": (torch.zeros(1, 16, 16, dtype=torch.long), torch.ones(1, 16, 16, dtype=torch.long)),
+    "large ids": (torch.full((1, 16, 16), 65534), torch.arange(256).view(1, 16, 16) * 255 + 1),
+    "instances without classes": (torch.full((1, 16, 16), -100), torch.arange(256).view(1, 16, 16) // 40),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("strategy", [SEMANTIC, INSTANCE, RANDOM])
+@pytest.mark.parametrize("num_masked", [0, 1, 16, 32, 48, 63, 64])
+def test_counts_are_exact(name, strategy, num_masked):
+    semantic, instance = (m.expand(3, -1, -1) for m in MAPS[name])
+    mask, _ = mask_by_strategy(semantic, instance, torch.full((3,), strategy), torch.rand(3, 128), num_masked, 2)
+    assert mask.shape == (3, 64)
+    assert mask.sum(dim=1).tolist() == [num_masked] * 3
+
+
+def test_a_batch_may_mix_strategies():
+    semantic = torch.cat([MAPS["blocks"][0]] * 3)
+    instance = torch.zeros_like(semantic)
+    uniform = torch.rand(3, 128)
+    strategies = torch.tensor([RANDOM, SEMANTIC, INSTANCE])
+    together, applied = mask_by_strategy(semantic, instance, strategies, uniform, 48, 2)
+    assert applied.tolist() == strategies.tolist()
+    for index in range(3):
+        row = slice(index, index + 1)
+        alone, _ = mask_by_strategy(semantic[row], instance[row], strategies[row], uniform[row], 48, 2)
+        assert torch.equal(alone[0], together[index])
+
+
+@pytest.mark.parametrize(("num_masked", "got"), [(-1, -1), (65, 65)])
+def test_impossible_counts_are_refused(num_masked, got):
+    with pytest.raises(ValueError, match=rf"num_masked: expected an integer in \[0, 64\], got {got}"):
+        mask_regions(torch.zeros(1, 64, dtype=torch.long), num_masked, torch.rand(1, 64), torch.rand(1, 64))
+
+
+def test_rows_without_usable_maps_are_masked_at_random():
+    nothing, classes, things = (
+        torch.full((16, 16), -100),
+        torch.zeros(16, 16, dtype=torch.long),
+        torch.ones(16, 16).long(),
+    )
+    semantic = torch.stack([nothing, nothing, classes, nothing])
+    instance = torch.stack([nothing, things, nothing, things])
+    strategies = torch.tensor([INSTANCE, SEMANTIC, INSTANCE, INSTANCE])
+    _, applied = mask_by_strategy(semantic, instance, strategies, torch.rand(4, 128), 48, 2)
+    assert applied.tolist() == [RANDOM, RANDOM, INSTANCE, INSTANCE]
+
+
+# Regions
+
+
+def test_regions_are_shown_or_hidden_as_wholes():
+    generator = torch.Generator().manual_seed(0)
+    regions = torch.randint(0, 9, (200, 196), generator=generator) * 1000 - 4000
+    uniform = torch.rand(2, 200, 196, generator=generator)
+    mask = mask_regions(regions, 147, uniform[0], uniform[1], jitter=1e-6)
+    for row, ids in zip(mask, regions):
+        cut = [i for i in ids.unique() if 0 < row[ids == i].sum() < (ids == i).sum()]
+        assert len(cut) <= 1
+
+
+def test_a_larger_jitter_lets_regions_mingle():
+    regions = torch.arange(4).repeat_interleave(49).expand(100, -1)
+    uniform = torch.rand(2, 100, 196)
+
+    def cut(jitter: float) -> float:
+        mask = mask_regions(regions, 147, *uniform, jitter).view(100, 4, 49).sum(-1)
+        return ((mask > 0) & (mask < 49)).sum(1).float().mean().item()
+
+    assert cut(1e-6) < cut(0.3) < cut(10.0)
+    assert cut(10.0) > 3.5
+
+
+def test_random_masking_is_uniform():
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(4000, 32, generator=generator)
+    nothing = torch.zeros(4000, 4, 4, dtype=torch.long)
+    mask, _ = mask_by_strategy(nothing, nothing, torch.full((4000,), RANDOM), uniform, 12, 1)
+    share = mask.float().mean(dim=0)
+    assert (share - 0.75).abs().max() < 4 * (0.75 * 0.25 / 4000) ** 0.5
+    # Pairs too: of 12 of 16, both of two patches are masked with 12 * 11 / (16 * 15).
+    pairs = (mask[:, :, None] & mask[:, None]).float().mean(dim=0)[~torch.eye(16, dtype=torch.bool)]
+    assert (pairs - 0.55).abs().max() < 0.04
+
+
+def test_a_patch_belongs_to_the_region_that_covers_most_of_it():
+    cells = grid("1 1 2 3\n1 4 3 3\n5 5 6 6\n5 5 6 6")
+    assert patch_regions(cells, 2).tolist() == [[1, 3, 5, 6]]
+    assert patch_regions(grid("1 2 3 4\n5 6 7 8\n1 1 1 1\n1 1 1 1"), 1).shape == (1, 16)
+
+
+def test_instances_before_classes():
+    regions = combine_regions(grid("3 3 -100 -100"), grid("0 9 9 0"))[0, 0].tolist()
+    assert regions[1] == regions[2] == 9
+    assert len({regions[0], regions[1], regions[3]}) == 3
+    assert regions[0] < 0
+    assert regions[3] < 0
+
+
+def test_ranks():
+    assert rank_regions(torch.tensor([[50, -3, 50, 7], [1, 1, 1, 1]])).tolist() == [[2, 0, 2, 1], [0, 0, 0, 0]]
+
+
+# The curriculum
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("linear", {0: (1, 0, 0), 0.25: (0.5, 0.5, 0), 0.5: (0, 1, 0), 0.75: (0, 0.5, 0.5), 1: (0, 0, 1)}),
+        ("step", {0: (1, 0, 0), 0.33: (1, 0, 0), 0.34: (0, 1, 0), 0.67: (0, 0, 1), 1: (0, 0, 1)}),
+        ("constant", {0: (0.25, 0, 0.75), 1: (0.25, 0, 0.75)}),
+    ],
+)
+def test_probabilities(schedule, expected):
+    curriculum = MaskingCurriculum(schedule, weights=(1, 0, 3))
+    got = curriculum.probabilities(torch.tensor(list(expected)))
+    assert torch.allclose(got, torch.tensor(list(expected.values()), dtype=torch.double), atol=1e-6)
+    everywhere = curriculum.probabilities(torch.linspace(-0.5, 1.5, 101))
+    assert torch.allclose(everywhere.sum(dim=1), torch.ones(101, dtype=torch.double))
+    assert (everywhere >= 0).all()
+
+
+def test_reversed_order():
+    curriculum = MaskingCurriculum(order=("random", "instance", "semantic"))
+    assert curriculum.probabilities(torch.tensor([0.0, 1.0])).tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+def test_draws_follow_the_probabilities():
+    uniform = torch.linspace(0, 1, 10_001)[:-1]
+    drawn = MaskingCurriculum().draw(torch.full((10_000,), 0.6), uniform)
+    shares = torch.bincount(drawn, minlength=3) / 10_000
+    assert torch.allclose(shares, torch.tensor([0.0, 0.8, 0.2]), atol=1e-3)
+    assert MaskingCurriculum().draw(torch.tensor([1.0]), torch.tensor([0.0])).tolist() == [RANDOM]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"schedule": "cosine"}, "schedule: expected"),
+        ({"weights": (0, 0, 0)}, "weights: expected three numbers"),
+        ({"weights": (1, -1, 1)}, "weights: expected"),
+        ({"weights": (1, 1)}, "weights: expected"),
+        ({"order": ("semantic", "random")}, "order: expected a permutation"),
+        ({"jitter": -0.1}, "jitter: expected a number >= 0, got -0.1"),
+    ],
+)
+def test_a_wrong_curriculum_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MaskingCurriculum(**arguments)
