@@ -1,0 +1,135 @@
+"""Files and PIL images of every mode to RGB images and label maps."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from c2fmae_hf.decoding import open_image, to_label_map, to_rgb
+
+
+COLOUR = (200, 100, 50)
+
+
+def encoded(image: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def pixel(image: Image.Image) -> tuple[int, ...]:
+    assert image.mode == "RGB"
+    return image.getpixel((0, 0))
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("RGB", (4, 3), COLOUR), COLOUR),
+        (Image.new("L", (4, 3), 77), (77, 77, 77)),
+        (Image.new("1", (4, 3), 1), (255, 255, 255)),
+        (Image.new("RGBA", (4, 3), (*COLOUR, 255)), COLOUR),
+        (Image.new("RGBA", (4, 3), (*COLOUR, 0)), (255, 255, 255)),
+        (Image.new("LA", (4, 3), (0, 128)), (127, 127, 127)),
+        (Image.new("CMYK", (4, 3), (0, 255, 255, 0)), (255, 0, 0)),
+        (Image.new("YCbCr", (4, 3), (128, 128, 128)), (128, 128, 128)),
+        (Image.fromarray(np.full((3, 4), 257 * 90, dtype=np.uint16)), (90, 90, 90)),
+        (Image.fromarray(np.full((3, 4), 65535, dtype=np.int32)), (255, 255, 255)),
+        (Image.fromarray(np.full((3, 4), 0.2, dtype=np.float32)), (51, 51, 51)),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else "",
+)
+def test_every_mode_becomes_rgb(image, expected):
+    assert pixel(to_rgb(image)) == expected
+    assert to_rgb(image).size == (4, 3)
+
+
+def test_palette_with_transparency():
+    image = Image.new("P", (4, 3), 1)
+    image.putpalette([0, 0, 0, *COLOUR])
+    assert pixel(to_rgb(open_image(encoded(image, "PNG")))) == COLOUR
+    assert pixel(to_rgb(open_image(encoded(image, "PNG", transparency=1)))) == (255, 255, 255)
+
+
+def test_16_bit_png_is_scaled_not_clipped():
+    values = np.array([[0, 257, 32_896, 65_535]], dtype=np.uint16)
+    rgb = np.asarray(to_rgb(open_image(encoded(Image.fromarray(values), "PNG"))))
+    assert rgb[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (39, 19)), (6, (19, 0)), (8, (0, 39))])
+def test_photographs_are_turned_as_their_exif_says(orientation, corner):
+    image = Image.new("RGB", (40, 20))
+    image.paste("white", (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = to_rgb(open_image(encoded(image, "JPEG", exif=exif, quality=100)))
+    assert turned.size == ((20, 40) if orientation > 4 else (40, 20))
+    assert min(turned.getpixel(corner)) > 200
+
+
+def test_cmyk_jpeg():
+    photo = Image.new("RGB", (16, 16), COLOUR).convert("CMYK")
+    assert np.abs(np.subtract(pixel(to_rgb(open_image(encoded(photo, "JPEG", quality=100)))), COLOUR)).max() < 6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5, 7.0])
+def test_impossible_floating_point_pixels(value):
+    image = Image.fromarray(np.full((3, 4), value, dtype=np.float32))
+    with pytest.raises(ValueError, match=r"expected floating-point pixels in \[0, 1\]"):
+        to_rgb(image)
+
+
+def test_label_maps():
+    values = np.array([[0, 3, 255]], dtype=np.uint8)
+    assert to_label_map(Image.fromarray(values)).tolist() == [[0, 3, -100]]
+    palette = Image.fromarray(values).convert("P")
+    palette.putdata(values.ravel().tolist())
+    palette.putpalette([9, 9, 9] * 256)
+    assert to_label_map(open_image(encoded(palette, "PNG"))).tolist() == [[0, 3, -100]]  # indices, not colours
+    wide = np.array([[0, 255, 300, 65_535]], dtype=np.uint16)
+    assert to_label_map(open_image(encoded(Image.fromarray(wide), "PNG"))).tolist() == [[0, 255, 300, -100]]
+    assert to_label_map(Image.new("1", (2, 1), 1)).max() == 1
+    assert to_label_map(Image.new("L", (2, 1))).dtype == np.int32
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "F", "CMYK"])
+def test_what_is_no_label_map(mode):
+    with pytest.raises(ValueError, match=f"expected a single-channel 8- or 16-bit label map, got .* '{mode}'"):
+        to_label_map(Image.new(mode, (2, 2)))
+
+
+PHOTO = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)), "JPEG")
+
+
+def test_sources(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(PHOTO)
+    path = str(tmp_path / "photo.jpg")
+    for value in (PHOTO, path, {"bytes": PHOTO, "path": None}, {"bytes": None, "path": path}, Image.open(path)):
+        assert open_image(value).size == (40, 40)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (PHOTO[:-400], "cannot be decoded: .*truncated"),
+        (b"", "cannot be opened: cannot identify"),
+        (b"\xff\xd8\xff", "cannot be opened"),
+        (b"<html>404</html>", "cannot be opened"),
+        ("/no/such/file", "cannot be opened: .*No such file"),
+        ({"bytes": None, "path": None}, "expected an encoded image, a path or a PIL image, got NoneType"),
+        (17, "expected an encoded image, a path or a PIL image, got int"),
+    ],
+)
+def test_what_cannot_be_read(value, message):
+    with pytest.raises(ValueError, match=message):
+        open_image(value)
+
+
+def test_decompression_bombs(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"cannot be opened: Image size .* exceeds limit"):
+        open_image(PHOTO)

@@ -1,0 +1,108 @@
+"""Joint transforms: image and maps stay aligned, ids stay ids, randomness is the sample's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from c2fmae_hf.transforms import evaluation_transform, training_transform
+
+
+def blocks(height: int = 60, width: int = 90) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+    """Blocks of 15 pixels; the image's red is 20 times the block's id, the maps hold the id and 300 more."""
+    y, x = np.mgrid[:height, :width]
+    ids = (y // 15) * 3 % 4 + (x // 15) * 2 % 7
+    image = np.stack([ids * 20, np.zeros_like(ids), np.full_like(ids, 255)], axis=-1).astype(np.uint8)
+    return Image.fromarray(image), ids.astype(np.int32), (ids + 300).astype(np.int32)
+
+
+IDENTITY = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_image_and_maps_get_the_same_crop_and_flip(seed):
+    image, semantic, instance = blocks()
+    sample = training_transform((64, 64), scale=(0.3, 1.0), label_stride=1, **IDENTITY)(
+        image, semantic, instance, seed
+    )
+    assert sample["pixel_values"].shape == (3, 64, 64)
+    from_pixels = (sample["pixel_values"][0] * 255 / 20).round().long()
+    # Bicubic and nearest differ at the edges of blocks only.
+    assert (from_pixels == sample["semantic"]).float().mean() > 0.75
+    assert torch.equal(sample["semantic"] + 300, sample["instance"])
+
+
+def test_crops_differ_in_place_scale_and_side():
+    image, semantic, instance = blocks()
+    transform = training_transform((32, 32))
+    crops = [transform(image, semantic, instance, seed)["semantic"] for seed in range(50)]
+    assert len({crop.numpy().tobytes() for crop in crops}) > 40
+    column = np.tile(np.arange(90, dtype=np.int32), (60, 1))
+    directions = [transform(image, column, None, seed)["semantic"][0].diff().sign().unique() for seed in range(50)]
+    flipped = sum(int(-1 in d) for d in directions)
+    assert 10 < flipped < 40
+
+
+def test_ids_stay_ids():
+    """Nearest only: no id is invented, however large ids are."""
+    image, semantic, instance = blocks()
+    instance = instance * 187 + 1  # up to 57,000
+    instance[:10] = -100
+    for transform in (training_transform((48, 48)), evaluation_transform((48, 48))):
+        for seed in range(10):
+            sample = transform(image, semantic, instance, seed)
+            assert set(sample["semantic"].unique().tolist()) <= set(np.unique(semantic).tolist())
+            assert set(sample["instance"].unique().tolist()) <= set(np.unique(instance).tolist())
+
+
+def test_randomness_is_the_sample_s_own():
+    arguments = blocks()
+    transform = training_transform((32, 32))
+    before = torch.random.get_rng_state()
+    first = transform(*arguments, seed=5)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(100)
+    again = transform(*arguments, seed=5)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["pixel_values"], transform(*arguments, seed=6)["pixel_values"])
+
+
+def test_normalisation_and_the_label_grid():
+    image, semantic, instance = blocks()
+    sample = evaluation_transform((56, 56))(image, semantic, instance, 0)
+    blue = sample["pixel_values"][2]
+    assert torch.allclose(blue, torch.full_like(blue, (1 - 0.406) / 0.225), atol=1e-5)
+    assert sample["semantic"].shape == sample["instance"].shape == (14, 14)
+    assert sample["semantic"].dtype == torch.int64
+    full = evaluation_transform((56, 56), label_stride=1)(image, semantic, instance, 0)
+    assert torch.equal(full["semantic"][2::4, 2::4], sample["semantic"])
+
+
+def test_evaluation_is_central_and_fixed():
+    image, semantic, instance = blocks(60, 100)
+    semantic = np.tile(np.arange(100, dtype=np.int32), (60, 1))
+    transform = evaluation_transform((60, 60), crop_ratio=1.0, label_stride=1)
+    first, second = (transform(image, semantic, instance, seed) for seed in (0, 1))
+    assert torch.equal(first["pixel_values"], second["pixel_values"])
+    assert first["semantic"][0].tolist() == list(range(20, 80))
+
+
+def test_missing_maps():
+    image, semantic, _ = blocks()
+    sample = training_transform((32, 64))(image, semantic, None, 0)
+    assert sample["semantic"].shape == (8, 16)
+    assert torch.equal(sample["instance"], torch.full((8, 16), -100))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 2), (7, 7)])
+@pytest.mark.parametrize("make", [training_transform, evaluation_transform])
+def test_odd_sizes(size, make):
+    height, width = size
+    image = Image.fromarray(np.full((height, width, 3), 128, dtype=np.uint8))
+    semantic = np.ones((height, width), dtype=np.int32)
+    sample = make((32, 48))(image, semantic, semantic, 0)
+    assert sample["pixel_values"].shape == (3, 32, 48)
+    assert sample["pixel_values"].isfinite().all()
+    assert set(sample["semantic"].unique().tolist()) <= {0, 1}
