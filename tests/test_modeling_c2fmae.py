@@ -535,6 +535,17 @@ def test_losses_are_fp32_under_bf16(config, batch):
     assert torch.allclose(outputs.loss, expected.loss, rtol=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_loading_in_half_precision(config, batch, tmp_path, dtype):
+    model = C2FMAEForPreTraining(config).eval()
+    model.save_pretrained(tmp_path)
+    half = C2FMAEForPreTraining.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert {p.dtype for p in half.parameters()} == {dtype}
+    assert torch.allclose(half(**batch).loss.float(), model(**batch).loss, rtol=0.03)
+    features = half.c2fmae(batch["pixel_values"]).last_hidden_state
+    assert features.dtype == dtype
+
+
 # Bad input
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
@@ -199,34 +200,52 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     # From the model's outputs back to what people look at
 
     def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None, grid_size: tuple[int, int] | None = None
-    ) -> list[torch.Tensor]:
+        self,
+        outputs: Any,
+        target_sizes: list[tuple[int, int]] | None = None,
+        return_segmentation_scores: bool = False,
+        grid_size: tuple[int, int] | None = None,
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """
         Args:
             outputs: Of `C2FMAEForSemanticSegmentation`, or of `C2FMAEForPreTraining`.
             target_sizes (*optional*): `(height, width)` of each map; else that of the logits or the label grid.
-            grid_size (*optional*): Patches per column and per row, for pre-training outputs of non-square images.
+            return_segmentation_scores (`bool`): Whether to return the scores of all classes beside each map; of
+                pre-training outputs, which hold masked patches alone, they are `None`.
+            grid_size (*optional*): Patches per column and per row, for pre-training outputs of images that are not of
+                the processor's `crop_size`.
 
         Returns:
-            A list of `(height, width)` int64 maps of class ids. Pre-training predicts masked patches only; what was
+            A list of `(height, width)` int64 maps of class ids (or of outputs with `segmentation` and
+            `segmentation_scores` `(num_labels, height, width)`). Pre-training predicts masked patches only; what was
             visible is -100.
 
         Raises:
             `ValueError`: if there are no semantic predictions, or not one target size per image.
         """
+        scores: list[torch.Tensor | None]
         if isinstance(outputs, C2FMAEForPreTrainingOutput):
             if outputs.semantic_logits is None:
                 raise ValueError("outputs: expected semantic_logits, got none; the decoder has no semantic stage")
             classes = outputs.semantic_logits.argmax(dim=-1, keepdim=True)
-            maps = self._place_patches(classes, outputs.patch_ids, grid_size, fill=IGNORE_INDEX)[:, 0]
-            return self._resize_maps(maps, target_sizes)
-        logits = outputs.logits
-        self._check_target_sizes(len(logits), target_sizes)
-        if target_sizes is None:
-            return list(logits.argmax(dim=1))
+            placed = self._place_patches(classes, outputs.patch_ids, grid_size, fill=IGNORE_INDEX)[:, 0]
+            maps = self._resize_maps(placed, target_sizes)
+            scores = [None] * len(maps)
+        else:
+            self._check_target_sizes(len(outputs.logits), target_sizes)
+            resized = list(outputs.logits)
+            if target_sizes is not None:
+                resized = [
+                    torch.nn.functional.interpolate(logits[None].float(), size=tuple(size), mode="bilinear")[0]
+                    for logits, size in zip(resized, target_sizes)
+                ]
+            maps = [logits.argmax(dim=0) for logits in resized]
+            scores = list(resized)
+        if not return_segmentation_scores:
+            return maps
         return [
-            torch.nn.functional.interpolate(scores[None].float(), size=tuple(size), mode="bilinear")[0].argmax(dim=0)
-            for scores, size in zip(logits, target_sizes)
+            SemanticSegmentationPostProcessorOutput(data={"segmentation": ids, "segmentation_scores": values})
+            for ids, values in zip(maps, scores)
         ]
 
     def post_process_instance_segmentation(
@@ -242,7 +261,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
             outputs ([`C2FMAEForPreTrainingOutput`]).
             threshold (`float`): A cell is foreground above this probability.
             target_sizes (*optional*): `(height, width)` of each map; else that of the label grid.
-            grid_size (*optional*): Patches per column and per row, for non-square images.
+            grid_size (*optional*): As for [`post_process_semantic_segmentation`].
             decoding: `radius`, `min_cells`, `max_instances` of [`instance_map_from_labels`].
 
         Returns:
@@ -263,7 +282,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         maps = instance_map_from_labels(field, **decoding)
         classes: list[torch.Tensor | None] = [None] * len(maps)
         if outputs.semantic_logits is not None:
-            classes = list(self.post_process_semantic_segmentation(outputs, grid_size=grid_size))
+            classes = list(self.post_process_semantic_segmentation(outputs, grid_size=grid_size))  # type: ignore[arg-type]
 
         results = []
         for label_map, scores, semantic, resized in zip(

@@ -357,7 +357,7 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         # timm's key, for it a parameter. A buffer is saved like one and stays fixed: `from_pretrained` makes every
         # parameter trainable.
-        self.register_buffer("pos_embed", torch.zeros(1, config.num_patches + 1, config.hidden_size))
+        self.register_buffer("pos_embed", self.position_table())
         self.pos_drop = nn.Dropout(config.hidden_dropout_prob)
         extra_inputs = {
             # The additional channel says that a cell's label is unknown.
@@ -417,10 +417,12 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
         """
         grid_size = check_pixel_values(self.config, pixel_values, interpolate_pos_encoding)
         pixel_values = pixel_values.to(self.patch_embed.proj.weight.dtype)
-        cls_position, positions = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        tokens = self.patch_embed(pixel_values)
+        # Loading in half precision casts parameters, but not buffers.
+        position_table = self.pos_embed.to(tokens.dtype)
+        cls_position, positions = position_table[:, :1], position_table[:, 1:]
         positions = resize_position_table(positions, self.config.grid_size, grid_size)
-
-        tokens = self.patch_embed(pixel_values) + positions
+        tokens = tokens + positions
         granularities = [tokens]
         for name, labels in (("semantic", semantic_labels), ("instance", instance_labels)):
             if name in self.label_embed and labels is not None:
@@ -524,7 +526,7 @@ class C2FMAEDecoder(nn.Module):
         width = config.decoder_hidden_size
         self.embed = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("pos_embed", torch.zeros(1, config.num_patches, width))
+        self.register_buffer("pos_embed", self.position_table())
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         cascaded = config.decoder_type == "cascaded"
         self.stages = nn.ModuleDict(
@@ -559,8 +561,8 @@ class C2FMAEDecoder(nn.Module):
         Returns:
             The logits of each granularity, `(B, M, cells, channels)`.
         """
-        positions = resize_position_table(self.pos_embed, self.config.grid_size, grid_size)
         memory = self.embed(encoder_tokens)
+        positions = resize_position_table(self.pos_embed.to(memory.dtype), self.config.grid_size, grid_size)
         visible_positions = gather_patches(positions, visible_ids)
         copies = (memory.shape[1] - 1) // max(visible_ids.shape[1], 1)
         visible_positions = visible_positions.repeat(1, copies, 1)

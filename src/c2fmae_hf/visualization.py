@@ -127,7 +127,7 @@ def draw_reconstruction(
     notes = ["Light grey: not predicted (visible patches) or without label."]
     if config.norm_pix_loss and "image" in config.granularities:
         notes.append("Brightness and contrast of reconstructed patches are borrowed from the photograph.")
-    names = config.semantic_id2label or {}
+    names: dict[Any, str] = dict(config.semantic_id2label or {})
     present: list[int] = []
     if "semantic" in config.granularities:
         present = [i for i in inputs["semantic_labels"].unique().tolist() if i in names]
