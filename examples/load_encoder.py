@@ -5,7 +5,7 @@ Load a saved encoder with transformers and with timm, and compare their features
     python examples/load_encoder.py runs/demo/c2fmae-vit-tiny --image photo.jpg
 
 timm loads it in a process of its own that never imports this package: the folder's `config.json` holds timm's keys.
-Takes a few seconds; measured difference on CPU: 0.
+timm 1.0.26 is the first whose `local-dir:` reads safetensors. Takes a few seconds; measured difference on CPU: 0.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from c2fmae_hf import C2FMAEForPreTraining
-from testing_utils import make_rows
+from testing_utils import make_rows, require_timm_local_dir
 
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -230,6 +230,7 @@ def test_demo_dataset(demo_dataset):
         assert not right_edges or max(right_edges) <= int(left)
 
 
+@require_timm_local_dir
 def test_load_encoder(run_pretraining, recipe, tmp_path, capsys):
     run_pretraining.main([str(recipe), "--save_strategy", "no", "--config_overrides", "{}", "--num_drawn", "0"])
     image = make_rows(1, size=90)[0]["image"]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel
+from testing_utils import require_timm_local_dir
 
 
 def tiny(**fields) -> C2FMAEConfig:
@@ -42,6 +43,7 @@ def test_no_weights_are_claimed():
         assert name not in timm.list_pretrained()
 
 
+@require_timm_local_dir
 @pytest.mark.parametrize("fields", [{}, {"pooling": "cls"}, {"image_size": (96, 160)}, {"qkv_bias": False}], ids=str)
 def test_the_same_features(tmp_path, fields):
     model = C2FMAEModel(tiny(**fields)).eval()
@@ -54,6 +56,7 @@ def test_the_same_features(tmp_path, fields):
         assert torch.allclose(outputs.pooler_output, other(pixels), atol=1e-5)
 
 
+@require_timm_local_dir
 @pytest.mark.parametrize("size", [(224, 320), (112, 96)])
 def test_the_same_features_at_other_sizes(tmp_path, size):
     """Both resample positions alike."""
@@ -66,6 +69,7 @@ def test_the_same_features_at_other_sizes(tmp_path, size):
         assert torch.allclose(features, other.forward_features(pixels), atol=1e-5)
 
 
+@require_timm_local_dir
 def test_timm_s_own_preprocessing_is_the_processor_s(tmp_path):
     C2FMAEModel(tiny()).save_pretrained(tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path}", num_classes=0)
@@ -119,6 +123,7 @@ assert "c2fmae_hf" not in sys.modules and "transformers" not in sys.modules
 """
 
 
+@require_timm_local_dir
 def test_timm_needs_neither_this_package_nor_transformers(tmp_path):
     model = C2FMAEModel(tiny()).eval()
     model.save_pretrained(tmp_path / "encoder")

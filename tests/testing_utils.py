@@ -6,7 +6,16 @@ import io
 
 import datasets
 import numpy as np
+import pytest
+import timm
+from packaging.version import Version
 from PIL import Image
+
+
+require_timm_local_dir = pytest.mark.skipif(
+    Version(timm.__version__) < Version("1.0.26"),
+    reason="timm loads safetensors through local-dir: from 1.0.26 on (through hf-hub: in every supported version)",
+)
 
 
 def png(array: np.ndarray) -> dict:
