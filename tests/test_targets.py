@@ -95,10 +95,11 @@ def test_rows_of_a_batch_do_not_mix():
     assert not together[3, :2].any()
 
 
-@pytest.mark.parametrize("number", [0, 1, 3, 8])
-def test_targets_decode_to_the_map_they_came_from(number):
+@pytest.mark.parametrize("number", [0, 1, 3, 8, 12])
+@pytest.mark.parametrize("radius", [0.001, 0.01, 0.02, 0.03])
+def test_targets_decode_to_the_map_they_came_from(number, radius):
     label_map = torch.stack([discs(number, seed) for seed in range(6)])
-    decoded = instance_map_from_labels(instance_labels_from_map(label_map), radius=0.03, min_cells=1)
+    decoded = instance_map_from_labels(instance_labels_from_map(label_map), radius=radius, min_cells=1)
     for one, other in zip(label_map, decoded):
         assert same_partition(one, other)
 
@@ -117,11 +118,25 @@ def test_decoding_stands_noise():
         assert wrong < 0.05 * (one > 0).sum()
 
 
+def test_centres_in_neighbouring_cells_do_not_stop_the_search():
+    """The densest place may lie between two centres, on neither."""
+    label_map = torch.zeros(1, 56, 56, dtype=torch.long)
+    label_map[0, 10:30, 10:30], label_map[0, 18:24, 18:24] = 1, 2  # a frame around a square, centres a cell apart
+    for index, top in enumerate(range(2, 50, 10)):
+        label_map[0, top : top + 4, 40:50] = index + 3
+    decoded = instance_map_from_labels(instance_labels_from_map(label_map), radius=0.02, min_cells=4)
+    assert decoded.max() >= 6
+    for instance_id in range(3, 8):
+        found = decoded[label_map == instance_id].unique()
+        assert len(found) == 1
+        assert (decoded == found).sum() == 40
+
+
 def test_decoding_leaves_out_small_instances():
     label_map = torch.zeros(1, 20, 20, dtype=torch.long)
     label_map[0, :6, :6], label_map[0, 15:16, 15:17] = 1, 2
     labels = instance_labels_from_map(label_map)
-    assert instance_map_from_labels(labels, radius=0.05, min_cells=4).max() == 1
+    assert instance_map_from_labels(labels, radius=0.05, min_cells=4).unique().tolist() == [0, 1]
     assert instance_map_from_labels(labels, radius=0.05, min_cells=1).max() == 2
 
 

@@ -118,7 +118,8 @@ def instance_map_from_labels(
         max_instances (`int`): At most this many instances in a map.
 
     Returns:
-        `torch.LongTensor` of shape `(batch_size, height, width)`: 0 = none, 1, 2, ... by decreasing number of votes.
+        `torch.LongTensor` of shape `(batch_size, height, width)`: 0 = none, 1, 2, ... in the order in which they were
+        found, the densest first.
     """
     batch_size, _, height, width = instance_labels.shape
     device = instance_labels.device
@@ -143,31 +144,28 @@ def instance_map_from_labels(
         density = torch.nn.functional.avg_pool2d(
             counts.view(batch_size, 1, height, width), kernel, stride=1, padding=reach, divisor_override=1
         ).flatten(1)
-        # Among equally dense places prefer the one with votes of its own.
-        peak = (density + counts / (counts.sum(dim=1, keepdim=True) + 1)).argmax(dim=1)
+        # Only places with votes of their own; among equally dense ones that with the most.
+        density = density + counts / (counts.sum(dim=1, keepdim=True) + 1)
+        peak = density.masked_fill(counts == 0, -1).argmax(dim=1)
         peak_centre = torch.stack([(peak // width + 0.5) / height, (peak % width + 0.5) / width], dim=1)
         for _ in range(2):  # move to the mean of the votes within reach
             near = free & _within(votes, peak_centre, max(radius, 0.75 / height), max(radius, 0.75 / width))
             number = near.sum(dim=1)
             mean = (votes * near[..., None]).sum(dim=1) / number.clamp(min=1)[:, None]
             peak_centre = torch.where(number[:, None] > 0, mean, peak_centre)
-        is_instance = number >= min_cells
-        if not is_instance.any():
-            break
         centres.append(peak_centre)
-        found.append(is_instance)
-        # The votes taken away include those that the last move left just out of reach, so that each round ends a peak.
-        taken = near | (bins == peak[:, None])
-        free = free & ~(taken & is_instance[:, None])
+        found.append(number >= max(min_cells, 1))
+        # Too small or not, the peak is done with; so are votes of its place that the last move left out of reach.
+        free = free & ~(near | (bins == peak[:, None]))
+        if not free.any():
+            break
 
-    if not centres:
-        return torch.zeros(batch_size, height, width, dtype=torch.long, device=device)
-    all_centres = torch.stack(centres, dim=1)  # (batch, instances, 2)
-    distance = torch.cdist(votes, all_centres)
-    distance = distance.masked_fill(~torch.stack(found, dim=1)[:, None], float("inf"))
-    nearest = distance.min(dim=2)
-    ids = torch.where(foreground & nearest.values.isfinite(), nearest.indices + 1, NO_INSTANCE)
-    return ids.view(batch_size, height, width)
+    is_instance = torch.stack(found, dim=1)  # (batch, peaks)
+    distance = torch.cdist(votes, torch.stack(centres, dim=1), compute_mode="donot_use_mm_for_euclid_dist")
+    nearest = distance.masked_fill(~is_instance[:, None], float("inf")).min(dim=2)
+    # Peaks that were too small have left gaps in the count.
+    names = is_instance.cumsum(dim=1).gather(1, nearest.indices)
+    return torch.where(foreground & nearest.values.isfinite(), names, NO_INSTANCE).view(batch_size, height, width)
 
 
 def _within(votes: torch.Tensor, centre: torch.Tensor, reach_y: float, reach_x: float) -> torch.Tensor:
