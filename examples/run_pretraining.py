@@ -236,7 +236,8 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         draw_reconstruction(model, collator(samples), processor, output_dir / "reconstruction.png", title)
         draw_curves(trainer.state.log_history, output_dir / "curves.png", title)
         results += [output_dir / "reconstruction.png", output_dir / "curves.png"]
-    logger.info("\nResults:\n" + "\n".join(f"  {path}" for path in results))
+    if trainer.is_world_process_zero():
+        logger.info("\nResults:\n" + "\n".join(f"  {path}" for path in results))
     return trainer
 
 

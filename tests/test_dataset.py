@@ -8,7 +8,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
+from torch.utils.data import BatchSampler
 
 from c2fmae_hf.dataset import (
     C2FMAEDataset,
@@ -154,6 +156,19 @@ def test_epoch_sampler():
     assert {key.epoch for key in second} == {1}
     assert second[-1].progress == pytest.approx(0.19)
     assert [key.index for key in EpochSampler(10, progress, seed=1)] != [key.index for key in second]
+
+
+def test_processes_share_an_epoch():
+    """As accelerate shards batches: every row once, and so different masks on every process."""
+    progress = SharedProgress()
+    progress.start_epoch(2, start=0.0, per_sample=0.01)
+    shards = []
+    for rank in range(2):
+        batches = BatchSampler(EpochSampler(16, progress, seed=0), batch_size=4, drop_last=False)
+        shards.append([key for batch in BatchSamplerShard(batches, 2, rank) for key in batch])
+    assert sorted(key.index for shard in shards for key in shard) == list(range(16))
+    # Both are at the same place of the curriculum, to a batch.
+    assert all(abs(a.progress - b.progress) <= 0.04 + 1e-9 for a, b in zip(*shards))
 
 
 def test_progress_is_bounded():

@@ -22,6 +22,7 @@ class C2FMAETrainingArguments(TrainingArguments):
     - `remove_unused_columns=False`: the model's `forward` names none of a dataset's columns.
     - `label_names=["pixel_values"]`: the photograph is its own target, whatever the granularities, so that evaluation
       always returns a loss; `prediction_loss_only=True`, since predictions are as large as the images.
+    - `ddp_find_unused_parameters=False`: every parameter gets a gradient in every step.
     - `logging_nan_inf_filter=False`: a loss that is not finite stops the run instead of vanishing from the logs.
 
     Args:
@@ -62,6 +63,9 @@ class C2FMAETrainingArguments(TrainingArguments):
     )
     prediction_loss_only: bool = field(
         default=True, metadata={"help": "Evaluate losses only, without collecting predictions."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Whether DistributedDataParallel looks for parameters without a gradient."}
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Must stay False: a loss that is not finite stops the run."}
