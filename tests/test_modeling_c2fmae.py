@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoBackbone,
@@ -15,6 +17,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
+    pipeline,
 )
 
 from c2fmae_hf import (
@@ -23,6 +26,7 @@ from c2fmae_hf import (
     C2FMAEForImageClassification,
     C2FMAEForPreTraining,
     C2FMAEForSemanticSegmentation,
+    C2FMAEImageProcessor,
     C2FMAEModel,
 )
 from c2fmae_hf.positions import sincos_position_table
@@ -440,6 +444,7 @@ def test_semantic_segmentation(config, batch):
     # The loss is that of the scores resized to the labels, without what is ignored.
     resized = torch.nn.functional.interpolate(outputs.logits, size=(32, 32), mode="bilinear")[:, :, 5:]
     assert torch.allclose(torch.nn.functional.cross_entropy(resized, labels[:, 5:]), outputs.loss)
+    assert model(batch["pixel_values"], labels=torch.full_like(labels, 255)).loss == 0
     assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
 
 
@@ -584,3 +589,24 @@ def test_segmentation_of_one_class_is_refused(config, batch):
     model = C2FMAEForSemanticSegmentation(with_fields(config, num_labels=1))
     with pytest.raises(ValueError, match="num_labels: expected at least 2"):
         model(batch["pixel_values"], labels=torch.zeros(8, 32, 32, dtype=torch.long))
+
+
+# Pipelines
+
+
+def test_pipelines_on_saved_folders(config, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+    config = with_fields(config, num_labels=3)
+    for model_class in (C2FMAEModel, C2FMAEForImageClassification, C2FMAEForSemanticSegmentation):
+        model_class(config).save_pretrained(tmp_path / model_class.__name__)
+        C2FMAEImageProcessor.from_config(config).save_pretrained(tmp_path / model_class.__name__)
+    features = pipeline("image-feature-extraction", model=str(tmp_path / "C2FMAEModel"))(image)
+    assert np.array(features).shape == (1, 17, 32)
+    classes = pipeline("image-classification", model=str(tmp_path / "C2FMAEForImageClassification"))(image)
+    assert sum(c["score"] for c in classes) == pytest.approx(1, abs=1e-3)
+    segment = pipeline("image-segmentation", model=str(tmp_path / "C2FMAEForSemanticSegmentation"))
+    masks = segment(image, subtask="semantic")
+    assert {mask["mask"].size for mask in masks} == {(70, 50)}
+    assert np.sum([np.asarray(mask["mask"]) > 0 for mask in masks]) == 50 * 70
+    with pytest.raises(ValueError, match='subtask="semantic"'):
+        segment(image)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import datasets
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+from tqdm.auto import tqdm
 
 from .constants import IGNORE_INDEX
 from .decoding import open_image, to_label_map, to_rgb
@@ -246,7 +247,8 @@ def count_semantic_classes(rows: datasets.Dataset) -> int:
         `ValueError`: if a map cannot be decoded, naming the row, or if all of them are empty.
     """
     highest = IGNORE_INDEX
-    for index, row in enumerate(_undecoded(rows.select_columns(["semantic"]))):
+    maps = _undecoded(rows.select_columns(["semantic"]))
+    for index, row in enumerate(tqdm(maps, desc="Counting semantic classes", unit=" maps")):
         if row["semantic"] is None:
             continue
         try:

@@ -272,10 +272,13 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         Raises:
             `ValueError`: if there are no instance predictions, or not one target size per image.
         """
-        if outputs.instance_logits is None:
-            raise ValueError("outputs: expected instance_logits, got none; the decoder has no instance stage")
-        logits = outputs.instance_logits.float()
-        values = torch.cat([logits[..., :2], logits[..., 2:].sigmoid()], dim=-1)
+        logits: torch.Tensor | None = getattr(outputs, "instance_logits", None)
+        if logits is None:
+            raise ValueError(
+                "outputs: expected instance_logits, got none; the model predicts no instances (in a pipeline for "
+                'image-segmentation, pass subtask="semantic")'
+            )
+        values = torch.cat([logits[..., :2], logits[..., 2:].sigmoid()], dim=-1).float()
         field = self._place_patches(values, outputs.patch_ids, grid_size, fill=0.0)
         probability = field[:, 2]
         field = torch.cat([field[:, :2], (probability > threshold).float()[:, None]], dim=1)

@@ -139,7 +139,7 @@ def mask_by_strategy(
     cell_regions = combine_regions(semantic, torch.where(is_instance, instance, NO_INSTANCE))
     regions = patch_regions(cell_regions, cells_per_side)
     num_patches = regions.shape[1]
-    regions = torch.where((applied == RANDOM)[:, None], torch.arange(num_patches), regions)
+    regions = torch.where((applied == RANDOM)[:, None], torch.arange(num_patches, device=regions.device), regions)
     region_keys, patch_keys = uniform[:, :num_patches], uniform[:, num_patches:]
     return mask_regions(regions, num_masked, region_keys, patch_keys, jitter), applied
 
@@ -186,7 +186,7 @@ class MaskingCurriculum:
         """
         t = progress.double().clamp(0, 1)
         if self.schedule == "constant":
-            weights = torch.tensor(self.weights, dtype=torch.double)
+            weights = torch.tensor(self.weights, dtype=torch.double, device=t.device)
             return (weights / weights.sum()).expand(len(t), -1)
         if self.schedule == "step":
             stage = (t * len(self.order)).long().clamp(max=len(self.order) - 1)

@@ -816,7 +816,9 @@ class C2FMAEForSemanticSegmentation(C2FMAEPreTrainedModel):
         loss = None
         if labels is not None:
             resized = nn.functional.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear")
-            loss = nn.functional.cross_entropy(resized, labels, ignore_index=self.config.semantic_loss_ignore_index)
+            ignore_index = self.config.semantic_loss_ignore_index
+            total = nn.functional.cross_entropy(resized, labels, ignore_index=ignore_index, reduction="sum")
+            loss = total / (labels != ignore_index).sum().clamp(min=1)  # 0, not NaN, where all is ignored
         return SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
