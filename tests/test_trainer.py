@@ -165,6 +165,17 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(config, rows, tmp_
         assert torch.equal(value, other), name
 
 
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_persistent_workers_train_the_same(config, rows, tmp_path, context):
+    plain = make_trainer(config, rows, tmp_path / "plain")
+    arguments = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    workers = make_trainer(config, rows, tmp_path / "workers", dataloader_multiprocessing_context=context, **arguments)
+    for trainer in (plain, workers):
+        trainer.train()
+    keys = ("loss", "masked_semantic", "masked_instance", "masked_random")
+    assert logged(plain, *keys) == logged(workers, *keys)
+
+
 def test_streaming_resumes_to_the_same_weights(config, rows, tmp_path):
     arguments = {"streaming": True, "save_strategy": "steps", "save_steps": 4}
     whole = make_trainer(config, rows, tmp_path / "whole", **arguments)
