@@ -27,7 +27,7 @@ from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
-from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
+from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
 from c2fmae_hf.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.dataset import (
     MAP_COLUMNS,
@@ -104,6 +104,11 @@ def parse_arguments(
     data_args, model_args, training_args = parser.parse_args_into_dataclasses(args)
     if data_args.dataset_name is None:
         parser.error("--dataset_name is required")
+    fixed = ("size", "image_size", "num_semantic_classes", "config_overrides")
+    if model_args.model_name_or_path is not None:
+        given = [name for name in fixed if getattr(model_args, name) != getattr(ModelArguments, name)]
+        if given:
+            parser.error(f"{given} cannot be combined with model_name_or_path, whose configuration is used")
     return data_args, model_args, training_args
 
 
@@ -195,6 +200,8 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         eval_dataset = dataset_class(held_out_rows, evaluation_transform(size, **transform_options), **options)
     else:
         training_args.eval_strategy = "no"
+        training_args.eval_on_start = False
+        logger.warning("No validation split: the run is not evaluated.")
     collator = DataCollatorForC2FMAE(
         config,
         curriculum=curriculum,
@@ -219,7 +226,8 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     trainer.save_state()
 
     # Results
-    encoder_dir = output_dir / f"c2fmae-vit-{model_args.size}"
+    widths = {fields["hidden_size"]: size for size, fields in SIZES.items()}
+    encoder_dir = output_dir / f"c2fmae-vit-{widths.get(config.hidden_size, 'custom')}"
     trainer.save_encoder(encoder_dir)
     trainer.save_model(str(output_dir / f"{encoder_dir.name}-pretraining"))
     results = [encoder_dir, output_dir / f"{encoder_dir.name}-pretraining", output_dir / "trainer_state.json"]
@@ -234,8 +242,12 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
             count = min(data_args.num_drawn, len(dataset))
             samples = [dataset[i] for i in torch.linspace(0, len(dataset) - 1, count).long().tolist()]
         draw_reconstruction(model, collator(samples), processor, output_dir / "reconstruction.png", title)
-        draw_curves(trainer.state.log_history, output_dir / "curves.png", title)
-        results += [output_dir / "reconstruction.png", output_dir / "curves.png"]
+        results.append(output_dir / "reconstruction.png")
+        if any("semantic_loss" in entry or "image_loss" in entry for entry in trainer.state.log_history):
+            draw_curves(trainer.state.log_history, output_dir / "curves.png", title)
+            results.append(output_dir / "curves.png")
+        else:
+            logger.warning("Nothing was logged, so that there are no curves; lower logging_steps.")
     if trainer.is_world_process_zero():
         logger.info("\nResults:\n" + "\n".join(f"  {path}" for path in results))
     return trainer

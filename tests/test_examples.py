@@ -140,6 +140,11 @@ def test_parquet_files_and_a_held_out_share(run_pretraining, recipe, tmp_path):
     assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (16, 4)
 
 
+def test_a_run_too_short_to_be_logged_still_ends_well(run_pretraining, recipe, tmp_path):
+    run_pretraining.main([str(recipe), "--logging_steps", "100", "--eval_strategy", "no", "--max_steps", "2"])
+    assert (tmp_path / "run/reconstruction.png").is_file()
+
+
 def test_bad_arguments_are_named(run_pretraining, recipe, tmp_path, capsys):
     values = yaml.safe_load(recipe.read_text())
     recipe.write_text(yaml.safe_dump({**values, "learning_rat": 1.0}))

@@ -401,6 +401,30 @@ def test_unknown_weights_are_an_error(config, tmp_path):
         C2FMAEModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("extra", ["decoder.junk", "classifier.weight", "c2fmae.junk"])
+def test_surplus_weights_of_a_pretraining_checkpoint_are_an_error(config, tmp_path, extra):
+    C2FMAEForPreTraining(config).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({**weights, extra: torch.ones(3)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"unexpected \['.*(junk|classifier\.weight)'\]"):
+        C2FMAEForPreTraining.from_pretrained(tmp_path)
+
+
+def test_a_classifier_does_not_lose_weights_of_its_own(config, tmp_path):
+    C2FMAEForImageClassification(config).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({**weights, "classifier.junk": torch.ones(3)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"classifier\.junk"):
+        C2FMAEForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("fields", [{"mask_ratio": 2.0}, {"label_stride": 3}, {"granularities": ["image"]}], ids=str)
+def test_overridden_fields_are_checked(config, tmp_path, fields):
+    C2FMAEForPreTraining(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="C2FMAEConfig"):
+        C2FMAEForPreTraining.from_pretrained(tmp_path, **fields)
+
+
 def test_a_folder_without_weights_is_an_error(config, tmp_path):
     config.save_pretrained(tmp_path)
     with pytest.raises(OSError, match=r"model\.safetensors"):
@@ -445,6 +469,8 @@ def test_semantic_segmentation(config, batch):
     resized = torch.nn.functional.interpolate(outputs.logits, size=(32, 32), mode="bilinear")[:, :, 5:]
     assert torch.allclose(torch.nn.functional.cross_entropy(resized, labels[:, 5:]), outputs.loss)
     assert model(batch["pixel_values"], labels=torch.full_like(labels, 255)).loss == 0
+    as_processed = labels.masked_fill(labels == 255, -100)
+    assert torch.equal(model(batch["pixel_values"], labels=as_processed).loss, outputs.loss)
     assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
 
 

@@ -211,7 +211,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             self.loss_weights = dict.fromkeys(self.granularities, 1.0)
         if self.semantic_id2label is not None:
             self.semantic_id2label = {int(key): name for key, name in self.semantic_id2label.items()}
-        self._check_values()
+        self.check_values()
 
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
@@ -261,7 +261,9 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         """Number of masked patches out of `num_patches`; at least one patch is masked and one stays visible."""
         return min(max(round(self.mask_ratio * num_patches), 1), max(num_patches - 1, 1))
 
-    def _check_values(self) -> None:
+    def check_values(self) -> None:
+        """Raises `ValueError` for a value out of range; runs at construction and again when a model is built."""
+
         def check(condition: bool, field: str, expected: str, value: Any = None) -> None:
             if not condition:
                 raise ValueError(f"C2FMAEConfig.{field}: expected {expected}, got {value!r}")

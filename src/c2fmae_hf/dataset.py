@@ -260,6 +260,11 @@ def count_semantic_classes(rows: datasets.Dataset) -> int:
     return highest + 1
 
 
+def _stream(rows: datasets.Dataset) -> datasets.IterableDataset:
+    """With enough shards for data-loading workers to share."""
+    return rows.to_iterable_dataset(num_shards=max(min(64, len(rows)), 1))
+
+
 def load_splits(name: str, config_name: str | None = None, streaming: bool = False) -> dict[str, Any]:
     """
     The splits of a dataset, wherever it is.
@@ -292,7 +297,7 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = datasets.load_from_disk(name)
         splits = dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-        return {split: rows.to_iterable_dataset() for split, rows in splits.items()} if streaming else splits
+        return {split: _stream(rows) for split, rows in splits.items()} if streaming else splits
     if name.startswith((".", "/", "~")) and not path.exists():
         raise FileNotFoundError(f"dataset: expected a folder or Parquet files at {name!r}, found nothing")
     return dict(datasets.load_dataset(name, config_name, streaming=streaming))

@@ -282,8 +282,23 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     # Losses are means over the batch; the Trainer divides them by the accumulation steps itself.
     accepts_loss_kwargs = False
     # What other C2FMAE classes save besides the encoder; and which modules of this class a checkpoint may lack.
-    _keys_to_ignore_on_load_unexpected: list[str] | None = [r"^decoder\.", r"^classifier\.", r"^decode_head\."]
+    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [
+        r"^decoder\.",
+        r"^classifier\.",
+        r"^decode_head\.",
+    ]
     _may_be_new: tuple[str, ...] = ()
+
+    def __init__(self, config: C2FMAEConfig, *args, **kwargs) -> None:
+        # Fields that `from_pretrained` overrides are set on the finished configuration, past its checks.
+        config.check_values()
+        super().__init__(config, *args, **kwargs)
+
+    def post_init(self) -> None:
+        super().post_init()
+        # The library adds the encoder's patterns to those of the class around it, which would then load with surplus
+        # weights of its own.
+        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
@@ -798,7 +813,7 @@ class C2FMAEForSemanticSegmentation(C2FMAEPreTrainedModel):
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`).
             labels (`torch.LongTensor` of shape `(batch_size, label_height, label_width)`, *optional*): Classes;
-                `config.semantic_loss_ignore_index` is ignored. Scores are resized to them for the loss.
+                `config.semantic_loss_ignore_index` and -100 are ignored. Scores are resized to them for the loss.
             interpolate_pos_encoding (`bool`): Accept any image size that is a multiple of the patch size.
 
         Returns:
@@ -817,6 +832,7 @@ class C2FMAEForSemanticSegmentation(C2FMAEPreTrainedModel):
         if labels is not None:
             resized = nn.functional.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear")
             ignore_index = self.config.semantic_loss_ignore_index
+            labels = labels.masked_fill(labels == IGNORE_INDEX, ignore_index)  # the image processor's mark
             total = nn.functional.cross_entropy(resized, labels, ignore_index=ignore_index, reduction="sum")
             loss = total / (labels != ignore_index).sum().clamp(min=1)  # 0, not NaN, where all is ignored
         return SemanticSegmenterOutput(

@@ -23,6 +23,7 @@ class C2FMAETrainingArguments(TrainingArguments):
     - `label_names=["pixel_values"]`: the photograph is its own target, whatever the granularities, so that evaluation
       always returns a loss; `prediction_loss_only=True`, since predictions are as large as the images.
     - `ddp_find_unused_parameters=False`: every parameter gets a gradient in every step.
+    - `logging_steps=10`: a short run is logged too.
     - `logging_nan_inf_filter=False`: a loss that is not finite stops the run instead of vanishing from the logs.
 
     Args:
@@ -67,6 +68,7 @@ class C2FMAETrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Whether DistributedDataParallel looks for parameters without a gradient."}
     )
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or a share of all below 1."})
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Must stay False: a loss that is not finite stops the run."}
     )
