@@ -179,7 +179,8 @@ class C2FMAEDataset(Dataset):
 class C2FMAEIterableDataset(IterableDataset):
     """
     A streaming dataset for pre-training. It starts over (with the next shuffle) whenever its rows are used up, so that
-    a run of `max_steps` sees one endless epoch; in evaluation it ends.
+    a run of `max_steps` sees one endless epoch; in evaluation it ends. A sample's index is its position in the stream,
+    so that crops and masks are the same again only with the same number of data-loading workers.
 
     Args: as for [`C2FMAEDataset`], with `rows` a `datasets.IterableDataset`.
 

@@ -4,6 +4,8 @@ Randomness as a pure function of (seed, epoch, sample index).
 Crops and masks may not depend on which worker prepares a sample, on how many workers there are, or on how often the
 run was interrupted. A counter-based generator gives every sample its own stream without any state to carry: SplitMix64
 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), vectorised over the batch.
+
+A stream has no row numbers: there the index is the position in the stream, which depends on how workers share it.
 """
 
 from __future__ import annotations
