@@ -25,15 +25,27 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
-    # figures: reconstruction.png, curves.png
+    # figures: reconstruction.png, curves.png, contact_sheet.png
     "viz": ["matplotlib>=3.9"],
-    # the embedded photographs of `make demo` and their classical segmentation
-    "demo": ["matplotlib>=3.9", "scikit-image>=0.24", "scikit-learn>=1.5"],
-    # the tests train on the demo's data and draw its figures
-    "test": ["matplotlib>=3.9", "scikit-image>=0.24", "scikit-learn>=1.5", "pytest>=8", "parameterized>=0.9"],
+    # label_images.py and validate_dataset.py; also `make demo`, whose photographs ship with the first two
+    "label": [
+        "scikit-image>=0.24",
+        "scikit-learn>=1.5",
+        "threadpoolctl>=3.1",
+        "pycocotools>=2.0.7",
+        "filelock>=3.13",
+        "jinja2>=3.1",
+        "pyarrow>=17",
+        "tqdm>=4.66",
+        "matplotlib>=3.9",
+    ],
+    # labelling on a cluster
+    "ray": ["ray[data]>=2.40"],
+    "pytest": ["pytest>=8", "parameterized>=0.9"],
     "quality": ["ruff>=0.14", "mypy>=1.18", "types-PyYAML"],
 }
-EXTRAS_REQUIRE["dev"] = sorted({requirement for extra in ("test", "quality") for requirement in EXTRAS_REQUIRE[extra]})
+EXTRAS_REQUIRE["test"] = [*EXTRAS_REQUIRE["label"], *EXTRAS_REQUIRE["ray"], *EXTRAS_REQUIRE.pop("pytest")]
+EXTRAS_REQUIRE["dev"] = [*EXTRAS_REQUIRE["test"], *EXTRAS_REQUIRE["quality"]]
 
 setup(
     name="c2fmae-hf",
@@ -45,7 +57,7 @@ setup(
     keywords="vision pre-training masked-autoencoder self-supervised transformers timm",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"c2fmae_hf": ["py.typed"]},
+    package_data={"c2fmae_hf": ["py.typed", "labelling/*.md"]},
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

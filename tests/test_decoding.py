@@ -116,7 +116,7 @@ def test_sources(tmp_path):
     ("value", "message"),
     [
         (PHOTO[:-400], "cannot be decoded: .*truncated"),
-        (b"", "cannot be opened: cannot identify"),
+        (b"", "cannot be opened: none of the formats JPEG"),
         (b"\xff\xd8\xff", "cannot be opened"),
         (b"<html>404</html>", "cannot be opened"),
         ("/no/such/file", "cannot be opened: .*No such file"),

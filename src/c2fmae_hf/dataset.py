@@ -2,7 +2,7 @@
 Rows of a multi-granular dataset to samples for the collator: decoding, checks, and each sample's own randomness.
 
 A row holds `image` and, as far as they are needed, the label maps `semantic` and `instance` (single-channel PNG of the
-image's size; a row without one holds `None`); `image_id` is used in messages if present.
+image's size, or of that size at a stride; a row without one holds `None`); `image_id` is used in messages if present.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 from tqdm.auto import tqdm
 
 from .constants import IGNORE_INDEX
-from .decoding import open_image, to_label_map, to_rgb
+from .decoding import expand_label_map, open_image, to_label_map, to_rgb
 from .progress import SharedProgress
 from .randomness import sample_seeds
 from .transforms import JointTransform
@@ -89,8 +90,12 @@ class _RowReader:
             image = to_rgb(open_image(row["image"]))
             maps = {}
             for column in self.map_columns:
-                maps[column] = None if row[column] is None else to_label_map(open_image(row[column]))
-                self._check_map(column, maps[column], image.size)
+                if row[column] is None:
+                    continue
+                label_map = to_label_map(open_image(row[column]))
+                if column == "semantic":
+                    self._check_classes(label_map)
+                maps[column] = expand_label_map(label_map, (image.height, image.width))
         except ValueError as error:
             raise ValueError(f"{label}, column {column!r}: {error}") from error
         # torch's seeds are signed.
@@ -100,24 +105,15 @@ class _RowReader:
             "sample_key": key,
         }
 
-    def _check_map(self, column: str, label_map: Any, image_size: tuple[int, int]) -> None:
-        if label_map is None:
-            return
-        size = label_map.shape[::-1]
-        if size != image_size:
+    def _check_classes(self, semantic: np.ndarray) -> None:
+        if self.num_semantic_classes is not None and semantic.max() >= self.num_semantic_classes:
             raise ValueError(
-                f"expected the image's size {image_size[0]}x{image_size[1]} (width x height), got {size[0]}x{size[1]}"
+                f"expected class ids in [0, num_semantic_classes={self.num_semantic_classes}) or the ignore value, "
+                f"got {semantic.max()}"
             )
-        if column == "semantic" and self.num_semantic_classes is not None:
-            highest = label_map.max()
-            if highest >= self.num_semantic_classes:
-                raise ValueError(
-                    f"expected class ids in [0, num_semantic_classes={self.num_semantic_classes}) or the ignore "
-                    f"value, got {highest}"
-                )
 
 
-def _undecoded(rows: Any) -> Any:
+def undecoded(rows: Any) -> Any:
     """The same rows with image columns left encoded, so that a corrupt one is reported with its row."""
     for name, feature in (rows.features or {}).items():
         if isinstance(feature, datasets.Image) and feature.decode:
@@ -157,7 +153,7 @@ class C2FMAEDataset(Dataset):
         self.read_row = _RowReader(transform, map_columns, num_semantic_classes, seed)
         if isinstance(rows, datasets.Dataset):
             self.read_row.check_columns(rows.column_names)
-            rows = _undecoded(rows)
+            rows = undecoded(rows)
         else:
             self.read_row.check_columns(list(rows[0]))
         self.rows = rows
@@ -200,7 +196,7 @@ class C2FMAEIterableDataset(IterableDataset):
         self.read_row = _RowReader(transform, map_columns, num_semantic_classes, seed)
         if rows.column_names is not None:
             self.read_row.check_columns(rows.column_names)
-        self.rows = _undecoded(rows)
+        self.rows = undecoded(rows)
         self.progress = progress
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -248,7 +244,7 @@ def count_semantic_classes(rows: datasets.Dataset) -> int:
         `ValueError`: if a map cannot be decoded, naming the row, or if all of them are empty.
     """
     highest = IGNORE_INDEX
-    maps = _undecoded(rows.select_columns(["semantic"]))
+    maps = undecoded(rows.select_columns(["semantic"]))
     for index, row in enumerate(tqdm(maps, desc="Counting semantic classes", unit=" maps")):
         if row["semantic"] is None:
             continue

@@ -6,9 +6,16 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .constants import IGNORE_INDEX, IGNORE_INDEX_8BIT, IGNORE_INDEX_16BIT
+
+
+# What is tried on a file's content. Pillow knows more; some of it starts other programs (EPS) or is no picture.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+MAX_IMAGE_PIXELS = 150_000_000
+# A map may be stored at one cell per so many pixels.
+MAX_MAP_STRIDE = 16
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -62,12 +69,13 @@ def to_label_map(image: Image.Image) -> np.ndarray:
     return label_map
 
 
-def open_image(value: Any) -> Image.Image:
+def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """
     Open and fully read what an undecoded `datasets.Image` column holds.
 
     Args:
         value: `{"bytes": ..., "path": ...}`, encoded bytes, a path, or a PIL image.
+        max_pixels (`int`): A larger image is refused before it is read: a small file can claim any size.
 
     Raises:
         `ValueError`: if it cannot be decoded; the message says why.
@@ -80,11 +88,54 @@ def open_image(value: Any) -> Image.Image:
         if not isinstance(value, (bytes, str)):
             raise ValueError(f"expected an encoded image, a path or a PIL image, got {type(value).__name__}")
         try:
-            image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
-        except (OSError, Image.DecompressionBombError) as error:
-            raise ValueError(f"cannot be opened: {error}") from error
+            image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value, formats=IMAGE_FORMATS)
+        except UnidentifiedImageError as error:
+            raise ValueError(f"cannot be opened: none of the formats {', '.join(IMAGE_FORMATS)}") from error
+        except Exception as error:  # decoders fail on damaged files in ways of their own
+            raise ValueError(f"cannot be opened: {_explain(error)}") from error
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"expected at most {max_pixels} pixels, got {image.width} x {image.height}")
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot be decoded: {error}") from error
+    except Exception as error:
+        raise ValueError(f"cannot be decoded: {_explain(error)}") from error
     return image
+
+
+def _explain(error: Exception) -> str:
+    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+
+
+def map_stride(map_size: tuple[int, int], image_size: tuple[int, int]) -> int | None:
+    """
+    Pixels per cell of a stored label map, from its size and its image's: the least stride `s` for which the map has
+    `ceil(height / s)` rows and `ceil(width / s)` columns; `None` if the map does not belong to an image of that size.
+    """
+    for stride in range(1, MAX_MAP_STRIDE + 1):
+        if all(-(-side // stride) == cells for cells, side in zip(map_size, image_size)):
+            return stride
+    return None
+
+
+def expand_label_map(label_map: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """
+    A label map stored at a stride at its image's size: each pixel takes the id of the cell that it lies in.
+
+    Args:
+        label_map: `(rows, columns)` ids.
+        image_size (`tuple[int, int]`): `(height, width)` of the image.
+
+    Raises:
+        `ValueError`: if the map has neither the image's size nor that size at a stride.
+    """
+    stride = map_stride((label_map.shape[0], label_map.shape[1]), image_size)
+    if stride is None:
+        height, width = label_map.shape
+        raise ValueError(
+            f"expected the image's size {image_size[1]}x{image_size[0]} (width x height), or that size at a stride of "
+            f"up to {MAX_MAP_STRIDE}, got {width}x{height}"
+        )
+    if stride == 1:
+        return label_map
+    height, width = image_size
+    return label_map.repeat(stride, axis=0)[:height].repeat(stride, axis=1)[:, :width]

@@ -4,62 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from .constants import GRANULARITIES, IGNORE_INDEX, MASKING_STRATEGIES, NO_INSTANCE
+from .figures import PALETTE, UNKNOWN_COLOUR, colour_ids, draw_legend, enlarge, new_figure, save_figure
 from .image_processing_c2fmae import C2FMAEImageProcessor
 from .modeling_c2fmae import C2FMAEForPreTraining
 from .targets import instance_map_from_labels
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-# Okabe and Ito's palette, which colour-blind readers can tell apart; further ids repeat it in other tones.
-_PALETTE = np.array(
-    [
-        [0, 114, 178],
-        [230, 159, 0],
-        [0, 158, 115],
-        [204, 121, 167],
-        [86, 180, 233],
-        [213, 94, 0],
-        [240, 228, 66],
-        [110, 110, 110],
-    ],
-    dtype=np.float64,
-)
-_TONES = (1.0, 0.62, 1.38, 0.8, 1.2, 0.45)
-_UNKNOWN_COLOUR = (222, 222, 222)
-_BACKGROUND_COLOUR = (30, 30, 30)
-
-
-def colour_ids(ids: np.ndarray, background: int | None = None) -> np.ndarray:
-    """
-    Colours of a map of ids.
-
-    Args:
-        ids: `(height, width)`; -100 is drawn light grey.
-        background (`int`, *optional*): The id that is drawn nearly black.
-
-    Returns:
-        `np.ndarray` of shape `(height, width, 3)`, uint8.
-    """
-    tone = np.asarray(_TONES)[(ids // len(_PALETTE)) % len(_TONES)][..., None]
-    colours = np.clip(_PALETTE[ids % len(_PALETTE)] * tone, 0, 255)
-    colours[ids == IGNORE_INDEX] = _UNKNOWN_COLOUR
-    if background is not None:
-        colours[ids == background] = _BACKGROUND_COLOUR
-    return colours.astype(np.uint8)
-
-
-def _enlarge(image: np.ndarray, factor: int) -> np.ndarray:
-    return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 @torch.no_grad()
@@ -93,8 +47,8 @@ def draw_reconstruction(
     photos = processor.to_pixels(pixel_values)
     seen = []
     for photo, mask in zip(photos, masked):
-        hidden = _enlarge(mask.reshape(rows, columns), config.patch_size)
-        seen.append(np.where(hidden[..., None], np.array(_UNKNOWN_COLOUR, dtype=np.uint8), photo))
+        hidden = enlarge(mask.reshape(rows, columns), config.patch_size)
+        seen.append(np.where(hidden[..., None], np.array(UNKNOWN_COLOUR, dtype=np.uint8), photo))
     panels: dict[str, list[np.ndarray]] = {"photograph": photos, "masked input": seen}
 
     if "semantic" in config.granularities:
@@ -110,14 +64,14 @@ def draw_reconstruction(
         panels["instance target"] = [colour_ids(target, background=NO_INSTANCE) for target in targets]
         shown = []
         for prediction, mask in zip(predictions, masked):
-            visible = ~_enlarge(mask.reshape(rows, columns), config.label_cells_per_side)
+            visible = ~enlarge(mask.reshape(rows, columns), config.label_cells_per_side)
             ids = np.where(visible, IGNORE_INDEX, prediction["segmentation"].cpu().numpy())
             shown.append(colour_ids(ids, background=NO_INSTANCE))
         panels["instance prediction"] = shown
     if "image" in config.granularities:
         panels["reconstruction"] = processor.post_process_reconstruction(outputs, pixel_values, config.norm_pix_loss)
 
-    figure = _new_figure(1.75 * len(panels) + 0.1, 1.75 * len(photos) + 1.2)
+    figure = new_figure(1.75 * len(panels) + 0.1, 1.75 * len(photos) + 1.2)
     axes = figure.subplots(len(photos), len(panels), squeeze=False)
     for column, (name, images) in enumerate(panels.items()):
         axes[0, column].set_title(name, fontsize=11)
@@ -133,7 +87,7 @@ def draw_reconstruction(
         present = [i for i in inputs["semantic_labels"].unique().tolist() if i in names]
     height = figure.get_figheight()
     if present:
-        _draw_legend(figure, {names[i]: colour_ids(np.array([[i]]))[0, 0] for i in present}, bottom=0.27 / height)
+        draw_legend(figure, {names[i]: colour_ids(np.array([[i]]))[0, 0] for i in present}, bottom=0.27 / height)
     figure.text(0.01, 0.08 / height, " ".join(notes), fontsize=9, va="bottom")
     if title:
         figure.suptitle(title, fontsize=12, x=0.01, y=1 - 0.08 / height, ha="left", va="top")
@@ -145,7 +99,7 @@ def draw_reconstruction(
         wspace=0.03,
         hspace=0.03,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str = "") -> None:
@@ -163,14 +117,14 @@ def draw_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
     names = [name for name in GRANULARITIES if any(f"{name}_loss" in entry for entry in log_history)]
     if not names:
         raise ValueError("log_history: expected entries with losses, got none")
-    figure = _new_figure(3.6 * (len(names) + 1), 3.4)
+    figure = new_figure(3.6 * (len(names) + 1), 3.4)
     axes = figure.subplots(1, len(names) + 1)
 
     def series(key: str) -> tuple[list[float], list[float]]:
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
         return [step for step, _ in points], [value for _, value in points]
 
-    colours = _PALETTE / 255
+    colours = PALETTE / 255
     for index, name in enumerate(names):
         axes[index].plot(*series(f"{name}_loss"), color=colours[index], label="training (augmented, curriculum masks)")
         steps, values = series(f"eval_{name}_loss")
@@ -191,40 +145,4 @@ def draw_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     figure.tight_layout()
-    _save(figure, path)
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('figures need matplotlib: pip install "c2fmae-hf[viz]"') from error
-    # Without pyplot: no global state, no display.
-    return Figure(figsize=(width, height), dpi=100)
-
-
-def _draw_legend(figure: Figure, colours: Mapping[str, np.ndarray], bottom: float) -> None:
-    """One line of class names; those that do not fit are left out."""
-    from matplotlib.patches import Patch
-
-    columns = int(figure.get_figwidth() / 1.2)
-    handles = [Patch(color=tuple(colour / 255), label=name) for name, colour in colours.items()][:columns]
-    figure.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(0.0, bottom),
-        ncols=columns,
-        fontsize=9,
-        frameon=False,
-        borderaxespad=0.0,
-        columnspacing=1.2,
-    )
-
-
-def _save(figure: Figure, path: str | os.PathLike) -> None:
-    """Write under a temporary name, then rename: a picture is there whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    save_figure(figure, path)

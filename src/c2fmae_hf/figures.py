@@ -1,0 +1,93 @@
+"""Colours, and figures as PNG files. Drawing needs the `viz` extra (matplotlib)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .constants import IGNORE_INDEX
+from .files import replace_file
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; further ids repeat it in other tones.
+PALETTE = np.array(
+    [
+        [0, 114, 178],
+        [230, 159, 0],
+        [0, 158, 115],
+        [204, 121, 167],
+        [86, 180, 233],
+        [213, 94, 0],
+        [240, 228, 66],
+        [110, 110, 110],
+    ],
+    dtype=np.float64,
+)
+_TONES = (1.0, 0.62, 1.38, 0.8, 1.2, 0.45)
+UNKNOWN_COLOUR = (222, 222, 222)
+_BACKGROUND_COLOUR = (30, 30, 30)
+
+
+def colour_ids(ids: np.ndarray, background: int | None = None) -> np.ndarray:
+    """
+    Colours of a map of ids.
+
+    Args:
+        ids: `(height, width)`; -100 is drawn light grey.
+        background (`int`, *optional*): The id that is drawn nearly black.
+
+    Returns:
+        `np.ndarray` of shape `(height, width, 3)`, uint8.
+    """
+    tone = np.asarray(_TONES)[(ids // len(PALETTE)) % len(_TONES)][..., None]
+    colours = np.clip(PALETTE[ids % len(PALETTE)] * tone, 0, 255)
+    colours[ids == IGNORE_INDEX] = UNKNOWN_COLOUR
+    if background is not None:
+        colours[ids == background] = _BACKGROUND_COLOUR
+    return colours.astype(np.uint8)
+
+
+def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('figures need matplotlib: pip install "c2fmae-hf[viz]"') from error
+    # Without pyplot: no global state, no display.
+    return Figure(figsize=(width, height), dpi=100)
+
+
+def draw_legend(figure: Figure, colours: Mapping[str, np.ndarray], bottom: float) -> None:
+    """One line of class names; those that do not fit are left out."""
+    from matplotlib.patches import Patch
+
+    columns = int(figure.get_figwidth() / 1.2)
+    handles = [Patch(color=tuple(colour / 255), label=name) for name, colour in colours.items()][:columns]
+    figure.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0.0, bottom),
+        ncols=columns,
+        fontsize=9,
+        frameon=False,
+        borderaxespad=0.0,
+        columnspacing=1.2,
+    )
+
+
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,255 @@
+"""What travels through labelling: a record of a source, the decoded image, its label maps, the finished row."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..constants import IGNORE_INDEX, IGNORE_INDEX_8BIT, IGNORE_INDEX_16BIT
+from ..decoding import MAX_IMAGE_PIXELS, open_image, to_rgb
+
+
+# A longer file is taken for a mistake rather than read into memory.
+MAX_FILE_BYTES = 1 << 28
+# Stored as they came, if they are 8-bit RGB or grey; everything else is stored as an RGB PNG.
+KEPT_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """An image of a source, not yet read."""
+
+    image_id: str
+    """Unique within the dataset."""
+    location: str
+    """Where a person finds it: a path, or a file and the place in it."""
+    value: Any
+    """A path, encoded bytes, or `{"bytes", "path"}`."""
+    label: int | None = None
+    """Class of the whole image."""
+    row: Mapping[str, Any] | None = None
+    """Further columns of a dataset."""
+    error: str | None = None
+    """Why the source could not deliver it."""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An image that could not be labelled, and why."""
+
+    image_id: str
+    location: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """
+    How images and maps are stored.
+
+    Args:
+        label_stride (`int`): Label maps hold one cell per so many pixels of the stored image.
+        shortest_edge (`int`, *optional*): Larger images are made so large and stored as JPEG. By default they are
+            stored as they came.
+        jpeg_quality (`int`): Of images that are made smaller.
+        min_side (`int`): An image with a shorter side is rejected.
+        max_pixels (`int`): A larger image is rejected before it is decoded.
+        rows_per_shard (`int`): Images per Parquet file, counted before rejection.
+    """
+
+    label_stride: int = 2
+    shortest_edge: int | None = None
+    jpeg_quality: int = 90
+    min_side: int = 16
+    max_pixels: int = MAX_IMAGE_PIXELS
+    rows_per_shard: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, lowest, highest in (
+            ("label_stride", 1, 16),
+            ("shortest_edge", 16, 2**16),
+            ("jpeg_quality", 1, 100),
+            ("min_side", 1, 2**16),
+            ("max_pixels", 1, 2**40),
+            ("rows_per_shard", 1, 2**20),
+        ):
+            value = getattr(self, name)
+            if value is None and name == "shortest_edge":
+                continue
+            if not isinstance(value, int) or not lowest <= value <= highest:
+                raise ValueError(f"{name}: expected an integer in [{lowest}, {highest}], got {value!r}")
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A decoded image, ready for a labeller."""
+
+    record: SourceRecord
+    image: Image.Image
+    """RGB, at its original size, as a viewer shows it."""
+    encoded: bytes
+    """What is stored."""
+    stored_size: tuple[int, int]
+    """`(height, width)` of the stored image."""
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """
+    What a labeller says of an image. Both maps cover the whole image, at any resolution of their own.
+
+    Args:
+        semantic: `(height, width)` integer array of class ids, -100 = ignore.
+        instance: `(height, width)` integer array of instance ids, 0 = none, -100 = ignore; `None` if the labeller
+            knows nothing of instances.
+    """
+
+    semantic: np.ndarray
+    instance: np.ndarray | None
+
+
+def read_bytes(value: Any) -> bytes:
+    """
+    The encoded image behind a record's value.
+
+    Raises:
+        `ValueError`: if there is nothing to read, saying why.
+    """
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, bytes):
+        content = value
+    elif isinstance(value, (str, os.PathLike)):
+        try:
+            status = os.stat(value)
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("is not a regular file")
+            if status.st_size > MAX_FILE_BYTES:
+                raise ValueError(f"expected a file of at most {MAX_FILE_BYTES} bytes, got {status.st_size}")
+            content = Path(value).read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot be read: {error.strerror or error}") from error
+    else:
+        raise ValueError("has no image" if value is None else f"expected an encoded image, got {type(value).__name__}")
+    if not content:
+        raise ValueError("is empty (0 bytes)")
+    return content
+
+
+def prepare_image(record: SourceRecord, options: OutputOptions) -> PreparedImage | Reject:
+    """Read and decode an image, and encode what is stored of it; what cannot be used becomes a [`Reject`]."""
+    try:
+        if record.error is not None:
+            raise ValueError(record.error)
+        content = read_bytes(record.value)
+        original = open_image(content, options.max_pixels)
+        image = to_rgb(original)
+        if min(image.size) < options.min_side:
+            raise ValueError(
+                f"expected sides of at least {options.min_side} pixels, got {image.width} x {image.height}"
+            )
+        encoded, (width, height) = _encode_image(content, original, image, options)
+    except ValueError as error:
+        return Reject(record.image_id, record.location, str(error))
+    return PreparedImage(record, image, encoded, (height, width))
+
+
+def _encode_image(
+    content: bytes, original: Image.Image, image: Image.Image, options: OutputOptions
+) -> tuple[bytes, tuple[int, int]]:
+    buffer = io.BytesIO()
+    if options.shortest_edge is not None and min(image.size) > options.shortest_edge:
+        scale = options.shortest_edge / min(image.size)
+        size = (round(image.width * scale), round(image.height * scale))
+        image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=options.jpeg_quality)
+        return buffer.getvalue(), size
+    is_plain = original.mode in ("RGB", "L") and not original.has_transparency_data
+    if original.format in KEPT_FORMATS and is_plain and getattr(original, "n_frames", 1) == 1:
+        return content, image.size
+    if original.format == "MPO" and is_plain:  # a telephone's JPEG with a second picture behind it: keep the first
+        image.save(buffer, "JPEG", quality=95)
+    else:
+        image.save(buffer, "PNG")
+    return buffer.getvalue(), image.size
+
+
+def resample_label_map(label_map: np.ndarray, image_size: tuple[int, int], label_stride: int) -> np.ndarray:
+    """
+    A label map at the resolution in which it is stored, by taking ids from the nearest place.
+
+    Args:
+        label_map: `(height, width)` ids; covers the image at any resolution.
+        image_size (`tuple[int, int]`): `(height, width)` of the stored image.
+        label_stride (`int`): Pixels of the stored image per cell.
+
+    Returns:
+        `np.ndarray` of shape `(ceil(height / stride), ceil(width / stride))`. Cell `i` takes the id of pixel
+        `i * stride + stride // 2` (or the last one).
+    """
+    places = []
+    for cells, side in zip(label_map.shape, image_size):
+        pixel = np.minimum(np.arange(-(-side // label_stride)) * label_stride + label_stride // 2, side - 1)
+        # The centre of that pixel, in cells of the labeller's own map.
+        places.append((2 * pixel + 1) * cells // (2 * side))
+    return label_map[np.ix_(*places)]
+
+
+def number_instances(instance: np.ndarray) -> np.ndarray:
+    """Instance ids without gaps (1, 2, ... in the order of the ids given); 0 and -100 stay."""
+    ids, inverse = np.unique(instance, return_inverse=True)
+    names = np.cumsum(ids > 0)
+    names[ids == IGNORE_INDEX] = IGNORE_INDEX
+    return names[inverse].reshape(instance.shape)
+
+
+def encode_label_map(label_map: np.ndarray) -> bytes:
+    """
+    A single-channel PNG of ids: 8 bits if ids are below 255, else 16; -100 becomes 255 or 65535.
+
+    Raises:
+        `ValueError`: if an id does not fit into 16 bits.
+    """
+    highest, lowest = int(label_map.max()), int(np.where(label_map == IGNORE_INDEX, 0, label_map).min())
+    if highest >= IGNORE_INDEX_16BIT or lowest < 0:
+        raise ValueError(f"expected ids in [0, {IGNORE_INDEX_16BIT - 1}] or {IGNORE_INDEX}, got [{lowest}, {highest}]")
+    dtype, ignore = (np.uint8, IGNORE_INDEX_8BIT) if highest < IGNORE_INDEX_8BIT else (np.uint16, IGNORE_INDEX_16BIT)
+    buffer = io.BytesIO()
+    Image.fromarray(np.where(label_map == IGNORE_INDEX, ignore, label_map).astype(dtype)).save(
+        buffer, "PNG", optimize=True
+    )
+    return buffer.getvalue()
+
+
+def build_row(prepared: PreparedImage, maps: LabelMaps, num_classes: int, options: OutputOptions) -> dict[str, Any]:
+    """
+    A row of the dataset (DESIGN: image, semantic, instance, semantic_classes, image_id, and label where known).
+
+    Raises:
+        `ValueError`: if the labeller's maps do not keep to their contract.
+    """
+    semantic = resample_label_map(maps.semantic, prepared.stored_size, options.label_stride)
+    if semantic.max() >= num_classes:
+        raise ValueError(f"semantic: expected class ids in [0, {num_classes}), got {semantic.max()}")
+    instance = None
+    if maps.instance is not None:
+        instance = number_instances(resample_label_map(maps.instance, prepared.stored_size, options.label_stride))
+    classes = np.unique(semantic)
+    record = prepared.record
+    row = {
+        "image": {"bytes": prepared.encoded, "path": None},
+        "semantic": {"bytes": encode_label_map(semantic), "path": None},
+        "instance": None if instance is None else {"bytes": encode_label_map(instance), "path": None},
+        "semantic_classes": classes[classes != IGNORE_INDEX].tolist(),
+        "image_id": record.image_id,
+    }
+    if record.label is not None:
+        row["label"] = record.label
+    return row

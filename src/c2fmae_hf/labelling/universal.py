@@ -1,0 +1,265 @@
+"""Labels from a universal segmentation model of transformers: one forward pass gives both maps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation, AutoProcessor
+
+from ..constants import IGNORE_INDEX, NO_INSTANCE
+from ..files import file_sha256
+from .labeller import Labeller, unique_names
+from .records import LabelMaps, PreparedImage
+
+
+# Of ADE20K's 150 classes the 50 that are no things, in the panoptic benchmark's count from 0.
+# fmt: off
+_ADE20K_STUFF = frozenset((
+    0, 1, 2, 3, 4, 5, 6, 9, 11, 13, 16, 17, 21, 25, 26, 28, 29, 34, 40, 46, 48, 51, 52, 54, 59, 60, 61, 63, 68, 77, 79,
+    84, 91, 94, 96, 99, 100, 101, 105, 106, 109, 113, 114, 117, 122, 128, 131, 140, 141, 145,
+))
+# fmt: on
+# Name of class 0 and number of classes of the datasets that checkpoints are trained on, and the ids of their things.
+_THINGS = {
+    ("person", 133): frozenset(range(80)),  # COCO panoptic
+    ("person", 80): frozenset(range(80)),  # COCO instances
+    ("wall", 150): frozenset(range(150)) - _ADE20K_STUFF,
+    ("road", 19): frozenset(range(11, 19)),  # Cityscapes
+}
+
+
+def find_things(id2label: dict[int, str], thing_classes: str | None) -> frozenset[int]:
+    """
+    Which classes are things (they have instances).
+
+    Args:
+        id2label (`dict[int, str]`): Of the checkpoint.
+        thing_classes (`str`, *optional*): `all`, `none`, or names, ids and ranges of ids separated by `;`, such as
+            `person; car; 10-19`. By default known for checkpoints trained on COCO, ADE20K or Cityscapes.
+
+    Raises:
+        `ValueError`: if a class does not exist, or if things must be named and are not.
+    """
+    if thing_classes is None:
+        first = id2label.get(0, "").split(",")[0].strip().lower()
+        if (first, len(id2label)) in _THINGS:
+            return _THINGS[first, len(id2label)]
+        raise ValueError(
+            f"thing_classes: expected which of the checkpoint's {len(id2label)} classes are things, since it is "
+            "trained on none of COCO, ADE20K and Cityscapes; give names or ids separated by ';', 'all' or 'none'. Its "
+            f"classes: {', '.join(f'{i} {name}' for i, name in list(id2label.items())[:12])} ..."
+        )
+    if thing_classes in ("all", "none"):
+        return frozenset(id2label) if thing_classes == "all" else frozenset()
+    ids = {name.strip().lower(): index for index, name in id2label.items()}
+    things: set[int] = set()
+    for word in (word.strip().lower() for word in thing_classes.split(";")):
+        bounds = word.split("-")
+        if word in ids:
+            things.add(ids[word])
+        elif len(bounds) <= 2 and all(bound.strip().isdigit() for bound in bounds):
+            things.update(range(int(bounds[0]), int(bounds[-1]) + 1))
+        else:
+            raise ValueError(f"thing_classes: expected names or ids of the checkpoint's classes, got {word!r}")
+    unknown = sorted(things - set(id2label))
+    if unknown:
+        raise ValueError(f"thing_classes: expected ids of the checkpoint's classes, got {unknown[:10]}")
+    return frozenset(things)
+
+
+def pick_device(device: str | None, worker: int) -> torch.device:
+    """The device of a labelling process: the one asked for, or the machine's accelerators in turn, or the CPU."""
+    if device is not None:
+        return torch.device(device)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return torch.device("cpu")
+    return torch.device(accelerator.type, worker % torch.accelerator.device_count())
+
+
+def pick_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """bfloat16 on accelerators and float32 on the CPU, unless asked for."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return getattr(torch, dtype)
+
+
+def check_dtype(dtype: str | None) -> None:
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype: expected float32, bfloat16 or float16, got {dtype!r}")
+
+
+def identify_checkpoint(name_or_path: str, config: Any) -> dict[str, Any]:
+    """What tells one checkpoint from another: the Hub's commit, or a checksum of a local folder's weights."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return {"checkpoint": name_or_path, "revision": getattr(config, "_commit_hash", None)}
+    weights = {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+    return {"checkpoint": folder.name, "weights_sha256": weights}
+
+
+def limit_size(image_size: tuple[int, int], longest_edge: int) -> tuple[int, int]:
+    """`(height, width)` of the same shape whose longer side is at most so long."""
+    factor = min(longest_edge / max(image_size), 1)
+    return max(round(image_size[0] * factor), 1), max(round(image_size[1] * factor), 1)
+
+
+class PanopticLabeller(Labeller):
+    """
+    Any checkpoint that `AutoModelForUniversalSegmentation` loads (Mask2Former, MaskFormer, OneFormer, EoMT, ...) with
+    its processor's panoptic post-processing. Segments of thing classes become instances, others only give their class;
+    what no segment covers is ignored in both maps.
+
+    Args:
+        checkpoint (`str`): Name on the Hub or folder.
+        thing_classes (`str`, *optional*): See [`find_things`].
+        threshold, mask_threshold, overlap_mask_area_threshold (`float`, *optional*): Of the post-processing; by
+            default the processor's own.
+        map_size (`int`): Longest side of the maps that are computed. A photograph of 12 million pixels needs no map
+            of that size, and a hundred masks of that size need a large memory.
+        batch_size (`int`): Images per forward pass.
+        device, dtype (`str`, *optional*): By default an accelerator with bfloat16, or the CPU with float32.
+        revision (`str`, *optional*): Of a checkpoint on the Hub.
+
+    Raises:
+        `ValueError`: if it is not known which classes are things.
+    """
+
+    name = "panoptic"
+    libraries = ("torch", "transformers")
+
+    def __init__(
+        self,
+        checkpoint: str,
+        thing_classes: str | None = None,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_mask_area_threshold: float | None = None,
+        map_size: int = 1024,
+        batch_size: int = 8,
+        device: str | None = None,
+        dtype: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        check_dtype(dtype)
+        self.checkpoint, self.revision = checkpoint, revision
+        self.config = AutoConfig.from_pretrained(checkpoint, revision=revision)
+        id2label = {int(index): name for index, name in self.config.id2label.items()}
+        self.things = find_things(id2label, thing_classes)
+        self.id2label = unique_names(id2label)
+        thresholds = {
+            "threshold": threshold,
+            "mask_threshold": mask_threshold,
+            "overlap_mask_area_threshold": overlap_mask_area_threshold,
+        }
+        self.thresholds = {name: value for name, value in thresholds.items() if value is not None}
+        self.map_size, self.batch_size = map_size, batch_size
+        self.device_name, self.dtype_name = device, dtype
+        self.summary = (
+            f"The maps are predictions of `{Path(checkpoint).name if Path(checkpoint).is_dir() else checkpoint}` "
+            f"({self.config.model_type}) and inherit its mistakes, its classes and its licence; nobody checked them."
+        )
+        self.model: Any = None
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            **identify_checkpoint(self.checkpoint, self.config),
+            "things": sorted(self.things),
+            **self.thresholds,
+            "map_size": self.map_size,
+            "batch_size": self.batch_size,
+            "dtype": self.dtype_name,
+        }
+
+    def start(self, worker: int = 0) -> None:
+        device = pick_device(self.device_name, worker)
+        dtype = pick_dtype(self.dtype_name, device)
+        # OneFormer is told its task in words, by a processor with a tokenizer.
+        processor_class = AutoProcessor if self.config.model_type == "oneformer" else AutoImageProcessor
+        self.processor = processor_class.from_pretrained(self.checkpoint, revision=self.revision)
+        model = AutoModelForUniversalSegmentation.from_pretrained(self.checkpoint, revision=self.revision, dtype=dtype)
+        self.model = model.to(device).eval()
+        self.image_processor = getattr(self.processor, "image_processor", self.processor)
+        if not hasattr(self.image_processor, "post_process_panoptic_segmentation"):
+            raise ValueError(
+                f"checkpoint: expected a processor with post_process_panoptic_segmentation, got "
+                f"{type(self.image_processor).__name__} of {self.checkpoint!r}"
+            )
+        parameters = inspect.signature(self.image_processor.post_process_panoptic_segmentation).parameters
+        # Fusing is left to us: the library's fusing gives the same id to different segments.
+        self.post_process_options: dict[str, Any] = {**self.thresholds}
+        if "label_ids_to_fuse" in parameters:
+            self.post_process_options["label_ids_to_fuse"] = set()
+
+    @torch.inference_mode()
+    def __call__(self, batch: Sequence[PreparedImage]) -> list[LabelMaps]:
+        images = [prepared.image for prepared in batch]
+        if self.config.model_type == "oneformer":
+            inputs = self.processor(images=images, task_inputs=["panoptic"] * len(images), return_tensors="pt")
+        else:
+            inputs = self.processor(images=images, return_tensors="pt")
+        pixel_mask = inputs.get("pixel_mask")
+        inputs = inputs.to(self.model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        outputs = self.model(**{name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
+        return [
+            self._read_maps(outputs, index, None if pixel_mask is None else pixel_mask[index], image.size[::-1])
+            for index, image in enumerate(images)
+        ]
+
+    def _read_maps(
+        self, outputs: Any, index: int, pixel_mask: torch.Tensor | None, image_size: tuple[int, int]
+    ) -> LabelMaps:
+        size = limit_size(image_size, self.map_size)
+        result = self.image_processor.post_process_panoptic_segmentation(
+            _select_image(outputs, index, pixel_mask), target_sizes=[size], **self.post_process_options
+        )[0]
+        segmentation = result["segmentation"].long().cpu().numpy()
+        semantic = np.full(size, IGNORE_INDEX, dtype=np.int32)
+        instance = np.full(size, IGNORE_INDEX, dtype=np.int32)
+        number = 0
+        for segment in result["segments_info"]:
+            place = segmentation == segment["id"]
+            semantic[place] = segment["label_id"]
+            instance[place] = NO_INSTANCE
+            if segment["label_id"] in self.things:
+                number += 1
+                instance[place] = number
+        return LabelMaps(semantic, instance)
+
+    def __getstate__(self) -> dict[str, Any]:
+        loaded = ("model", "processor", "image_processor", "post_process_options")
+        return {name: value for name, value in self.__dict__.items() if name not in loaded}
+
+
+class _ImageOutputs(dict):
+    """A model's outputs for one image; fields by attribute, as post-processing reads them."""
+
+    __getattr__ = dict.__getitem__
+
+
+def _select_image(outputs: Any, index: int, pixel_mask: torch.Tensor | None) -> _ImageOutputs:
+    """
+    The outputs for one image of a batch, in float32, without the part of its masks that lies on padding: the library's
+    post-processing would stretch the padded area over the image.
+    """
+    selected = _ImageOutputs()
+    for name in ("class_queries_logits", "masks_queries_logits", "logits", "pred_masks"):
+        value = outputs.get(name)
+        if isinstance(value, torch.Tensor):
+            selected[name] = value[index : index + 1].float()
+    if pixel_mask is not None:
+        filled = (int(pixel_mask.any(dim=1).sum()), int(pixel_mask.any(dim=0).sum()))
+        for name in ("masks_queries_logits", "pred_masks"):
+            if name in selected:
+                cells = selected[name].shape[-2:]
+                height, width = (
+                    max(round(part * number / side), 1) for part, number, side in zip(filled, cells, pixel_mask.shape)
+                )
+                selected[name] = selected[name][..., :height, :width]
+    return selected
