@@ -131,5 +131,5 @@ def test_what_cannot_be_read(value, message):
 
 def test_decompression_bombs(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"cannot be opened: Image size .* exceeds limit"):
+    with pytest.raises(ValueError, match=r"cannot be opened: .*Image size .* exceeds limit"):
         open_image(PHOTO)

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
+from datasets.info import DatasetInfosDict
 from filelock import FileLock, Timeout
 from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image
@@ -273,6 +275,7 @@ def _write_card(task: LabellingTask) -> None:
             {
                 "name": store.split,
                 "rows": rows,
+                "bytes": sum(shard.bytes for shard in shards),
                 "rejects": sum(len(shard.rejects) for shard in shards),
                 "shards": sum(shard.rows > 0 for shard in shards),
                 "bytes_per_image": round((image_bytes + map_bytes) / rows),
@@ -298,6 +301,19 @@ def _write_card(task: LabellingTask) -> None:
             }
         ],
     )
+    # `datasets` keeps what it has loaded under the folder's name and a checksum of this head, not of the data: without
+    # the sizes, another dataset in a folder of the same name would be taken for this one.
+    size = sum(split["bytes"] for split in splits)
+    info = datasets.DatasetInfo(
+        features=task.features,
+        splits={
+            split["name"]: {"name": split["name"], "num_bytes": split["bytes"], "num_examples": split["rows"]}
+            for split in splits
+        },
+        download_size=size,
+        dataset_size=size,
+    )
+    DatasetInfosDict({"default": info}).to_dataset_card_data(card_data)
     card = DatasetCard.from_template(
         card_data,
         template_path=str(Path(__file__).with_name("dataset_card_template.md")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -64,6 +65,8 @@ def run_ray(
     except ImportError as error:
         raise ImportError('engine="ray" needs Ray: pip install "c2fmae-hf[ray]"') from error
 
+    # Its plans and resources are not what a user waits for.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     was_running = ray.is_initialized()
     if not was_running:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}

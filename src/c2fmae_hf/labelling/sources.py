@@ -278,6 +278,10 @@ class TarSource(ImageSource):
                             path = _text(member.name)
                             images.append(SourceRecord(prefix + path, f"{part.where}: {path}", _extract(tar, member)))
                 yield from (replace(image, label=label) for image in images)
+                images = []
+                tar.fileobj.seek(tar.offset)  # type: ignore[union-attr]
+                if len(tar.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:  # type: ignore[union-attr]
+                    raise tarfile.ReadError("it ends without the mark of its end, images may be missing")
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             yield from (replace(image, label=label) for image in images)
             # What could be read was; the rest of the file is lost, which must be seen.

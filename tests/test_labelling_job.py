@@ -1,0 +1,376 @@
+"""A labelling job: what it writes, what it rejects, how it goes on, on which engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+from filelock import FileLock
+
+from c2fmae_hf.files import file_sha256, replace_file
+from c2fmae_hf.labelling import engine
+from c2fmae_hf.labelling.classical import ClassicalLabeller
+from c2fmae_hf.labelling.job import label_images
+from c2fmae_hf.labelling.labeller import Labeller
+from c2fmae_hf.labelling.records import LabelMaps, OutputOptions
+from c2fmae_hf.labelling.sources import FolderSource, open_source
+from labelling_utils import plant_bad_files, plant_odd_files, tree_checksums, write_photographs
+from testing_utils import make_rows
+
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "label_images.py"
+SMALL = OutputOptions(rows_per_shard=5)
+
+
+class Halves(Labeller):
+    """The left half is class 0, the right one class 1 and an instance."""
+
+    name = "halves"
+    summary = "For tests."
+    id2label = {0: "left", 1: "right"}
+    batch_size = 3
+
+    def settings(self):
+        return {"halves": 2}
+
+    def __call__(self, batch):
+        results = []
+        for prepared in batch:
+            right = np.zeros((prepared.image.height, prepared.image.width), np.int32)
+            right[:, prepared.image.width // 2 :] = 1
+            results.append(LabelMaps(right, right))
+        return results
+
+
+class Fussy(Halves):
+    """Refuses some images, and stops at one."""
+
+    refused: tuple[str, ...] = ()
+    fatal: str | None = None
+
+    def __call__(self, batch):
+        for prepared in batch:
+            if prepared.record.image_id == self.fatal:
+                raise RuntimeError("the accelerator is gone")
+            if prepared.record.image_id in self.refused:
+                raise ValueError("I do not like it")
+        return super().__call__(batch)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    write_photographs(tmp_path / "photos", 23)
+    return tmp_path / "photos"
+
+
+def rejects(root: Path) -> dict[str, str]:
+    entries = map(json.loads, (root / "rejects.jsonl").read_text(encoding="utf-8").splitlines())
+    return {entry["image_id"]: entry["reason"] for entry in entries}
+
+
+def test_the_dataset_is_what_it_should_be(photos, tmp_path):
+    out = tmp_path / "out"
+    summary = label_images(FolderSource(photos, class_folders=True), Halves(), out, options=SMALL)
+    assert (summary.records, summary.rows, summary.rejects, summary.shards) == (23, 23, 0, 5)
+    for streaming in (False, True):
+        rows = load_dataset(str(out), split="train", streaming=streaming)
+        assert rows.features["semantic_classes"] == datasets.List(datasets.ClassLabel(names=["left", "right"]))
+        assert rows.features["label"].names == ["folder_0", "folder_1", "folder_2"]
+        found = list(rows)
+        assert [row["image_id"] for row in found] == sorted(
+            str(path.relative_to(photos)) for path in photos.rglob("*.jpg")
+        )
+        for row in found:
+            assert (np.asarray(row["semantic"]) == (np.arange(32) >= 16)).all()
+            assert row["semantic"].size == row["instance"].size == (32, 24)
+            assert row["semantic_classes"] == [0, 1]
+            assert row["label"] == int(row["image_id"][7])
+    original = photos / found[0]["image_id"]
+    stored = rows.cast_column("image", datasets.Image(decode=False))
+    assert next(iter(stored))["image"]["bytes"] == original.read_bytes()
+    # Small groups of rows, whole shards, a manifest that is right.
+    entries = list(map(json.loads, (out / "manifest.jsonl").read_text().splitlines()))
+    assert sum(entry["rows"] for entry in entries) == 23
+    for entry in entries:
+        assert file_sha256(out / entry["file"]) == entry["sha256"]
+        assert (out / entry["file"]).stat().st_size == entry["bytes"]
+        assert pq.read_metadata(out / entry["file"]).num_rows == entry["rows"]
+    assert rejects(out) == {}
+    card = (out / "README.md").read_text()
+    assert "`halves`" in card
+    assert "| train | 23 | 0 | 5 |" in card
+    assert "0 left, 1 right." in card
+    assert not list(out.rglob(".*tmp*"))
+
+
+def test_another_dataset_in_a_folder_of_the_same_name_is_not_taken_for_this_one(photos, tmp_path):
+    for number in (1, 2):
+        source = FolderSource(photos, paths=[str(p.relative_to(photos)) for p in photos.rglob(f"*{number}.jpg")])
+        label_images(source, Halves(), tmp_path / str(number) / "out")
+        ids = load_dataset(str(tmp_path / str(number) / "out"), split="train")["image_id"]
+        assert all(name.endswith(f"{number}.jpg") for name in ids)
+
+
+def test_every_image_is_either_labelled_or_rejected(photos, tmp_path):
+    bad, odd = plant_bad_files(photos / "bad"), plant_odd_files(photos / "odd")
+    out = tmp_path / "out"
+    summary = label_images(FolderSource(photos), Halves(), out, options=SMALL, max_reject_share=0.9)
+    assert summary.rejects == len(bad) > 20
+    assert summary.rows == 23 + len(odd)
+    assert set(rejects(out)) == {f"bad/{name}" for name in bad}
+    assert all(reason for reason in rejects(out).values())
+    found = [row["image_id"] for row in load_dataset(str(out), split="train").remove_columns(["image"])]
+    expected = {str(path.relative_to(photos)) for path in photos.rglob("photo_*.jpg")} | {
+        f"odd/{name}" for name in odd
+    }
+    assert len(found) == len(expected)
+    assert set(found) == expected
+
+
+def test_what_the_labeller_refuses_is_rejected_alone(photos, tmp_path):
+    labeller = Fussy()
+    labeller.refused = ("folder_0/photo_003.jpg", "folder_1/photo_010.jpg")
+    summary = label_images(FolderSource(photos), labeller, tmp_path / "out", options=SMALL)
+    assert (summary.rows, summary.rejects) == (21, 2)
+    assert rejects(tmp_path / "out") == dict.fromkeys(labeller.refused, "cannot be labelled: I do not like it")
+
+
+def test_a_job_stops_where_something_else_is_wrong(tmp_path):
+    paths = write_photographs(tmp_path / "photos", 80)
+    source = FolderSource(tmp_path / "photos")
+    for path in paths:
+        if path.parent.name == "folder_2":
+            path.write_bytes(b"")
+    options = OutputOptions(rows_per_shard=40)
+    with pytest.raises(
+        RuntimeError, match=r"26 of 40 images of shard train-00001-0000 failed, the first, .*max_reject"
+    ):
+        label_images(source, Halves(), tmp_path / "out", options=options)
+    assert [path.name for path in (tmp_path / "out" / "data").iterdir()] == ["train-00000-0000.parquet"]
+    assert label_images(source, Halves(), tmp_path / "out", options=options, max_reject_share=1.0).rejects == 26
+
+
+def test_an_error_of_the_labeller_stops_the_job_and_keeps_what_is_done(photos, tmp_path):
+    whole = tmp_path / "whole" / "out"
+    label_images(FolderSource(photos), Fussy(), whole, options=SMALL)
+    labeller = Fussy()
+    labeller.fatal = "folder_1/photo_016.jpg"
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError, match="the accelerator is gone"):
+        label_images(FolderSource(photos), labeller, out, options=SMALL)
+    assert len(list((out / "data").iterdir())) == 2
+    assert not list(out.rglob(".*tmp*"))
+    summary = label_images(FolderSource(photos), Fussy(), out, options=SMALL)
+    assert summary.labelled_now == 13
+    assert {name.replace("out", "whole"): value for name, value in tree_checksums(out).items()} == tree_checksums(
+        whole
+    )
+    summary = label_images(FolderSource(photos), Fussy(), out, options=SMALL)
+    assert summary.labelled_now == 0
+    assert "nothing was left to do" in str(summary)
+
+
+def test_damaged_shards_are_made_again(photos, tmp_path):
+    label_images(FolderSource(photos), Halves(), tmp_path / "1" / "out", options=SMALL)
+    label_images(FolderSource(photos), Halves(), tmp_path / "2" / "out", options=SMALL)
+    shards = sorted((tmp_path / "2" / "out" / "data").iterdir())
+    shards[1].unlink()
+    shards[3].write_bytes(shards[3].read_bytes()[:-100])
+    (tmp_path / "2" / "out" / "data" / ".train-00000-0000.parquet.tmp-123").write_bytes(b"left by a killed process")
+    assert label_images(FolderSource(photos), Halves(), tmp_path / "2" / "out", options=SMALL).labelled_now == 10
+    assert tree_checksums(tmp_path / "1" / "out") == tree_checksums(tmp_path / "2" / "out")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "tar"])
+def test_parts_of_several_shards_go_on_in_the_middle(tmp_path, ending, photos, monkeypatch):
+    if ending == "parquet":
+        make_rows(12).to_parquet(tmp_path / "source.parquet")
+    else:
+        subprocess.run(["tar", "cf", tmp_path / "source.tar", "-C", photos, "folder_0"], check=True)
+    source = open_source(str(tmp_path / f"source.{ending}"))
+    options = OutputOptions(rows_per_shard=3)
+    whole = label_images(source, Halves(), tmp_path / "1" / "out", options=options)
+    assert whole.shards == (4 if ending == "parquet" else 3)
+    writes = []
+    write = engine.ShardStore.write
+
+    def interrupted(self, info, features):
+        writes.append(info.name)
+        if len(writes) == 3:
+            raise KeyboardInterrupt
+        return write(self, info, features)
+
+    monkeypatch.setattr(engine.ShardStore, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        label_images(source, Halves(), tmp_path / "2" / "out", options=options)
+    summary = label_images(source, Halves(), tmp_path / "2" / "out", options=options)
+    assert summary.records - summary.labelled_now == 6
+    assert tree_checksums(tmp_path / "1" / "out") == tree_checksums(tmp_path / "2" / "out")
+
+
+def test_splits_lie_side_by_side(photos, tmp_path):
+    out = tmp_path / "out"
+    write_photographs(tmp_path / "other", 4)
+    label_images(FolderSource(photos), ClassicalLabeller(4, fit_images=5), out)
+    fitted = (out / "labeller" / "classical.safetensors").read_bytes()
+    label_images(FolderSource(tmp_path / "other"), ClassicalLabeller(4, fit_images=5), out, split="validation")
+    assert (out / "labeller" / "classical.safetensors").read_bytes() == fitted
+    splits = load_dataset(str(out))
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 23, "validation": 4}
+    with pytest.raises(
+        ValueError, match=r"split 'train' of .* was made with another labeller .*num_classes: 4 then, 5"
+    ):
+        label_images(FolderSource(tmp_path / "other"), ClassicalLabeller(5), out, split="test")
+    assert "| validation | 4 |" in (out / "README.md").read_text()
+
+
+def test_what_was_made_differently_is_not_mixed(photos, tmp_path):
+    out = tmp_path / "out"
+    label_images(FolderSource(photos), Halves(), out, options=SMALL)
+    with pytest.raises(ValueError, match=r"made with another output .*label_stride: 2 then, 4 now"):
+        label_images(FolderSource(photos), Halves(), out, options=OutputOptions(rows_per_shard=5, label_stride=4))
+    write_photographs(photos / "more", 1)
+    with pytest.raises(ValueError, match=r"made with another source .*images: 23 then, 24 now.*overwrite"):
+        label_images(FolderSource(photos), Halves(), out, options=SMALL)
+    summary = label_images(FolderSource(photos), Halves(), out, options=SMALL, overwrite=True)
+    assert summary.labelled_now == summary.rows == 24
+
+
+def test_two_jobs_do_not_write_one_dataset(photos, tmp_path):
+    (tmp_path / "out" / ".labelling").mkdir(parents=True)
+    with (
+        FileLock(tmp_path / "out" / ".labelling" / "lock"),
+        pytest.raises(RuntimeError, match="another process is wri"),
+    ):
+        label_images(FolderSource(photos), Halves(), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "slurm"}, "engine: expected 'local' or 'ray', got 'slurm'"),
+        ({"split": "a/b"}, "split: expected letters"),
+        ({"num_threads": 0}, "num_threads: expected at least 1"),
+        ({"num_workers": -1}, "num_workers: expected at least 1"),
+    ],
+)
+def test_arguments_are_checked(photos, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        label_images(FolderSource(photos), Halves(), tmp_path / "out", **options)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), replace_file(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        (tmp_path / "nothing").read_text()
+    assert path.read_text() == "old"
+    with replace_file(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("file", "new")]
+
+
+# --- processes
+
+
+def test_several_processes_write_the_same_bytes(photos, tmp_path):
+    plant_bad_files(photos / "bad")
+    labeller = ClassicalLabeller(4, fit_images=5)
+    options = {"options": SMALL, "max_reject_share": 0.9}
+    label_images(FolderSource(photos), labeller, tmp_path / "1" / "out", **options)
+    summary = label_images(FolderSource(photos), labeller, tmp_path / "2" / "out", num_workers=2, **options)
+    assert summary.rows == 23
+    assert tree_checksums(tmp_path / "1" / "out") == tree_checksums(tmp_path / "2" / "out")
+
+
+def test_ray_writes_the_same_bytes(photos, tmp_path):
+    pytest.importorskip("ray", reason="needs the ray extra")
+    plant_bad_files(photos / "bad")
+    labeller = ClassicalLabeller(4, fit_images=5)
+    options = {"options": SMALL, "max_reject_share": 0.9}
+    label_images(FolderSource(photos), labeller, tmp_path / "1" / "out", **options)
+    summary = label_images(
+        FolderSource(photos), labeller, tmp_path / "2" / "out", engine="ray", num_workers=2, **options
+    )
+    assert summary.rows == 23
+    assert tree_checksums(tmp_path / "1" / "out") == tree_checksums(tmp_path / "2" / "out")
+    # Nothing is left to do, and nothing is started.
+    again = label_images(
+        FolderSource(photos), labeller, tmp_path / "2" / "out", engine="ray", num_workers=2, **options
+    )
+    assert again.labelled_now == 0
+
+
+def run_example(photos: Path, out: Path, *options: str, **popen) -> subprocess.Popen:
+    command = [sys.executable, str(EXAMPLE), "--source", str(photos), "--output_dir", str(out)]
+    command += ["--num_classes", "4", "--rows_per_shard", "4", "--num_threads", "1", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **popen
+    )
+
+
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_a_killed_job_ends_with_the_same_bytes(tmp_path, workers):
+    write_photographs(tmp_path / "photos", 60, width=320, height=240)
+    whole = run_example(tmp_path / "photos", tmp_path / "whole" / "out")
+    assert whole.wait() == 0, whole.stdout.read()
+    out = tmp_path / "killed" / "out"
+    for done in (2, 6):
+        process = run_example(tmp_path / "photos", out, "--num_workers", workers, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("data/*.parquet"))) < done:
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.01)
+        # The job alone: its workers must notice.
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        while _group_lives(process.pid):
+            assert time.monotonic() < deadline, "a worker outlived its job"
+            time.sleep(0.05)
+    assert len(list(out.glob("data/*.parquet"))) < 15
+    process = run_example(tmp_path / "photos", out, "--num_workers", workers)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert tree_checksums(out) == tree_checksums(tmp_path / "whole" / "out")
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_command_tells_what_it_did(tmp_path):
+    write_photographs(tmp_path / "photos", 8)
+    (tmp_path / "photos" / "notes.txt").write_text("")
+    bad = tmp_path / "photos" / "bad.jpg"
+    bad.write_bytes(b"")
+    process = run_example(tmp_path / "photos", tmp_path / "out")
+    output = process.communicate()[0]
+    assert process.returncode == 3, output
+    assert "8 of 9 images labelled in 3 shards, 1 rejected" in output
+    assert "passed over, since they are no images by their names: 1 files .txt" in output
+    assert "rejects.jsonl" in output
+    bad.unlink()
+    process = run_example(tmp_path / "photos", tmp_path / "out")
+    output = process.communicate()[0]
+    assert process.returncode == 1
+    assert "error: output_dir: split 'train'" in output
+    assert "Traceback" not in output

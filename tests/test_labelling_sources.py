@@ -1,0 +1,184 @@
+"""Sources yield every image once, in an order that does not change, from wherever a part is taken up."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import datasets
+import pytest
+
+from c2fmae_hf.labelling.records import OutputOptions, Reject, prepare_image
+from c2fmae_hf.labelling.sources import FolderSource, TarSource, open_source
+from labelling_utils import encode, photograph, write_photographs
+from testing_utils import make_rows
+
+
+def ids(source, records_per_part: int = 4, skip: int = 0) -> list[list[str]]:
+    return [[record.image_id for record in source.read(part, skip)] for part in source.parts(records_per_part)]
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def test_folders_are_searched_to_their_depths(tmp_path):
+    paths = write_photographs(tmp_path / "photos", 10)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    (tmp_path / "photos" / "LICENSE").write_text("no image")
+    (tmp_path / "photos" / ".hidden.jpg").write_bytes(b"")
+    (tmp_path / "photos" / ".cache").mkdir()
+    (tmp_path / "photos" / ".cache" / "thumbnail.jpg").write_bytes(b"")
+    deep = tmp_path / "elsewhere" / "a" / "b"
+    write_photographs(deep, 2)
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "linked" / "round").symlink_to(tmp_path / "photos")
+
+    source = FolderSource(tmp_path / "photos")
+    found = [name for part in ids(source) for name in part]
+    expected = sorted(str(path.relative_to(tmp_path / "photos")) for path in paths)
+    assert [name for name in found if not name.startswith("linked")] == expected
+    assert sum(name.startswith("linked/a/b/folder_") for name in found) == 2
+    assert len(found) == len(set(found)) == 12
+    assert source.passed_over == {"files .txt": 1, "files without ending": 1}
+    assert [len(part) for part in ids(source)] == [4, 4, 4]
+    assert source.num_records(4) == 12
+
+
+def test_a_source_can_be_taken_up_anywhere_and_sent_elsewhere(tmp_path):
+    write_photographs(tmp_path / "photos", 10)
+    rows = make_rows(10)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        for index in range(10):
+            add(tar, f"a/{index:03d}.jpg", encode(photograph(index)))
+    for name in ("photos", "rows.parquet", "saved", "photos.tar"):
+        source = open_source(str(tmp_path / name))
+        parts = source.parts(4)
+        copy = pickle.loads(pickle.dumps(source))
+        for part in pickle.loads(pickle.dumps(parts)):
+            records = [(r.image_id, r.label) for r in source.read(part)]
+            assert [(r.image_id, r.label) for r in copy.read(part)] == records
+            for skip in range(len(records) + 1):
+                assert [(r.image_id, r.label) for r in copy.read(part, skip)] == records[skip:]
+        everything = [record for part in parts for record in source.read(part)]
+        assert len({record.image_id for record in everything}) == 10
+        assert not any(isinstance(prepare_image(record, OutputOptions()), Reject) for record in everything)
+        assert {r.image_id for r in source.sample(4)} == {record.image_id for record in everything}
+        assert [r.image_id for r in source.sample(4)] == [r.image_id for r in source.sample(4)]
+        assert source.num_records(4) == (None if name.endswith("tar") else 10)
+        assert source.fingerprint() == open_source(str(tmp_path / name)).fingerprint()
+
+
+def test_class_folders_give_labels(tmp_path):
+    write_photographs(tmp_path / "photos", 6)
+    source = open_source(str(tmp_path / "photos"), class_folders=True)
+    assert source.label_feature.names == ["folder_0", "folder_1", "folder_2"]
+    labels = [record.label for part in source.parts(100) for record in source.read(part)]
+    assert labels == [0, 0, 1, 1, 2, 2]
+    (tmp_path / "photos" / "stray.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"class_folders: .* got 'stray.jpg'"):
+        FolderSource(tmp_path / "photos", class_folders=True)
+
+
+def test_a_changed_folder_has_another_fingerprint(tmp_path):
+    paths = write_photographs(tmp_path, 4)
+    before = FolderSource(tmp_path).fingerprint()
+    content = paths[0].read_bytes()
+    paths[0].write_bytes(content + b"\0")
+    assert FolderSource(tmp_path).fingerprint() != before
+    paths[0].write_bytes(content)
+    assert FolderSource(tmp_path).fingerprint() == before
+    paths[0].rename(paths[0].with_name("other.jpg"))
+    assert FolderSource(tmp_path).fingerprint() != before
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
+def test_webdataset_tar_files(tmp_path, ending):
+    for number in range(2):
+        with tarfile.open(tmp_path / f"shard-{number}{ending}", "w:gz" if ending.endswith("gz") else "w") as tar:
+            for index in range(5):
+                kind = ("jpg", "png", "webp")[index % 3]
+                encoded = encode(photograph(index), {"jpg": "JPEG"}.get(kind, kind.upper()))
+                # The label before the image or behind it.
+                files = [(f"n/{index:04d}.{kind}", encoded), (f"n/{index:04d}.cls", str(index % 2).encode())]
+                for name, content in files[:: 1 if index % 2 else -1]:
+                    add(tar, name, content)
+                add(tar, f"n/{index:04d}.json", b"{}")
+            add(tar, "n/._0000.jpg", b"of another system") if number else None
+    source = open_source(str(tmp_path / f"shard-*{ending}"))
+    assert isinstance(source, TarSource)
+    assert source.label_feature == datasets.Value("int64")
+    records = [record for part in source.parts(100) for record in source.read(part)]
+    assert [record.label for record in records] == [0, 1, 0, 1, 0] * 2
+    assert records[1].image_id == f"shard-0{ending}/n/0001.png"
+    assert [prepare_image(record, OutputOptions()).image.size for record in records] == [(64, 48)] * 10
+
+
+def test_what_is_left_of_a_damaged_tar_file_is_kept(tmp_path):
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        for index in range(6):
+            add(tar, f"{index}.jpg", encode(photograph(index, 96, 96)))
+    content = (tmp_path / "whole.tar").read_bytes()
+    (tmp_path / "damaged.tar").write_bytes(content[: len(content) // 2])
+    (tmp_path / "no.tar").write_bytes(b"this is no tar file at all" * 100)
+    source = open_source(str(tmp_path / "damaged.tar"))
+    (part,) = source.parts(100)
+    records = list(source.read(part))
+    good = [record for record in records if record.error is None]
+    assert 1 <= len(good) < 6
+    assert records[-1].image_id == "damaged.tar: rest"
+    assert "cannot be read on" in records[-1].error
+    for skip in range(len(records) + 1):
+        assert [r.image_id for r in source.read(part, skip)] == [r.image_id for r in records[skip:]]
+    source = open_source(str(tmp_path / "no.tar"))
+    assert [record.error is None for part in source.parts(1) for record in source.read(part)] == [False]
+
+
+def test_columns_of_datasets(tmp_path):
+    rows = make_rows(6).rename_columns({"image": "picture", "image_id": "name"})
+    rows = rows.add_column("label", [0, 1, 2, 0, 1, 2]).cast_column("label", datasets.ClassLabel(names=list("abc")))
+    datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"source split: expected one of \['test', 'train'\], got 'validation'"):
+        open_source(str(tmp_path / "saved"), split="validation")
+    # Three columns of images: that called `image`, or the first.
+    source = open_source(str(tmp_path / "saved"))
+    assert source.read_row.image == "picture"
+    assert source.label_feature.names == list("abc")
+    records = [record for part in source.parts(4) for record in source.read(part)]
+    assert [record.label for record in records] == [0, 1, 2, 0, 1, 2]
+    assert [record.image_id for record in records] == [f"{index:09d}" for index in range(6)]
+    rows.select_columns(["label"]).save_to_disk(tmp_path / "no_images")
+    with pytest.raises(ValueError, match=r"source: expected a column of images, got the columns \['label'\]"):
+        open_source(str(tmp_path / "no_images"))
+    with pytest.raises(ValueError, match=r"source: expected the columns \['depth'\]"):
+        open_source(str(tmp_path / "saved"), columns=["depth"])
+
+
+def test_parquet_is_read_in_place(tmp_path):
+    for number in range(3):
+        make_rows(4).to_parquet(tmp_path / f"part-{number}.parquet")
+    for name in (f"{tmp_path}/*.parquet", str(tmp_path)):
+        source = open_source(name)
+        assert len(source.parts(100)) == 3
+        records = [record for part in source.parts(100) for record in source.read(part)]
+        assert len(records) == 12
+        assert records[0].value["bytes"]
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "/no/*.parquet", "/no/*.tar", "./nothing"])
+def test_what_is_not_there(name):
+    with pytest.raises(FileNotFoundError, match="source: expected"):
+        open_source(name)
+
+
+def test_a_folder_without_images(tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"expected images in .*, found none"):
+        open_source(str(tmp_path))
+    assert Path(tmp_path).is_dir()

@@ -1,0 +1,127 @@
+"""What validation finds in a dataset."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from c2fmae_hf.labelling.classical import ClassicalLabeller
+from c2fmae_hf.labelling.job import label_images
+from c2fmae_hf.labelling.records import OutputOptions
+from c2fmae_hf.labelling.sources import FolderSource
+from c2fmae_hf.labelling.validation import count_spanning, draw_contact_sheet, validate_dataset
+from labelling_utils import encode, photograph, write_photographs
+from test_examples import load_example
+from testing_utils import make_rows, png
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    write_photographs(tmp_path / "photos", 13)
+    options = OutputOptions(rows_per_shard=5)
+    label_images(
+        FolderSource(tmp_path / "photos"), ClassicalLabeller(4, fit_images=5), tmp_path / "set", options=options
+    )
+    return tmp_path / "set"
+
+
+def test_a_whole_dataset(labelled):
+    report, samples = validate_dataset(str(labelled), num_drawn=4)
+    assert report.is_valid
+    assert (report.rows, report.num_broken, report.duplicate_ids, report.shards) == (13, 0, 0, [])
+    assert report.image_height["median"] == 48
+    assert report.map_stride == {"2": 13}
+    assert report.ignored_share == {"semantic": 0, "instance": 0}
+    assert [entry["name"] for entry in report.classes] == [f"cluster {i}" for i in range(4)]
+    assert sum(entry["share"] for entry in report.classes) == pytest.approx(1)
+    assert report.instances_per_image["max"] > 1
+    assert len(samples) == 4
+    assert len({sample["image_id"] for sample in samples}) == 4
+    assert samples[0]["semantic"].shape == (48, 64)
+    json.dumps(report.to_dict())
+    assert "13 rows, 0 broken" in str(report)
+
+
+def test_shards_that_are_not_as_the_manifest_says(labelled):
+    shards = sorted((labelled / "data").iterdir())
+    shutil.copy(shards[0], labelled / "data" / "train-00009-0000.parquet")
+    shards[2].unlink()
+    shards[1].write_bytes(shards[0].read_bytes())
+    report, _ = validate_dataset(str(labelled))
+    assert not report.is_valid
+    assert report.shards == [
+        "data/train-00001-0000.parquet has another checksum",
+        "data/train-00002-0000.parquet is missing",
+        "data/train-00009-0000.parquet is not in the manifest",
+    ]
+    assert report.duplicate_ids == 10
+
+
+def test_broken_rows_are_named(tmp_path):
+    rows = make_rows(8)
+    for column in ("image", "semantic", "instance"):
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    items = list(rows)
+    photo = encode(photograph(0, 48, 48))
+    items[1]["image"] = {"bytes": photo[:-200], "path": None}
+    items[2]["semantic"] = png(np.full((48, 48), 9, np.uint8))
+    items[3]["instance"] = png(np.zeros((48, 40), np.uint8))
+    items[4]["semantic"] = None
+    items[5]["image_id"] = "r0"
+    items[6]["semantic"] = png(np.full((48, 48), 255, np.uint8))
+    datasets.Dataset.from_list(items, features=rows.features).to_parquet(tmp_path / "rows.parquet")
+    report, _ = validate_dataset(str(tmp_path / "rows.parquet"), num_classes=5)
+    assert not report.is_valid
+    assert report.shards is None
+    assert [(entry["row"], entry["image_id"]) for entry in report.broken] == [(1, "r1"), (2, "r2"), (3, "r3")]
+    reasons = [entry["reason"] for entry in report.broken]
+    assert "column 'image': cannot be decoded" in reasons[0]
+    assert "column 'semantic': expected class ids in [0, 5)" in reasons[1]
+    assert "column 'instance': expected the image's size" in reasons[2]
+    assert report.missing_maps == {"semantic": 1}
+    assert report.duplicate_ids == 1
+    assert report.ignored_share["semantic"] > 0.25
+
+
+def test_instances_that_span_classes():
+    semantic = np.zeros((10, 20), np.int32)
+    semantic[:, 10:] = 3
+    instance = np.zeros((10, 20), np.int32)
+    instance[:5, 5:15] = 1  # half and half
+    instance[5:, :10] = 2  # in one class
+    instance[5:, 12:] = 3
+    assert count_spanning(semantic, instance) == 1
+    semantic[:, 10:] = -100
+    assert count_spanning(semantic, instance) == 0
+    assert count_spanning(semantic, np.zeros_like(instance)) == 0
+
+
+def test_what_is_not_there(labelled):
+    with pytest.raises(ValueError, match=r"split: expected one of \['train'\], got 'test'"):
+        validate_dataset(str(labelled), split="test")
+    with pytest.raises(FileNotFoundError):
+        validate_dataset("/no/such/folder")
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_contact_sheet(labelled, tmp_path, number):
+    _, samples = validate_dataset(str(labelled), num_drawn=number)
+    draw_contact_sheet(samples, tmp_path / "sheet.png", {i: f"cluster {i}" for i in range(4)}, "title")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB"))
+    assert pixels.std() > 20
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
+
+
+def test_the_command(labelled, tmp_path, capsys):
+    example = load_example("validate_dataset")
+    report = example.main([str(labelled), "--num_drawn", "3", "--output_dir", str(tmp_path / "checked")])
+    assert report.is_valid
+    assert json.loads((tmp_path / "checked" / "validation-train.json").read_text())["rows"] == 13
+    assert (tmp_path / "checked" / "contact_sheet-train.png").stat().st_size > 10_000
+    assert "shards: as in the manifest" in capsys.readouterr().out
