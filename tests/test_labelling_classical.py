@@ -53,6 +53,10 @@ def test_what_was_fitted_is_kept(tmp_path):
     again = ClassicalLabeller(6, fit_images=4)
     again.prepare(iter(()), tmp_path / "labeller")
     assert all((labeller.fitted[name] == again.fitted[name]).all() for name in labeller.fitted)
+    # Not for other settings.
+    other = ClassicalLabeller(5, fit_images=4)
+    other.prepare(iter(PHOTOS), tmp_path / "labeller")
+    assert len(other.fitted["centres"]) == 5
     fresh = ClassicalLabeller(6, fit_images=4).fit(PHOTOS[:4])
     assert all((labeller.fitted[name] == fresh.fitted[name]).all() for name in labeller.fitted)
 

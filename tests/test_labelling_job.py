@@ -244,6 +244,9 @@ def test_what_was_made_differently_is_not_mixed(photos, tmp_path):
         label_images(FolderSource(photos), Halves(), out, options=SMALL)
     summary = label_images(FolderSource(photos), Halves(), out, options=SMALL, overwrite=True)
     assert summary.labelled_now == summary.rows == 24
+    summary = label_images(FolderSource(photos), ClassicalLabeller(4, fit_images=5), out, overwrite=True)
+    summary = label_images(FolderSource(photos), ClassicalLabeller(3, fit_images=5), out, overwrite=True)
+    assert len(load_dataset(str(out), split="train").features["semantic_classes"].feature.names) == 3
 
 
 def test_two_jobs_do_not_write_one_dataset(photos, tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
@@ -123,15 +124,19 @@ class ClassicalLabeller(Labeller):
 
     def prepare(self, images: Iterator[Image.Image], folder: Path) -> None:
         path = folder / _FITTED_FILE
+        settings = json.dumps(self.settings(), sort_keys=True)
         if path.is_file():
-            self.fitted = load_file(path)
-            return
+            with safe_open(path, "np") as file:
+                same = (file.metadata() or {}).get("settings") == settings
+            if same:
+                self.fitted = load_file(path)
+                return
         sample = itertools.islice(images, self.fit_images)
         self.fit(tqdm(sample, desc="Finding classes", unit=" images", total=self.fit_images, mininterval=1))
         folder.mkdir(parents=True, exist_ok=True)
         assert self.fitted is not None  # by fit()
         with replace_file(path) as temporary:
-            save_file(self.fitted, temporary, metadata={"settings": json.dumps(self.settings(), sort_keys=True)})
+            save_file(self.fitted, temporary, metadata={"settings": settings})
 
     def __call__(self, batch: Sequence[PreparedImage]) -> list[LabelMaps]:
         return [self.label(prepared.image) for prepared in batch]

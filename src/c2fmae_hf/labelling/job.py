@@ -160,7 +160,8 @@ def _check_identity(
         if different:
             raise ValueError(
                 f"output_dir: split {path.parent.name!r} of {root} was made with another "
-                f"{'; another '.join(different)}. Choose another output_dir, the same settings, or overwrite"
+                f"{'; another '.join(different)}. Choose another output_dir"
+                + (", the same settings, or overwrite" if is_own else " or the same settings")
             )
         if is_own and other["versions"] != identity["versions"]:
             logger.warning(
@@ -219,10 +220,11 @@ def _run(task: LabellingTask, engine: str, num_workers: int, ray_options: dict[s
                 progress.set_postfix(rejected=rejects, refresh=False)
     finally:
         # Also of a job that is stopped: what failed so far is worth knowing.
-        _write_lists(task.store.root)
+        splits = _finished_shards(task.store.root)
+        _write_lists(task.store.root, splits)
     seconds = time.perf_counter() - started
-    _write_card(task)
-    finished = list(task.store.finished())
+    _write_card(task, splits)
+    finished = splits[task.store.split]
     return LabellingSummary(
         records=sum(shard.records for shard in finished),
         rows=sum(shard.rows for shard in finished),
@@ -235,45 +237,43 @@ def _run(task: LabellingTask, engine: str, num_workers: int, ray_options: dict[s
     )
 
 
-def _stores(root: Path) -> list[ShardStore]:
-    """Of all splits, `train` first."""
-    splits = [path.parent.name for path in (root / ".labelling").glob("*/job.json")]
-    return [ShardStore(root, split) for split in sorted(splits, key=lambda split: (split != "train", split))]
+def _finished_shards(root: Path) -> dict[str, list[ShardInfo]]:
+    """By split, `train` first."""
+    names = [path.parent.name for path in (root / ".labelling").glob("*/job.json")]
+    names.sort(key=lambda name: (name != "train", name))
+    return {name: list(ShardStore(root, name).finished()) for name in names}
 
 
-def _write_lists(root: Path) -> None:
+def _write_lists(root: Path, splits: dict[str, list[ShardInfo]]) -> None:
     """`manifest.jsonl` and `rejects.jsonl`, of all splits."""
     manifest, rejects = [], []
-    for store in _stores(root):
-        for shard in store.finished():
+    for split, shards in splits.items():
+        for shard in shards:
             if shard.rows > 0:
                 entry = {
                     "file": f"data/{shard.name}.parquet",
-                    "split": store.split,
+                    "split": split,
                     "rows": shard.rows,
                     "bytes": shard.bytes,
                     "sha256": shard.sha256,
                 }
                 manifest.append(json.dumps(entry))
-            rejects += [
-                json.dumps({"split": store.split, **asdict(reject)}, ensure_ascii=False) for reject in shard.rejects
-            ]
+            rejects += [json.dumps({"split": split, **asdict(reject)}, ensure_ascii=False) for reject in shard.rejects]
     write_lines(root / "manifest.jsonl", manifest)
     write_lines(root / "rejects.jsonl", rejects)
 
 
-def _write_card(task: LabellingTask) -> None:
+def _write_card(task: LabellingTask, finished: dict[str, list[ShardInfo]]) -> None:
     root = task.store.root
     splits = []
-    for store in _stores(root):
-        shards = list(store.finished())
+    for split_name, shards in finished.items():
         rows = sum(shard.rows for shard in shards)
         if rows == 0:
             continue
         image_bytes, map_bytes = (sum(getattr(s, name) for s in shards) for name in ("image_bytes", "map_bytes"))
         splits.append(
             {
-                "name": store.split,
+                "name": split_name,
                 "rows": rows,
                 "bytes": sum(shard.bytes for shard in shards),
                 "rejects": sum(len(shard.rejects) for shard in shards),

@@ -1,0 +1,79 @@
+"""A labelled dataset is published and loaded by name, over real HTTP, from a server on loopback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from c2fmae_hf.labelling.classical import ClassicalLabeller
+from c2fmae_hf.labelling.job import label_images
+from c2fmae_hf.labelling.records import OutputOptions
+from c2fmae_hf.labelling.sources import FolderSource
+from hub_server import HubServer
+from labelling_utils import write_photographs
+
+
+# In a process of its own: the libraries read their endpoint when they are imported.
+SCRIPT = """
+import sys
+import datasets, huggingface_hub, numpy as np
+folder = sys.argv[1]
+rows = datasets.load_dataset(folder)
+rows.push_to_hub("me/pushed")
+api = huggingface_hub.HfApi()
+api.create_repo("me/uploaded", repo_type="dataset")
+api.upload_folder(repo_id="me/uploaded", repo_type="dataset", folder_path=folder, ignore_patterns=".labelling/*")
+for name in ("me/pushed", "me/uploaded"):
+    for streaming in (False, True):
+        back = datasets.load_dataset(name, split="train", streaming=streaming)
+        assert back.features == rows["train"].features
+        count = 0
+        for ours, theirs in zip(rows["train"], back):
+            count += 1
+            assert ours["image_id"] == theirs["image_id"]
+            assert ours["semantic_classes"] == theirs["semantic_classes"]
+            for column in ("image", "semantic", "instance"):
+                assert (np.asarray(ours[column]) == np.asarray(theirs[column])).all()
+        assert count == len(rows["train"])
+print("published")
+"""
+
+
+@pytest.fixture
+def hub():
+    server = HubServer()
+    yield server
+    server.stop()
+
+
+def test_a_labelled_dataset_goes_to_a_hub_and_comes_back(hub, tmp_path):
+    write_photographs(tmp_path / "photos", 11)
+    out: Path = tmp_path / "out"
+    label_images(
+        FolderSource(tmp_path / "photos", class_folders=True),
+        ClassicalLabeller(4, fit_images=5),
+        out,
+        options=OutputOptions(rows_per_shard=4),
+    )
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": "hf_for_tests",
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(out)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert process.stdout.strip().endswith("published"), process.stderr[-3000:]
+    assert hub.unknown == []
+    uploaded = hub.repositories["datasets/me/uploaded"].files
+    assert set(uploaded) >= {"README.md", "manifest.jsonl", "data/train-00002-0000.parquet"}
+    assert not any(path.startswith(".labelling") for path in uploaded)
+    assert "hf_for_tests" not in "".join(content.decode("utf-8", "replace") for content in uploaded.values())
