@@ -1,4 +1,4 @@
-"""A labelled dataset is published and loaded by name, over real HTTP, from a server on loopback."""
+"""A labelled dataset is published, loaded and labelled again by name, over real HTTP, on loopback."""
 
 from __future__ import annotations
 
@@ -39,6 +39,21 @@ for name in ("me/pushed", "me/uploaded"):
             for column in ("image", "semantic", "instance"):
                 assert (np.asarray(ours[column]) == np.asarray(theirs[column])).all()
         assert count == len(rows["train"])
+
+# A dataset on a hub is a source in its turn.
+from c2fmae_hf.labelling.annotations import ColumnsLabeller
+from c2fmae_hf.labelling.job import label_images
+from c2fmae_hf.labelling.sources import open_source
+names = rows["train"].features["semantic_classes"].feature.names
+for streaming in (False, True):
+    labeller = ColumnsLabeller(dict(enumerate(names)))
+    source = open_source("me/uploaded", streaming=streaming, columns=labeller.columns)
+    assert source.label_feature == rows["train"].features["label"]
+    target = f"{folder}-{streaming}"
+    assert label_images(source, labeller, target).rows == len(rows["train"])
+    again = datasets.load_dataset(target, split="train")
+    assert again["image_id"] == rows["train"]["image_id"]
+    assert again["label"] == rows["train"]["label"]
 print("published")
 """
 

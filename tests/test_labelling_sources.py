@@ -171,6 +171,18 @@ def test_parquet_is_read_in_place(tmp_path):
         assert records[0].value["bytes"]
 
 
+def test_parquet_files_may_differ_in_what_is_not_needed(tmp_path):
+    make_rows(4).to_parquet(tmp_path / "a.parquet")
+    make_rows(3).remove_columns(["semantic", "instance"]).to_parquet(tmp_path / "b.parquet")
+    source = open_source(f"{tmp_path}/*.parquet")
+    assert [len(part) for part in ids(source)] == [4, 3]
+    with pytest.raises(ValueError, match=r"in every file, .*b\.parquet lacks \['semantic'\]"):
+        open_source(f"{tmp_path}/*.parquet", columns=["semantic"])
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 not quite")
+    with pytest.raises(ValueError, match=r"source: expected a Parquet file, got .*c\.parquet"):
+        open_source(f"{tmp_path}/*.parquet")
+
+
 @pytest.mark.parametrize("name", ["/no/such/folder", "/no/*.parquet", "/no/*.tar", "./nothing"])
 def test_what_is_not_there(name):
     with pytest.raises(FileNotFoundError, match="source: expected"):

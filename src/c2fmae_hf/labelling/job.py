@@ -223,6 +223,7 @@ def _run(task: LabellingTask, engine: str, num_workers: int, ray_options: dict[s
         splits = _finished_shards(task.store.root)
         _write_lists(task.store.root, splits)
     seconds = time.perf_counter() - started
+    task.store.remove_leftovers()  # of workers that died and were replaced
     _write_card(task, splits)
     finished = splits[task.store.split]
     return LabellingSummary(

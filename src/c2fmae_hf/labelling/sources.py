@@ -19,6 +19,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
@@ -404,6 +405,7 @@ class StreamSource(ImageSource):
         files: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        self.features: datasets.Features | None
         if rows.features is None:
             rows = rows._resolve_features()
         self.features = rows.features
@@ -428,6 +430,30 @@ class StreamSource(ImageSource):
         shard = self.rows.shard(num_shards=self.rows.num_shards, index=part.where)
         for position, row in enumerate(shard.skip(skip) if skip else shard, start=skip):
             yield self.read_row(row, f"{part.index:05d}-{position:09d}")
+
+
+def _open_parquet(files: Sequence[str], label_column: str, columns: Sequence[str]) -> StreamSource:
+    """Parquet files that have the needed columns; what else they have may differ."""
+    reader: _ColumnReader | None = None
+    features = datasets.Features()
+    for file in files:
+        try:
+            schema = pq.read_schema(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"source: expected a Parquet file, got {file}: {error}") from error
+        if reader is None:
+            features = datasets.Features.from_arrow_schema(schema)
+            reader = _ColumnReader(features, label_column, columns)
+        missing = [name for name in reader.needed if name not in schema.names]
+        if missing:
+            raise ValueError(f"source: expected the columns {reader.needed} in every file, {file} lacks {missing}")
+    assert reader is not None, "there are files"
+    rows = datasets.load_dataset(
+        "parquet", data_files=list(files), split="train", streaming=True, columns=reader.needed
+    )
+    source = StreamSource(rows, label_column, columns, files)
+    source.features = features
+    return source
 
 
 def open_source(
@@ -462,8 +488,7 @@ def open_source(
         files = sorted(glob.glob(str(path)))
         if not files:
             raise FileNotFoundError(f"source: expected Parquet files at {name!r}, found none")
-        rows = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
-        return StreamSource(rows, label_column, columns, files)
+        return _open_parquet(files, label_column, columns)
     is_saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     holds_parquet = any(path.glob("*.parquet")) or any(path.glob("data/*.parquet"))
     if (path.is_dir() and not is_saved and not holds_parquet) or (
