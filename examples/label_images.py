@@ -274,5 +274,5 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\nStopped. Finished shards are kept: the same command goes on from there.", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, RuntimeError, FileNotFoundError, ImportError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

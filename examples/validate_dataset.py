@@ -53,5 +53,5 @@ def main(args: list[str] | None = None) -> ValidationReport:
 if __name__ == "__main__":
     try:
         sys.exit(0 if main().is_valid else 1)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

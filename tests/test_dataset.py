@@ -72,6 +72,25 @@ def test_a_row_without_a_map_has_ignored_labels(rows):
     assert sample["instance"].unique().tolist() == [-100]
 
 
+@pytest.mark.parametrize("stride", [2, 4])
+def test_maps_at_a_stride(rows, stride):
+    """At the label grid they say what whole maps say; finer than it, exactly so."""
+    items = replaced(rows, 3)
+    transform = evaluation_transform((48, 48), crop_ratio=1.0, label_stride=4)
+    whole = C2FMAEDataset(items, transform)[3]
+    stored = {}
+    for column in ("semantic", "instance"):
+        label_map = np.array(Image.open(io.BytesIO(items[3][column]["bytes"])))
+        stored[column] = png(label_map[stride // 2 :: stride, stride // 2 :: stride].copy())
+    sample = C2FMAEDataset(replaced(rows, 3, **stored), transform)[3]
+    for column in ("semantic", "instance"):
+        assert sample[column].shape == (12, 12)
+        assert (sample[column] == whole[column]).float().mean() > 0.85
+    if stride == 4:
+        assert torch.equal(sample["semantic"], whole["semantic"])
+        assert torch.equal(sample["instance"], whole["instance"])
+
+
 # What can be wrong with a dataset
 
 

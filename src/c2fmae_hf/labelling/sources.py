@@ -114,6 +114,10 @@ class ImageSource(abc.ABC):
         return None if None in counts else sum(count for count in counts if count is not None)
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _spans(number: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, number)) for start in range(0, number, size)]
 
@@ -139,6 +143,8 @@ class FolderSource(ImageSource):
 
     Raises:
         `FileNotFoundError`: if there is no such folder, or no image in it.
+        `OSError`: if a folder below it cannot be read.
+        `ValueError`: if there are images outside the folders of classes.
     """
 
     def __init__(
@@ -161,7 +167,8 @@ class FolderSource(ImageSource):
     def _walk(self) -> Iterator[str]:
         seen = set()
         with tqdm(desc=f"Listing {self.root}", unit=" files", disable=None) as progress:
-            for folder, subfolders, files in os.walk(self.root, followlinks=True):
+            # A folder that cannot be read is an error: its images would be lost silently.
+            for folder, subfolders, files in os.walk(self.root, onerror=_raise, followlinks=True):
                 # Links are followed, since class folders often are links, but never round in circles.
                 identity = os.path.realpath(folder)
                 if identity in seen:
