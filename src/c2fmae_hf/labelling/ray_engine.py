@@ -65,8 +65,6 @@ def run_ray(
     except ImportError as error:
         raise ImportError('engine="ray" needs Ray: pip install "c2fmae-hf[ray]"') from error
 
-    # Its plans and resources are not what a user waits for.
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     was_running = ray.is_initialized()
     if not was_running:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -87,6 +85,8 @@ def run_ray(
             num_gpus=num_gpus,
             num_cpus=num_cpus if num_cpus is not None else 1,
         )
+        # Its plans and resources are not what a user waits for. (Ray sets its own level when it is imported.)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         for row in results.iter_rows():
             shard = ShardInfo.from_json(row["shard"])
             report(shard.records)
