@@ -41,7 +41,7 @@ EXTRAS_REQUIRE = {
     ],
     # labelling on a cluster
     "ray": ["ray[data]>=2.40"],
-    "pytest": ["pytest>=8", "parameterized>=0.9"],
+    "pytest": ["pytest>=8", "parameterized>=0.9", "torchmetrics>=1.6"],
     "quality": ["ruff>=0.14", "mypy>=1.18", "types-PyYAML"],
 }
 EXTRAS_REQUIRE["test"] = [*EXTRAS_REQUIRE["label"], *EXTRAS_REQUIRE["ray"], *EXTRAS_REQUIRE.pop("pytest")]
