@@ -1,0 +1,67 @@
+"""Learning rates that fall towards the first layers, for fine-tuning a vision transformer of any library."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+
+_BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|layer)\.(\d+)\.")
+_EMBEDDINGS = ("embed", "cls_token", "mask_token", "register_tokens", "reg_token", "dist_token")
+
+
+def layer_indices(model: nn.Module) -> dict[str, int]:
+    """
+    The layer of each parameter by its name: 0 for embeddings, `i + 1` for block `i`, one more than the last block for
+    everything behind the blocks (final norm, head).
+
+    Raises:
+        `ValueError`: if the model has no numbered blocks.
+    """
+    blocks = {name: match for name, _ in model.named_parameters() if (match := _BLOCK.search(name))}
+    if not blocks:
+        raise ValueError("layer_decay: expected a model with blocks named blocks.N, layers.N or layer.N, got none")
+    last = max(int(match[1]) for match in blocks.values()) + 2
+    indices = {}
+    for name, _ in model.named_parameters():
+        if name in blocks:
+            indices[name] = int(blocks[name][1]) + 1
+        else:
+            indices[name] = 0 if any(word in name for word in _EMBEDDINGS) else last
+    return indices
+
+
+def layer_decay_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict]:
+    """
+    Parameter groups for an optimizer: the learning rate of a layer is that of the next one times `layer_decay` (BEiT's
+    and MAE's recipe); vectors (biases, norms, tokens) are not decayed. Parameters that are frozen are left out.
+
+    Args:
+        model: Any vision transformer with numbered blocks.
+        learning_rate (`float`): Of what lies behind the blocks.
+        weight_decay (`float`): Of matrices.
+        layer_decay (`float`): In (0, 1]; 1 gives every layer the same rate.
+
+    Raises:
+        `ValueError`: if `layer_decay` is out of range, or the model has no numbered blocks.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay: expected a value in (0, 1], got {layer_decay}")
+    indices = layer_indices(model) if layer_decay < 1 else {name: 0 for name, _ in model.named_parameters()}
+    last = max(indices.values())
+    groups: dict[tuple[int, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        # Position tables are matrices by shape only.
+        is_decayed = parameter.ndim > 1 and not name.endswith(("pos_embed", "position_embeddings", "_token"))
+        rate = learning_rate * layer_decay ** (last - indices[name])
+        group = groups.setdefault(
+            (indices[name], is_decayed),
+            {"params": [], "lr": rate, "weight_decay": weight_decay if is_decayed else 0.0},
+        )
+        group["params"].append(parameter)
+    return list(groups.values())

@@ -1,0 +1,103 @@
+"""Frozen features and the protocols on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from transformers import ViTConfig, ViTModel
+
+from c2fmae_hf import C2FMAEModel
+from c2fmae_hf.features import (
+    LinearProbe,
+    encode_images,
+    extract_features,
+    load_encoder,
+    patch_size_of,
+    pool_tokens,
+    weighted_knn,
+)
+
+
+def blobs(number: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(4, 16, generator=torch.Generator().manual_seed(7)) * 2
+    labels = torch.randint(0, 4, (number,), generator=generator)
+    return centres[labels] + torch.randn(number, 16, generator=generator), labels
+
+
+@pytest.fixture
+def folders(model, tmp_path):
+    """The same protocols take all of these."""
+    model.save_pretrained(tmp_path / "pretraining")
+    C2FMAEModel(model.config).save_pretrained(tmp_path / "encoder")
+    vit = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
+    )
+    ViTModel(vit, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    return {name: str(tmp_path / name) for name in ("pretraining", "encoder", "vit")}
+
+
+@pytest.mark.parametrize("name", ["pretraining", "encoder", "vit"])
+@pytest.mark.parametrize("size", [(32, 32), (48, 24)])
+def test_encoders_of_every_kind(folders, name, size):
+    model = load_encoder(folders[name]).eval()
+    assert patch_size_of(model) == 8
+    pixel_values = torch.randn(5, 3, *size)
+    batches = [{"pixel_values": part, "labels": torch.arange(len(part))} for part in pixel_values.split(3)]
+    features, labels = extract_features(model, batches)
+    assert labels.tolist() == [0, 1, 2, 0, 1]
+    assert {key: tuple(value.shape) for key, value in features.items()} == {"cls": (5, 32), "mean": (5, 32)}
+    with torch.no_grad():
+        tokens = encode_images(model, pixel_values)
+    assert torch.allclose(features["cls"], tokens[:, 0], atol=1e-5)
+    assert torch.allclose(features["mean"], tokens[:, 1:].mean(dim=1), atol=1e-5)
+
+
+def test_from_scratch(folders):
+    saved, fresh = (load_encoder(folders["encoder"], from_scratch=value) for value in (False, True))
+    assert not torch.equal(saved.blocks[0].attn.qkv.weight, fresh.blocks[0].attn.qkv.weight)
+    model = load_encoder("vit_tiny_patch16_224", from_scratch=True)
+    assert patch_size_of(model) == 16
+    assert encode_images(model.eval(), torch.randn(1, 3, 224, 224)).shape == (1, 197, 192)
+    with pytest.raises(ValueError, match=r"architecture without weights; give 'timm/vit_tiny_patch16_224'"):
+        load_encoder("vit_tiny_patch16_224")
+
+
+def test_timm_without_class_token():
+    model = load_encoder("vit_medium_patch16_gap_240", from_scratch=True)
+    side = model.timm_model.patch_embed.img_size[0]
+    batches = [{"pixel_values": torch.randn(1, 3, side, side), "labels": torch.zeros(1)}]
+    assert set(extract_features(model, batches)[0]) == {"mean"}
+    with pytest.raises(ValueError, match="no class token"):
+        pool_tokens(torch.randn(1, 4, 8), 4, "cls")
+    with pytest.raises(ValueError, match="pooling: expected one of"):
+        pool_tokens(torch.randn(1, 4, 8), 4, "max")
+
+
+def test_knn_agrees_with_scikit_learn():
+    train, train_labels = blobs(300)
+    features, _ = blobs(100, seed=1)
+    scores = weighted_knn(train, train_labels, features, 4, k=11, temperature=0.5, chunk=32)
+
+    def weights(distance: np.ndarray) -> np.ndarray:
+        return np.exp((1 - distance) / 0.5)
+
+    judge = KNeighborsClassifier(11, metric="cosine", weights=weights).fit(train, train_labels)
+    assert torch.allclose(scores, torch.from_numpy(judge.predict_proba(features)).float(), atol=1e-4)
+    assert weighted_knn(train[:3], train_labels[:3], features, 4, k=20).sum(dim=1).allclose(torch.ones(100))
+
+
+def test_linear_probe_learns_and_folds():
+    train, train_labels = blobs(400)
+    features, labels = blobs(200, seed=1)
+    # Features of very different scale, which the normalisation evens out.
+    scale = torch.logspace(-3, 3, 16)
+    probe = LinearProbe(16, 4).fit(train * scale + 5, train_labels, epochs=30, batch_size=64)
+    logits = probe(features * scale + 5)
+    assert (logits.argmax(dim=1) == labels).float().mean() > 0.9
+    weight, bias = probe.fold()
+    assert torch.allclose((features * scale + 5) @ weight.T + bias, logits, atol=1e-3)
+    # One batch smaller than asked for.
+    assert LinearProbe(16, 4).fit(train[:10], train_labels[:10], epochs=2)(features).shape == (200, 4)
