@@ -220,6 +220,7 @@ class LinearProbe(nn.Module):
     def fold(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight `(num_classes, width)` and bias of the one linear layer that does the same in evaluation."""
         mean, variance = self.norm.running_mean, self.norm.running_var
-        assert mean is not None and variance is not None, "batch normalisation tracks its statistics"
+        assert mean is not None
+        assert variance is not None
         weight = self.classifier.weight * (variance + self.norm.eps).rsqrt()
         return weight, self.classifier.bias - weight @ mean
