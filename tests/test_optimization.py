@@ -52,14 +52,14 @@ def test_rates_fall_towards_the_first_layers(config):
 
 
 def test_the_rates_are_timms():
-    """But that timm gives the head a layer of its own, above the final norm; MAE has them in one."""
+    """But for the final norm, which timm counts to the last block, and MAE to the head."""
     model = timm.create_model("vit_tiny_patch16_224", num_classes=3)
     theirs = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.7)
     scale = {id(parameter): group["lr_scale"] for group in theirs for parameter in group["params"]}
-    head = {id(parameter) for parameter in model.head.parameters()}
+    norm = {id(parameter) for parameter in model.norm.parameters()}
     for group in layer_decay_groups(model, 1.0, 0.05, 0.7):
         for parameter in group["params"]:
-            shift = 1 if id(parameter) in head else 0.7
+            shift = 0.7 if id(parameter) in norm else 1
             assert group["lr"] * shift == pytest.approx(scale[id(parameter)])
 
 
