@@ -1,0 +1,282 @@
+"""
+Image classification with an encoder: fine-tuning, linear probe, or k-nearest neighbours.
+
+    python examples/run_classification.py --model runs/demo/c2fmae-vit-tiny --dataset_name mine --output_dir runs/1
+    python examples/run_classification.py --model runs/demo/c2fmae-vit-tiny ... --linear_probe
+    python examples/run_classification.py --model google/vit-base-patch16-224-in21k ... --knn
+    python examples/run_classification.py --model vit_tiny_patch16_224 --from_scratch ...
+
+`--model` is a folder or a name on the Hub that `AutoModel` loads (C2FMAE's encoders and pre-training checkpoints, ViT,
+`timm/...`), or, with `--from_scratch`, an architecture of timm. The dataset has the columns `image` and `label`. A
+YAML or JSON file may give the arguments; options on the command line override it.
+
+Prints top-1 and top-5 accuracy on the validation split and writes them, with all settings, to `results.json`; saves
+the fine-tuned model, or the encoder with the probe as its head, with its image processor.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+import yaml
+from torch.utils.data import DataLoader
+from transformers import AutoImageProcessor, HfArgumentParser, TrainingArguments, ViTImageProcessor, set_seed
+
+from c2fmae_hf import C2FMAEConfig, C2FMAEImageProcessor
+from c2fmae_hf.classification import (
+    ImageClassificationTrainer,
+    ImageLabelDataset,
+    build_classifier,
+    classification_transforms,
+)
+from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
+from c2fmae_hf.dataset import load_splits
+from c2fmae_hf.features import LinearProbe, extract_features, load_encoder, weighted_knn
+from c2fmae_hf.files import replace_file
+from c2fmae_hf.metrics import load_metric
+
+
+logger = logging.getLogger("c2fmae_hf.run_classification")
+
+
+@dataclass
+class ModelArguments:
+    model: str | None = field(default=None, metadata={"help": "See above."})
+    from_scratch: bool = field(default=False, metadata={"help": "Random weights: what pre-training must beat."})
+    pooling: str | None = field(default=None, metadata={"help": "mean or cls; by default the model's own."})
+    drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth, of C2FMAE and timm."})
+
+
+@dataclass
+class DataArguments:
+    dataset_name: str | None = field(default=None, metadata={"help": "As for run_pretraining.py."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    image_size: int = field(default=224, metadata={"help": "Side of the input in pixels."})
+    min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest area of a training crop."})
+    crop_ratio: float = field(default=0.875, metadata={"help": "Side of the central crop in evaluation."})
+    rand_augment: bool = field(default=False, metadata={"help": "RandAugment in fine-tuning."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many rows, drawn at random."})
+
+
+@dataclass
+class ProtocolArguments:
+    linear_probe: bool = field(default=False, metadata={"help": "Frozen encoder, batch norm and a linear layer."})
+    knn: bool = field(default=False, metadata={"help": "Frozen encoder, weighted nearest neighbours, no training."})
+    probe_epochs: int = field(default=90, metadata={"help": "Of the linear probe."})
+    probe_views: int = field(default=4, metadata={"help": "Augmented views of each image that the probe sees."})
+    probe_learning_rate: float = field(default=0.1, metadata={"help": "For a batch of 256."})
+    k: int = field(default=20, metadata={"help": "Neighbours."})
+    temperature: float = field(default=0.07, metadata={"help": "Of the neighbours' weights."})
+    layer_decay: float = field(default=0.75, metadata={"help": "Fine-tuning: learning rate of a layer to the next."})
+    mixup_alpha: float = field(default=0.0, metadata={"help": "Fine-tuning; MAE's recipe has 0.8."})
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "Fine-tuning; MAE's recipe has 1.0."})
+    label_smoothing: float = field(default=0.1, metadata={"help": "Fine-tuning."})
+
+
+GROUPS = (ModelArguments, DataArguments, ProtocolArguments, TrainingArguments)
+
+
+def parse_arguments(args: list[str] | None):
+    parser = HfArgumentParser(GROUPS, description=__doc__)
+    args = list(sys.argv[1:] if args is None else args)
+    parser.set_defaults(remove_unused_columns=False, label_names=["labels"], report_to="none")
+    if args and args[0].endswith((".yaml", ".yml", ".json")):
+        path = Path(args.pop(0))
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        unknown = sorted(set(values) - {f.name for group in GROUPS for f in fields(group)})
+        if unknown:
+            parser.error(f"{path}: unknown arguments {unknown}")
+        parser.set_defaults(**values)
+    model_args, data_args, protocol_args, training_args = parser.parse_args_into_dataclasses(args)
+    for name, value in (("model", model_args.model), ("dataset_name", data_args.dataset_name)):
+        if value is None:
+            parser.error(f"--{name} is required")
+    if protocol_args.linear_probe and protocol_args.knn:
+        parser.error("--linear_probe and --knn: choose one")
+    return model_args, data_args, protocol_args, training_args
+
+
+def load_rows(data_args: DataArguments, seed: int):
+    splits = load_splits(data_args.dataset_name)
+    for name in (data_args.train_split, data_args.validation_split):
+        if name not in splits:
+            raise ValueError(f"dataset: expected the split {name!r}, got {sorted(splits)}")
+    train, validation = splits[data_args.train_split], splits[data_args.validation_split]
+    if data_args.max_train_samples is not None:
+        train = train.shuffle(seed=seed).select(range(min(data_args.max_train_samples, len(train))))
+    feature = train.features.get("label")
+    if hasattr(feature, "names"):
+        id2label = dict(enumerate(feature.names))
+    else:
+        number = max(max(train["label"]), max(validation["label"])) + 1
+        id2label = {index: f"class {index}" for index in range(number)}
+    absent = sorted(set(id2label) - set(validation["label"]))
+    if absent:
+        logger.warning("Classes that do not occur in the validation split: %s.", [id2label[i] for i in absent[:20]])
+    return train, validation, id2label
+
+
+def build_processor(name: str, config, image_size: int):
+    """The model's own processor at this image size, or one with ImageNet's statistics."""
+    size = {"height": image_size, "width": image_size}
+    if isinstance(config, C2FMAEConfig):
+        return C2FMAEImageProcessor.from_config(config, size=size)
+    try:
+        return AutoImageProcessor.from_pretrained(name, size=size)
+    except (OSError, ValueError):
+        return ViTImageProcessor(size=size, image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD))
+
+
+def score(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    return load_metric("top_k_accuracy").compute(predictions=scores.numpy(), references=labels.numpy())
+
+
+def judge_features(model_args, data_args, protocol_args, training_args, data, id2label) -> dict:
+    """k-NN or linear probe on frozen features, for each pooling that the encoder has."""
+    train_rows, validation_rows = data
+    encoder = load_encoder(model_args.model, model_args.from_scratch).to(training_args.device)
+    processor = build_processor(model_args.model, encoder.config, data_args.image_size)
+    statistics = (getattr(processor, "image_mean", IMAGENET_MEAN), getattr(processor, "image_std", IMAGENET_STD))
+    augmented, central = classification_transforms(
+        data_args.image_size, *statistics, data_args.min_crop_scale, data_args.crop_ratio
+    )
+
+    def features(rows, transform, description):
+        loader = DataLoader(
+            ImageLabelDataset(rows, transform),
+            batch_size=training_args.per_device_eval_batch_size,
+            num_workers=training_args.dataloader_num_workers,
+        )
+        return extract_features(encoder, loader, description)
+
+    views = protocol_args.probe_views if protocol_args.linear_probe else 0
+    # The central crop, and for the probe augmented views besides.
+    parts = [features(train_rows, central, "Training features")]
+    parts += [features(train_rows, augmented, f"Augmented view {view + 1}/{views}") for view in range(views)]
+    train = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
+    train_labels = torch.cat([part[1] for part in parts])
+    validation, labels = features(validation_rows, central, "Validation features")
+
+    results, probes = {}, {}
+    for pooling in train:
+        if protocol_args.knn:
+            scores = weighted_knn(
+                train[pooling],
+                train_labels,
+                validation[pooling],
+                len(id2label),
+                protocol_args.k,
+                protocol_args.temperature,
+            )
+        else:
+            torch.manual_seed(training_args.seed)
+            probes[pooling] = LinearProbe(train[pooling].shape[1], len(id2label)).fit(
+                train[pooling],
+                train_labels,
+                epochs=protocol_args.probe_epochs,
+                base_learning_rate=protocol_args.probe_learning_rate,
+                seed=training_args.seed,
+            )
+            with torch.no_grad():
+                scores = probes[pooling](validation[pooling])
+        results[pooling] = score(scores, labels)
+    if probes and isinstance(encoder.config, C2FMAEConfig):
+        pooling = model_args.pooling or encoder.config.pooling
+        save_probe(encoder, probes[pooling], pooling, id2label, processor, Path(training_args.output_dir))
+    return results
+
+
+def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, folder: Path) -> None:
+    """The encoder and the probe as one classifier that `pipeline("image-classification")` loads."""
+    from c2fmae_hf import C2FMAEForImageClassification
+
+    config = encoder.config
+    config.pooling, config.id2label = pooling, id2label
+    config.label2id = {label: index for index, label in id2label.items()}
+    model = C2FMAEForImageClassification(config)
+    model.c2fmae.load_state_dict(encoder.state_dict())
+    weight, bias = probe.fold()
+    with torch.no_grad():
+        model.classifier.weight.copy_(weight)
+        model.classifier.bias.copy_(bias)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def fine_tune(model_args, data_args, protocol_args, training_args, data, id2label) -> dict:
+    train_rows, validation_rows = data
+    model = build_classifier(
+        model_args.model,
+        id2label,
+        model_args.from_scratch,
+        data_args.image_size,
+        model_args.pooling,
+        model_args.drop_path_rate,
+    )
+    processor = build_processor(model_args.model, model.config, data_args.image_size)
+    statistics = (getattr(processor, "image_mean", IMAGENET_MEAN), getattr(processor, "image_std", IMAGENET_STD))
+    training, evaluation = classification_transforms(
+        data_args.image_size,
+        *statistics,
+        data_args.min_crop_scale,
+        data_args.crop_ratio,
+        data_args.rand_augment,
+    )
+    metric = load_metric("top_k_accuracy")
+    trainer = ImageClassificationTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=ImageLabelDataset(train_rows, training),
+        eval_dataset=ImageLabelDataset(validation_rows, evaluation),
+        processing_class=processor,
+        compute_metrics=lambda output: metric.compute(predictions=output.predictions, references=output.label_ids),
+        mixup_alpha=protocol_args.mixup_alpha,
+        cutmix_alpha=protocol_args.cutmix_alpha,
+        label_smoothing=protocol_args.label_smoothing,
+        layer_decay=protocol_args.layer_decay,
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    metrics = trainer.evaluate()
+    trainer.save_model()
+    trainer.save_state()
+    pooling = getattr(model.config, "pooling", None) or "model's own"
+    return {
+        pooling: {
+            name: metrics[f"eval_{name}"] for name in ("top1_accuracy", "top5_accuracy") if f"eval_{name}" in metrics
+        }
+    }
+
+
+def main(args: list[str] | None = None) -> dict:
+    model_args, data_args, protocol_args, training_args = parse_arguments(args)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    set_seed(training_args.seed)
+    *data, id2label = load_rows(data_args, training_args.seed)
+    protocol = "knn" if protocol_args.knn else "linear_probe" if protocol_args.linear_probe else "fine_tuning"
+    started = time.perf_counter()
+    run = fine_tune if protocol == "fine_tuning" else judge_features
+    results = {
+        "protocol": protocol,
+        "results": run(model_args, data_args, protocol_args, training_args, data, id2label),
+        "seconds": time.perf_counter() - started,
+        "settings": {**asdict(model_args), **asdict(data_args), **asdict(protocol_args), "seed": training_args.seed},
+    }
+    folder = Path(training_args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replace_file(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for pooling, scores in results["results"].items():
+        print(f"{protocol}, {pooling}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    print(f"Results: {folder / 'results.json'}")
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Fine-tuning for image classification, for any model that transformers or timm builds."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import timm
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    Trainer,
+)
+
+from .configuration_c2fmae import C2FMAEConfig
+from .constants import IMAGENET_MEAN, IMAGENET_STD
+from .dataset import undecoded
+from .decoding import open_image, to_rgb
+from .optimization import layer_decay_groups
+
+
+def build_classifier(
+    name: str,
+    id2label: Mapping[int, str],
+    from_scratch: bool = False,
+    image_size: int | None = None,
+    pooling: str | None = None,
+    drop_path_rate: float = 0.0,
+) -> PreTrainedModel:
+    """
+    A classifier on an encoder; the head is new.
+
+    Args:
+        name (`str`): As for [`~c2fmae_hf.features.load_encoder`].
+        id2label: Names of the classes.
+        from_scratch (`bool`): Random weights instead of the saved ones.
+        image_size (`int`, *optional*): Side of the images, for an architecture of timm.
+        pooling (`str`, *optional*): `mean` or `cls`; of C2FMAE and timm. By default the model's own.
+        drop_path_rate (`float`): Of C2FMAE and timm.
+
+    Raises:
+        `ValueError`: for an architecture of timm without `from_scratch`, or options that the model does not have.
+    """
+    labels: dict[str, Any] = {
+        "id2label": {int(index): label for index, label in id2label.items()},
+        "label2id": {label: int(index) for index, label in id2label.items()},
+    }
+    if not Path(name).exists() and "/" not in name and timm.is_model(name):
+        if not from_scratch:
+            raise ValueError(
+                f"model: expected a folder or a name on the Hub, got {name!r}, an architecture without weights; give "
+                f"'timm/{name}', or choose to start from scratch"
+            )
+        options: dict[str, Any] = {"drop_path_rate": drop_path_rate}
+        if image_size is not None:
+            options["img_size"] = image_size
+        if pooling is not None:
+            options["global_pool"] = {"mean": "avg", "cls": "token"}[pooling]
+        config = TimmWrapperConfig(architecture=name, model_args=options)
+        config.id2label, config.label2id = labels["id2label"], labels["label2id"]
+        return TimmWrapperForImageClassification(config)
+    config = AutoConfig.from_pretrained(name, **labels)
+    if isinstance(config, C2FMAEConfig):
+        config.drop_path_rate = drop_path_rate
+        if pooling is not None:
+            config.pooling = pooling  # type: ignore[assignment]  # checked by the configuration
+    elif drop_path_rate > 0 or pooling is not None:
+        raise ValueError(
+            f"drop_path_rate, pooling: expected a C2FMAE model or an architecture of timm, got a {config.model_type}"
+        )
+    if from_scratch:
+        return AutoModelForImageClassification.from_config(config)
+    return AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+
+
+class ImageLabelDataset(Dataset):
+    """
+    Rows with an image and the class of the whole image.
+
+    Args:
+        rows (`datasets.Dataset`): Columns `image` and `label`.
+        transform: From an RGB PIL image to `pixel_values`.
+        image_column, label_column (`str`): Names of the columns.
+
+    Raises:
+        `ValueError`: if columns are missing; on access, if an image cannot be decoded or has no class, naming the row.
+    """
+
+    def __init__(
+        self, rows: datasets.Dataset, transform: v2.Transform, image_column: str = "image", label_column: str = "label"
+    ) -> None:
+        missing = [name for name in (image_column, label_column) if name not in rows.column_names]
+        if missing:
+            raise ValueError(f"dataset: expected the columns {missing}, got {rows.column_names}")
+        self.rows = undecoded(rows.select_columns([image_column, label_column]))
+        self.transform, self.image_column, self.label_column = transform, image_column, label_column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        label = row[self.label_column]
+        if label is None or label < 0:
+            raise ValueError(f"row {index}, column {self.label_column!r}: expected a class, got {label}")
+        try:
+            image = to_rgb(open_image(row[self.image_column]))
+        except ValueError as error:
+            raise ValueError(f"row {index}, column {self.image_column!r}: {error}") from error
+        return {"pixel_values": self.transform(image), "labels": label}
+
+
+def classification_transforms(
+    image_size: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    min_crop_scale: float = 0.2,
+    crop_ratio: float = 0.875,
+    auto_augment: bool = False,
+) -> tuple[v2.Transform, v2.Transform]:
+    """
+    The field's usual transforms: for training a random resized crop, a flip and, if wanted, RandAugment; for
+    evaluation the central crop.
+
+    Args:
+        image_size (`int`): Side of the result.
+        mean, std: Per channel, for pixels in [0, 1].
+        min_crop_scale (`float`): Smallest area of a training crop.
+        crop_ratio (`float`): Side of the central crop relative to the resized image's shorter side.
+        auto_augment (`bool`): RandAugment (2 operations of magnitude 9).
+    """
+    interpolation = v2.InterpolationMode.BICUBIC
+    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    training = [
+        v2.RandomResizedCrop(image_size, (min_crop_scale, 1.0), interpolation=interpolation, antialias=True),
+        v2.RandomHorizontalFlip(),
+        *([v2.RandAugment(interpolation=interpolation)] if auto_augment else []),
+        *finish,
+    ]
+    evaluation = [
+        v2.Resize(round(image_size / crop_ratio), interpolation=interpolation, antialias=True),
+        v2.CenterCrop(image_size),
+        *finish,
+    ]
+    return v2.Compose(training), v2.Compose(evaluation)
+
+
+class ImageClassificationTrainer(Trainer):
+    """
+    `Trainer` with mixup and cutmix (torchvision's), label smoothing in training only, and layer-wise learning rates.
+
+    Args:
+        mixup_alpha, cutmix_alpha (`float`): Of the beta distributions; 0 switches one off. With both on, each batch
+            takes one of them.
+        label_smoothing (`float`): Of the training loss.
+        layer_decay (`float`): See [`layer_decay_groups`].
+        kwargs: Of `Trainer`.
+    """
+
+    def __init__(
+        self,
+        *args,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        label_smoothing: float = 0.0,
+        layer_decay: float = 1.0,
+        **kwargs,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        assert isinstance(self.model, PreTrainedModel)
+        self.label_smoothing, self.layer_decay = label_smoothing, layer_decay
+        num_labels = self.model.config.num_labels
+        mixes: list[v2.Transform] = []
+        if mixup_alpha > 0:
+            mixes.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_labels))
+        if cutmix_alpha > 0:
+            mixes.append(v2.CutMix(alpha=cutmix_alpha, num_classes=num_labels))
+        self.mix = v2.RandomChoice(mixes) if mixes else None
+        self.forward_options = {}
+        if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
+            # Any image size, also another than the encoder was pre-trained with.
+            self.forward_options["interpolate_pos_encoding"] = True
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            assert isinstance(self.model, PreTrainedModel)
+            groups = layer_decay_groups(self.model, self.args.learning_rate, self.args.weight_decay, self.layer_decay)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class(groups, **{name: v for name, v in options.items() if name != "params"})
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ):
+        pixel_values, labels = inputs["pixel_values"], inputs["labels"]
+        if model.training and self.mix is not None:
+            pixel_values, labels = self.mix(pixel_values, labels)
+        logits = model(pixel_values=pixel_values, **self.forward_options).logits
+        smoothing = self.label_smoothing if model.training else 0.0
+        loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss

@@ -1,0 +1,198 @@
+"""Classification: fine-tuning, linear probe and k-NN, of C2FMAE, ViT and timm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
+
+from c2fmae_hf import C2FMAEForImageClassification, C2FMAEImageProcessor
+from c2fmae_hf.classification import (
+    ImageClassificationTrainer,
+    ImageLabelDataset,
+    build_classifier,
+    classification_transforms,
+)
+from labelling_utils import encode
+from test_examples import load_example
+
+
+NAMES = {0: "dark", 1: "middle", 2: "bright"}
+
+
+def make_labelled(number: int, seed: int = 0) -> datasets.Dataset:
+    """Grey and coloured photographs whose class is their brightness; sizes differ."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for index in range(number):
+        label = index % 3
+        size = (int(generator.integers(20, 70)), int(generator.integers(20, 70)), 3)
+        pixels = np.clip(generator.normal(40 + 80 * label, 12, size), 0, 255).astype(np.uint8)
+        image = Image.fromarray(pixels)
+        image = image.convert("L") if index % 5 == 0 else image
+        rows.append({"image": {"bytes": encode(image, "PNG"), "path": None}, "label": label})
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(NAMES.values())))
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+@pytest.fixture
+def dataset_folder(tmp_path) -> Path:
+    splits = {"train": make_labelled(48), "validation": make_labelled(24, seed=1)}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "labelled")
+    return tmp_path / "labelled"
+
+
+@pytest.fixture
+def folders(model, tmp_path) -> dict[str, str]:
+    """A pre-training checkpoint of C2FMAE, and a ViT, both of patches of 8 pixels at 32."""
+    model.save_pretrained(tmp_path / "c2fmae")
+    C2FMAEImageProcessor.from_config(model.config).save_pretrained(tmp_path / "c2fmae")
+    vit = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
+    )
+    ViTForImageClassification(vit).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    return {"c2fmae": str(tmp_path / "c2fmae"), "vit": str(tmp_path / "vit")}
+
+
+@pytest.fixture
+def example():
+    return load_example("run_classification")
+
+
+def run(example, model: str, data: Path, output: Path, *options: str) -> dict:
+    return example.main(
+        [
+            *("--model", model, "--dataset_name", str(data), "--output_dir", str(output), "--image_size", "32"),
+            *("--use_cpu", "true", "--disable_tqdm", "true", "--per_device_train_batch_size", "16", *options),
+        ]
+    )
+
+
+@pytest.mark.parametrize("kind", ["c2fmae", "vit"])
+def test_fine_tuning_learns_and_the_result_is_a_pipeline(example, folders, dataset_folder, tmp_path, kind):
+    options = [
+        "--num_train_epochs",
+        "12",
+        "--learning_rate",
+        "5e-3",
+        "--min_crop_scale",
+        "0.5",
+        "--save_strategy",
+        "no",
+    ]
+    if kind == "c2fmae":
+        options += ["--mixup_alpha", "0.2", "--cutmix_alpha", "0.2", "--drop_path_rate", "0.1", "--pooling", "mean"]
+    results = run(example, folders[kind], dataset_folder, tmp_path / "out", *options)
+    (scores,) = results["results"].values()
+    assert scores["top1_accuracy"] > 0.8
+    assert set(scores) == {"top1_accuracy"}  # top 5 of 3 classes says nothing
+    saved = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert saved["protocol"] == "fine_tuning"
+    assert saved["settings"]["model"] == folders[kind]
+    classify = pipeline("image-classification", model=str(tmp_path / "out"), device="cpu")
+    for level, name in ((40, "dark"), (200, "bright")):
+        photo = Image.fromarray(np.full((50, 37, 3), level, np.uint8))
+        assert classify(photo)[0]["label"] == name
+
+
+@pytest.mark.parametrize("kind", ["c2fmae", "vit"])
+@pytest.mark.parametrize("protocol", ["--linear_probe", "--knn"])
+def test_frozen_protocols(example, folders, dataset_folder, tmp_path, kind, protocol):
+    options = [protocol, "--probe_epochs", "30", "--probe_views", "1", "--k", "5"]
+    results = run(example, folders[kind], dataset_folder, tmp_path / "out", *options)["results"]
+    assert set(results) == {"cls", "mean"}
+    # Even random features know brightness.
+    assert results["mean"]["top1_accuracy"] > 0.8
+    if kind == "c2fmae" and protocol == "--linear_probe":
+        classify = pipeline("image-classification", model=str(tmp_path / "out"), device="cpu")
+        rows = make_labelled(24, seed=1)
+        right = sum(classify(row["image"].convert("RGB"))[0]["label"] == NAMES[row["label"]] for row in rows)
+        # The pipeline's processor squashes where the protocol crops.
+        assert right / len(rows) > 0.7
+
+
+def test_a_frozen_encoder_is_not_trained(example, folders, dataset_folder, tmp_path):
+    run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", "--linear_probe", "--probe_epochs", "2")
+    before = build_classifier(folders["c2fmae"], NAMES).c2fmae.state_dict()
+    after = C2FMAEForImageClassification.from_pretrained(tmp_path / "out").c2fmae.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_only_the_head_is_new(folders, model):
+    classifier = build_classifier(folders["c2fmae"], NAMES, drop_path_rate=0.2, pooling="cls")
+    assert classifier.config.id2label == NAMES
+    assert classifier.config.pooling == "cls"
+    assert classifier.config.drop_path_rate == 0.2
+    assert torch.equal(classifier.c2fmae.blocks[0].attn.qkv.weight, model.c2fmae.blocks[0].attn.qkv.weight)
+    fresh = build_classifier(folders["c2fmae"], NAMES, from_scratch=True)
+    assert not torch.equal(fresh.c2fmae.blocks[0].attn.qkv.weight, model.c2fmae.blocks[0].attn.qkv.weight)
+    timm_model = build_classifier("vit_tiny_patch16_224", NAMES, from_scratch=True, image_size=64, pooling="mean")
+    assert timm_model(torch.randn(2, 3, 64, 64)).logits.shape == (2, 3)
+    with pytest.raises(ValueError, match="architecture without weights"):
+        build_classifier("vit_tiny_patch16_224", NAMES)
+    with pytest.raises(ValueError, match="drop_path_rate, pooling: expected a C2FMAE model or"):
+        build_classifier(folders["vit"], NAMES, drop_path_rate=0.1)
+
+
+def test_training_mixes_and_evaluation_does_not(folders, tmp_path):
+    classifier = build_classifier(folders["c2fmae"], NAMES)
+    trainer = ImageClassificationTrainer(
+        model=classifier,
+        args=TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", weight_decay=0.05, learning_rate=1e-3),
+        mixup_alpha=0.8,
+        cutmix_alpha=1.0,
+        label_smoothing=0.1,
+        layer_decay=0.5,
+    )
+    inputs = {"pixel_values": torch.randn(8, 3, 32, 32), "labels": torch.arange(8) % 3}
+    classifier.eval()
+    loss, outputs = trainer.compute_loss(classifier, dict(inputs), return_outputs=True)
+    expected = torch.nn.functional.cross_entropy(classifier(inputs["pixel_values"]).logits, inputs["labels"])
+    assert torch.allclose(loss, expected)
+    assert outputs["logits"].shape == (8, 3)
+    classifier.train()
+    losses = {trainer.compute_loss(classifier, dict(inputs)).item() for _ in range(4)}
+    assert len(losses) == 4
+    optimizer = trainer.create_optimizer()
+    rates = sorted({group["lr"] for group in optimizer.param_groups})
+    assert rates == pytest.approx([1e-3 * 0.5**3, 1e-3 * 0.5**2, 1e-3 * 0.5, 1e-3])
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.05}
+
+
+def test_bad_rows_are_named():
+    training, evaluation = classification_transforms(32)
+    rows = make_labelled(4)
+    assert ImageLabelDataset(rows, training)[0]["pixel_values"].shape == (3, 32, 32)
+    items = list(rows.cast_column("image", datasets.Image(decode=False)))
+    items[1]["label"] = -1
+    items[2]["image"] = {"bytes": b"no image", "path": None}
+    broken = ImageLabelDataset(datasets.Dataset.from_list(items, features=rows.features), evaluation)
+    with pytest.raises(ValueError, match="row 1, column 'label': expected a class, got -1"):
+        broken[1]
+    with pytest.raises(ValueError, match="row 2, column 'image': cannot be opened"):
+        broken[2]
+    with pytest.raises(ValueError, match=r"dataset: expected the columns \['label'\]"):
+        ImageLabelDataset(rows.remove_columns("label"), training)
+
+
+def test_one_class_and_absent_classes(example, folders, tmp_path, caplog):
+    rows = make_labelled(24)
+    one = rows.filter(lambda label: label == 0, input_columns="label")
+    datasets.DatasetDict({"train": rows, "validation": one}).save_to_disk(tmp_path / "absent")
+    results = run(example, folders["c2fmae"], tmp_path / "absent", tmp_path / "out", "--knn", "--k", "3")
+    assert results["results"]["mean"]["top1_accuracy"] > 0.5
+    assert "do not occur in the validation split: ['middle', 'bright']" in caplog.text
+    named = one.cast_column("label", datasets.ClassLabel(names=["only"]))
+    datasets.DatasetDict({"train": named, "validation": named}).save_to_disk(tmp_path / "one")
+    results = run(example, folders["c2fmae"], tmp_path / "one", tmp_path / "one_out", "--max_steps", "2")
+    assert next(iter(results["results"].values()))["top1_accuracy"] == 1.0
+    one.save_to_disk(tmp_path / "single")
+    with pytest.raises(ValueError, match=r"dataset: expected the split 'validation', got \['train'\]"):
+        run(example, folders["c2fmae"], tmp_path / "single", tmp_path / "x", "--knn")
