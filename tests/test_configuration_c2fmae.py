@@ -126,3 +126,8 @@ def test_no_timm_keys_for_what_timm_cannot_build(fields):
 )
 def test_number_of_masked_patches(ratio, patches, masked):
     assert C2FMAEConfig(mask_ratio=ratio).num_masked_patches(patches) == masked
+
+
+def test_stages_follow_the_number_of_blocks(config):
+    fields = {**config.to_dict(), "num_hidden_layers": 4, "out_features": ["stage4"], "out_indices": None}
+    assert C2FMAEConfig(**fields).stage_names == ["stem", "stage1", "stage2", "stage3", "stage4"]

@@ -17,6 +17,8 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
     pipeline,
 )
 
@@ -636,3 +638,50 @@ def test_pipelines_on_saved_folders(config, tmp_path):
     assert np.sum([np.asarray(mask["mask"]) > 0 for mask in masks]) == 50 * 70
     with pytest.raises(ValueError, match='subtask="semantic"'):
         segment(image)
+
+
+# The feature pyramid
+
+
+def test_feature_pyramid(config):
+    config = with_fields(config, num_hidden_layers=4, add_fpn=True, out_features=[f"stage{i}" for i in range(1, 5)])
+    model = C2FMAEBackbone(config)
+    for size in ((32, 32), (40, 24)):
+        maps = model(torch.randn(2, 3, *size)).feature_maps
+        rows, columns = size[0] // 8, size[1] // 8
+        expected = [(4 * rows, 4 * columns), (2 * rows, 2 * columns), (rows, columns)]
+        expected.append((-(-rows // 2), -(-columns // 2)))
+        assert [tuple(level.shape) for level in maps] == [(2, 32, *side) for side in expected]
+    sum(level.square().mean() for level in maps).backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert unused == []
+
+
+def test_feature_pyramid_needs_four_maps(config):
+    with pytest.raises(ValueError, match=r"C2FMAEConfig.add_fpn: expected four out_features.*'stage2'"):
+        C2FMAEBackbone(with_fields(config, add_fpn=True, out_features=["stage1", "stage2"]))
+
+
+def test_upernet_on_a_pretrained_encoder(config, tmp_path):
+    """UperNet of transformers over the pyramid, from a pre-training checkpoint, saved and loaded again."""
+    pretrained = C2FMAEForPreTraining(with_fields(config, num_hidden_layers=4))
+    pretrained.save_pretrained(tmp_path / "pretraining")
+    backbone = C2FMAEConfig.from_pretrained(
+        tmp_path / "pretraining", out_features=[f"stage{i}" for i in range(1, 5)], add_fpn=True
+    )
+    upernet = UperNetConfig(
+        backbone_config=backbone, hidden_size=16, auxiliary_in_channels=32, auxiliary_channels=16, num_labels=3
+    )
+    model = UperNetForSemanticSegmentation(upernet)
+    model.backbone = C2FMAEBackbone.from_pretrained(tmp_path / "pretraining", config=backbone)
+    weight = model.backbone.c2fmae.blocks[3].attn.qkv.weight
+    assert torch.equal(weight, pretrained.c2fmae.blocks[3].attn.qkv.weight)
+    pixel_values, labels = torch.randn(2, 3, 40, 32), torch.randint(0, 3, (2, 40, 32))
+    outputs = model(pixel_values, labels=labels)
+    assert outputs.logits.shape == (2, 3, 40, 32)
+    outputs.loss.backward()
+    assert all(p.grad is not None for p in model.backbone.parameters())
+    model.save_pretrained(tmp_path / "upernet")
+    again = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "upernet")
+    with torch.no_grad():
+        assert torch.allclose(again.eval()(pixel_values).logits, model.eval()(pixel_values).logits, atol=1e-5)

@@ -151,6 +151,8 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             feature map.
         reshape_hidden_states (`bool`, defaults to `True`): Whether `C2FMAEBackbone` returns maps
             `(batch, channels, height, width)` rather than sequences.
+        add_fpn (`bool`, defaults to `False`): Whether `C2FMAEBackbone` makes a feature pyramid of its four
+            `out_features`: at four times, twice, once and half the resolution of the patch grid.
 
     Raises:
         `huggingface_hub.errors.StrictDataclassFieldValidationError`: for a value of the wrong type.
@@ -198,6 +200,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
+    add_fpn: bool = False
 
     def __post_init__(self, **kwargs):
         for key in TIMM_KEYS:
@@ -213,6 +216,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             self.semantic_id2label = {int(key): name for key, name in self.semantic_id2label.items()}
         self.check_values()
 
+        kwargs.pop("stage_names", None)  # of a saved configuration; the number of blocks may be another now
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
