@@ -20,7 +20,7 @@ from c2fmae_hf.classification import (
     classification_transforms,
 )
 from labelling_utils import encode
-from test_examples import load_example
+from test_examples import EXAMPLES, load_example
 
 
 NAMES = {0: "dark", 1: "middle", 2: "bright"}
@@ -196,3 +196,13 @@ def test_one_class_and_absent_classes(example, folders, tmp_path, caplog):
     one.save_to_disk(tmp_path / "single")
     with pytest.raises(ValueError, match=r"dataset: expected the split 'validation', got \['train'\]"):
         run(example, folders["c2fmae"], tmp_path / "single", tmp_path / "x", "--knn")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((EXAMPLES / "configs" / "finetuning").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_recipes_are_understood(example, path):
+    model_args, data_args, _, training_args = example.parse_arguments([str(path), "--use_cpu", "true"])
+    assert model_args.model
+    assert data_args.image_size % 8 == 0
+    assert training_args.num_train_epochs in (5, 100)
