@@ -21,9 +21,7 @@ import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import yaml
-from transformers import HfArgumentParser
-
+from c2fmae_hf.arguments import parse_arguments
 from c2fmae_hf.dataset import semantic_id2label
 from c2fmae_hf.labelling.annotations import (
     Ade20kLabeller,
@@ -134,36 +132,19 @@ class EngineArguments:
 GROUPS = (SourceArguments, LabellerArguments, OutputArguments, EngineArguments)
 
 
-def parse_arguments(
-    args: list[str] | None,
-) -> tuple[SourceArguments, LabellerArguments, OutputArguments, EngineArguments]:
-    """Arguments of the command line over those of a YAML or JSON file, if the first argument is one."""
-    parser = HfArgumentParser(GROUPS, description=__doc__)
-    args = list(sys.argv[1:] if args is None else args)
-    if args and args[0].endswith((".yaml", ".yml", ".json")):
-        path = Path(args.pop(0))
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        unknown = sorted(set(values) - {f.name for group in GROUPS for f in fields(group)})
-        if unknown:
-            parser.error(f"{path}: unknown arguments {unknown}")
-        parser.set_defaults(**values)
-    source_args, labeller_args, output_args, engine_args = parser.parse_args_into_dataclasses(args)
-    for name, value in (("source", source_args.source), ("output_dir", output_args.output_dir)):
-        if value is None:
-            parser.error(f"--{name} is required")
-    kind = labeller_args.labeller
+def find_mistake(_, labeller_args: LabellerArguments, *others) -> str | None:
+    kind, layout = labeller_args.labeller, labeller_args.layout
     if kind not in LABELLERS:
-        parser.error(f"--labeller: expected one of {', '.join(LABELLERS)}, got {kind!r}")
+        return f"--labeller: expected one of {', '.join(LABELLERS)}, got {kind!r}"
     if kind in ("panoptic", "semantic+masks") and labeller_args.checkpoint is None:
-        parser.error(f"--labeller {kind} needs --checkpoint")
+        return f"--labeller {kind} needs --checkpoint"
     if kind == "semantic+masks" and labeller_args.mask_checkpoint is None:
-        parser.error("--labeller semantic+masks needs --mask_checkpoint")
-    if kind == "annotations":
-        if labeller_args.layout not in LAYOUTS:
-            parser.error(f"--layout: expected one of {', '.join(LAYOUTS)}, got {labeller_args.layout!r}")
-        if labeller_args.layout.startswith("coco") and labeller_args.annotations is None:
-            parser.error(f"--layout {labeller_args.layout} needs --annotations, the JSON file")
-    return source_args, labeller_args, output_args, engine_args
+        return "--labeller semantic+masks needs --mask_checkpoint"
+    if kind == "annotations" and layout not in LAYOUTS:
+        return f"--layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}"
+    if kind == "annotations" and layout.startswith("coco") and labeller_args.annotations is None:
+        return f"--layout {layout} needs --annotations, the JSON file"
+    return None
 
 
 def build_annotations(source_args: SourceArguments, args: LabellerArguments) -> tuple[AnnotationLabeller, ImageSource]:
@@ -238,7 +219,9 @@ def build(source_args: SourceArguments, args: LabellerArguments) -> tuple[Labell
 
 
 def main(args: list[str] | None = None) -> LabellingSummary:
-    source_args, labeller_args, output_args, engine_args = parse_arguments(args)
+    source_args, labeller_args, output_args, engine_args = parse_arguments(
+        GROUPS, args, __doc__, required=("source", "output_dir"), check=find_mistake
+    )
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     labeller, source = build(source_args, labeller_args)
     options = OutputOptions(**{f.name: getattr(output_args, f.name) for f in fields(OutputOptions)})

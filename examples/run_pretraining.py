@@ -16,18 +16,17 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import torch
-import yaml
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
+from c2fmae_hf.arguments import parse_arguments
 from c2fmae_hf.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.dataset import (
     MAP_COLUMNS,
@@ -85,31 +84,15 @@ class ModelArguments:
     )
 
 
-def parse_arguments(
-    args: list[str] | None,
-) -> tuple[DataArguments, ModelArguments, C2FMAETrainingArguments]:
-    """Arguments of the command line over those of a YAML or JSON file, if the first argument is one."""
-    parser = HfArgumentParser((DataArguments, ModelArguments, C2FMAETrainingArguments), description=__doc__)
-    args = list(sys.argv[1:] if args is None else args)
-    if args and args[0].endswith((".yaml", ".yml", ".json")):
-        path = Path(args.pop(0))
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        known = {f.name for cls in (DataArguments, ModelArguments, C2FMAETrainingArguments) for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            parser.error(f"{path}: unknown arguments {unknown}")
-        if isinstance(values.get("config_overrides"), dict):
-            values["config_overrides"] = json.dumps(values["config_overrides"])
-        parser.set_defaults(**values)
-    data_args, model_args, training_args = parser.parse_args_into_dataclasses(args)
-    if data_args.dataset_name is None:
-        parser.error("--dataset_name is required")
+GROUPS = (DataArguments, ModelArguments, C2FMAETrainingArguments)
+
+
+def find_mistake(_, model_args: ModelArguments, *others) -> str | None:
     fixed = ("size", "image_size", "num_semantic_classes", "config_overrides")
-    if model_args.model_name_or_path is not None:
-        given = [name for name in fixed if getattr(model_args, name) != getattr(ModelArguments, name)]
-        if given:
-            parser.error(f"{given} cannot be combined with model_name_or_path, whose configuration is used")
-    return data_args, model_args, training_args
+    given = [name for name in fixed if getattr(model_args, name) != getattr(ModelArguments, name)]
+    if model_args.model_name_or_path is not None and given:
+        return f"{given} cannot be combined with model_name_or_path, whose configuration is used"
+    return None
 
 
 def load_rows(data_args: DataArguments, seed: int):
@@ -150,7 +133,9 @@ def build_config(model_args: ModelArguments, rows) -> C2FMAEConfig:
 
 
 def main(args: list[str] | None = None) -> C2FMAETrainer:
-    data_args, model_args, training_args = parse_arguments(args)
+    data_args, model_args, training_args = parse_arguments(
+        GROUPS, args, __doc__, required=("dataset_name",), check=find_mistake
+    )
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     transformers_logging.set_verbosity(training_args.get_process_log_level())
     set_seed(training_args.seed)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
-import timm
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -19,14 +17,14 @@ from transformers import (
     PreTrainedModel,
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
-    Trainer,
 )
 
 from .configuration_c2fmae import C2FMAEConfig
 from .constants import IMAGENET_MEAN, IMAGENET_STD
 from .dataset import undecoded
 from .decoding import open_image, to_rgb
-from .optimization import layer_decay_groups
+from .features import is_timm_architecture
+from .fine_tuning import FineTuningTrainer
 
 
 def build_classifier(
@@ -55,12 +53,7 @@ def build_classifier(
         "id2label": {int(index): label for index, label in id2label.items()},
         "label2id": {label: int(index) for index, label in id2label.items()},
     }
-    if not Path(name).exists() and "/" not in name and timm.is_model(name):
-        if not from_scratch:
-            raise ValueError(
-                f"model: expected a folder or a name on the Hub, got {name!r}, an architecture without weights; give "
-                f"'timm/{name}', or choose to start from scratch"
-            )
+    if is_timm_architecture(name, from_scratch):
         options: dict[str, Any] = {"drop_path_rate": drop_path_rate}
         if image_size is not None:
             options["img_size"] = image_size
@@ -155,16 +148,15 @@ def classification_transforms(
     return v2.Compose(training), v2.Compose(evaluation)
 
 
-class ImageClassificationTrainer(Trainer):
+class ImageClassificationTrainer(FineTuningTrainer):
     """
-    `Trainer` with mixup and cutmix (torchvision's), label smoothing in training only, and layer-wise learning rates.
+    [`FineTuningTrainer`] with mixup and cutmix (torchvision's), and label smoothing in training only.
 
     Args:
         mixup_alpha, cutmix_alpha (`float`): Of the beta distributions; 0 switches one off. With both on, each batch
             takes one of them.
         label_smoothing (`float`): Of the training loss.
-        layer_decay (`float`): See [`layer_decay_groups`].
-        kwargs: Of `Trainer`.
+        kwargs: Of [`FineTuningTrainer`].
     """
 
     def __init__(
@@ -173,12 +165,11 @@ class ImageClassificationTrainer(Trainer):
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         label_smoothing: float = 0.0,
-        layer_decay: float = 1.0,
         **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
         assert isinstance(self.model, PreTrainedModel)
-        self.label_smoothing, self.layer_decay = label_smoothing, layer_decay
+        self.label_smoothing = label_smoothing
         num_labels = self.model.config.num_labels
         mixes: list[v2.Transform] = []
         if mixup_alpha > 0:
@@ -190,14 +181,6 @@ class ImageClassificationTrainer(Trainer):
         if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
             # Any image size, also another than the encoder was pre-trained with.
             self.forward_options["interpolate_pos_encoding"] = True
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            assert isinstance(self.model, PreTrainedModel)
-            groups = layer_decay_groups(self.model, self.args.learning_rate, self.args.weight_decay, self.layer_decay)
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = optimizer_class(groups, **{name: v for name, v in options.items() if name != "params"})
-        return self.optimizer
 
     def compute_loss(
         self,

@@ -151,8 +151,8 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             feature map.
         reshape_hidden_states (`bool`, defaults to `True`): Whether `C2FMAEBackbone` returns maps
             `(batch, channels, height, width)` rather than sequences.
-        add_fpn (`bool`, defaults to `False`): Whether `C2FMAEBackbone` makes a feature pyramid of its four
-            `out_features`: at four times, twice, once and half the resolution of the patch grid.
+        add_fpn (`bool`, defaults to `False`): Whether `C2FMAEBackbone` makes a feature pyramid of its one
+            (ViTDet) or four (BEiT) `out_features`: at four times, twice, once and half the patch grid's resolution.
 
     Raises:
         `huggingface_hub.errors.StrictDataclassFieldValidationError`: for a value of the wrong type.

@@ -19,6 +19,23 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, TimmWrapperConf
 POOLINGS = ("cls", "mean")
 
 
+def is_timm_architecture(name: str, from_scratch: bool) -> bool:
+    """
+    Whether `name` is the bare name of an architecture of timm, rather than a folder or a name on the Hub.
+
+    Raises:
+        `ValueError`: if it is, and saved weights are wanted.
+    """
+    if Path(name).exists() or "/" in name or not timm.is_model(name):
+        return False
+    if not from_scratch:
+        raise ValueError(
+            f"model: expected a folder or a name on the Hub, got {name!r}, an architecture without weights; give "
+            f"'timm/{name}', or choose to start from scratch"
+        )
+    return True
+
+
 def load_encoder(name: str, from_scratch: bool = False) -> PreTrainedModel:
     """
     An encoder by name.
@@ -31,12 +48,7 @@ def load_encoder(name: str, from_scratch: bool = False) -> PreTrainedModel:
     Raises:
         `ValueError`: for an architecture of timm without `from_scratch`.
     """
-    if not Path(name).exists() and "/" not in name and timm.is_model(name):
-        if not from_scratch:
-            raise ValueError(
-                f"model: expected a folder or a name on the Hub, got {name!r}, an architecture without weights; give "
-                f"'timm/{name}', or choose to start from scratch"
-            )
+    if is_timm_architecture(name, from_scratch):
         return TimmWrapperModel(TimmWrapperConfig(architecture=name))
     if from_scratch:
         return AutoModel.from_config(AutoConfig.from_pretrained(name))

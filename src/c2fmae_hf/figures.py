@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +84,47 @@ def draw_legend(figure: Figure, colours: Mapping[str, np.ndarray], bottom: float
         borderaxespad=0.0,
         columnspacing=1.2,
     )
+
+
+def draw_panels(
+    panels: Mapping[str, Sequence[np.ndarray]],
+    path: str | os.PathLike,
+    legend: Mapping[str, np.ndarray] | None = None,
+    note: str = "",
+    title: str = "",
+) -> None:
+    """
+    A PNG with a column for each name and a row for each picture.
+
+    Args:
+        panels: Pictures `(height, width, 3)`, uint8, by column; as many in each.
+        path: Where to write.
+        legend (*optional*): Colours `(3,)`, uint8, by name.
+        note, title (`str`): Below and above.
+    """
+    number = len(next(iter(panels.values())))
+    figure = new_figure(1.75 * len(panels) + 0.1, 1.75 * number + 1.2)
+    axes = figure.subplots(number, len(panels), squeeze=False)
+    for column, (name, images) in enumerate(panels.items()):
+        axes[0, column].set_title(name, fontsize=11)
+        for row, image in enumerate(images):
+            axes[row, column].imshow(image, interpolation="nearest")
+            axes[row, column].set_axis_off()
+    height = figure.get_figheight()
+    if legend:
+        draw_legend(figure, legend, bottom=0.27 / height)
+    figure.text(0.01, 0.08 / height, note, fontsize=9, va="bottom")
+    if title:
+        figure.suptitle(title, fontsize=12, x=0.01, y=1 - 0.08 / height, ha="left", va="top")
+    figure.subplots_adjust(
+        left=0.01,
+        right=0.99,
+        top=1 - 0.6 / height,
+        bottom=(0.6 if legend else 0.35) / height,
+        wspace=0.03,
+        hspace=0.03,
+    )
+    save_figure(figure, path)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
-from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling
+from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
@@ -26,10 +26,32 @@ class C2FMAEImageProcessorKwargs(ImagesKwargs, total=False):
         Side of a patch in pixels.
     label_stride (`int`, *optional*, defaults to `self.label_stride`):
         Pixels per cell of the label grid. With 1, label maps keep the images' size, as semantic segmentation needs.
+    size_divisor (`int`, *optional*, defaults to `self.size_divisor`):
+        Sides of a resized image are rounded to multiples of it.
     """
 
     patch_size: int
     label_stride: int
+    size_divisor: int | None
+
+
+def rounded_size(image: torch.Tensor, size: SizeDict, divisor: int) -> SizeDict:
+    """
+    What `image` is to be resized to: to `size`, each side rounded to the nearest multiple of `divisor`.
+
+    Raises:
+        `ValueError`: if `size` has neither `shortest_edge` nor `height` and `width`.
+    """
+    sides: tuple[float, ...]
+    if size.shortest_edge and not size.longest_edge:
+        scale = size.shortest_edge / min(image.shape[-2:])
+        sides = tuple(side * scale for side in image.shape[-2:])
+    elif size.height and size.width:
+        sides = (size.height, size.width)
+    else:
+        raise ValueError(f"size: expected shortest_edge, or height and width, beside size_divisor, got {size}")
+    height, width = (max(round(side / divisor), 1) * divisor for side in sides)
+    return SizeDict(height=height, width=width)
 
 
 class C2FMAEImageProcessor(TorchvisionBackend):
@@ -41,6 +63,8 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     Args:
         patch_size (`int`, defaults to 16): Side of a patch in pixels.
         label_stride (`int`, defaults to 4): Pixels per cell of the label grid.
+        size_divisor (`int`, *optional*): Sides of a resized image are rounded to multiples of it. Set to the patch
+            size, without a central crop, images of any aspect can be taken whole.
     """
 
     valid_kwargs = C2FMAEImageProcessorKwargs
@@ -59,6 +83,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     do_convert_rgb = True
     patch_size = 16
     label_stride = 4
+    size_divisor = None
 
     def __init__(self, **kwargs: Unpack[C2FMAEImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
@@ -158,7 +183,13 @@ class C2FMAEImageProcessor(TorchvisionBackend):
             data["instance_labels"] = [instance_labels_from_map(label_map[None])[0] for label_map in maps]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
-    def _process(self, images: list[torch.Tensor], **kwargs) -> list[torch.Tensor]:
+    def _process(self, images: list[torch.Tensor], *, size_divisor: int | None = None, **kwargs) -> list[torch.Tensor]:
+        if size_divisor is not None and kwargs["do_resize"]:
+            images = [
+                self.resize(image, rounded_size(image, kwargs["size"], size_divisor), resample=kwargs["resample"])
+                for image in images
+            ]
+            kwargs["do_resize"] = False
         return list(super()._preprocess(images, return_tensors=None, **kwargs)["pixel_values"])
 
     def _process_maps(
@@ -299,6 +330,32 @@ class C2FMAEImageProcessor(TorchvisionBackend):
                 label_id = None if semantic is None else int(semantic[where].mode().values)
                 segments.append({"id": instance_id, "label_id": label_id, "score": float(scores[where].mean())})
             results.append({"segmentation": resized, "segments_info": segments})
+        return results
+
+    def post_process_object_detection(
+        self, outputs: Any, threshold: float = 0.5, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """
+        Args:
+            outputs: Of `MaskRCNNForObjectDetection`, which resizes images by itself.
+            threshold (`float`): Least score.
+            target_sizes (*optional*): Not needed: boxes are in pixels of the images that the model was given.
+
+        Returns:
+            For each image `scores` `(N,)`, `labels` `(N,)`, `boxes` `(N, 4)`: left, top, right, bottom; and `masks`
+            `(N, height, width)`, bool.
+
+        Raises:
+            `ValueError`: if there are no detections.
+        """
+        detections = getattr(outputs, "detections", None)
+        if detections is None:
+            raise ValueError("outputs: expected detections, got none; was the model in training mode?")
+        results = []
+        for found in detections:
+            kept = found["scores"] > threshold
+            result = {name: found[name][kept] for name in ("scores", "labels", "boxes")}
+            results.append({**result, "masks": found["masks"][kept] > 0.5})
         return results
 
     def post_process_reconstruction(

@@ -845,15 +845,18 @@ def tokens_to_map(hidden_states: torch.Tensor, grid_size: tuple[int, int]) -> to
     return hidden_states[:, 1:].transpose(1, 2).unflatten(2, grid_size).contiguous()
 
 
-class C2FMAEFeaturePyramid(nn.Module):
+class FeaturePyramid(nn.Module):
     """
-    Four maps of the patch grid to four resolutions, four times to half the grid's, as heads made for hierarchical
-    networks expect them. After BEiT's segmentation and ViTDet; normalised by group rather than by batch.
+    Maps of the patch grid at four resolutions, four times to half the grid's, as heads made for hierarchical networks
+    expect them: of four blocks, after BEiT's segmentation, or of the last block alone, after ViTDet's detection.
+    Normalised by group rather than by batch.
+
+    Args:
+        width (`int`): Channels.
     """
 
-    def __init__(self, config: C2FMAEConfig) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        width = config.hidden_size
         self.upsample4 = nn.Sequential(
             nn.ConvTranspose2d(width, width, 2, stride=2),
             nn.GroupNorm(1, width),
@@ -864,16 +867,20 @@ class C2FMAEFeaturePyramid(nn.Module):
         self.downsample2 = nn.MaxPool2d(2, ceil_mode=True)
 
     def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """One map or four, `(B, width, h, w)`, to four: of 4, 2, 1 and 1/2 times that height and width."""
+        if len(maps) == 1:
+            maps = maps * 4
         return [self.upsample4(maps[0]), self.upsample2(maps[1]), maps[2], self.downsample2(maps[3])]
 
 
 class C2FMAEBackbone(BackboneMixin, C2FMAEPreTrainedModel):
     """
     The encoder as a backbone of detectors and segmenters: feature maps of the blocks named in `out_features`; with
-    `config.add_fpn` four of them as a feature pyramid.
+    `config.add_fpn` a [`FeaturePyramid`] of one or four of them.
 
     Raises:
-        `ValueError`: if `add_fpn` is set and there are not four `out_features`, or they are not reshaped to maps.
+        `ValueError`: if `add_fpn` is set and there are not one or four `out_features`, or they are not reshaped to
+            maps.
     """
 
     _may_be_new = ("fpn.",)
@@ -882,15 +889,20 @@ class C2FMAEBackbone(BackboneMixin, C2FMAEPreTrainedModel):
         super().__init__(config)
         self.c2fmae = C2FMAEModel(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
-        self.fpn: C2FMAEFeaturePyramid | None = None
+        self.fpn: FeaturePyramid | None = None
         if config.add_fpn:
-            if len(self.out_features) != 4 or not config.reshape_hidden_states:
+            if len(self.out_features) not in (1, 4) or not config.reshape_hidden_states:
                 raise ValueError(
-                    "C2FMAEConfig.add_fpn: expected four out_features, reshaped to maps, got "
+                    "C2FMAEConfig.add_fpn: expected one or four out_features, reshaped to maps, got "
                     f"out_features={list(self.out_features)}, reshape_hidden_states={config.reshape_hidden_states}"
                 )
-            self.fpn = C2FMAEFeaturePyramid(config)
+            self.fpn = FeaturePyramid(config.hidden_size)
         self.post_init()
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of each feature map."""
+        return [self.config.hidden_size] * (4 if self.fpn is not None else len(self.out_features))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.c2fmae.get_input_embeddings()
@@ -906,8 +918,8 @@ class C2FMAEBackbone(BackboneMixin, C2FMAEPreTrainedModel):
 
         Returns:
             [`~transformers.modeling_outputs.BackboneOutput`]: `feature_maps`, one for each of `out_features`, of shape
-            `(batch_size, hidden_size, height / patch_size, width / patch_size)`; of a feature pyramid at 4, 2, 1 and
-            1/2 times that height and width.
+            `(batch_size, hidden_size, height / patch_size, width / patch_size)`; of a feature pyramid four, at 4, 2, 1
+            and 1/2 times that height and width.
         """
         grid_size = check_pixel_values(self.config, pixel_values, interpolate_pos_encoding)
         kwargs["output_hidden_states"] = True

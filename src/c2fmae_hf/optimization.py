@@ -33,34 +33,45 @@ def layer_indices(model: nn.Module) -> dict[str, int]:
 
 
 def layer_decay_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    encoder: nn.Module | None = None,
 ) -> list[dict]:
     """
     Parameter groups for an optimizer: the learning rate of a layer is that of the next one times `layer_decay` (BEiT's
     and MAE's recipe); vectors (biases, norms, tokens) are not decayed. Parameters that are frozen are left out.
 
     Args:
-        model: Any vision transformer with numbered blocks.
+        model: Any vision transformer with numbered blocks, or a model around one.
         learning_rate (`float`): Of what lies behind the blocks.
         weight_decay (`float`): Of matrices.
         layer_decay (`float`): In (0, 1]; 1 gives every layer the same rate.
+        encoder (*optional*): The part of `model` whose layers count; the rest, which may have numbered layers of its
+            own, lies behind them. By default all of it.
 
     Raises:
         `ValueError`: if `layer_decay` is out of range, or the model has no numbered blocks.
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay: expected a value in (0, 1], got {layer_decay}")
-    indices = layer_indices(model) if layer_decay < 1 else {name: 0 for name, _ in model.named_parameters()}
-    last = max(indices.values())
+    indices: dict[int, int] = {}
+    if layer_decay < 1:
+        part = model if encoder is None else encoder
+        by_name = layer_indices(part)
+        indices = {id(parameter): by_name[name] for name, parameter in part.named_parameters()}
+    last = max(indices.values(), default=0)
     groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         # Position tables are matrices by shape only.
         is_decayed = parameter.ndim > 1 and not name.endswith(("pos_embed", "position_embeddings", "_token"))
-        rate = learning_rate * layer_decay ** (last - indices[name])
+        layer = indices.get(id(parameter), last)
+        rate = learning_rate * layer_decay ** (last - layer)
         group = groups.setdefault(
-            (indices[name], is_decayed),
+            (layer, is_decayed),
             {"params": [], "lr": rate, "weight_decay": weight_decay if is_decayed else 0.0},
         )
         group["params"].append(parameter)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .constants import GRANULARITIES, IGNORE_INDEX, MASKING_STRATEGIES, NO_INSTANCE
-from .figures import PALETTE, UNKNOWN_COLOUR, colour_ids, draw_legend, enlarge, new_figure, save_figure
+from .figures import PALETTE, UNKNOWN_COLOUR, colour_ids, draw_panels, enlarge, new_figure, save_figure
 from .image_processing_c2fmae import C2FMAEImageProcessor
 from .modeling_c2fmae import C2FMAEForPreTraining
 from .targets import instance_map_from_labels
@@ -71,13 +71,6 @@ def draw_reconstruction(
     if "image" in config.granularities:
         panels["reconstruction"] = processor.post_process_reconstruction(outputs, pixel_values, config.norm_pix_loss)
 
-    figure = new_figure(1.75 * len(panels) + 0.1, 1.75 * len(photos) + 1.2)
-    axes = figure.subplots(len(photos), len(panels), squeeze=False)
-    for column, (name, images) in enumerate(panels.items()):
-        axes[0, column].set_title(name, fontsize=11)
-        for row, image in enumerate(images):
-            axes[row, column].imshow(image, interpolation="nearest")
-            axes[row, column].set_axis_off()
     notes = ["Light grey: not predicted (visible patches) or without label."]
     if config.norm_pix_loss and "image" in config.granularities:
         notes.append("Brightness and contrast of reconstructed patches are borrowed from the photograph.")
@@ -85,21 +78,8 @@ def draw_reconstruction(
     present: list[int] = []
     if "semantic" in config.granularities:
         present = [i for i in inputs["semantic_labels"].unique().tolist() if i in names]
-    height = figure.get_figheight()
-    if present:
-        draw_legend(figure, {names[i]: colour_ids(np.array([[i]]))[0, 0] for i in present}, bottom=0.27 / height)
-    figure.text(0.01, 0.08 / height, " ".join(notes), fontsize=9, va="bottom")
-    if title:
-        figure.suptitle(title, fontsize=12, x=0.01, y=1 - 0.08 / height, ha="left", va="top")
-    figure.subplots_adjust(
-        left=0.01,
-        right=0.99,
-        top=1 - 0.6 / height,
-        bottom=(0.6 if present else 0.35) / height,
-        wspace=0.03,
-        hspace=0.03,
-    )
-    save_figure(figure, path)
+    colours = {names[i]: colour_ids(np.array([[i]]))[0, 0] for i in present}
+    draw_panels(panels, path, colours, " ".join(notes), title)
 
 
 def draw_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str = "") -> None:

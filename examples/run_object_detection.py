@@ -1,0 +1,226 @@
+"""
+Fine-tune an encoder for detection and instance segmentation, and report COCO's average precision.
+
+    python examples/run_object_detection.py examples/configs/detection/pennfudan_vit_tiny.yaml
+    python examples/run_object_detection.py --model runs/mine/encoder --dataset_name labelled --output_dir runs/det
+    python examples/run_object_detection.py ... --detector mask2former
+    python examples/run_object_detection.py ... --model vit_tiny_patch16_224 --from_scratch
+    torchrun --nproc_per_node 8 examples/run_object_detection.py examples/configs/detection/coco_vit_base.yaml
+
+`--model` is a folder of C2FMAE (pre-training folders too), any vision transformer of `AutoModel`, or an architecture
+of timm. Objects come from a dataset with the columns `image`, `semantic` and `instance`, as label_images.py writes
+them, or from COCO's own files (`--coco_dir`), whose scores are the official ones. The output folder then holds the
+detector, `results.json` and `detections.png`; Mask R-CNN loads as `pipeline("object-detection")`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from transformers import Mask2FormerImageProcessor, TrainingArguments, set_seed
+
+from c2fmae_hf import C2FMAEImageProcessor
+from c2fmae_hf.arguments import parse_arguments
+from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
+from c2fmae_hf.dataset import load_splits, semantic_id2label
+from c2fmae_hf.detection import (
+    CocoObjects,
+    DetectionDataset,
+    DetectionTrainer,
+    MapObjects,
+    Mask2FormerTrainer,
+    ObjectSource,
+    build_mask2former,
+    build_mask_rcnn,
+    collate_lists,
+    detection_transform,
+    find_thing_classes,
+)
+from c2fmae_hf.figures import colour_ids, draw_panels
+from c2fmae_hf.files import replace_file
+
+
+logger = logging.getLogger("c2fmae_hf.run_object_detection")
+
+
+@dataclass
+class ModelArguments:
+    model: str | None = field(default=None, metadata={"help": "See above."})
+    from_scratch: bool = field(default=False, metadata={"help": "Random weights: what pre-training must beat."})
+    detector: str = field(default="mask_rcnn", metadata={"help": "mask_rcnn (torchvision's) or mask2former."})
+    out_indices: list[int] | None = field(
+        default=None, metadata={"help": "Blocks for the pyramid: by default the last, or four for mask2former."}
+    )
+    drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth, of C2FMAE and timm."})
+    detector_options: str | None = field(
+        default=None,
+        metadata={"help": "Fields of MaskRCNNConfig or Mask2FormerConfig as JSON, e.g. '{\"pyramid_channels\": 64}'."},
+    )
+
+
+@dataclass
+class DataArguments:
+    dataset_name: str | None = field(default=None, metadata={"help": "As for run_pretraining.py."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    thing_classes: list[int] | None = field(
+        default=None, metadata={"help": "Class ids to detect; by default those that have instances in training."}
+    )
+    coco_dir: str | None = field(
+        default=None, metadata={"help": "Instead of a dataset: a folder with train2017, val2017 and annotations."}
+    )
+    image_size: int = field(default=1024, metadata={"help": "Shorter side of images."})
+    max_image_size: int | None = field(default=None, metadata={"help": "Longer side; by default 4/3 of the shorter."})
+    large_scale_jitter: bool = field(
+        default=False, metadata={"help": "Train on squares of image_size, scaled by 0.1 to 2 (ViTDet)."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many rows, drawn at random."})
+    num_drawn: int = field(default=4, metadata={"help": "Rows of detections.png; 0 draws none."})
+
+
+@dataclass
+class ProtocolArguments:
+    layer_decay: float = field(default=0.7, metadata={"help": "Learning rate of a layer to that of the next."})
+    ema_decay: float | None = field(default=None, metadata={"help": "Average the weights with this decay."})
+
+
+GROUPS = (ModelArguments, DataArguments, ProtocolArguments, TrainingArguments)
+
+
+def find_mistake(model_args: ModelArguments, data_args: DataArguments, *others) -> str | None:
+    if model_args.detector not in ("mask_rcnn", "mask2former"):
+        return f"--detector: expected mask_rcnn or mask2former, got {model_args.detector!r}"
+    if (data_args.dataset_name is None) == (data_args.coco_dir is None):
+        return "expected one of --dataset_name and --coco_dir"
+    return None
+
+
+def load_objects(data_args: DataArguments, seed: int) -> tuple[ObjectSource, ObjectSource]:
+    if data_args.coco_dir is not None:
+        folder = Path(data_args.coco_dir)
+        parts = [
+            CocoObjects(folder / f"{split}2017", folder / "annotations" / f"instances_{split}2017.json")
+            for split in ("train", "val")
+        ]
+        return parts[0], parts[1]
+    splits = load_splits(data_args.dataset_name)
+    for name in (data_args.train_split, data_args.validation_split):
+        if name not in splits:
+            raise ValueError(f"dataset: expected the split {name!r}, got {sorted(splits)}")
+    train, validation = splits[data_args.train_split], splits[data_args.validation_split]
+    if data_args.max_train_samples is not None:
+        train = train.shuffle(seed=seed).select(range(min(data_args.max_train_samples, len(train))))
+    names = semantic_id2label(train.features) or {}
+    ids = data_args.thing_classes or find_thing_classes(train)
+    classes = {class_id: names.get(class_id, f"class {class_id}") for class_id in ids}
+    return MapObjects(train, classes), MapObjects(validation, classes)
+
+
+def build(model_args: ModelArguments, data_args: DataArguments, id2label: dict[int, str]):
+    """The detector, its trainer's class, and what the trainer needs besides."""
+    options: dict[str, Any] = json.loads(model_args.detector_options or "{}")
+    common = (model_args.model, id2label, model_args.from_scratch, model_args.out_indices, model_args.drop_path_rate)
+    longest = data_args.max_image_size or data_args.image_size * 4 // 3
+    if model_args.detector == "mask_rcnn":
+        model = build_mask_rcnn(*common, image_size=data_args.image_size, max_image_size=longest, **options)
+        # The model resizes and normalises by itself.
+        processor = C2FMAEImageProcessor(
+            do_resize=False, do_center_crop=False, do_normalize=False, patch_size=1, label_stride=1
+        )
+        return model, DetectionTrainer, {"processing_class": processor, "encoder": model.backbone}
+    model = build_mask2former(*common, image_size=data_args.image_size, **options)
+    encoder = model.model.pixel_level_module.encoder
+    processor = Mask2FormerImageProcessor(
+        size={"shortest_edge": data_args.image_size, "longest_edge": longest},
+        size_divisor=2 * int(encoder.config.patch_size),
+        image_mean=list(IMAGENET_MEAN),
+        image_std=list(IMAGENET_STD),
+    )
+    return model, Mask2FormerTrainer, {"processor": processor, "encoder": encoder}
+
+
+def draw_objects(pixels: torch.Tensor, objects: dict[str, torch.Tensor]) -> np.ndarray:
+    image = (pixels * 255).round().byte()
+    if len(objects["boxes"]) > 0:
+        ids = np.arange(len(objects["boxes"]))[:, None]
+        colours = [tuple(int(value) for value in colour_ids(one[None])[0, 0]) for one in ids]
+        image = draw_segmentation_masks(image, objects["masks"].bool(), alpha=0.5, colors=colours)
+        image = draw_bounding_boxes(image, objects["boxes"], colors=colours, width=2)
+    return image.permute(1, 2, 0).numpy()
+
+
+def draw(trainer: DetectionTrainer, number: int, path: Path, least_score: float = 0.5) -> None:
+    """Photographs with annotated and with detected objects."""
+    panels: dict[str, list[np.ndarray]] = {"photograph": [], "annotated": [], "detected": []}
+    model = trainer.model.eval()
+    for index in range(min(number, len(trainer.eval_dataset))):
+        sample = trainer.eval_dataset[index]
+        with torch.inference_mode():
+            (found,) = trainer.detect(model, trainer._prepare_inputs(collate_lists([sample])))
+        found = {name: values.cpu()[found["scores"].cpu() >= least_score] for name, values in found.items()}
+        nothing = {"boxes": torch.zeros((0, 4))}
+        for name, objects in (("photograph", nothing), ("annotated", sample["labels"]), ("detected", found)):
+            panels[name].append(draw_objects(sample["pixel_values"], objects))
+    draw_panels(panels, path, note=f"Detections with a score of at least {least_score}.")
+
+
+def main(args: list[str] | None = None) -> dict:
+    model_args, data_args, protocol_args, training_args = parse_arguments(
+        GROUPS,
+        args,
+        __doc__,
+        required=("model",),
+        check=find_mistake,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+    )
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    set_seed(training_args.seed)
+    train, validation = load_objects(data_args, training_args.seed)
+    model, trainer_class, options = build(model_args, data_args, train.id2label)
+    jitter_size = data_args.image_size if data_args.large_scale_jitter else None
+    trainer = trainer_class(
+        model=model,
+        args=training_args,
+        train_dataset=DetectionDataset(train, detection_transform(jitter_size)),
+        eval_dataset=DetectionDataset(validation),
+        layer_decay=protocol_args.layer_decay,
+        ema_decay=protocol_args.ema_decay,
+        **options,
+    )
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    seconds = time.perf_counter() - started
+    metrics = trainer.evaluate()
+    trainer.save_model()
+    trainer.save_state()
+
+    names = ("bbox_map", "bbox_map_50", "bbox_map_75", "segm_map", "segm_map_50", "segm_map_75")
+    results = {
+        "results": {name: metrics[f"eval_{name}"] for name in names},
+        "segm_map_by_class": metrics["eval_segm_map_per_class"],
+        "seconds": seconds,
+        "settings": {**asdict(model_args), **asdict(data_args), **asdict(protocol_args), "seed": training_args.seed},
+    }
+    folder = Path(training_args.output_dir)
+    if trainer.is_world_process_zero():
+        with replace_file(folder / "results.json") as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        if data_args.num_drawn > 0:
+            draw(trainer, data_args.num_drawn, folder / "detections.png")
+    print(", ".join(f"{name} {value:.4f}" for name, value in results["results"].items()))
+    print(f"Results: {folder / 'results.json'}")
+    return results
+
+
+if __name__ == "__main__":
+    main()

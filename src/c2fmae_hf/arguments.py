@@ -1,0 +1,64 @@
+"""Arguments of the example scripts: a YAML or JSON file, and options of the command line over it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def parse_arguments(
+    groups: Sequence[type],
+    args: Sequence[str] | None = None,
+    description: str | None = None,
+    required: Sequence[str] = (),
+    check: Callable[..., str | None] | None = None,
+    **defaults: Any,
+) -> tuple[Any, ...]:
+    """
+    Dataclasses filled from, in falling order of precedence: the command line, the file that its first argument may
+    name, `defaults`, and the dataclasses' own defaults.
+
+    Args:
+        groups: Dataclasses as for `HfArgumentParser`.
+        args: Of the command line; by default the process's own.
+        description (`str`, *optional*): Shown by `--help`.
+        required: Fields that must not end up as `None`.
+        check (*optional*): Given the instances, says what is wrong with them, or returns `None`.
+
+    Returns:
+        One instance per group. Mistakes end the program with a message, as those of the command line do.
+    """
+    parser = HfArgumentParser(tuple(groups), description=description)  # type: ignore[arg-type]
+    args = list(sys.argv[1:] if args is None else args)
+    parser.set_defaults(**defaults)
+    if args and args[0].endswith((".yaml", ".yml", ".json")):
+        path = Path(args.pop(0))
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            parser.error(f"{path}: {error}")
+        if not isinstance(values, dict):
+            parser.error(f"{path}: expected names and values, got {type(values).__name__}")
+        unknown = sorted(set(values) - {field.name for group in groups for field in fields(group)})
+        if unknown:
+            parser.error(f"{path}: unknown arguments {unknown}")
+        # Options that hold a mapping are JSON on the command line.
+        parser.set_defaults(
+            **{name: json.dumps(value) if isinstance(value, dict) else value for name, value in values.items()}
+        )
+    parsed = parser.parse_args_into_dataclasses(args)
+    given = {field.name: getattr(instance, field.name) for instance in parsed for field in fields(instance)}
+    for name in required:
+        if given[name] is None:
+            parser.error(f"--{name} is required")
+    mistake = check(*parsed) if check is not None else None
+    if mistake:
+        parser.error(mistake)
+    return parsed
