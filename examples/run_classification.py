@@ -18,17 +18,16 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor, HfArgumentParser, TrainingArguments, ViTImageProcessor, set_seed
+from transformers import AutoImageProcessor, TrainingArguments, ViTImageProcessor, set_seed
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEImageProcessor
+from c2fmae_hf.arguments import parse_arguments
 from c2fmae_hf.classification import (
     ImageClassificationTrainer,
     ImageLabelDataset,
@@ -78,29 +77,18 @@ class ProtocolArguments:
     mixup_alpha: float = field(default=0.0, metadata={"help": "Fine-tuning; MAE's recipe has 0.8."})
     cutmix_alpha: float = field(default=0.0, metadata={"help": "Fine-tuning; MAE's recipe has 1.0."})
     label_smoothing: float = field(default=0.1, metadata={"help": "Fine-tuning."})
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Fine-tuning: average the weights with this decay."}
+    )
 
 
 GROUPS = (ModelArguments, DataArguments, ProtocolArguments, TrainingArguments)
 
 
-def parse_arguments(args: list[str] | None):
-    parser = HfArgumentParser(GROUPS, description=__doc__)
-    args = list(sys.argv[1:] if args is None else args)
-    parser.set_defaults(remove_unused_columns=False, label_names=["labels"], report_to="none")
-    if args and args[0].endswith((".yaml", ".yml", ".json")):
-        path = Path(args.pop(0))
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        unknown = sorted(set(values) - {f.name for group in GROUPS for f in fields(group)})
-        if unknown:
-            parser.error(f"{path}: unknown arguments {unknown}")
-        parser.set_defaults(**values)
-    model_args, data_args, protocol_args, training_args = parser.parse_args_into_dataclasses(args)
-    for name, value in (("model", model_args.model), ("dataset_name", data_args.dataset_name)):
-        if value is None:
-            parser.error(f"--{name} is required")
+def find_mistake(_, data_args: DataArguments, protocol_args: ProtocolArguments, *others) -> str | None:
     if protocol_args.linear_probe and protocol_args.knn:
-        parser.error("--linear_probe and --knn: choose one")
-    return model_args, data_args, protocol_args, training_args
+        return "--linear_probe and --knn: choose one"
+    return None
 
 
 def load_rows(data_args: DataArguments, seed: int):
@@ -123,11 +111,12 @@ def load_rows(data_args: DataArguments, seed: int):
     return train, validation, id2label
 
 
-def build_processor(name: str, config, image_size: int):
-    """The model's own processor at this image size, or one with ImageNet's statistics."""
+def build_processor(name: str, config, image_size: int, crop_ratio: float):
+    """What evaluation does to images: C2FMAE's processor, or the model's own at this size, which may not crop."""
     size = {"height": image_size, "width": image_size}
     if isinstance(config, C2FMAEConfig):
-        return C2FMAEImageProcessor.from_config(config, size=size)
+        shortest_edge = round(image_size / crop_ratio)
+        return C2FMAEImageProcessor.from_config(config, size={"shortest_edge": shortest_edge}, crop_size=size)
     try:
         return AutoImageProcessor.from_pretrained(name, size=size)
     except (OSError, ValueError):
@@ -142,7 +131,7 @@ def judge_features(model_args, data_args, protocol_args, training_args, data, id
     """k-NN or linear probe on frozen features, for each pooling that the encoder has."""
     train_rows, validation_rows = data
     encoder = load_encoder(model_args.model, model_args.from_scratch).to(training_args.device)
-    processor = build_processor(model_args.model, encoder.config, data_args.image_size)
+    processor = build_processor(model_args.model, encoder.config, data_args.image_size, data_args.crop_ratio)
     statistics = (getattr(processor, "image_mean", IMAGENET_MEAN), getattr(processor, "image_std", IMAGENET_STD))
     augmented, central = classification_transforms(
         data_args.image_size, *statistics, data_args.min_crop_scale, data_args.crop_ratio
@@ -220,7 +209,7 @@ def fine_tune(model_args, data_args, protocol_args, training_args, data, id2labe
         model_args.pooling,
         model_args.drop_path_rate,
     )
-    processor = build_processor(model_args.model, model.config, data_args.image_size)
+    processor = build_processor(model_args.model, model.config, data_args.image_size, data_args.crop_ratio)
     statistics = (getattr(processor, "image_mean", IMAGENET_MEAN), getattr(processor, "image_std", IMAGENET_STD))
     training, evaluation = classification_transforms(
         data_args.image_size,
@@ -241,6 +230,7 @@ def fine_tune(model_args, data_args, protocol_args, training_args, data, id2labe
         cutmix_alpha=protocol_args.cutmix_alpha,
         label_smoothing=protocol_args.label_smoothing,
         layer_decay=protocol_args.layer_decay,
+        ema_decay=protocol_args.ema_decay,
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     metrics = trainer.evaluate()
@@ -255,7 +245,16 @@ def fine_tune(model_args, data_args, protocol_args, training_args, data, id2labe
 
 
 def main(args: list[str] | None = None) -> dict:
-    model_args, data_args, protocol_args, training_args = parse_arguments(args)
+    model_args, data_args, protocol_args, training_args = parse_arguments(
+        GROUPS,
+        args,
+        __doc__,
+        required=("model", "dataset_name"),
+        check=find_mistake,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+    )
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     set_seed(training_args.seed)
     *data, id2label = load_rows(data_args, training_args.seed)

@@ -658,7 +658,7 @@ def test_feature_pyramid(config):
 
 
 def test_feature_pyramid_needs_four_maps(config):
-    with pytest.raises(ValueError, match=r"C2FMAEConfig.add_fpn: expected four out_features.*'stage2'"):
+    with pytest.raises(ValueError, match=r"C2FMAEConfig.add_fpn: expected one or four out_features.*'stage2'"):
         C2FMAEBackbone(with_fields(config, add_fpn=True, out_features=["stage1", "stage2"]))
 
 

@@ -806,7 +806,7 @@ class C2FMAEForSemanticSegmentation(C2FMAEPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
+        interpolate_pos_encoding: bool = True,
         **kwargs,
     ) -> SemanticSegmenterOutput:
         """
@@ -814,7 +814,8 @@ class C2FMAEForSemanticSegmentation(C2FMAEPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`).
             labels (`torch.LongTensor` of shape `(batch_size, label_height, label_width)`, *optional*): Classes;
                 `config.semantic_loss_ignore_index` and -100 are ignored. Scores are resized to them for the loss.
-            interpolate_pos_encoding (`bool`): Accept any image size that is a multiple of the patch size.
+            interpolate_pos_encoding (`bool`): Accept any image size that is a multiple of the patch size; on by
+                default, since the sizes of images to be segmented vary.
 
         Returns:
             [`~transformers.modeling_outputs.SemanticSegmenterOutput`]: `logits` of shape

@@ -76,6 +76,7 @@ class EncoderBackbone(BackboneMixin, PreTrainedModel):
     config_class = EncoderBackboneConfig
     base_model_prefix = "encoder"
     main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True  # if the encoder does
     _no_split_modules = []
 
     def __init__(self, config: EncoderBackboneConfig) -> None:

@@ -130,6 +130,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
     config_class = MaskRCNNConfig
     base_model_prefix = "detector"
     main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True  # if the encoder does
     _no_split_modules = []
 
     def __init__(self, config: MaskRCNNConfig) -> None:

@@ -19,17 +19,23 @@ def layer_indices(model: nn.Module) -> dict[str, int]:
     Raises:
         `ValueError`: if the model has no numbered blocks.
     """
-    blocks = {name: match for name, _ in model.named_parameters() if (match := _BLOCK.search(name))}
-    if not blocks:
-        raise ValueError("layer_decay: expected a model with blocks named blocks.N, layers.N or layer.N, got none")
-    last = max(int(match[1]) for match in blocks.values()) + 2
+    blocks = _blocks(model)
+    last = max(blocks.values()) + 2
     indices = {}
     for name, _ in model.named_parameters():
         if name in blocks:
-            indices[name] = int(blocks[name][1]) + 1
+            indices[name] = blocks[name] + 1
         else:
             indices[name] = 0 if any(word in name for word in _EMBEDDINGS) else last
     return indices
+
+
+def _blocks(model: nn.Module) -> dict[str, int]:
+    """The block that each parameter of a block belongs to."""
+    blocks = {name: int(match[1]) for name, _ in model.named_parameters() if (match := _BLOCK.search(name))}
+    if not blocks:
+        raise ValueError("layer_decay: expected a model with blocks named blocks.N, layers.N or layer.N, got none")
+    return blocks
 
 
 def layer_decay_groups(
@@ -57,11 +63,12 @@ def layer_decay_groups(
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay: expected a value in (0, 1], got {layer_decay}")
     indices: dict[int, int] = {}
+    last = 0
     if layer_decay < 1:
         part = model if encoder is None else encoder
         by_name = layer_indices(part)
         indices = {id(parameter): by_name[name] for name, parameter in part.named_parameters()}
-    last = max(indices.values(), default=0)
+        last = max(_blocks(part).values()) + 2
     groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

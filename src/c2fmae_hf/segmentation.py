@@ -100,12 +100,6 @@ def patch_size_of_segmenter(model: PreTrainedModel) -> int:
     return int(getattr(model.config, "backbone_config", model.config).patch_size)
 
 
-def forward_options(model: nn.Module | None) -> dict[str, bool]:
-    """What a model is to be told so that it takes any image size; backbones do so by themselves."""
-    is_c2fmae = isinstance(getattr(model, "config", None), C2FMAEConfig)
-    return {"interpolate_pos_encoding": True} if is_c2fmae else {}
-
-
 def segment(
     model: nn.Module, pixel_values: torch.Tensor, window: int | None = None, stride: int | None = None
 ) -> torch.Tensor:
@@ -119,17 +113,15 @@ def segment(
             thirds of it); scores of overlapping squares are averaged. By default the images are taken whole.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`.
+        `torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`; of whole images at the resolution of
+        the model's own `logits`.
 
     Raises:
         `ValueError`: if the images are smaller than the window, or the stride is not in [1, window].
     """
 
-    options = forward_options(model)
-
     def scores(part: torch.Tensor) -> torch.Tensor:
-        logits = model(pixel_values=part, **options).logits.float()
-        return nn.functional.interpolate(logits, size=part.shape[-2:], mode="bilinear", align_corners=False)
+        return model(pixel_values=part).logits.float()
 
     if window is None:
         return scores(pixel_values)
@@ -145,6 +137,7 @@ def segment(
         for left in window_starts(width, window, stride):
             area = (..., slice(top, top + window), slice(left, left + window))
             part = scores(pixel_values[area])
+            part = nn.functional.interpolate(part, size=(window, window), mode="bilinear", align_corners=False)
             if total is None:
                 total = part.new_zeros((*part.shape[:2], height, width))
             total[area] += part
@@ -337,7 +330,6 @@ class SemanticSegmentationTrainer(FineTuningTrainer):
     def __init__(self, *args, window: int | None = None, stride: int | None = None, **kwargs) -> None:
         super().__init__(*args, data_collator=collate_padded, **kwargs)
         self.window, self.stride = window, stride
-        self.forward_options = forward_options(self.model)
         self.args.batch_eval_metrics = True
 
     def compute_loss(
@@ -349,10 +341,10 @@ class SemanticSegmentationTrainer(FineTuningTrainer):
     ):
         pixel_values, labels = inputs["pixel_values"], inputs["labels"]
         if bool((labels != IGNORE_INDEX).any()):
-            outputs = model(pixel_values=pixel_values, labels=labels, **self.forward_options)
+            outputs = model(pixel_values=pixel_values, labels=labels)
             loss = outputs.loss
         else:  # the mean over nothing would be NaN
-            outputs = model(pixel_values=pixel_values, **self.forward_options)
+            outputs = model(pixel_values=pixel_values)
             loss = outputs.logits.sum() * 0
         return (loss, outputs) if return_outputs else loss
 

@@ -1,12 +1,15 @@
 """
 The field's metrics as `evaluate` modules that need no network: `load_metric("top_k_accuracy")`, `"mean_iou"`,
-`"panoptic_quality"`. What they compute is in `scores`, as functions of arrays.
+`"panoptic_quality"`. What they compute is in `scores`, as functions of arrays. Importing this package also makes
+`evaluate.evaluator("image-segmentation")` known.
 """
 
 from __future__ import annotations
 
 import evaluate
+from evaluate.evaluator import SUPPORTED_EVALUATOR_TASKS
 
+from .evaluator import ImageSegmentationEvaluator
 from .mean_iou import MeanIoU
 from .panoptic_quality import PanopticQuality
 from .top_k_accuracy import TopKAccuracy
@@ -17,6 +20,10 @@ METRICS: dict[str, type[evaluate.Metric]] = {
     "mean_iou": MeanIoU,
     "panoptic_quality": PanopticQuality,
 }
+
+SUPPORTED_EVALUATOR_TASKS.setdefault(
+    "image-segmentation", {"implementation": ImageSegmentationEvaluator, "default_metric_name": None}
+)
 
 
 def load_metric(name: str, **options) -> evaluate.Metric:

@@ -1,34 +1,42 @@
-"""`evaluate.evaluator("image-segmentation")`, which the library leaves out."""
+"""`evaluate.evaluator("image-segmentation")`, which the library itself leaves out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import evaluate
 import numpy as np
 from datasets import Dataset
-from evaluate import Evaluator
-from PIL import Image
-from transformers import Pipeline
+from transformers import Pipeline, PreTrainedModel, pipeline
 
 from ..constants import IGNORE_INDEX
 from ..decoding import expand_label_map, to_label_map, to_rgb
+from .mean_iou import MeanIoU
 
 
-class ImageSegmentationEvaluator(Evaluator):
+class ImageSegmentationEvaluator(evaluate.Evaluator):
     """
-    Scores a `pipeline("image-segmentation")` on images and label maps, by default with this package's `mean_iou`.
-
-        evaluator("image-segmentation").compute(pipe, data=rows, metric=load_metric("mean_iou"), label_column="semantic")
-
-    Pixels that no segment covers are predicted as none of the classes.
+    Scores a `pipeline("image-segmentation")` for semantic segmentation on images and label maps:
+    `evaluator("image-segmentation").compute(folder, data=rows)`.
     """
 
     PIPELINE_KWARGS = {"subtask": "semantic"}
-    METRIC_KWARGS: dict[str, Any] = {}
 
     def __init__(self, task: str = "image-segmentation", default_metric_name: str | None = None) -> None:
         super().__init__(task, default_metric_name=default_metric_name)
+
+    def prepare_pipeline(
+        self,
+        model_or_pipeline: str | Pipeline | PreTrainedModel,
+        tokenizer: Any = None,
+        feature_extractor: Any = None,
+        device: int | None = None,
+    ) -> Pipeline:
+        if isinstance(model_or_pipeline, Pipeline):
+            return model_or_pipeline
+        device = self._infer_device() if device is None else device
+        return pipeline(self.task, model=model_or_pipeline, image_processor=feature_extractor, device=device)
 
     def prepare_data(self, data: Dataset, input_column: str, label_column: str, *args, **kwargs):
         """Images as RGB, and label maps at their images' sizes, -100 = ignore."""
@@ -41,50 +49,51 @@ class ImageSegmentationEvaluator(Evaluator):
         return {"references": maps}, images
 
     def predictions_processor(
-        self, predictions: Sequence[Sequence[Mapping[str, Any]]], label_mapping: Mapping[str, int] | None
+        self, predictions: Sequence[Sequence[Mapping[str, Any]]], label_mapping: Mapping[str, int]
     ) -> dict[str, list[np.ndarray]]:
-        """The pipeline's segments, each a label and a mask, to maps of class ids."""
-        return {"predictions": [self._paint(segments, label_mapping or {}) for segments in predictions]}
+        """The pipeline's segments, each a label and a mask, which cover the image, to maps of class ids."""
+        maps = []
+        for segments in predictions:
+            label_map = np.full(np.asarray(segments[0]["mask"]).shape, IGNORE_INDEX, dtype=np.int64)
+            for segment in segments:
+                label_map[np.asarray(segment["mask"]) > 0] = label_mapping[segment["label"]]
+            maps.append(label_map)
+        return {"predictions": maps}
 
-    @staticmethod
-    def _paint(segments: Sequence[Mapping[str, Any]], label_mapping: Mapping[str, int]) -> np.ndarray:
-        if not segments:
-            raise ValueError("pipeline: expected at least one segment in every image, got none")
-        label_map = np.full(np.asarray(segments[0]["mask"]).shape, IGNORE_INDEX, dtype=np.int64)
-        for segment in segments:
-            mask = segment["mask"]
-            mask = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask) > 0
-            label_map[mask] = label_mapping[segment["label"]]
-        return label_map
-
-    def compute(
+    def compute(  # type: ignore[override]
         self,
-        model_or_pipeline: Pipeline,
+        model_or_pipeline: str | Pipeline | PreTrainedModel,
         data: Dataset,
-        metric: Any,
+        metric: evaluate.EvaluationModule | None = None,
         input_column: str = "image",
         label_column: str = "semantic",
         label_mapping: Mapping[str, int] | None = None,
+        device: int | None = None,
         **kwargs,
     ) -> dict[str, Any]:
         """
         Args:
-            model_or_pipeline: A pipeline for image segmentation.
+            model_or_pipeline: A pipeline for image segmentation, or a folder or name that makes one.
             data: Rows with images and single-channel maps of class ids.
-            metric: `load_metric("mean_iou")`.
+            metric (*optional*): By default this package's mean intersection over union.
             input_column, label_column (`str`): Names of the columns.
             label_mapping (*optional*): Class id by label; by default the model's own `label2id`.
+            device (`int`, *optional*): -1 for the CPU; by default a GPU if there is one.
             kwargs: Of `evaluate.Evaluator.compute`.
+
+        Returns:
+            The metric's scores, and the time that the pipeline took.
         """
+        pipe = self.prepare_pipeline(model_or_pipeline, device=device)
         if label_mapping is None:
-            label_mapping = {label: int(index) for label, index in model_or_pipeline.model.config.label2id.items()}
-        self._num_labels = len(label_mapping)
+            label_mapping = {label: int(index) for label, index in pipe.model.config.label2id.items()}
+        self.METRIC_KWARGS = {"num_labels": len(label_mapping)}
         return super().compute(
-            model_or_pipeline=model_or_pipeline,
+            model_or_pipeline=pipe,
             data=data,
-            metric=metric,
+            metric=MeanIoU() if metric is None else metric,
             input_column=input_column,
             label_column=label_column,
-            label_mapping=label_mapping,
+            label_mapping=dict(label_mapping),
             **kwargs,
         )

@@ -1,0 +1,449 @@
+"""Detection: objects from maps and from COCO's files, Mask R-CNN, Mask2Former, average precision."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from transformers import AutoModelForObjectDetection, Mask2FormerForUniversalSegmentation, TrainingArguments, pipeline
+
+from c2fmae_hf.detection import (
+    CocoObjects,
+    DetectionDataset,
+    DetectionTrainer,
+    MapObjects,
+    boxes_of,
+    build_mask_rcnn,
+    collate_lists,
+    detection_transform,
+    find_thing_classes,
+    objects_from_maps,
+)
+from c2fmae_hf.modeling_mask_rcnn import MaskRCNNOutput
+from test_examples import EXAMPLES, load_example
+from testing_utils import make_rows, png
+from transfer_utils import DISC_CLASSES, save_discs, save_encoders
+
+
+RECIPES = sorted((EXAMPLES / "configs" / "detection").glob("*.yaml"))
+NAMES = {0: "disc", 1: "square"}
+SMALL = {
+    "pyramid_channels": 16,
+    "num_box_convolutions": 1,
+    "num_mask_convolutions": 1,
+    "num_rpn_convolutions": 1,
+    "box_hidden_size": 32,
+    "rpn_pre_nms_top_n": 100,
+    "rpn_post_nms_top_n": 50,
+    "box_batch_size_per_image": 32,
+    "detections_per_image": 20,
+}
+SMALL_MASK2FORMER = {
+    "feature_size": 32,
+    "mask_feature_size": 32,
+    "hidden_dim": 32,
+    "encoder_feedforward_dim": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_attention_heads": 2,
+    "dim_feedforward": 32,
+    "num_queries": 8,
+    "train_num_points": 256,
+}
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    return save_encoders(tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.fixture(scope="module")
+def discs(tmp_path_factory):
+    return save_discs(tmp_path_factory.mktemp("data") / "discs")
+
+
+@pytest.fixture
+def example():
+    return load_example("run_object_detection")
+
+
+def run(example, model, data, output, *options: str, detector_options: dict | None = None) -> dict:
+    return example.main(
+        [
+            *("--model", str(model), "--output_dir", str(output), "--image_size", "48", "--use_cpu", "true"),
+            *("--detector_options", json.dumps(SMALL if detector_options is None else detector_options)),
+            *("--disable_tqdm", "true", "--save_strategy", "no", "--per_device_eval_batch_size", "4"),
+            *("--per_device_train_batch_size", "4", "--num_drawn", "2", "--dataset_name", str(data), *options),
+        ]
+    )
+
+
+# Objects
+
+
+def test_objects_of_maps():
+    instance = np.zeros((8, 10), dtype=np.int32)
+    semantic = np.zeros((8, 10), dtype=np.int32)
+    instance[1:4, 2:5], semantic[1:4, 2:5] = 1, 3
+    instance[5:8, 0:10], semantic[5:8, 0:10] = 2, 7
+    instance[0, 9], semantic[0, 9] = -100, 3  # a crowd of class 3
+    instance[0, 8], semantic[0, 8] = -100, -100  # simply unknown
+    semantic[4, :] = 5  # stuff
+    objects = objects_from_maps(semantic, instance, {3: 0, 7: 1})
+    assert objects["class_labels"].tolist() == [0, 1, 0]
+    assert objects["iscrowd"].tolist() == [False, False, True]
+    assert objects["boxes"].tolist() == [[2, 1, 5, 4], [0, 5, 10, 8], [9, 0, 10, 1]]
+    assert [int(mask.sum()) for mask in objects["masks"]] == [9, 30, 1]
+    assert objects_from_maps(semantic, instance, {3: 0})["class_labels"].tolist() == [0, 0]
+    nothing = objects_from_maps(np.zeros((4, 4), np.int32), np.zeros((4, 4), np.int32), {3: 0})
+    assert nothing["masks"].shape == (0, 4, 4)
+    assert nothing["boxes"].shape == (0, 4)
+
+
+def test_thing_classes_and_names():
+    rows = make_rows(6)
+    classes = find_thing_classes(rows)
+    assert classes == [1, 2, 3, 4]  # 0 is the ground
+    objects = MapObjects(rows, {class_id: DISC_CLASSES[class_id] for class_id in (2, 4)})
+    assert objects.id2label == {0: "green", 1: "white"}
+    image, found = objects[0]
+    semantic, instance = (np.asarray(rows[0][name]) for name in ("semantic", "instance"))
+    ids = [i for i in (1, 2, 3) if (instance == i).any() and np.bincount(semantic[instance == i]).argmax() in (2, 4)]
+    assert len(found["masks"]) == len(ids)
+    assert image.size == (48, 48)
+    empty = rows.select([0]).to_list()
+    empty[0]["instance"] = png(np.zeros((48, 48), dtype=np.uint8))
+    with pytest.raises(ValueError, match="expected at least one instance, got none"):
+        find_thing_classes(rows.from_list(empty, features=rows.features))
+
+
+def test_bad_rows_are_named():
+    rows = make_rows(2)
+    with pytest.raises(ValueError, match=r"expected the columns \['instance'\]"):
+        MapObjects(rows.remove_columns("instance"), {1: "red"})
+    broken = rows.to_list()
+    broken[1]["instance"] = {"bytes": b"nothing", "path": None}
+    rows = rows.from_list(broken, features=rows.features)
+    with pytest.raises(ValueError, match="row 1, column 'instance'"):
+        MapObjects(rows, {1: "red"})[1]
+    with pytest.raises(ValueError, match="row 1"):
+        find_thing_classes(rows)
+
+
+@pytest.fixture
+def coco_folder(tmp_path):
+    """Three photographs: a polygon and a crowd, an outline that overlaps, and nothing."""
+    generator = np.random.default_rng(0)
+    crowd = np.zeros((40, 60), dtype=np.uint8, order="F")
+    crowd[30:, :] = 1
+    runs = coco_mask.encode(crowd)
+    annotations = [
+        {"image_id": 10, "category_id": 7, "segmentation": [[5, 5, 25, 5, 25, 20, 5, 20]], "iscrowd": 0},
+        {"image_id": 10, "category_id": 90, "segmentation": {**runs, "counts": runs["counts"].decode()}, "iscrowd": 1},
+        {"image_id": 20, "category_id": 90, "segmentation": [[0, 0, 30, 0, 30, 30, 0, 30]], "iscrowd": 0},
+        {"image_id": 20, "category_id": 7, "segmentation": [[10, 10, 59, 10, 59, 39, 10, 39]], "iscrowd": 0},
+    ]
+    boxes = [[5, 5, 20, 15], [0, 30, 60, 10], [0, 0, 30, 30], [10, 10, 49, 29]]
+    for index, (annotation, box) in enumerate(zip(annotations, boxes)):
+        annotation.update(id=index + 1, bbox=box, area=box[2] * box[3])
+    for split in ("train", "val"):
+        (tmp_path / f"{split}2017").mkdir()
+        for image_id in (10, 20, 30):
+            pixels = generator.integers(0, 255, (40, 60, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"{split}2017" / f"{image_id}.png")
+        content = {
+            "images": [{"id": i, "file_name": f"{i}.png", "height": 40, "width": 60} for i in (10, 20, 30)],
+            "annotations": annotations,
+            "categories": [{"id": 90, "name": "square"}, {"id": 7, "name": "disc"}],
+        }
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_coco_files(coco_folder):
+    objects = CocoObjects(coco_folder / "val2017", coco_folder / "annotations" / "instances_val2017.json")
+    assert objects.id2label == {0: "disc", 1: "square"}  # in the order of COCO's ids, without gaps
+    _, first = objects[0]
+    assert first["class_labels"].tolist() == [0, 1]
+    assert first["iscrowd"].tolist() == [False, True]
+    assert first["boxes"].tolist() == [[5, 5, 25, 20], [0, 30, 60, 40]]
+    assert first["masks"][1].sum() == 600
+    _, second = objects[1]
+    assert (second["masks"].sum(axis=0) == 2).any()  # outlines may overlap
+    assert objects[2][1]["masks"].shape == (0, 40, 60)
+    training = DetectionDataset(objects, detection_transform())
+    assert len(training[0]["labels"]["boxes"]) == 1  # no crowds to learn from
+    assert len(DetectionDataset(objects)[0]["labels"]["boxes"]) == 2
+
+
+def test_augmentation_moves_boxes_with_masks():
+    rows = make_rows(8)
+    dataset = DetectionDataset(MapObjects(rows, dict(enumerate(DISC_CLASSES))), detection_transform(64, (0.3, 3.0)))
+    numbers = set()
+    for index in range(8):
+        sample = dataset[index]
+        labels = sample["labels"]
+        assert sample["pixel_values"].shape == (3, 64, 64)
+        assert labels["masks"].shape[1:] == (64, 64)
+        assert torch.equal(labels["boxes"], boxes_of(labels["masks"]))
+        assert len(labels["boxes"]) == len(labels["class_labels"]) == len(labels["iscrowd"])
+        numbers.add(len(labels["boxes"]))
+    assert len(numbers) > 1  # some are cut away
+
+
+# Models
+
+
+@pytest.mark.parametrize("kind", ["c2fmae", "vit"])
+def test_mask_rcnn_learns_and_the_result_is_a_pipeline(example, encoders, discs, tmp_path, kind):
+    options = ("--max_steps", "120", "--learning_rate", "4e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "5")
+    results = run(example, encoders[kind], discs, tmp_path / "out", *options)
+    assert results["results"]["bbox_map_50"] > 0.25
+    assert results["results"]["segm_map_50"] > 0.25
+    assert set(results["segm_map_by_class"]) <= set(DISC_CLASSES) - {"ground"}
+    assert Image.open(tmp_path / "out" / "detections.png").size[0] > 300
+
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path / "out").eval()
+    photo = make_rows(1, size=57)[0]["image"]  # no multiple of the patch size
+    detect = pipeline("object-detection", model=str(tmp_path / "out"), device="cpu")
+    assert isinstance(detect(photo.convert("L")), list)
+    found = detect(photo, threshold=0.2)
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1) / 255
+        expected = model([pixels]).detections[0]
+    assert len(found) == int((expected["scores"] > 0.2).sum()) > 0
+    assert found[0]["label"] == model.config.id2label[int(expected["labels"][0])]
+    assert found[0]["box"]["xmin"] == int(expected["boxes"][0, 0])
+
+
+def test_mask2former_by_auto_backbone(example, encoders, discs, tmp_path):
+    options = ("--detector", "mask2former", "--max_steps", "60", "--learning_rate", "2e-3")
+    results = run(example, encoders["c2fmae"], discs, tmp_path / "out", *options, detector_options=SMALL_MASK2FORMER)
+    assert results["results"]["segm_map_50"] > 0.02
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "out")
+    assert type(model.model.pixel_level_module.encoder).__name__ == "C2FMAEBackbone"
+
+
+def test_timm_by_changing_one_argument(example, discs, tmp_path):
+    options = ("--from_scratch", "true", "--max_steps", "1", "--max_train_samples", "4", "--ema_decay", "0.9")
+    results = run(example, "vit_tiny_patch16_224", discs, tmp_path / "out", *options)
+    assert -1 <= results["results"]["bbox_map"] <= 1
+
+
+def test_coco_folder_as_dataset(example, encoders, coco_folder, tmp_path):
+    results = example.main(
+        [
+            *("--model", encoders["c2fmae"], "--coco_dir", str(coco_folder), "--output_dir", str(tmp_path / "out")),
+            *("--image_size", "32", "--large_scale_jitter", "true", "--max_steps", "2", "--use_cpu", "true"),
+            *("--detector_options", json.dumps(SMALL), "--gradient_checkpointing", "true", "--num_drawn", "0"),
+        ]
+    )
+    assert set(results["segm_map_by_class"]) == {"disc", "square"}
+
+
+def test_training_takes_images_without_objects(encoders):
+    model = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL).train()
+    nothing = {
+        "boxes": torch.zeros((0, 4)),
+        "class_labels": torch.zeros(0, dtype=torch.long),
+        "masks": torch.zeros((0, 30, 50), dtype=torch.uint8),
+    }
+    outputs = model([torch.rand(3, 30, 50)], [nothing])
+    outputs.loss.backward()
+    assert torch.isfinite(outputs.loss)
+    assert set(outputs.losses) == {
+        "loss_classifier",
+        "loss_box_reg",
+        "loss_mask",
+        "loss_objectness",
+        "loss_rpn_box_reg",
+    }
+    with pytest.raises(ValueError, match="labels: expected boxes, class_labels and masks"):
+        model([torch.rand(3, 30, 50)])
+
+
+def test_a_saved_detector_is_the_same(encoders, tmp_path):
+    model = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL).eval()
+    loaded = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL)
+    assert torch.equal(
+        model.backbone.c2fmae.blocks[0].attn.qkv.weight, loaded.backbone.c2fmae.blocks[0].attn.qkv.weight
+    )
+    model.save_pretrained(tmp_path)
+    again = AutoModelForObjectDetection.from_pretrained(tmp_path).eval()
+    images = [torch.rand(3, 40, 30), torch.rand(3, 31, 57)]
+    with torch.no_grad():
+        own, other = model(images).detections, again(images).detections
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(own, other) for name in a)
+    assert own[1]["masks"].shape[1:] == (31, 57)
+
+
+# Scores
+
+
+def random_objects(generator, number: int, size: int = 40) -> dict[str, torch.Tensor]:
+    masks = torch.zeros((number, size, size), dtype=torch.uint8)
+    for mask in masks:
+        top, left = generator.integers(0, size - 12, 2)
+        height, width = generator.integers(4, 12, 2)
+        mask[top : top + height, left : left + width] = 1
+    return {
+        "masks": masks,
+        "boxes": boxes_of(masks),
+        "class_labels": torch.from_numpy(generator.integers(0, 2, number)),
+        "iscrowd": torch.zeros(number, dtype=torch.bool),
+    }
+
+
+class Answers(torch.nn.Module):
+    """Returns given detections, image by image, in place of a network."""
+
+    def __init__(self, config, detections):
+        super().__init__()
+        self.config, self.detections, self.position = config, detections, 0
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, pixel_values):
+        start, self.position = self.position, self.position + len(pixel_values)
+        return MaskRCNNOutput(detections=self.detections[start : self.position])
+
+
+def official_scores(samples, detections, iou_type: str) -> list[float]:
+    """pycocotools alone."""
+    annotations, results = [], []
+    for image_id, (sample, found) in enumerate(zip(samples, detections), start=1):
+        labels = sample["labels"]
+        for index in range(len(labels["boxes"])):
+            left, top, right, bottom = labels["boxes"][index].tolist()
+            runs = coco_mask.encode(np.asfortranarray(labels["masks"][index].numpy()))
+            area = float(coco_mask.area(runs)) if iou_type == "segm" else (right - left) * (bottom - top)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": int(labels["class_labels"][index]),
+                    "bbox": [left, top, right - left, bottom - top],
+                    "segmentation": runs,
+                    "area": area,
+                    "iscrowd": int(labels["iscrowd"][index]),
+                }
+            )
+        for index in range(len(found["boxes"])):
+            left, top, right, bottom = found["boxes"][index].tolist()
+            result = {
+                "image_id": image_id,
+                "category_id": int(found["labels"][index]),
+                "score": float(found["scores"][index]),
+            }
+            if iou_type == "segm":
+                mask = (found["masks"][index] > 0.5).numpy().astype(np.uint8)
+                result["segmentation"] = coco_mask.encode(np.asfortranarray(mask))
+            else:
+                result["bbox"] = [left, top, right - left, bottom - top]
+            results.append(result)
+    coco = COCO()
+    coco.dataset = {
+        "info": {},
+        "images": [{"id": i + 1, "height": 40, "width": 40} for i in range(len(samples))],
+        "annotations": annotations,
+        "categories": [{"id": 0, "name": "disc"}, {"id": 1, "name": "square"}],
+    }
+    coco.createIndex()
+    evaluation = COCOeval(coco, coco.loadRes(results), iou_type)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats[:3].tolist()
+
+
+@pytest.mark.parametrize("with_crowds", [False, True])
+def test_average_precision_agrees_with_pycocotools(encoders, tmp_path, with_crowds):
+    generator = np.random.default_rng(0)
+    samples, detections = [], []
+    for _ in range(12):
+        labels = random_objects(generator, int(generator.integers(0, 5)))
+        if with_crowds and len(labels["iscrowd"]):
+            labels["iscrowd"][0] = True
+        samples.append({"pixel_values": torch.zeros(3, 40, 40), "labels": labels})
+        wrong = random_objects(generator, 3)
+        # Some right, shifted by a pixel or two, and some wrong.
+        shifted = torch.roll(labels["masks"], tuple(generator.integers(-2, 3, 2)), dims=(1, 2))
+        masks = torch.cat([shifted, wrong["masks"]])
+        count = len(masks)
+        detections.append(
+            {
+                "boxes": boxes_of(masks),
+                "labels": torch.cat([labels["class_labels"], wrong["class_labels"]]),
+                "scores": torch.from_numpy(generator.random(count).astype(np.float32)),
+                "masks": masks.float(),
+            }
+        )
+    scores = evaluate(encoders, tmp_path, samples, detections)
+    for iou_type in ("bbox", "segm"):
+        expected = official_scores(samples, detections, iou_type)
+        own = [scores[f"eval_{iou_type}_{name}"] for name in ("map", "map_50", "map_75")]
+        assert own == pytest.approx(expected, abs=1e-6)
+        assert 0 < own[0] < own[1] < 1
+
+
+def evaluate(encoders, folder, samples, detections) -> dict[str, float]:
+    args = TrainingArguments(str(folder), use_cpu=True, report_to="none", per_device_eval_batch_size=5)
+    args.remove_unused_columns = False
+    config = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, **SMALL).config
+    trainer = DetectionTrainer(Answers(config, detections), args, eval_dataset=samples)
+    return trainer.evaluate()
+
+
+def test_average_precision_at_its_limits(encoders, tmp_path):
+    generator = np.random.default_rng(0)
+    labels = [random_objects(generator, 3) for _ in range(2)]
+    samples = [{"pixel_values": torch.zeros(3, 40, 40), "labels": one} for one in labels]
+    right = [
+        {"boxes": one["boxes"], "labels": one["class_labels"], "scores": torch.ones(3), "masks": one["masks"].float()}
+        for one in labels
+    ]
+    empty = {
+        "boxes": torch.zeros((0, 4)),
+        "labels": torch.zeros(0, dtype=torch.long),
+        "scores": torch.zeros(0),
+        "masks": torch.zeros((0, 40, 40)),
+    }
+    perfect = evaluate(encoders, tmp_path, samples, right)
+    assert perfect["eval_bbox_map"] == perfect["eval_segm_map"] == pytest.approx(1, abs=1e-6)
+    assert set(perfect["eval_segm_map_per_class"]) == {"disc", "square"}
+    nothing_found = evaluate(encoders, tmp_path, samples, [empty, empty])
+    assert nothing_found["eval_segm_map"] == 0
+    none = [{"pixel_values": torch.zeros(3, 40, 40), "labels": random_objects(generator, 0)}] * 2
+    assert evaluate(encoders, tmp_path, none, [empty, empty])["eval_segm_map"] == -1  # pycocotools' "no such thing"
+
+
+def test_collation():
+    samples = [
+        {"pixel_values": torch.zeros(3, 4, 5), "labels": {}},
+        {"pixel_values": torch.zeros(3, 6, 2), "labels": {}},
+    ]
+    assert [tuple(image.shape) for image in collate_lists(samples)["pixel_values"]] == [(3, 4, 5), (3, 6, 2)]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_understood(example, path):
+    model_args, data_args, _, training_args = example.parse_arguments(example.GROUPS, [str(path), "--use_cpu", "true"])
+    assert example.find_mistake(model_args, data_args) is None
+    if model_args.detector == "mask_rcnn" and model_args.detector_options:
+        assert set(json.loads(model_args.detector_options)) <= set(SMALL)
+    assert training_args.num_train_epochs == 100 or training_args.max_steps == 300
+
+
+def test_wrong_arguments(example, encoders, discs, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(example, encoders["c2fmae"], discs, tmp_path, "--detector", "yolo")
+    assert "--detector: expected mask_rcnn or mask2former, got 'yolo'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(example, encoders["c2fmae"], discs, tmp_path, "--coco_dir", "somewhere")
+    assert "expected one of --dataset_name and --coco_dir" in capsys.readouterr().err

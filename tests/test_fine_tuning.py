@@ -1,0 +1,128 @@
+"""Averaged weights and layer-wise learning rates of the trainers."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainingArguments
+
+from c2fmae_hf.classification import ImageClassificationTrainer, build_classifier
+from c2fmae_hf.fine_tuning import EMA_FILE
+from c2fmae_hf.optimization import layer_decay_groups
+from transfer_utils import save_encoders
+
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return {"pixel_values": torch.randn(3, 32, 32, generator=generator), "labels": index % 2}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return save_encoders(tmp_path_factory.mktemp("encoders"))["c2fmae"]
+
+
+def make_trainer(encoder, folder, ema_decay=0.5, **arguments):
+    args = TrainingArguments(
+        str(folder),
+        use_cpu=True,
+        report_to="none",
+        remove_unused_columns=False,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        save_steps=2,
+        disable_tqdm=True,
+        **{"max_steps": 4, **arguments},
+    )
+    torch.manual_seed(0)
+    model = build_classifier(encoder, {0: "a", 1: "b"})
+    return ImageClassificationTrainer(
+        model, args, train_dataset=Images(), eval_dataset=Images(), ema_decay=ema_decay, layer_decay=0.75
+    )
+
+
+def test_the_average_is_that_of_the_steps(encoder, tmp_path):
+    """Followed by hand from the weights after each step."""
+    trainer = make_trainer(encoder, tmp_path)
+    name, seen = "classifier.weight", []
+
+    def step(*args, **kwargs):
+        result = type(trainer).training_step(trainer, *args, **kwargs)
+        seen.append(trainer.model.state_dict()[name].clone())
+        return result
+
+    trainer.training_step = step
+    trainer.train()
+    saved = [load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors")[name] for step in (2, 4)]
+    averages = [load_file(tmp_path / f"checkpoint-{step}" / EMA_FILE)[name] for step in (2, 4)]
+    after = [*seen[1:], saved[-1]]  # what a step begins with is what the one before left
+    assert torch.equal(after[1], saved[0])
+    # timm's decay with warm-up: 1 - steps^(-2/3) for the steps before, at most the decay; the first step is copied.
+    average = after[0]
+    for index, weight in enumerate(after[1:], start=1):
+        decay = min(1 - (1 + index) ** (-2 / 3), 0.5)
+        average = decay * average + (1 - decay) * weight
+        if index in (1, 3):
+            assert torch.allclose(average, averages[index // 2], atol=1e-6)
+    assert torch.equal(trainer.model.state_dict()[name], averages[1])  # what is left to save and evaluate
+    assert not torch.allclose(averages[1], saved[1])
+
+
+def test_evaluation_uses_the_average_and_training_goes_on_without_it(encoder, tmp_path):
+    plain = make_trainer(encoder, tmp_path / "plain", ema_decay=None)
+    plain.train()
+    expected = load_file(tmp_path / "plain" / "checkpoint-4" / "model.safetensors")
+    trainer = make_trainer(encoder, tmp_path / "ema", eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    own = load_file(tmp_path / "ema" / "checkpoint-4" / "model.safetensors")
+    assert all(torch.equal(value, own[name]) for name, value in expected.items())
+    logged = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(logged[-1], abs=1e-6)
+    plain_loss = plain.evaluate()["eval_loss"]
+    assert logged[-1] != pytest.approx(plain_loss, abs=1e-6)
+
+
+def test_a_resumed_average_goes_on(encoder, tmp_path):
+    whole = make_trainer(encoder, tmp_path / "whole")
+    whole.train()
+    shutil.rmtree(tmp_path / "whole" / "checkpoint-4")
+    resumed = make_trainer(encoder, tmp_path / "whole")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    expected = whole.model.state_dict()
+    assert all(torch.allclose(value, expected[name], atol=1e-6) for name, value in resumed.model.state_dict().items())
+    (tmp_path / "whole" / "checkpoint-2" / EMA_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match="expected the average of the weights to go on with"):
+        make_trainer(encoder, tmp_path / "whole").train(
+            resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2")
+        )
+
+
+def test_mistakes(encoder, tmp_path):
+    with pytest.raises(ValueError, match=r"ema_decay: expected a value in \(0, 1\), got 1.0"):
+        make_trainer(encoder, tmp_path, ema_decay=1.0)
+    with pytest.raises(ValueError, match="ema_decay: cannot be combined with load_best_model_at_end"):
+        make_trainer(encoder, tmp_path, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2)
+
+
+def test_layers_of_heads_do_not_count():
+    """Only the encoder's blocks set learning rates, however a head names its own layers."""
+    model = nn.ModuleDict(
+        {
+            "encoder": nn.ModuleDict({"embed": nn.Linear(2, 2), "blocks": nn.ModuleList([nn.Linear(2, 2)] * 1)}),
+            "head": nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2) for _ in range(5)])}),
+        }
+    )
+    groups = layer_decay_groups(model, 1.0, 0.05, 0.5, model["encoder"])
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rates[id(model["encoder"]["embed"].weight)] == 0.25
+    assert rates[id(model["encoder"]["blocks"][0].weight)] == 0.5
+    assert {rates[id(p)] for p in model["head"].parameters()} == {1.0}

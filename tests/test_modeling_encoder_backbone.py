@@ -1,0 +1,80 @@
+"""Any vision transformer as a backbone with a feature pyramid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoBackbone, AutoModel
+
+from c2fmae_hf import C2FMAEBackbone
+from c2fmae_hf.modeling_encoder_backbone import EncoderBackbone, build_backbone
+from transfer_utils import save_encoders
+
+
+TIMM = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    return save_encoders(tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.mark.parametrize("kind", ["c2fmae", "vit", "dinov2"])
+@pytest.mark.parametrize("out_indices", [None, [-1]])
+def test_pyramid_of_saved_encoders(encoders, kind, out_indices):
+    backbone = build_backbone(encoders[kind], out_indices=out_indices)
+    assert isinstance(backbone, C2FMAEBackbone if kind == "c2fmae" else EncoderBackbone)
+    maps = backbone(torch.randn(2, 3, 48, 32)).feature_maps  # neither square nor the size of pre-training
+    assert [tuple(level.shape) for level in maps] == [(2, 32, 24, 16), (2, 32, 12, 8), (2, 32, 6, 4), (2, 32, 3, 2)]
+    assert backbone.channels == [32] * 4
+    sum(level.square().mean() for level in maps).backward()
+    assert all(parameter.grad is not None for parameter in backbone.fpn.parameters())
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+def test_the_map_of_the_grid_is_the_encoders_own(encoders, kind):
+    """The third level is the last block's patches after the final norm, which the encoder itself returns."""
+    backbone = build_backbone(encoders[kind], out_indices=[-1]).eval()
+    pixel_values = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        level = backbone(pixel_values).feature_maps[2]
+        tokens = AutoModel.from_pretrained(encoders[kind]).eval()(pixel_values).last_hidden_state
+    assert torch.allclose(level.flatten(2).transpose(1, 2), tokens[:, 1:], atol=1e-5)
+
+
+def test_timm_architecture(tmp_path):
+    backbone = build_backbone(TIMM, from_scratch=True, image_size=64, drop_path_rate=0.1).eval()
+    pixel_values = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        maps = backbone(pixel_values).feature_maps
+        own = backbone.encoder(pixel_values, do_pooling=False).last_hidden_state[:, 1:]
+        alone = build_backbone(TIMM, from_scratch=True, image_size=64, out_indices=[12]).eval()
+        alone.encoder.load_state_dict(backbone.encoder.state_dict())
+        grid = alone(pixel_values).feature_maps[2]
+    assert [level.shape[2:] for level in maps] == [(24, 16), (12, 8), (6, 4), (3, 2)]
+    assert torch.allclose(grid.flatten(2).transpose(1, 2), own, atol=1e-5)
+    backbone.save_pretrained(tmp_path)
+    again = AutoBackbone.from_config(EncoderBackbone.from_pretrained(tmp_path).config)
+    again.load_state_dict(EncoderBackbone.from_pretrained(tmp_path).state_dict())
+    with torch.no_grad():
+        assert torch.equal(again.eval()(pixel_values).feature_maps[0], maps[0])
+
+
+def test_saved_weights_are_used_unless_told_otherwise(encoders):
+    saved = AutoModel.from_pretrained(encoders["vit"]).state_dict()
+    loaded = build_backbone(encoders["vit"]).encoder.state_dict()
+    scratch = build_backbone(encoders["vit"], from_scratch=True).encoder.state_dict()
+    name = next(name for name in saved if name.endswith("layers.0.attention.q_proj.weight") or "query.weight" in name)
+    assert torch.equal(saved[name], loaded[name])
+    assert not torch.equal(saved[name], scratch[name])
+
+
+def test_mistakes(encoders):
+    with pytest.raises(ValueError, match=r"out_indices: expected one block or four in \[1, 4\], got \[1, 2, 3, 9\]"):
+        build_backbone(encoders["vit"], out_indices=[1, 2, 3, 9])
+    with pytest.raises(ValueError, match=r"out_indices: expected one block or four in \[1, 4\], got \[1, 2\]"):
+        build_backbone(encoders["c2fmae"], out_indices=[1, 2])
+    with pytest.raises(ValueError, match="an architecture without weights"):
+        build_backbone(TIMM)
+    with pytest.raises(ValueError, match="drop_path_rate: expected a C2FMAE model or one of timm, got a vit"):
+        build_backbone(encoders["vit"], drop_path_rate=0.1)
