@@ -39,12 +39,17 @@ EXTRAS_REQUIRE = {
         "tqdm>=4.66",
         "matplotlib>=3.9",
     ],
+    # run_object_detection.py; `evaluate.evaluator`
+    "detection": ["pycocotools>=2.0.7", "torchmetrics>=1.6", "scipy>=1.11"],
     # labelling on a cluster
     "ray": ["ray[data]>=2.40"],
-    "pytest": ["pytest>=8", "parameterized>=0.9", "torchmetrics>=1.6"],
+    "pytest": ["pytest>=8", "parameterized>=0.9"],
     "quality": ["ruff>=0.14", "mypy>=1.18", "types-PyYAML"],
 }
-EXTRAS_REQUIRE["test"] = [*EXTRAS_REQUIRE["label"], *EXTRAS_REQUIRE["ray"], *EXTRAS_REQUIRE.pop("pytest")]
+EXTRAS_REQUIRE["test"] = [
+    *(package for extra in ("label", "detection", "ray") for package in EXTRAS_REQUIRE[extra]),
+    *EXTRAS_REQUIRE.pop("pytest"),
+]
 EXTRAS_REQUIRE["dev"] = [*EXTRAS_REQUIRE["test"], *EXTRAS_REQUIRE["quality"]]
 
 setup(

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from evaluate import evaluator
 from PIL import Image
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
@@ -19,6 +20,7 @@ from c2fmae_hf.classification import (
     build_classifier,
     classification_transforms,
 )
+from c2fmae_hf.metrics import load_metric
 from labelling_utils import encode
 from test_examples import EXAMPLES, load_example
 
@@ -100,6 +102,16 @@ def test_fine_tuning_learns_and_the_result_is_a_pipeline(example, folders, datas
     for level, name in ((40, "dark"), (200, "bright")):
         photo = Image.fromarray(np.full((50, 37, 3), level, np.uint8))
         assert classify(photo)[0]["label"] == name
+    # With an evaluator of `evaluate`: the pipeline's answers, scored by our metric. ViT's processor does not crop.
+    if kind == "c2fmae":
+        found = evaluator("image-classification").compute(
+            str(tmp_path / "out"),
+            data=make_labelled(24, seed=1),
+            metric=load_metric("top_k_accuracy"),
+            label_mapping=classify.model.config.label2id,
+            device=-1,
+        )
+        assert found["top1_accuracy"] == pytest.approx(scores["top1_accuracy"])
 
 
 @pytest.mark.parametrize("kind", ["c2fmae", "vit"])

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTrainingOutput, C2FMAEImageProcessor
+from c2fmae_hf.modeling_mask_rcnn import MaskRCNNOutput
 from c2fmae_hf.targets import instance_labels_from_map, patchify
 
 
@@ -144,6 +145,44 @@ def test_pixels_that_are_not_finite_are_named(processor):
 def test_an_image_smaller_than_a_patch_is_named(processor):
     with pytest.raises(ValueError, match=r"images\[0\]: expected .*divisible by patch_size=8, got 4 x 6"):
         processor(photo(4, 6), do_resize=False, do_center_crop=False)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "expected"),
+    [
+        ((61, 37), {"size": {"shortest_edge": 32}}, (32, 56)),  # 37 x 61 at a shorter side of 32 is 32 x 52.8
+        ((37, 61), {"size": {"shortest_edge": 32}}, (56, 32)),
+        ((5, 300), {"size": {"shortest_edge": 32}}, (1920, 32)),
+        ((50, 50), {"size": {"height": 29, "width": 61}}, (32, 64)),
+    ],
+)
+def test_whole_images_to_multiples_of_the_patch(size, options, expected):
+    whole = C2FMAEImageProcessor(do_center_crop=False, size_divisor=8, patch_size=8, label_stride=1, **options)
+    image = Image.new("RGB", size)
+    label_map = np.zeros((size[1], size[0]), dtype=np.int64)
+    outputs = whole(image, segmentation_maps=label_map, return_tensors="pt")
+    assert outputs["pixel_values"].shape == (1, 3, *expected)
+    assert outputs["semantic_labels"].shape == (1, *expected)
+    assert C2FMAEImageProcessor.from_dict(whole.to_dict()).size_divisor == 8
+    with pytest.raises(ValueError, match="size: expected shortest_edge, or height and width, beside size_divisor"):
+        whole(image, size={"max_height": 32, "max_width": 32})
+
+
+def test_detections_above_a_score():
+    found = {
+        "scores": torch.tensor([0.9, 0.4]),
+        "labels": torch.tensor([3, 1]),
+        "boxes": torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 9.0, 9.0]]),
+        "masks": torch.stack([torch.full((4, 5), 0.6), torch.full((4, 5), 0.4)]),
+    }
+    outputs = MaskRCNNOutput(detections=[found, {name: values[:0] for name, values in found.items()}])
+    first, second = C2FMAEImageProcessor().post_process_object_detection(outputs, threshold=0.5)
+    assert first["labels"].tolist() == [3]
+    assert first["boxes"].tolist() == [[0.0, 1.0, 2.0, 3.0]]
+    assert first["masks"].all()
+    assert len(second["scores"]) == 0
+    with pytest.raises(ValueError, match="outputs: expected detections, got none"):
+        C2FMAEImageProcessor().post_process_object_detection(MaskRCNNOutput(loss=torch.zeros(())))
 
 
 def test_saving_and_loading(config, tmp_path):

@@ -6,6 +6,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForObjectDetection,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
 )
@@ -22,6 +23,8 @@ from .modeling_c2fmae import (
     C2FMAEModel,
     C2FMAEPreTrainedModel,
 )
+from .modeling_encoder_backbone import EncoderBackbone, EncoderBackboneConfig
+from .modeling_mask_rcnn import MaskRCNNConfig, MaskRCNNForObjectDetection
 
 
 __all__ = [
@@ -35,6 +38,10 @@ __all__ = [
     "C2FMAEImageProcessor",
     "C2FMAEModel",
     "C2FMAEPreTrainedModel",
+    "EncoderBackbone",
+    "EncoderBackboneConfig",
+    "MaskRCNNConfig",
+    "MaskRCNNForObjectDetection",
 ]
 __version__ = "0.1.0"
 
@@ -45,3 +52,7 @@ AutoModelForPreTraining.register(C2FMAEConfig, C2FMAEForPreTraining)
 AutoModelForImageClassification.register(C2FMAEConfig, C2FMAEForImageClassification)
 AutoModelForSemanticSegmentation.register(C2FMAEConfig, C2FMAEForSemanticSegmentation)
 AutoBackbone.register(C2FMAEConfig, C2FMAEBackbone)
+AutoConfig.register(EncoderBackboneConfig.model_type, EncoderBackboneConfig)
+AutoBackbone.register(EncoderBackboneConfig, EncoderBackbone)
+AutoConfig.register(MaskRCNNConfig.model_type, MaskRCNNConfig)
+AutoModelForObjectDetection.register(MaskRCNNConfig, MaskRCNNForObjectDetection)

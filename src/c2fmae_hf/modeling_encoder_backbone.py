@@ -12,7 +12,6 @@ import timm
 import torch
 from torch import nn
 from transformers import (
-    AutoBackbone,
     AutoConfig,
     AutoModel,
     PreTrainedConfig,
@@ -186,7 +185,3 @@ def build_backbone(
     )
     backbone.encoder.load_state_dict(encoder.state_dict())
     return backbone
-
-
-AutoConfig.register(EncoderBackboneConfig.model_type, EncoderBackboneConfig)
-AutoBackbone.register(EncoderBackboneConfig, EncoderBackbone)

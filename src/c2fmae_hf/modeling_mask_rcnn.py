@@ -14,7 +14,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import AnchorGenerator, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
-from transformers import AutoBackbone, AutoConfig, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
+from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from .constants import IMAGENET_MEAN, IMAGENET_STD
@@ -219,7 +219,3 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         ]
         losses = self.detector(images, targets)
         return MaskRCNNOutput(loss=torch.stack(list(losses.values())).sum(), losses=losses)
-
-
-AutoConfig.register(MaskRCNNConfig.model_type, MaskRCNNConfig)
-AutoModelForObjectDetection.register(MaskRCNNConfig, MaskRCNNForObjectDetection)

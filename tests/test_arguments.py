@@ -1,0 +1,60 @@
+"""Arguments from defaults, a file and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from c2fmae_hf.arguments import parse_arguments
+
+
+@dataclass
+class First:
+    name: str | None = field(default=None, metadata={"help": "A name."})
+    number: int = field(default=1, metadata={"help": "A number."})
+
+
+@dataclass
+class Second:
+    options: str | None = field(default=None, metadata={"help": "JSON."})
+
+
+def test_order_of_precedence(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("name: of the file\noptions: {a: [1, 2]}\n")
+    first, second = parse_arguments((First, Second), [str(file), "--number", "5"], name="default", number=3)
+    assert (first.name, first.number) == ("of the file", 5)
+    assert second.options == '{"a": [1, 2]}'
+    first, _ = parse_arguments((First, Second), [str(file), "--name", "given"], number=3)
+    assert (first.name, first.number) == ("given", 3)
+    (file.with_suffix(".json")).write_text('{"number": 7}')
+    assert parse_arguments((First,), [str(file.with_suffix(".json"))])[0].number == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nam: x", r"recipe.yaml: unknown arguments ['nam']"),
+        ("- name", "recipe.yaml: expected names and values, got list"),
+        ("name: [", "recipe.yaml: while parsing"),
+        ("number: 4", "--name is required"),
+        ("{name: x, number: 13}", "number: 13 brings bad luck"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, capsys, content, message):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(content)
+
+    def check(first: First) -> str | None:
+        return f"number: {first.number} brings bad luck" if first.number == 13 else None
+
+    with pytest.raises(SystemExit):
+        parse_arguments((First,), [str(file)], required=("name",), check=check)
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_file(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments((First,), ["nowhere.yaml"])
+    assert "nowhere.yaml: " in capsys.readouterr().err
