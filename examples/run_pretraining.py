@@ -9,7 +9,8 @@ A YAML or JSON file gives the arguments, options on the command line override it
 `--help` for all of them.
 
 The output folder then holds the encoder (`c2fmae-vit-<size>`, for `AutoModel` and timm), the whole model
-(`c2fmae-vit-<size>-pretraining`), `trainer_state.json` with every logged loss, `reconstruction.png` and `curves.png`.
+(`c2fmae-vit-<size>-pretraining`), `trainer_state.json` with every logged loss, `decoder_results.json` (mean IoU and
+panoptic quality of the decoder's own maps on held-out images), `reconstruction.png` and `curves.png`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from c2fmae_hf.dataset import (
     load_splits,
     semantic_id2label,
 )
+from c2fmae_hf.decoder_evaluation import evaluate_decoder
 from c2fmae_hf.progress import SharedProgress
 from c2fmae_hf.trainer import C2FMAETrainer
 from c2fmae_hf.training_args import C2FMAETrainingArguments
@@ -209,6 +211,12 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     if eval_dataset is not None:
         trainer.log_metrics("eval", trainer.evaluate())
     trainer.save_state()
+    if isinstance(eval_dataset, C2FMAEDataset) and trainer.is_world_process_zero():
+        unwrapped = trainer.accelerator.unwrap_model(trainer.model)
+        batch_size = training_args.per_device_eval_batch_size
+        scores = evaluate_decoder(unwrapped, eval_dataset, collator, processor, batch_size)
+        trainer.log_metrics("decoder", scores)
+        trainer.save_metrics("decoder", scores, combined=False)
 
     # Results
     widths = {fields["hidden_size"]: size for size, fields in SIZES.items()}

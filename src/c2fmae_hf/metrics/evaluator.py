@@ -86,7 +86,7 @@ class ImageSegmentationEvaluator(evaluate.Evaluator):
         """
         pipe = self.prepare_pipeline(model_or_pipeline, device=device)
         if label_mapping is None:
-            label_mapping = {label: int(index) for label, index in pipe.model.config.label2id.items()}
+            label_mapping = {label: int(index) for label, index in (pipe.model.config.label2id or {}).items()}
         self.METRIC_KWARGS = {"num_labels": len(label_mapping)}
         return super().compute(
             model_or_pipeline=pipe,
