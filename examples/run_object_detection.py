@@ -161,7 +161,8 @@ def draw(trainer: DetectionTrainer, number: int, path: Path, least_score: float 
     """Photographs with annotated and with detected objects."""
     panels: dict[str, list[np.ndarray]] = {"photograph": [], "annotated": [], "detected": []}
     model = trainer.model.eval()
-    for index in range(min(number, len(trainer.eval_dataset))):
+    number = min(number, len(trainer.eval_dataset))
+    for index in (position * len(trainer.eval_dataset) // number for position in range(number)):
         sample = trainer.eval_dataset[index]
         with torch.inference_mode():
             (found,) = trainer.detect(model, trainer._prepare_inputs(collate_lists([sample])))

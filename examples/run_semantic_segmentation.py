@@ -119,9 +119,10 @@ def build_processor(model_args: ModelArguments, patch_size: int, image_size: int
 def draw(trainer: SemanticSegmentationTrainer, rows, id2label: dict[int, str], number: int, path: Path) -> None:
     """Photographs, labels and predictions side by side."""
     number = min(number, len(rows))
+    chosen = [index * len(rows) // number for index in range(number)]
     panels: dict[str, list[np.ndarray]] = {"photograph": [], "labels": [], "prediction": []}
     trainer.model.eval()
-    for index in range(number):
+    for index in chosen:
         batch = collate_padded([trainer.eval_dataset[index]])
         _, prediction, labels = trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
         panels["photograph"].append(np.asarray(to_rgb(rows[index]["image"])))

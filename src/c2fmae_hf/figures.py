@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,12 +68,18 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=100)
 
 
-def draw_legend(figure: Figure, colours: Mapping[str, np.ndarray], bottom: float) -> None:
-    """One line of class names; those that do not fit are left out."""
+def _legend_columns(width: float, names: Collection[str]) -> int:
+    """How many class names of font size 9 fit beside each other in `width` inches."""
+    longest = max((len(name) for name in names), default=0)
+    return max(int(width / (0.5 + 0.07 * longest)), 1)
+
+
+def draw_legend(figure: Figure, colours: Mapping[str, np.ndarray], bottom: float, lines: int = 1) -> None:
+    """Class names in so many lines; those that do not fit are left out."""
     from matplotlib.patches import Patch
 
-    columns = int(figure.get_figwidth() / 1.2)
-    handles = [Patch(color=tuple(colour / 255), label=name) for name, colour in colours.items()][:columns]
+    columns = _legend_columns(figure.get_figwidth(), colours)
+    handles = [Patch(color=tuple(colour / 255), label=name) for name, colour in colours.items()][: lines * columns]
     figure.legend(
         handles=handles,
         loc="lower left",
@@ -102,8 +108,12 @@ def draw_panels(
         legend (*optional*): Colours `(3,)`, uint8, by name.
         note, title (`str`): Below and above.
     """
-    number = len(next(iter(panels.values())))
-    figure = new_figure(1.75 * len(panels) + 0.1, 1.75 * number + 1.2)
+    pictures = next(iter(panels.values()))
+    number = len(pictures)
+    width = max(1.75, 9 / len(panels))
+    aspect = max(picture.shape[0] / picture.shape[1] for picture in pictures)
+    lines = min(-(-len(legend or {}) // _legend_columns(width * len(panels), legend or {})), 3)
+    figure = new_figure(width * len(panels) + 0.1, width * min(aspect, 1.5) * number + 0.95 + 0.25 * lines)
     axes = figure.subplots(number, len(panels), squeeze=False)
     for column, (name, images) in enumerate(panels.items()):
         axes[0, column].set_title(name, fontsize=11)
@@ -112,7 +122,7 @@ def draw_panels(
             axes[row, column].set_axis_off()
     height = figure.get_figheight()
     if legend:
-        draw_legend(figure, legend, bottom=0.27 / height)
+        draw_legend(figure, legend, bottom=0.27 / height, lines=lines)
     figure.text(0.01, 0.08 / height, note, fontsize=9, va="bottom")
     if title:
         figure.suptitle(title, fontsize=12, x=0.01, y=1 - 0.08 / height, ha="left", va="top")
@@ -120,7 +130,7 @@ def draw_panels(
         left=0.01,
         right=0.99,
         top=1 - 0.6 / height,
-        bottom=(0.6 if legend else 0.35) / height,
+        bottom=(0.35 + 0.25 * lines) / height,
         wspace=0.03,
         hspace=0.03,
     )
