@@ -24,10 +24,16 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor, TrainingArguments, ViTImageProcessor, set_seed
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    TrainingArguments,
+    ViTImageProcessor,
+    set_seed,
+)
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEImageProcessor
-from c2fmae_hf.arguments import parse_arguments
+from c2fmae_hf.arguments import find_checkpoint, parse_arguments
 from c2fmae_hf.classification import (
     ImageClassificationTrainer,
     ImageLabelDataset,
@@ -48,6 +54,7 @@ logger = logging.getLogger("c2fmae_hf.run_classification")
 class ModelArguments:
     model: str | None = field(default=None, metadata={"help": "See above."})
     from_scratch: bool = field(default=False, metadata={"help": "Random weights: what pre-training must beat."})
+    evaluate_only: bool = field(default=False, metadata={"help": "Score a model that was fine-tuned before."})
     pooling: str | None = field(default=None, metadata={"help": "mean or cls; by default the model's own."})
     drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth, of C2FMAE and timm."})
 
@@ -201,14 +208,17 @@ def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, f
 
 def fine_tune(model_args, data_args, protocol_args, training_args, data, id2label) -> dict:
     train_rows, validation_rows = data
-    model = build_classifier(
-        model_args.model,
-        id2label,
-        model_args.from_scratch,
-        data_args.image_size,
-        model_args.pooling,
-        model_args.drop_path_rate,
-    )
+    if model_args.evaluate_only:
+        model = AutoModelForImageClassification.from_pretrained(model_args.model)
+    else:
+        model = build_classifier(
+            model_args.model,
+            id2label,
+            model_args.from_scratch,
+            data_args.image_size,
+            model_args.pooling,
+            model_args.drop_path_rate,
+        )
     processor = build_processor(model_args.model, model.config, data_args.image_size, data_args.crop_ratio)
     statistics = (getattr(processor, "image_mean", IMAGENET_MEAN), getattr(processor, "image_std", IMAGENET_STD))
     training, evaluation = classification_transforms(
@@ -232,10 +242,11 @@ def fine_tune(model_args, data_args, protocol_args, training_args, data, id2labe
         layer_decay=protocol_args.layer_decay,
         ema_decay=protocol_args.ema_decay,
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    if not model_args.evaluate_only:
+        trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
+        trainer.save_model()
+        trainer.save_state()
     metrics = trainer.evaluate()
-    trainer.save_model()
-    trainer.save_state()
     pooling = getattr(model.config, "pooling", None) or "model's own"
     return {
         pooling: {

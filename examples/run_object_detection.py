@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
-from transformers import Mask2FormerImageProcessor, TrainingArguments, set_seed
+from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, TrainingArguments, set_seed
 
-from c2fmae_hf import C2FMAEImageProcessor
-from c2fmae_hf.arguments import parse_arguments
+from c2fmae_hf import C2FMAEImageProcessor, MaskRCNNForObjectDetection
+from c2fmae_hf.arguments import find_checkpoint, parse_arguments
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae_hf.dataset import load_splits, semantic_id2label
 from c2fmae_hf.detection import (
@@ -55,6 +55,7 @@ logger = logging.getLogger("c2fmae_hf.run_object_detection")
 class ModelArguments:
     model: str | None = field(default=None, metadata={"help": "See above."})
     from_scratch: bool = field(default=False, metadata={"help": "Random weights: what pre-training must beat."})
+    evaluate_only: bool = field(default=False, metadata={"help": "Score a model that was fine-tuned before."})
     detector: str = field(default="mask_rcnn", metadata={"help": "mask_rcnn (torchvision's) or mask2former."})
     out_indices: list[int] | None = field(
         default=None, metadata={"help": "Blocks for the pyramid: by default the last, or four for mask2former."}
@@ -130,13 +131,19 @@ def build(model_args: ModelArguments, data_args: DataArguments, id2label: dict[i
     common = (model_args.model, id2label, model_args.from_scratch, model_args.out_indices, model_args.drop_path_rate)
     longest = data_args.max_image_size or data_args.image_size * 4 // 3
     if model_args.detector == "mask_rcnn":
-        model = build_mask_rcnn(*common, image_size=data_args.image_size, max_image_size=longest, **options)
+        if model_args.evaluate_only:
+            model = MaskRCNNForObjectDetection.from_pretrained(model_args.model)
+        else:
+            model = build_mask_rcnn(*common, image_size=data_args.image_size, max_image_size=longest, **options)
         # The model resizes and normalises by itself.
         processor = C2FMAEImageProcessor(
             do_resize=False, do_center_crop=False, do_normalize=False, patch_size=1, label_stride=1
         )
         return model, DetectionTrainer, {"processing_class": processor, "encoder": model.backbone}
-    model = build_mask2former(*common, image_size=data_args.image_size, **options)
+    if model_args.evaluate_only:
+        model = Mask2FormerForUniversalSegmentation.from_pretrained(model_args.model)
+    else:
+        model = build_mask2former(*common, image_size=data_args.image_size, **options)
     encoder = model.model.pixel_level_module.encoder
     processor = Mask2FormerImageProcessor(
         size={"shortest_edge": data_args.image_size, "longest_edge": longest},
@@ -199,11 +206,12 @@ def main(args: list[str] | None = None) -> dict:
         **options,
     )
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    if not model_args.evaluate_only:
+        trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
+        trainer.save_model()
+        trainer.save_state()
     seconds = time.perf_counter() - started
     metrics = trainer.evaluate()
-    trainer.save_model()
-    trainer.save_state()
 
     names = ("bbox_map", "bbox_map_50", "bbox_map_75", "segm_map", "segm_map_50", "segm_map_75")
     results = {
@@ -213,6 +221,7 @@ def main(args: list[str] | None = None) -> dict:
         "settings": {**asdict(model_args), **asdict(data_args), **asdict(protocol_args), "seed": training_args.seed},
     }
     folder = Path(training_args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_world_process_zero():
         with replace_file(folder / "results.json") as temporary:
             temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

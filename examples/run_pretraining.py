@@ -27,7 +27,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
-from c2fmae_hf.arguments import parse_arguments
+from c2fmae_hf.arguments import find_checkpoint, parse_arguments
 from c2fmae_hf.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.dataset import (
     MAP_COLUMNS,
@@ -205,9 +205,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         data_collator=collator,
         processing_class=processor,
     )
-    if resume in ("last", "true", "True", True):
-        resume = last_checkpoint
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
     if eval_dataset is not None:
         trainer.log_metrics("eval", trainer.evaluate())
     trainer.save_state()

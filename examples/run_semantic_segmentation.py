@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoImageProcessor, TrainingArguments, set_seed
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, TrainingArguments, set_seed
 
 from c2fmae_hf import C2FMAEImageProcessor
-from c2fmae_hf.arguments import parse_arguments
+from c2fmae_hf.arguments import find_checkpoint, parse_arguments
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae_hf.dataset import count_semantic_classes, load_splits, semantic_id2label
 from c2fmae_hf.decoding import to_rgb
@@ -47,6 +47,7 @@ logger = logging.getLogger("c2fmae_hf.run_semantic_segmentation")
 class ModelArguments:
     model: str | None = field(default=None, metadata={"help": "See above."})
     from_scratch: bool = field(default=False, metadata={"help": "Random weights: what pre-training must beat."})
+    evaluate_only: bool = field(default=False, metadata={"help": "Score a model that was fine-tuned before."})
     head: str = field(default="upernet", metadata={"help": "upernet, or light (C2FMAE only)."})
     head_channels: int | None = field(default=None, metadata={"help": "Width of the head; 512 for UperNet."})
     out_indices: list[int] | None = field(default=None, metadata={"help": "Four blocks that UperNet sees."})
@@ -145,16 +146,19 @@ def main(args: list[str] | None = None) -> dict:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     set_seed(training_args.seed)
     train_rows, validation_rows, id2label = load_rows(data_args, training_args.seed)
-    model = build_segmenter(
-        model_args.model,
-        id2label,
-        model_args.head,
-        model_args.from_scratch,
-        data_args.image_size,
-        model_args.out_indices,
-        model_args.head_channels,
-        model_args.drop_path_rate,
-    )
+    if model_args.evaluate_only:
+        model = AutoModelForSemanticSegmentation.from_pretrained(model_args.model)
+    else:
+        model = build_segmenter(
+            model_args.model,
+            id2label,
+            model_args.head,
+            model_args.from_scratch,
+            data_args.image_size,
+            model_args.out_indices,
+            model_args.head_channels,
+            model_args.drop_path_rate,
+        )
     patch_size = patch_size_of_segmenter(model)
     if data_args.image_size % patch_size:
         raise ValueError(f"image_size: expected a multiple of the patch size {patch_size}, got {data_args.image_size}")
@@ -181,11 +185,12 @@ def main(args: list[str] | None = None) -> dict:
         stride=data_args.window_stride,
     )
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    if not model_args.evaluate_only:
+        trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
+        trainer.save_model()
+        trainer.save_state()
     seconds = time.perf_counter() - started
     metrics = trainer.evaluate()
-    trainer.save_model()
-    trainer.save_state()
 
     names = ("mean_iou", "mean_accuracy", "overall_accuracy")
     per_class = dict(zip(id2label.values(), metrics["eval_per_category_iou"]))
@@ -199,6 +204,7 @@ def main(args: list[str] | None = None) -> dict:
         "settings": {**asdict(model_args), **asdict(data_args), **asdict(protocol_args), "seed": training_args.seed},
     }
     folder = Path(training_args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_world_process_zero():
         with replace_file(folder / "results.json") as temporary:
             temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+from transformers import TrainingArguments
 
-from c2fmae_hf.arguments import parse_arguments
+from c2fmae_hf.arguments import find_checkpoint, parse_arguments
 
 
 @dataclass
@@ -58,3 +59,15 @@ def test_a_missing_file(capsys):
     with pytest.raises(SystemExit):
         parse_arguments((First,), ["nowhere.yaml"])
     assert "nowhere.yaml: " in capsys.readouterr().err
+
+
+def test_which_checkpoint_to_resume(tmp_path):
+    def found(resume):
+        return find_checkpoint(TrainingArguments(str(tmp_path), use_cpu=True, resume_from_checkpoint=resume))
+
+    assert found("last") is None
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert found("last") == found("true") == str(tmp_path / "checkpoint-10")
+    assert found("somewhere/else") == "somewhere/else"
+    assert found(None) is found("false") is None

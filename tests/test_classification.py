@@ -102,6 +102,8 @@ def test_fine_tuning_learns_and_the_result_is_a_pipeline(example, folders, datas
     for level, name in ((40, "dark"), (200, "bright")):
         photo = Image.fromarray(np.full((50, 37, 3), level, np.uint8))
         assert classify(photo)[0]["label"] == name
+    again = run(example, str(tmp_path / "out"), dataset_folder, tmp_path / "again", "--evaluate_only", "true")
+    assert again["results"] == results["results"]
     # With an evaluator of `evaluate`: the pipeline's answers, scored by our metric. ViT's processor does not crop.
     if kind == "c2fmae":
         found = evaluator("image-classification").compute(

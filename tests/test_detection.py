@@ -212,6 +212,9 @@ def test_mask_rcnn_learns_and_the_result_is_a_pipeline(example, encoders, discs,
     assert set(results["segm_map_by_class"]) <= set(DISC_CLASSES) - {"ground"}
     assert Image.open(tmp_path / "out" / "detections.png").size[0] > 300
 
+    again = run(example, tmp_path / "out", discs, tmp_path / "again", "--evaluate_only", "true")
+    assert again["results"] == pytest.approx(results["results"], abs=1e-6)
+
     model = AutoModelForObjectDetection.from_pretrained(tmp_path / "out").eval()
     photo = make_rows(1, size=57)[0]["image"]  # no multiple of the patch size
     detect = pipeline("object-detection", model=str(tmp_path / "out"), device="cpu")

@@ -79,6 +79,9 @@ def test_fine_tuning_learns_and_the_result_is_a_pipeline(example, encoders, disc
     assert set(saved["iou"]) == set(DISC_CLASSES)
     assert saved["settings"]["head"] == head
     assert Image.open(tmp_path / "out" / "predictions.png").size[0] > 300
+    again = run(example, tmp_path / "out", discs, tmp_path / "again", "--evaluate_only", "true")
+    assert again["results"] == pytest.approx(results["results"], abs=1e-6)
+    assert not (tmp_path / "again" / "model.safetensors").exists()
 
     # The pipeline sees what evaluation sees: the same score, with an evaluator of `evaluate`.
     rows = load_splits(str(discs))["validation"]

@@ -10,7 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+
+def find_checkpoint(args: TrainingArguments) -> str | None:
+    """
+    The checkpoint that `resume_from_checkpoint` means: a path, or with `last` or `true` the last one in `output_dir`,
+    if there is any.
+    """
+    resume = args.resume_from_checkpoint
+    if resume in (None, "false", "False", False):
+        return None
+    if resume in ("last", "true", "True", True):
+        folder = str(args.output_dir)
+        return get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    return str(resume)
 
 
 def parse_arguments(
