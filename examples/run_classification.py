@@ -16,7 +16,6 @@ the fine-tuned model, or the encoder with the probe as its head, with its image 
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from dataclasses import asdict, dataclass, field
@@ -41,9 +40,9 @@ from c2fmae_hf.classification import (
     classification_transforms,
 )
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
-from c2fmae_hf.dataset import load_splits
+from c2fmae_hf.dataset import load_train_and_validation
 from c2fmae_hf.features import LinearProbe, extract_features, load_encoder, weighted_knn
-from c2fmae_hf.files import replace_file
+from c2fmae_hf.files import write_json
 from c2fmae_hf.metrics import load_metric
 
 
@@ -99,13 +98,13 @@ def find_mistake(_, data_args: DataArguments, protocol_args: ProtocolArguments, 
 
 
 def load_rows(data_args: DataArguments, seed: int):
-    splits = load_splits(data_args.dataset_name)
-    for name in (data_args.train_split, data_args.validation_split):
-        if name not in splits:
-            raise ValueError(f"dataset: expected the split {name!r}, got {sorted(splits)}")
-    train, validation = splits[data_args.train_split], splits[data_args.validation_split]
-    if data_args.max_train_samples is not None:
-        train = train.shuffle(seed=seed).select(range(min(data_args.max_train_samples, len(train))))
+    train, validation = load_train_and_validation(
+        data_args.dataset_name,
+        data_args.train_split,
+        data_args.validation_split,
+        data_args.max_train_samples,
+        seed,
+    )
     feature = train.features.get("label")
     if hasattr(feature, "names"):
         id2label = dict(enumerate(feature.names))
@@ -279,9 +278,7 @@ def main(args: list[str] | None = None) -> dict:
         "settings": {**asdict(model_args), **asdict(data_args), **asdict(protocol_args), "seed": training_args.seed},
     }
     folder = Path(training_args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    with replace_file(folder / "results.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", results)
     for pooling, scores in results["results"].items():
         print(f"{protocol}, {pooling}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
     print(f"Results: {folder / 'results.json'}")

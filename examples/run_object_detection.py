@@ -30,7 +30,7 @@ from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImagePr
 from c2fmae_hf import C2FMAEImageProcessor, MaskRCNNForObjectDetection
 from c2fmae_hf.arguments import find_checkpoint, parse_arguments
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
-from c2fmae_hf.dataset import load_splits, semantic_id2label
+from c2fmae_hf.dataset import load_train_and_validation, semantic_id2label
 from c2fmae_hf.detection import (
     CocoObjects,
     DetectionDataset,
@@ -45,7 +45,7 @@ from c2fmae_hf.detection import (
     find_thing_classes,
 )
 from c2fmae_hf.figures import colour_ids, draw_panels
-from c2fmae_hf.files import replace_file
+from c2fmae_hf.files import write_json
 
 
 logger = logging.getLogger("c2fmae_hf.run_object_detection")
@@ -112,13 +112,13 @@ def load_objects(data_args: DataArguments, seed: int) -> tuple[ObjectSource, Obj
             for split in ("train", "val")
         ]
         return parts[0], parts[1]
-    splits = load_splits(data_args.dataset_name)
-    for name in (data_args.train_split, data_args.validation_split):
-        if name not in splits:
-            raise ValueError(f"dataset: expected the split {name!r}, got {sorted(splits)}")
-    train, validation = splits[data_args.train_split], splits[data_args.validation_split]
-    if data_args.max_train_samples is not None:
-        train = train.shuffle(seed=seed).select(range(min(data_args.max_train_samples, len(train))))
+    train, validation = load_train_and_validation(
+        data_args.dataset_name,
+        data_args.train_split,
+        data_args.validation_split,
+        data_args.max_train_samples,
+        seed,
+    )
     names = semantic_id2label(train.features) or {}
     ids = data_args.thing_classes or find_thing_classes(train)
     classes = {class_id: names.get(class_id, f"class {class_id}") for class_id in ids}
@@ -221,10 +221,8 @@ def main(args: list[str] | None = None) -> dict:
         "settings": {**asdict(model_args), **asdict(data_args), **asdict(protocol_args), "seed": training_args.seed},
     }
     folder = Path(training_args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_world_process_zero():
-        with replace_file(folder / "results.json") as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "results.json", results)
         if data_args.num_drawn > 0:
             draw(trainer, data_args.num_drawn, folder / "detections.png")
     print(", ".join(f"{name} {value:.4f}" for name, value in results["results"].items()))

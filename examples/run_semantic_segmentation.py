@@ -13,7 +13,6 @@ holds the segmenter for `pipeline("image-segmentation", subtask="semantic")`, `r
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from dataclasses import asdict, dataclass, field
@@ -25,10 +24,10 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, T
 from c2fmae_hf import C2FMAEImageProcessor
 from c2fmae_hf.arguments import find_checkpoint, parse_arguments
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
-from c2fmae_hf.dataset import count_semantic_classes, load_splits, semantic_id2label
+from c2fmae_hf.dataset import count_semantic_classes, load_train_and_validation, semantic_id2label
 from c2fmae_hf.decoding import to_rgb
 from c2fmae_hf.figures import colour_ids, draw_panels
-from c2fmae_hf.files import replace_file
+from c2fmae_hf.files import write_json
 from c2fmae_hf.segmentation import (
     MeanIoUOfBatches,
     SemanticSegmentationDataset,
@@ -82,13 +81,13 @@ GROUPS = (ModelArguments, DataArguments, ProtocolArguments, TrainingArguments)
 
 
 def load_rows(data_args: DataArguments, seed: int):
-    splits = load_splits(data_args.dataset_name)
-    for name in (data_args.train_split, data_args.validation_split):
-        if name not in splits:
-            raise ValueError(f"dataset: expected the split {name!r}, got {sorted(splits)}")
-    train, validation = splits[data_args.train_split], splits[data_args.validation_split]
-    if data_args.max_train_samples is not None:
-        train = train.shuffle(seed=seed).select(range(min(data_args.max_train_samples, len(train))))
+    train, validation = load_train_and_validation(
+        data_args.dataset_name,
+        data_args.train_split,
+        data_args.validation_split,
+        data_args.max_train_samples,
+        seed,
+    )
     if data_args.class_names is not None:
         id2label = dict(enumerate(Path(data_args.class_names).read_text(encoding="utf-8").splitlines()))
     else:
@@ -124,8 +123,8 @@ def draw(trainer: SemanticSegmentationTrainer, rows, id2label: dict[int, str], n
     panels: dict[str, list[np.ndarray]] = {"photograph": [], "labels": [], "prediction": []}
     trainer.model.eval()
     for index in chosen:
-        batch = collate_padded([trainer.eval_dataset[index]])
-        _, prediction, labels = trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
+        batch = trainer._prepare_inputs(collate_padded([trainer.eval_dataset[index]]))
+        prediction, labels = trainer.predict_maps(trainer.model, batch), batch["labels"]
         panels["photograph"].append(np.asarray(to_rgb(rows[index]["image"])))
         panels["labels"].append(colour_ids(labels[0].cpu().numpy()))
         panels["prediction"].append(colour_ids(prediction[0].cpu().numpy()))
@@ -204,10 +203,8 @@ def main(args: list[str] | None = None) -> dict:
         "settings": {**asdict(model_args), **asdict(data_args), **asdict(protocol_args), "seed": training_args.seed},
     }
     folder = Path(training_args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_world_process_zero():
-        with replace_file(folder / "results.json") as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "results.json", results)
         if data_args.num_drawn > 0:
             draw(trainer, validation_rows, id2label, data_args.num_drawn, folder / "predictions.png")
     print(", ".join(f"{name} {value:.4f}" for name, value in results["results"].items()))

@@ -298,3 +298,32 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
     if name.startswith((".", "/", "~")) and not path.exists():
         raise FileNotFoundError(f"dataset: expected a folder or Parquet files at {name!r}, found nothing")
     return dict(datasets.load_dataset(name, config_name, streaming=streaming))
+
+
+def load_train_and_validation(
+    name: str,
+    train_split: str = "train",
+    validation_split: str = "validation",
+    max_train_samples: int | None = None,
+    seed: int = 0,
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """
+    The two splits that fine-tuning needs.
+
+    Args:
+        name (`str`): As for [`load_splits`].
+        train_split, validation_split (`str`): Their names.
+        max_train_samples (`int`, *optional*): So many training rows, drawn at random.
+        seed (`int`): Of that draw.
+
+    Raises:
+        `ValueError`: if a split is not there.
+    """
+    splits = load_splits(name)
+    for split in (train_split, validation_split):
+        if split not in splits:
+            raise ValueError(f"dataset: expected the split {split!r}, got {sorted(splits)}")
+    train, validation = splits[train_split], splits[validation_split]
+    if max_train_samples is not None:
+        train = train.shuffle(seed=seed).select(range(min(max_train_samples, len(train))))
+    return train, validation

@@ -200,7 +200,8 @@ class LinearProbe(nn.Module):
 
         Args:
             features (`torch.Tensor` of shape `(N, width)`), labels (`(N,)`).
-            epochs, batch_size, warmup_epochs (`int`): Of the training.
+            epochs, batch_size (`int`): Of the training.
+            warmup_epochs (`int`): At most a fifth of `epochs`.
             base_learning_rate (`float`): For a batch of 256; the rate is proportional to the batch size.
             seed (`int`): Of the order of rows.
         """
@@ -208,7 +209,7 @@ class LinearProbe(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.SGD(self.parameters(), lr=base_learning_rate * batch_size / 256, momentum=0.9)
         steps_per_epoch = max(len(features) // batch_size, 1)
-        warmup, total = warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+        warmup, total = min(warmup_epochs, epochs // 5) * steps_per_epoch, epochs * steps_per_epoch
         schedule = torch.optim.lr_scheduler.SequentialLR(
             optimizer,
             [

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from .files import replace_file
 from .optimization import layer_decay_groups
@@ -41,6 +42,9 @@ class FineTuningTrainer(Trainer):
         **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
+        # The losses here are means over a batch, whatever arguments a model's forward takes: they are to be divided by
+        # the number of accumulated batches.
+        self.model_accepts_loss_kwargs = False
         self.encoder, self.layer_decay = encoder, layer_decay
         self.average: ModelEmaV3 | None = None
         if ema_decay is not None:
@@ -53,7 +57,16 @@ class FineTuningTrainer(Trainer):
                     "ema_decay: cannot be combined with load_best_model_at_end, which loads other weights"
                 )
             self.average = ModelEmaV3(self.accelerator.unwrap_model(self.model), decay=ema_decay, use_warmup=True)
-            self.add_callback(_AverageCallback(self.average))
+            self.average_callback = _AverageCallback(self.average)
+            self.add_callback(self.average_callback)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        if self.average is not None:
+            checkpoint = resume_from_checkpoint
+            if checkpoint is True:
+                checkpoint = get_last_checkpoint(str(self.args.output_dir))
+            self.average_callback.checkpoint = checkpoint or None
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -82,18 +95,15 @@ class _AverageCallback(TrainerCallback):
 
     def __init__(self, average: ModelEmaV3) -> None:
         self.average = average
-
-    @staticmethod
-    def _file(args: TrainingArguments, state: TrainerState) -> Path:
-        return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / EMA_FILE
+        self.checkpoint: str | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
         device = next(model.parameters()).device
         self.average.to(device)
-        if state.global_step > 0:
-            file = self._file(args, state)
+        if self.checkpoint is not None:
+            file = Path(self.checkpoint) / EMA_FILE
             if not file.is_file():
                 raise FileNotFoundError(f"{file}: expected the average of the weights to go on with, found nothing")
             self.average.module.load_state_dict(load_file(file, device=str(device)))
@@ -105,7 +115,8 @@ class _AverageCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if state.is_world_process_zero:
-            with replace_file(self._file(args, state)) as temporary:
+            file = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / EMA_FILE
+            with replace_file(file) as temporary:
                 save_file({name: value.contiguous() for name, value in self._state().items()}, temporary)
 
     def on_train_end(

@@ -59,7 +59,7 @@ class MaskRCNNConfig(PreTrainedConfig):
     anchor_scale: float | int = 8
     rpn_batch_size_per_image: int = 256
     box_batch_size_per_image: int = 512
-    rpn_pre_nms_top_n: int = 1000
+    rpn_pre_nms_top_n: int = 2000
     rpn_post_nms_top_n: int = 1000
     score_threshold: float = 0.05
     detections_per_image: int = 100
@@ -103,6 +103,7 @@ class _Pyramid(nn.Module):
         super().__init__()
         self.body = backbone
         self.out_channels = channels
+        self.autocast_dtype: torch.dtype | None = None  # of the next call
         self.projections = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(width, channels, 1, bias=False),
@@ -114,8 +115,10 @@ class _Pyramid(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
-        maps = self.body(pixel_values).feature_maps
-        levels = [project(level) for project, level in zip(self.projections, maps)]
+        device = pixel_values.device.type
+        with torch.autocast(device, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            maps = self.body(pixel_values).feature_maps
+            levels = [project(level).float() for project, level in zip(self.projections, maps)]
         levels.append(nn.functional.max_pool2d(levels[-1], 1, stride=2))
         return OrderedDict((str(index), level) for index, level in enumerate(levels))
 
@@ -140,6 +143,11 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         patch_size = int(config.backbone_config.patch_size)  # type: ignore[union-attr]
         if len(backbone.channels) != 4:
             raise ValueError(f"backbone_config: expected a backbone of four maps, got {len(backbone.channels)}")
+        if patch_size & (patch_size - 1):
+            raise ValueError(
+                "backbone_config: expected patches of 8, 16 or 32 pixels, since torchvision takes strides for powers "
+                f"of two, got {patch_size}"
+            )
         levels = [str(index) for index in range(NUM_LEVELS)]
         strides = [patch_size * 2 ** (index - 2) for index in range(NUM_LEVELS)]
         anchors = AnchorGenerator(
@@ -154,7 +162,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             max_size=config.max_image_size,
             image_mean=config.image_mean,
             image_std=config.image_std,
-            size_divisible=2 * patch_size,  # so that the halved map fits, and every level's stride is whole
+            size_divisible=4 * patch_size,  # so that every level's stride is what its anchors take it for
             rpn_anchor_generator=anchors,
             rpn_head=RPNHead(channels, 3, conv_depth=config.num_rpn_convolutions),
             rpn_pre_nms_top_n_train=config.rpn_pre_nms_top_n,
@@ -162,7 +170,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             rpn_post_nms_top_n_train=config.rpn_post_nms_top_n,
             rpn_post_nms_top_n_test=config.rpn_post_nms_top_n,
             rpn_batch_size_per_image=config.rpn_batch_size_per_image,
-            box_roi_pool=MultiScaleRoIAlign(levels[:4], output_size=7, sampling_ratio=2),
+            box_roi_pool=MultiScaleRoIAlign(levels[:4], output_size=7, sampling_ratio=0),
             box_head=FastRCNNConvFCHead(
                 (channels, 7, 7), [channels] * config.num_box_convolutions, [config.box_hidden_size], _norm
             ),
@@ -170,7 +178,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             box_score_thresh=config.score_threshold,
             box_detections_per_img=config.detections_per_image,
             box_batch_size_per_image=config.box_batch_size_per_image,
-            mask_roi_pool=MultiScaleRoIAlign(levels[:4], output_size=14, sampling_ratio=2),
+            mask_roi_pool=MultiScaleRoIAlign(levels[:4], output_size=14, sampling_ratio=0),
             mask_head=MaskRCNNHeads(channels, [channels] * config.num_mask_convolutions, 1, norm_layer=_norm),
             mask_predictor=MaskRCNNPredictor(channels, channels, num_classes),
         )
@@ -205,6 +213,16 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             `ValueError`: in training without labels.
         """
         images = list(pixel_values)
+        # torchvision would compute boxes in the lower precision too, in steps of several pixels.
+        device = images[0].device.type
+        enabled = torch.is_autocast_enabled(device)
+        self.detector.backbone.autocast_dtype = torch.get_autocast_dtype(device) if enabled else None
+        with torch.autocast(device, enabled=False):
+            return self._detect(images, labels)
+
+    def _detect(
+        self, images: list[torch.Tensor], labels: Sequence[Mapping[str, torch.Tensor]] | None
+    ) -> MaskRCNNOutput:
         if not self.training:
             detections = self.detector(images)
             for found in detections:

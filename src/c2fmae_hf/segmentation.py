@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvF
@@ -172,6 +172,8 @@ def segmentation_transforms(
         tv_tensors.Image: [round(255 * value) for value in mean],
         tv_tensors.Mask: IGNORE_INDEX,
     }
+    # torchvision's RandomPhotometricDistort would swap colour channels too.
+    colour = v2.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)
     # A few sizes stand for the range.
     scales = np.linspace(*scale_range, 13) if scale_range[0] < scale_range[1] else [scale_range[0]]
     geometry = v2.Compose(
@@ -179,7 +181,7 @@ def segmentation_transforms(
             v2.RandomShortestSize([max(round(image_size * scale), 1) for scale in scales], antialias=True),
             v2.RandomCrop(image_size, pad_if_needed=True, fill=fill),
             v2.RandomHorizontalFlip(),
-            *([v2.RandomPhotometricDistort()] if photometric else []),
+            *([v2.RandomApply([colour], p=0.5)] if photometric else []),
         ]
     )
     return (
@@ -292,24 +294,19 @@ def collate_padded(samples: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, t
 
 class MeanIoUOfBatches:
     """
-    `compute_metrics` for a `Trainer` with `batch_eval_metrics`: adds up class maps batch by batch, so that the score
-    is that of the whole set, without keeping the set's predictions.
+    `compute_metrics` of [`SemanticSegmentationTrainer`]: adds up the confusion matrices of images batch by batch, so
+    that the score is that of the whole set, without keeping the set's predictions.
 
     Args:
         num_labels (`int`).
     """
 
     def __init__(self, num_labels: int) -> None:
-        self.num_labels = num_labels
         self.matrix = np.zeros((num_labels, num_labels), dtype=np.int64)
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = False) -> dict[str, Any]:
-        """`predictions` and `label_ids`: class maps `(batch_size, height, width)`."""
-        self.matrix += confusion_matrix(
-            torch.as_tensor(prediction.predictions).cpu().numpy(),
-            torch.as_tensor(prediction.label_ids).cpu().numpy(),
-            self.num_labels,
-        )
+        """`predictions` are confusion matrices `(batch_size, num_labels, num_labels)`, classes of the labels first."""
+        self.matrix += torch.as_tensor(prediction.predictions).sum(dim=0).cpu().numpy()
         if not compute_result:
             return {}
         scores = iou_scores(self.matrix)
@@ -319,8 +316,9 @@ class MeanIoUOfBatches:
 
 class SemanticSegmentationTrainer(FineTuningTrainer):
     """
-    [`FineTuningTrainer`] for models that return `logits` of classes. Evaluation predicts each image at its own aspect,
-    resizes scores to the labels' own size, and returns class maps and labels, as [`MeanIoUOfBatches`] takes them.
+    [`FineTuningTrainer`] for models that return `logits` of classes. Evaluation predicts each image at its own aspect
+    and resizes scores to the labels' own size; what it keeps of an image, and exchanges between processes, is its
+    confusion matrix, which [`MeanIoUOfBatches`] takes.
 
     Args:
         window, stride (`int`, *optional*): Of sliding-window evaluation; see [`segment`].
@@ -331,6 +329,27 @@ class SemanticSegmentationTrainer(FineTuningTrainer):
         super().__init__(*args, data_collator=collate_padded, **kwargs)
         self.window, self.stride = window, stride
         self.args.batch_eval_metrics = True
+        self.has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules())
+        if self.has_batch_norm:
+            self._prepare_batch_norm()
+
+    def _prepare_batch_norm(self) -> None:
+        """UperNet pools to one value per image and normalises over the batch, which therefore must hold several."""
+        if self.args.world_size > 1 and self.args.device.type == "cuda":
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            self.model_wrapped = self.model
+        elif self.args.train_batch_size < 2 and self.train_dataset is not None:
+            raise ValueError("per_device_train_batch_size: expected at least 2 for batch normalisation, got 1")
+
+    def get_train_dataloader(self) -> DataLoader:
+        own = self.args.dataloader_drop_last
+        if self.has_batch_norm and len(self.train_dataset) >= self.args.train_batch_size:
+            # A last batch of one image could not be normalised. The option also concerns evaluation, which takes all.
+            self.args.dataloader_drop_last = True
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.args.dataloader_drop_last = own
 
     def compute_loss(
         self,
@@ -355,7 +374,20 @@ class SemanticSegmentationTrainer(FineTuningTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """No loss; confusion matrices `(batch_size, num_labels, num_labels)`; and, since there must be some, sizes."""
         inputs = self._prepare_inputs(inputs)
+        num_labels = self.model.config.num_labels  # type: ignore[union-attr]
+        matrices = [
+            confusion_matrix(label_map.cpu().numpy(), labels.cpu().numpy(), num_labels)
+            for label_map, labels in zip(self.predict_maps(model, inputs), inputs["labels"])
+        ]
+        device = inputs["labels"].device
+        return None, torch.from_numpy(np.stack(matrices)).to(device), inputs["label_sizes"]
+
+    def predict_maps(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """
+        Class maps of a batch from [`collate_padded`], as large as its `labels`; -100 where these are padding.
+        """
         maps = torch.full_like(inputs["labels"], IGNORE_INDEX)
         sizes = [tuple(size) for size in inputs["sizes"].tolist()]
         label_sizes = inputs["label_sizes"].tolist()
@@ -370,4 +402,4 @@ class SemanticSegmentationTrainer(FineTuningTrainer):
                         own[None], size=(height, width), mode="bilinear", align_corners=False
                     )
                     maps[index, :height, :width] = resized[0].argmax(dim=0)
-        return None, maps, inputs["labels"]
+        return maps
