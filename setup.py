@@ -40,10 +40,10 @@ EXTRAS_REQUIRE = {
         "matplotlib>=3.9",
     ],
     # run_object_detection.py; `evaluate.evaluator`
-    "detection": ["pycocotools>=2.0.7", "torchmetrics>=1.6", "scipy>=1.11"],
+    "detection": ["pycocotools>=2.0.7", "scipy>=1.11"],
     # labelling on a cluster
     "ray": ["ray[data]>=2.40"],
-    "pytest": ["pytest>=8", "parameterized>=0.9"],
+    "pytest": ["pytest>=8", "parameterized>=0.9", "torchmetrics>=1.6"],
     "quality": ["ruff>=0.14", "mypy>=1.18", "types-PyYAML"],
 }
 EXTRAS_REQUIRE["test"] = [

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    TimmWrapperImageProcessor,
     TrainingArguments,
     ViTImageProcessor,
     set_seed,
@@ -39,9 +40,8 @@ from c2fmae_hf.classification import (
     build_classifier,
     classification_transforms,
 )
-from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae_hf.dataset import load_train_and_validation
-from c2fmae_hf.features import LinearProbe, extract_features, load_encoder, weighted_knn
+from c2fmae_hf.features import LinearProbe, extract_features, load_encoder, pixel_statistics, weighted_knn
 from c2fmae_hf.files import write_json
 from c2fmae_hf.metrics import load_metric
 
@@ -67,6 +67,7 @@ class DataArguments:
     min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest area of a training crop."})
     crop_ratio: float = field(default=0.875, metadata={"help": "Side of the central crop in evaluation."})
     rand_augment: bool = field(default=False, metadata={"help": "RandAugment in fine-tuning."})
+    random_erasing: float = field(default=0.0, metadata={"help": "In fine-tuning; MAE's recipe has 0.25."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many rows, drawn at random."})
 
 
@@ -106,6 +107,13 @@ def load_rows(data_args: DataArguments, seed: int):
         seed,
     )
     feature = train.features.get("label")
+    other = validation.features.get("label")
+    if getattr(feature, "names", None) != getattr(other, "names", None):
+        raise ValueError(
+            f"dataset, column 'label': expected the same classes in both splits, got {feature} and {other}"
+        )
+    if not hasattr(feature, "names") and getattr(feature, "dtype", "") not in ("int64", "int32", "int16", "uint8"):
+        raise ValueError(f"dataset, column 'label': expected class names or integers, got {feature}")
     if hasattr(feature, "names"):
         id2label = dict(enumerate(feature.names))
     else:
@@ -124,9 +132,14 @@ def build_processor(name: str, config, image_size: int, crop_ratio: float):
         shortest_edge = round(image_size / crop_ratio)
         return C2FMAEImageProcessor.from_config(config, size={"shortest_edge": shortest_edge}, crop_size=size)
     try:
-        return AutoImageProcessor.from_pretrained(name, size=size)
+        processor = AutoImageProcessor.from_pretrained(name, size=size, crop_size=size)
     except (OSError, ValueError):
-        return ViTImageProcessor(size=size, image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD))
+        processor = None
+    if processor is None or isinstance(processor, TimmWrapperImageProcessor):
+        # timm's processor has no size of its own, and is part of the model's configuration.
+        mean, std = pixel_statistics(name)
+        return ViTImageProcessor(size=size, image_mean=mean, image_std=std)
+    return processor
 
 
 def score(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -136,9 +149,10 @@ def score(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
 def judge_features(model_args, data_args, protocol_args, training_args, data, id2label) -> dict:
     """k-NN or linear probe on frozen features, for each pooling that the encoder has."""
     train_rows, validation_rows = data
-    encoder = load_encoder(model_args.model, model_args.from_scratch).to(training_args.device)
+    encoder = load_encoder(model_args.model, model_args.from_scratch, image_size=data_args.image_size)
+    encoder = encoder.to(training_args.device)
     processor = build_processor(model_args.model, encoder.config, data_args.image_size, data_args.crop_ratio)
-    statistics = (getattr(processor, "image_mean", IMAGENET_MEAN), getattr(processor, "image_std", IMAGENET_STD))
+    statistics = (processor.image_mean, processor.image_std)
     augmented, central = classification_transforms(
         data_args.image_size, *statistics, data_args.min_crop_scale, data_args.crop_ratio
     )
@@ -182,7 +196,7 @@ def judge_features(model_args, data_args, protocol_args, training_args, data, id
             with torch.no_grad():
                 scores = probes[pooling](validation[pooling])
         results[pooling] = score(scores, labels)
-    if probes and isinstance(encoder.config, C2FMAEConfig):
+    if probes and training_args.process_index == 0 and isinstance(encoder.config, C2FMAEConfig):
         pooling = model_args.pooling or encoder.config.pooling
         save_probe(encoder, probes[pooling], pooling, id2label, processor, Path(training_args.output_dir))
     return results
@@ -219,13 +233,14 @@ def fine_tune(model_args, data_args, protocol_args, training_args, data, id2labe
             model_args.drop_path_rate,
         )
     processor = build_processor(model_args.model, model.config, data_args.image_size, data_args.crop_ratio)
-    statistics = (getattr(processor, "image_mean", IMAGENET_MEAN), getattr(processor, "image_std", IMAGENET_STD))
+    statistics = (processor.image_mean, processor.image_std)
     training, evaluation = classification_transforms(
         data_args.image_size,
         *statistics,
         data_args.min_crop_scale,
         data_args.crop_ratio,
         data_args.rand_augment,
+        data_args.random_erasing,
     )
     metric = load_metric("top_k_accuracy")
     trainer = ImageClassificationTrainer(
@@ -278,7 +293,8 @@ def main(args: list[str] | None = None) -> dict:
         "settings": {**asdict(model_args), **asdict(data_args), **asdict(protocol_args), "seed": training_args.seed},
     }
     folder = Path(training_args.output_dir)
-    write_json(folder / "results.json", results)
+    if training_args.process_index == 0:
+        write_json(folder / "results.json", results)
     for pooling, scores in results["results"].items():
         print(f"{protocol}, {pooling}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
     print(f"Results: {folder / 'results.json'}")

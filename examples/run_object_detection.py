@@ -29,7 +29,6 @@ from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImagePr
 
 from c2fmae_hf import C2FMAEImageProcessor, MaskRCNNForObjectDetection
 from c2fmae_hf.arguments import find_checkpoint, parse_arguments
-from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae_hf.dataset import load_train_and_validation, semantic_id2label
 from c2fmae_hf.detection import (
     CocoObjects,
@@ -44,6 +43,7 @@ from c2fmae_hf.detection import (
     detection_transform,
     find_thing_classes,
 )
+from c2fmae_hf.features import pixel_statistics
 from c2fmae_hf.figures import colour_ids, draw_panels
 from c2fmae_hf.files import write_json
 
@@ -99,6 +99,8 @@ GROUPS = (ModelArguments, DataArguments, ProtocolArguments, TrainingArguments)
 def find_mistake(model_args: ModelArguments, data_args: DataArguments, *others) -> str | None:
     if model_args.detector not in ("mask_rcnn", "mask2former"):
         return f"--detector: expected mask_rcnn or mask2former, got {model_args.detector!r}"
+    if data_args.coco_dir is not None and data_args.max_train_samples is not None:
+        return "--max_train_samples is for --dataset_name only"
     if (data_args.dataset_name is None) == (data_args.coco_dir is None):
         return "expected one of --dataset_name and --coco_dir"
     return None
@@ -107,20 +109,18 @@ def find_mistake(model_args: ModelArguments, data_args: DataArguments, *others) 
 def load_objects(data_args: DataArguments, seed: int) -> tuple[ObjectSource, ObjectSource]:
     if data_args.coco_dir is not None:
         folder = Path(data_args.coco_dir)
-        parts = [
-            CocoObjects(folder / f"{split}2017", folder / "annotations" / f"instances_{split}2017.json")
-            for split in ("train", "val")
-        ]
-        return parts[0], parts[1]
+        train = CocoObjects(folder / "train2017", folder / "annotations" / "instances_train2017.json")
+        return train, CocoObjects(folder / "val2017", folder / "annotations" / "instances_val2017.json", train)
     train, validation = load_train_and_validation(
-        data_args.dataset_name,
-        data_args.train_split,
-        data_args.validation_split,
-        data_args.max_train_samples,
-        seed,
+        data_args.dataset_name, data_args.train_split, data_args.validation_split
     )
     names = semantic_id2label(train.features) or {}
-    ids = data_args.thing_classes or find_thing_classes(train)
+    known = find_thing_classes(train)
+    ids = data_args.thing_classes or known
+    if not set(ids) <= set(known):
+        raise ValueError(f"thing_classes: expected some of {known}, which have instances in training, got {ids}")
+    if data_args.max_train_samples is not None:
+        train = train.shuffle(seed=seed).select(range(min(data_args.max_train_samples, len(train))))
     classes = {class_id: names.get(class_id, f"class {class_id}") for class_id in ids}
     return MapObjects(train, classes), MapObjects(validation, classes)
 
@@ -144,12 +144,13 @@ def build(model_args: ModelArguments, data_args: DataArguments, id2label: dict[i
         model = Mask2FormerForUniversalSegmentation.from_pretrained(model_args.model)
     else:
         model = build_mask2former(*common, image_size=data_args.image_size, **options)
+    mean, std = pixel_statistics(model_args.model)
     encoder = model.model.pixel_level_module.encoder
     processor = Mask2FormerImageProcessor(
         size={"shortest_edge": data_args.image_size, "longest_edge": longest},
         size_divisor=2 * int(encoder.config.patch_size),
-        image_mean=list(IMAGENET_MEAN),
-        image_std=list(IMAGENET_STD),
+        image_mean=mean,
+        image_std=std,
     )
     return model, Mask2FormerTrainer, {"processor": processor, "encoder": encoder}
 

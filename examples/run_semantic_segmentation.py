@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, TrainingArguments, set_seed
+from transformers import AutoModelForSemanticSegmentation, TrainingArguments, set_seed
 
 from c2fmae_hf import C2FMAEImageProcessor
 from c2fmae_hf.arguments import find_checkpoint, parse_arguments
-from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae_hf.dataset import count_semantic_classes, load_train_and_validation, semantic_id2label
 from c2fmae_hf.decoding import to_rgb
+from c2fmae_hf.features import pixel_statistics
 from c2fmae_hf.figures import colour_ids, draw_panels
 from c2fmae_hf.files import write_json
 from c2fmae_hf.segmentation import (
@@ -100,11 +100,7 @@ def load_rows(data_args: DataArguments, seed: int):
 
 def build_processor(model_args: ModelArguments, patch_size: int, image_size: int) -> C2FMAEImageProcessor:
     """Whole images at their own aspect, with the statistics of the encoder's own processor."""
-    try:
-        own = AutoImageProcessor.from_pretrained(model_args.model)
-        mean, std = list(own.image_mean), list(own.image_std)
-    except (OSError, ValueError, AttributeError):
-        mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
+    mean, std = pixel_statistics(model_args.model)
     return C2FMAEImageProcessor(
         size={"shortest_edge": image_size},
         do_center_crop=False,

@@ -150,8 +150,8 @@ def test_only_the_head_is_new(folders, model):
     assert timm_model(torch.randn(2, 3, 64, 64)).logits.shape == (2, 3)
     with pytest.raises(ValueError, match="architecture without weights"):
         build_classifier("vit_tiny_patch16_224", NAMES)
-    with pytest.raises(ValueError, match="drop_path_rate, pooling: expected a C2FMAE model or"):
-        build_classifier(folders["vit"], NAMES, drop_path_rate=0.1)
+    with pytest.raises(ValueError, match="classes: expected a name of its own for each"):
+        build_classifier(folders["vit"], {0: "a", 1: "b", 2: "b"})
 
 
 def test_training_mixes_and_evaluation_does_not(folders, tmp_path):
@@ -219,3 +219,25 @@ def test_recipes_are_understood(example, path):
     assert model_args.model
     assert data_args.image_size % 8 == 0
     assert training_args.num_train_epochs in (5, 100)
+
+
+def test_mae_augmentations():
+    """RandAugment and erasing change images in training only, and keep their size and type."""
+    training, evaluation = classification_transforms(32, rand_augment=True, random_erasing=1.0, min_crop_scale=1.0)
+    image = Image.fromarray(np.full((32, 32, 3), 128, np.uint8))
+    samples = [training(image) for _ in range(8)]
+    assert all(sample.shape == (3, 32, 32) and sample.dtype == torch.float32 for sample in samples)
+    assert all(sample.std() > 0.1 for sample in samples)  # a rectangle of noise
+    assert evaluation(image).std(dim=(1, 2)).max() < 1e-6
+
+
+def test_classes_must_be_the_same_in_both_splits(example, folders, tmp_path):
+    train, other = make_labelled(6), make_labelled(6)
+    other = other.cast_column("label", datasets.ClassLabel(names=["bright", "dark", "middle"]))
+    datasets.DatasetDict({"train": train, "validation": other}).save_to_disk(tmp_path / "shuffled")
+    with pytest.raises(ValueError, match="column 'label': expected the same classes in both splits"):
+        run(example, folders["c2fmae"], tmp_path / "shuffled", tmp_path / "x", "--knn")
+    texts = [rows.cast_column("label", datasets.Value("string")) for rows in (train, train)]
+    datasets.DatasetDict(dict(zip(("train", "validation"), texts))).save_to_disk(tmp_path / "texts")
+    with pytest.raises(ValueError, match="column 'label': expected class names or integers"):
+        run(example, folders["c2fmae"], tmp_path / "texts", tmp_path / "x", "--knn")

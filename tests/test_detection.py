@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from torchmetrics.detection import MeanAveragePrecision
 from transformers import AutoModelForObjectDetection, Mask2FormerForUniversalSegmentation, TrainingArguments, pipeline
 
+from c2fmae_hf import C2FMAEConfig, C2FMAEModel
 from c2fmae_hf.detection import (
     CocoObjects,
     DetectionDataset,
@@ -180,6 +180,18 @@ def test_coco_files(coco_folder):
     _, second = objects[1]
     assert (second["masks"].sum(axis=0) == 2).any()  # outlines may overlap
     assert objects[2][1]["masks"].shape == (0, 40, 60)
+    content = json.loads((coco_folder / "annotations" / "instances_val2017.json").read_text())
+    content["categories"] = content["categories"][:1]  # the validation part may know fewer classes
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 90]
+    fewer = coco_folder / "annotations" / "fewer.json"
+    fewer.write_text(json.dumps(content))
+    part = CocoObjects(coco_folder / "val2017", fewer, objects)
+    assert part.id2label == objects.id2label
+    assert part[1][1]["class_labels"].tolist() == [1]
+    content["categories"][0]["name"] = "circle"
+    fewer.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"fewer\.json: expected the training part's classes"):
+        CocoObjects(coco_folder / "val2017", fewer, objects)
     training = DetectionDataset(objects, detection_transform())
     assert len(training[0]["labels"]["boxes"]) == 1  # no crowds to learn from
     assert len(DetectionDataset(objects)[0]["labels"]["boxes"]) == 2
@@ -285,6 +297,33 @@ def test_training_takes_images_without_objects(encoders):
         model([torch.rand(3, 30, 50)])
 
 
+def test_boxes_stay_exact_in_mixed_precision(encoders):
+    """Boxes in bfloat16 would lie on a grid of several pixels."""
+    model = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL).train()
+    seen = []
+    model.detector.rpn.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[0][0]))
+    model.backbone.c2fmae.blocks[0].mlp.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+    masks = torch.zeros(1, 30, 50, dtype=torch.uint8)
+    masks[:, 5:20, 5:30] = 1
+    labels = {"boxes": boxes_of(masks), "class_labels": torch.zeros(1, dtype=torch.long), "masks": masks}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model([torch.rand(3, 30, 50)], [labels]).loss
+    loss.backward()
+    features, proposals = seen
+    assert features.dtype == torch.bfloat16
+    assert proposals.dtype == loss.dtype == torch.float32
+    assert not torch.equal(proposals, proposals.bfloat16().float())
+
+
+def test_mistakes_in_options(encoders, tmp_path):
+    with pytest.raises(ValueError, match=r"detector_options: expected fields of MaskRCNNConfig, got \['channels'\]"):
+        build_mask_rcnn(encoders["c2fmae"], NAMES, channels=3)
+    config = C2FMAEConfig.from_size("tiny", num_hidden_layers=1, patch_size=14, label_stride=7)
+    C2FMAEModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"backbone_config: expected patches of 8, 16 or 32 pixels.*got 14"):
+        build_mask_rcnn(str(tmp_path), NAMES, **SMALL)
+
+
 def test_a_saved_detector_is_the_same(encoders, tmp_path):
     model = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL).eval()
     loaded = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL)
@@ -330,56 +369,26 @@ class Answers(torch.nn.Module):
         return MaskRCNNOutput(detections=self.detections[start : self.position])
 
 
-def official_scores(samples, detections, iou_type: str) -> list[float]:
-    """pycocotools alone."""
-    annotations, results = [], []
-    for image_id, (sample, found) in enumerate(zip(samples, detections), start=1):
-        labels = sample["labels"]
-        for index in range(len(labels["boxes"])):
-            left, top, right, bottom = labels["boxes"][index].tolist()
-            runs = coco_mask.encode(np.asfortranarray(labels["masks"][index].numpy()))
-            area = float(coco_mask.area(runs)) if iou_type == "segm" else (right - left) * (bottom - top)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": int(labels["class_labels"][index]),
-                    "bbox": [left, top, right - left, bottom - top],
-                    "segmentation": runs,
-                    "area": area,
-                    "iscrowd": int(labels["iscrowd"][index]),
-                }
-            )
-        for index in range(len(found["boxes"])):
-            left, top, right, bottom = found["boxes"][index].tolist()
-            result = {
-                "image_id": image_id,
-                "category_id": int(found["labels"][index]),
-                "score": float(found["scores"][index]),
+def reference_scores(samples, detections) -> dict[str, torch.Tensor]:
+    """By torchmetrics."""
+    metric = MeanAveragePrecision(iou_type=("bbox", "segm"), class_metrics=True)
+    metric.update(
+        [{**found, "masks": found["masks"] > 0.5} for found in detections],
+        [
+            {
+                "boxes": sample["labels"]["boxes"],
+                "labels": sample["labels"]["class_labels"],
+                "masks": sample["labels"]["masks"].bool(),
+                "iscrowd": sample["labels"]["iscrowd"].long(),
             }
-            if iou_type == "segm":
-                mask = (found["masks"][index] > 0.5).numpy().astype(np.uint8)
-                result["segmentation"] = coco_mask.encode(np.asfortranarray(mask))
-            else:
-                result["bbox"] = [left, top, right - left, bottom - top]
-            results.append(result)
-    coco = COCO()
-    coco.dataset = {
-        "info": {},
-        "images": [{"id": i + 1, "height": 40, "width": 40} for i in range(len(samples))],
-        "annotations": annotations,
-        "categories": [{"id": 0, "name": "disc"}, {"id": 1, "name": "square"}],
-    }
-    coco.createIndex()
-    evaluation = COCOeval(coco, coco.loadRes(results), iou_type)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    return evaluation.stats[:3].tolist()
+            for sample in samples
+        ],
+    )
+    return metric.compute()
 
 
 @pytest.mark.parametrize("with_crowds", [False, True])
-def test_average_precision_agrees_with_pycocotools(encoders, tmp_path, with_crowds):
+def test_average_precision_agrees_with_torchmetrics(encoders, tmp_path, with_crowds):
     generator = np.random.default_rng(0)
     samples, detections = [], []
     for _ in range(12):
@@ -401,11 +410,15 @@ def test_average_precision_agrees_with_pycocotools(encoders, tmp_path, with_crow
             }
         )
     scores = evaluate(encoders, tmp_path, samples, detections)
+    expected = reference_scores(samples, detections)
+    classes = [NAMES[label] for label in expected["classes"].tolist()]
     for iou_type in ("bbox", "segm"):
-        expected = official_scores(samples, detections, iou_type)
-        own = [scores[f"eval_{iou_type}_{name}"] for name in ("map", "map_50", "map_75")]
-        assert own == pytest.approx(expected, abs=1e-6)
-        assert 0 < own[0] < own[1] < 1
+        for name in ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_1", "mar_10", "mar_100"):
+            full = f"{iou_type}_{name}"
+            assert scores[f"eval_{full}"] == pytest.approx(expected[full].item(), abs=1e-6), full
+        by_class = dict(zip(classes, expected[f"{iou_type}_map_per_class"].tolist()))
+        assert scores[f"eval_{iou_type}_map_per_class"] == pytest.approx(by_class, abs=1e-6)
+        assert 0 < scores[f"eval_{iou_type}_map"] < scores[f"eval_{iou_type}_map_50"] < 1
 
 
 def evaluate(encoders, folder, samples, detections) -> dict[str, float]:
@@ -463,3 +476,5 @@ def test_wrong_arguments(example, encoders, discs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(example, encoders["c2fmae"], discs, tmp_path, "--coco_dir", "somewhere")
     assert "expected one of --dataset_name and --coco_dir" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"thing_classes: expected some of \[1, 2, 3, 4\]"):
+        run(example, encoders["c2fmae"], discs, tmp_path, "--thing_classes", "77")

@@ -6,18 +6,21 @@ import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
-from transformers import ViTConfig, ViTModel
+from transformers import ViTConfig, ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
 from c2fmae_hf import C2FMAEModel
+from c2fmae_hf.classification import build_classifier
 from c2fmae_hf.features import (
     LinearProbe,
     encode_images,
     extract_features,
     load_encoder,
     patch_size_of,
+    pixel_statistics,
     pool_tokens,
     weighted_knn,
 )
+from c2fmae_hf.modeling_encoder_backbone import build_backbone
 
 
 def blobs(number: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,3 +104,54 @@ def test_linear_probe_learns_and_folds():
     assert torch.allclose((features * scale + 5) @ weight.T + bias, logits, atol=1e-3)
     # One batch smaller than asked for.
     assert LinearProbe(16, 4).fit(train[:10], train_labels[:10], epochs=2)(features).shape == (200, 4)
+
+
+def test_vit_mae_becomes_the_vit_that_it_trains(tmp_path):
+    """AutoModel would give an encoder that masks its input."""
+    config = ViTMAEConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=32,
+        mask_ratio=0.0,
+    )
+    mae = ViTMAEForPreTraining(config).eval()
+    mae.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path)).eval()
+    pixel_values, noise = torch.randn(2, 3, 32, 32), torch.arange(16.0).expand(2, 16)
+    with torch.no_grad():
+        tokens = encode_images(encoder, pixel_values)
+        expected = mae.vit(pixel_values, noise=noise).last_hidden_state  # nothing masked, nothing shuffled
+    assert torch.allclose(tokens, expected, atol=1e-5)
+    classifier = build_classifier(str(tmp_path), {0: "a", 1: "b"})
+    assert torch.equal(classifier.vit.embeddings.cls_token, mae.vit.embeddings.cls_token)
+
+
+def test_saved_timm_models_take_other_sizes(tmp_path):
+    """At the size that they were saved with, and at another one."""
+    saved = load_encoder("vit_tiny_patch16_224", from_scratch=True, image_size=32)
+    saved.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path), drop_path_rate=0.1)
+    assert torch.equal(encoder.timm_model.pos_embed, saved.timm_model.pos_embed)
+    for side in (32, 64):
+        assert encode_images(encoder, torch.randn(1, 3, side, side)).shape == (1, 1 + (side // 16) ** 2, 192)
+    assert build_classifier(str(tmp_path), {0: "a", 1: "b"}, image_size=64, pooling="mean", drop_path_rate=0.1)
+    assert build_backbone(str(tmp_path), image_size=64)(torch.randn(1, 3, 64, 48)).feature_maps[2].shape[2:] == (4, 3)
+
+
+def test_pixel_statistics(folders, tmp_path):
+    ViTImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(tmp_path / "own")
+    assert pixel_statistics(str(tmp_path / "own")) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert pixel_statistics("vit_tiny_patch16_224") == ([0.5] * 3, [0.5] * 3)
+    model = load_encoder("vit_tiny_patch16_224", from_scratch=True)
+    model.config.pretrained_cfg = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2], "input_size": [3, 224, 224]}
+    model.save_pretrained(tmp_path / "timm")
+    assert pixel_statistics(str(tmp_path / "timm")) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.2])
+    (tmp_path / "empty").mkdir()
+    assert pixel_statistics(str(tmp_path / "empty"))[0] == [0.485, 0.456, 0.406]

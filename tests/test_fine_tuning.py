@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from c2fmae_hf.classification import ImageClassificationTrainer, build_classifier
 from c2fmae_hf.fine_tuning import EMA_FILE
 from c2fmae_hf.optimization import layer_decay_groups
+from c2fmae_hf.segmentation import SemanticSegmentationTrainer, build_segmenter
 from transfer_utils import save_encoders
 
 
@@ -99,6 +100,9 @@ def test_a_resumed_average_goes_on(encoder, tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     expected = whole.model.state_dict()
     assert all(torch.allclose(value, expected[name], atol=1e-6) for name, value in resumed.model.state_dict().items())
+    elsewhere = make_trainer(encoder, tmp_path / "elsewhere")
+    elsewhere.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert torch.equal(elsewhere.model.classifier.weight, resumed.model.classifier.weight)
     (tmp_path / "whole" / "checkpoint-2" / EMA_FILE).unlink()
     with pytest.raises(FileNotFoundError, match="expected the average of the weights to go on with"):
         make_trainer(encoder, tmp_path / "whole").train(
@@ -126,3 +130,63 @@ def test_layers_of_heads_do_not_count():
     assert rates[id(model["encoder"]["embed"].weight)] == 0.25
     assert rates[id(model["encoder"]["blocks"][0].weight)] == 0.5
     assert {rates[id(p)] for p in model["head"].parameters()} == {1.0}
+
+
+class Accumulating:
+    """One step over the same 8 images, in one batch or in several."""
+
+    def __init__(self, folder, batch_size: int) -> None:
+        self.args = TrainingArguments(
+            str(folder),
+            use_cpu=True,
+            report_to="none",
+            remove_unused_columns=False,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=8 // batch_size,
+            max_steps=1,
+            logging_steps=1,
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+
+    def losses(self, trainer_class, model, dataset) -> tuple[float, float]:
+        torch.manual_seed(0)
+        trainer = trainer_class(model, self.args, train_dataset=dataset)
+        trainer.train()
+        (entry,) = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+        return entry["loss"], entry["grad_norm"]
+
+
+class Maps(Images):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return {"pixel_values": torch.randn(3, 32, 32, generator=generator), "labels": torch.randint(0, 2, (32, 32))}
+
+
+class Eight(Images):
+    def __len__(self):
+        return 8
+
+
+@pytest.mark.parametrize("kind", ["c2fmae", "vit"])
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_accumulated_batches_weigh_as_one(tmp_path_factory, tmp_path, kind, task):
+    """Also for models whose forward takes any arguments, for which Trainer would not divide."""
+    name = save_encoders(tmp_path_factory.mktemp("encoders"))[kind]
+    results = []
+    for batch_size in (8, 2):
+        torch.manual_seed(0)
+        if task == "classification":
+            model, trainer, dataset = build_classifier(name, {0: "a", 1: "b"}), ImageClassificationTrainer, Eight()
+        else:
+            model = build_segmenter(name, {0: "a", 1: "b"}, head_channels=16)
+            for module in model.modules():  # so that the batch's size makes no difference
+                if isinstance(module, nn.BatchNorm2d):
+                    module.forward = nn.Identity()
+            trainer, dataset = SemanticSegmentationTrainer, Maps()
+        results.append(Accumulating(tmp_path, batch_size).losses(trainer, model, dataset))
+    assert results[0][0] == pytest.approx(results[1][0], rel=0.02)
+    assert results[0][1] == pytest.approx(results[1][1], rel=0.1)

@@ -212,6 +212,20 @@ def test_instances_without_classes():
     assert found["sq_things"] == 1
 
 
+def test_crowds_are_neither_right_nor_wrong():
+    reference = np.zeros((10, 10, 2), int)
+    reference[:4, :4] = (1, 1)
+    reference[6:, 6:] = (1, -100)  # people, but nobody knows how many
+    prediction = reference.copy()
+    prediction[6:, 6:] = (0, 0)
+    counts = PanopticCounts(2)
+    counts.add(prediction, reference, things={1})
+    assert counts.scores([1])["pq"] == 1
+    prediction[6:, 6:] = (1, 5)
+    counts.add(prediction, reference, things={1})
+    assert counts.scores([1])["pq"] == 1
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_modules_load_by_path_too(name):
     """As `evaluate.load` finds modules, offline."""

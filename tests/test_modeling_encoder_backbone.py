@@ -76,5 +76,13 @@ def test_mistakes(encoders):
         build_backbone(encoders["c2fmae"], out_indices=[1, 2])
     with pytest.raises(ValueError, match="an architecture without weights"):
         build_backbone(TIMM)
-    with pytest.raises(ValueError, match="drop_path_rate: expected a C2FMAE model or one of timm, got a vit"):
-        build_backbone(encoders["vit"], drop_path_rate=0.1)
+    with pytest.raises(ValueError, match="model: expected a plain vision transformer, got 'resnet18'"):
+        build_backbone("resnet18", from_scratch=True)
+
+
+def test_drop_path_where_the_model_has_it(encoders, caplog):
+    assert build_backbone(encoders["dinov2"], drop_path_rate=0.1).config.encoder_config.drop_path_rate == 0.1
+    assert build_backbone(encoders["c2fmae"], drop_path_rate=0.1).config.drop_path_rate == 0.1
+    assert caplog.text.count("is left out") == 0
+    build_backbone(encoders["vit"], drop_path_rate=0.1)
+    assert "a vit has none, so that drop_path_rate is left out" in caplog.text

@@ -8,23 +8,21 @@ from typing import Any
 
 import datasets
 import torch
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
 from torch import nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from transformers import (
-    AutoConfig,
     AutoModelForImageClassification,
     PreTrainedModel,
-    TimmWrapperConfig,
-    TimmWrapperForImageClassification,
 )
 
-from .configuration_c2fmae import C2FMAEConfig
 from .constants import IMAGENET_MEAN, IMAGENET_STD
 from .dataset import undecoded
 from .decoding import open_image, to_rgb
-from .features import is_timm_architecture
-from .fine_tuning import FineTuningTrainer
+from .features import encoder_config
+from .fine_tuning import FineTuningTrainer, named_classes
 
 
 def build_classifier(
@@ -44,33 +42,13 @@ def build_classifier(
         from_scratch (`bool`): Random weights instead of the saved ones.
         image_size (`int`, *optional*): Side of the images, for an architecture of timm.
         pooling (`str`, *optional*): `mean` or `cls`; of C2FMAE and timm. By default the model's own.
-        drop_path_rate (`float`): Of C2FMAE and timm.
+        drop_path_rate (`float`): Stochastic depth, where the model has it.
 
     Raises:
-        `ValueError`: for an architecture of timm without `from_scratch`, or options that the model does not have.
+        `ValueError`: for an architecture of timm without `from_scratch`, or two classes of one name.
     """
-    labels: dict[str, Any] = {
-        "id2label": {int(index): label for index, label in id2label.items()},
-        "label2id": {label: int(index) for index, label in id2label.items()},
-    }
-    if is_timm_architecture(name, from_scratch):
-        options: dict[str, Any] = {"drop_path_rate": drop_path_rate}
-        if image_size is not None:
-            options["img_size"] = image_size
-        if pooling is not None:
-            options["global_pool"] = {"mean": "avg", "cls": "token"}[pooling]
-        config = TimmWrapperConfig(architecture=name, model_args=options)
-        config.id2label, config.label2id = labels["id2label"], labels["label2id"]
-        return TimmWrapperForImageClassification(config)
-    config = AutoConfig.from_pretrained(name, **labels)
-    if isinstance(config, C2FMAEConfig):
-        config.drop_path_rate = drop_path_rate
-        if pooling is not None:
-            config.pooling = pooling  # type: ignore[assignment]  # checked by the configuration
-    elif drop_path_rate > 0 or pooling is not None:
-        raise ValueError(
-            f"drop_path_rate, pooling: expected a C2FMAE model or an architecture of timm, got a {config.model_type}"
-        )
+    options: dict[str, Any] = {"image_size": image_size, "pooling": pooling, "drop_path_rate": drop_path_rate}
+    config = encoder_config(name, from_scratch, **options, **named_classes(id2label))
     if from_scratch:
         return AutoModelForImageClassification.from_config(config)
     return AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
@@ -119,26 +97,33 @@ def classification_transforms(
     std: Sequence[float] = IMAGENET_STD,
     min_crop_scale: float = 0.2,
     crop_ratio: float = 0.875,
-    auto_augment: bool = False,
+    rand_augment: bool = False,
+    random_erasing: float = 0.0,
 ) -> tuple[v2.Transform, v2.Transform]:
     """
-    The field's usual transforms: for training a random resized crop, a flip and, if wanted, RandAugment; for
-    evaluation the central crop.
+    The field's usual transforms: for training a random resized crop, a flip and, if wanted, RandAugment and random
+    erasing; for evaluation the central crop.
 
     Args:
         image_size (`int`): Side of the result.
         mean, std: Per channel, for pixels in [0, 1].
         min_crop_scale (`float`): Smallest area of a training crop.
         crop_ratio (`float`): Side of the central crop relative to the resized image's shorter side.
-        auto_augment (`bool`): RandAugment (2 operations of magnitude 9).
+        rand_augment (`bool`): timm's `rand-m9-mstd0.5-inc1`, MAE's and BEiT's choice.
+        random_erasing (`float`): Share of the images of which a rectangle becomes noise; MAE's recipe has 0.25.
     """
     interpolation = v2.InterpolationMode.BICUBIC
     finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    augment_options = {
+        "translate_const": int(0.45 * image_size),
+        "img_mean": tuple(round(255 * value) for value in mean),
+    }
     training = [
         v2.RandomResizedCrop(image_size, (min_crop_scale, 1.0), interpolation=interpolation, antialias=True),
         v2.RandomHorizontalFlip(),
-        *([v2.RandAugment(interpolation=interpolation)] if auto_augment else []),
+        *([rand_augment_transform("rand-m9-mstd0.5-inc1", augment_options)] if rand_augment else []),
         *finish,
+        *([RandomErasing(random_erasing, mode="pixel", device="cpu")] if random_erasing > 0 else []),
     ]
     evaluation = [
         v2.Resize(round(image_size / crop_ratio), interpolation=interpolation, antialias=True),

@@ -1,6 +1,6 @@
 """
 Fine-tuning for detection and instance segmentation: objects from label maps or from COCO's annotations, the detectors,
-and COCO's average precision. Needs the `detection` extra (pycocotools, torchmetrics).
+and COCO's average precision. Needs the `detection` extra (pycocotools).
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     Mask2FormerImageProcessor,
+    PreTrainedConfig,
 )
 from transformers.trainer_utils import EvalLoopOutput
 
 from .constants import IGNORE_INDEX, IMAGENET_MEAN, NO_INSTANCE
 from .dataset import undecoded
 from .decoding import expand_label_map, open_image, to_label_map, to_rgb
-from .fine_tuning import FineTuningTrainer
+from .features import pixel_statistics
+from .fine_tuning import FineTuningTrainer, named_classes
+from .metrics.average_precision import average_precision, encode_objects
 from .modeling_encoder_backbone import build_backbone
 from .modeling_mask_rcnn import MaskRCNNConfig, MaskRCNNForObjectDetection
 
@@ -168,15 +171,27 @@ class CocoObjects:
     Args:
         folder: Of the images.
         annotations: `instances_*.json`.
+        training ([`CocoObjects`], *optional*): The training part, whose classes count.
+
+    Raises:
+        `ValueError`: for a class that the training part does not have, or has by another name.
     """
 
-    def __init__(self, folder: str | os.PathLike, annotations: str | os.PathLike) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        annotations: str | os.PathLike,
+        training: CocoObjects | None = None,
+    ) -> None:
         from torchvision.datasets import CocoDetection
 
         self.images = CocoDetection(str(folder), str(annotations))
-        categories = sorted(self.images.coco.cats.values(), key=lambda category: category["id"])
-        self.labels = {category["id"]: label for label, category in enumerate(categories)}
-        self.id2label = {label: category["name"] for label, category in enumerate(categories)}
+        own = {category["id"]: category["name"] for category in self.images.coco.cats.values()}
+        self.names: dict[int, str] = own if training is None else training.names
+        if not own.items() <= self.names.items():
+            raise ValueError(f"{annotations}: expected the training part's classes, got {own} beside {self.names}")
+        self.labels = {category_id: label for label, category_id in enumerate(sorted(self.names))}
+        self.id2label = {label: self.names[category_id] for category_id, label in self.labels.items()}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -254,6 +269,13 @@ def collate_lists(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 # Models
 
 
+def check_options(config_class: type[PreTrainedConfig], options: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for what is no field of the configuration, which would take it without effect."""
+    unknown = sorted(set(options) - set(config_class().to_dict()))
+    if unknown:
+        raise ValueError(f"detector_options: expected fields of {config_class.__name__}, got {unknown}")
+
+
 def build_mask_rcnn(
     name: str,
     id2label: Mapping[int, str],
@@ -271,8 +293,11 @@ def build_mask_rcnn(
         out_indices (*optional*): Blocks that the pyramid is made of; by default the last one alone (ViTDet).
         options: Fields of [`MaskRCNNConfig`].
     """
+    check_options(MaskRCNNConfig, options)
     backbone = build_backbone(name, from_scratch, out_indices or [-1], options.get("image_size"), drop_path_rate)
-    config = MaskRCNNConfig(backbone_config=backbone.config, **_labels(id2label), **options)
+    mean, std = pixel_statistics(name)
+    options = {"image_mean": mean, "image_std": std, **options}
+    config = MaskRCNNConfig(backbone_config=backbone.config, **named_classes(id2label), **options)
     model = MaskRCNNForObjectDetection(config)
     model.backbone.load_state_dict(backbone.state_dict())
     return model
@@ -296,21 +321,18 @@ def build_mask2former(
         out_indices (*optional*): Blocks that the pyramid is made of; by default four at equal distances.
         options: Fields of `Mask2FormerConfig`.
     """
+    check_options(Mask2FormerConfig, options)
     backbone = build_backbone(name, from_scratch, out_indices, image_size, drop_path_rate)
     patch_size = int(backbone.config.patch_size)
     config = Mask2FormerConfig(
         backbone_config=backbone.config,
         feature_strides=[patch_size // 4, patch_size // 2, patch_size, 2 * patch_size],
-        **_labels(id2label),
+        **named_classes(id2label),
         **options,
     )
     model = Mask2FormerForUniversalSegmentation(config)
     model.model.pixel_level_module.encoder.load_state_dict(backbone.state_dict())
     return model
-
-
-def _labels(id2label: Mapping[int, str]) -> dict[str, Any]:
-    return {"id2label": dict(id2label), "label2id": {label: index for index, label in id2label.items()}}
 
 
 # Training and scores
@@ -319,8 +341,8 @@ def _labels(id2label: Mapping[int, str]) -> dict[str, Any]:
 class DetectionTrainer(FineTuningTrainer):
     """
     [`FineTuningTrainer`] for [`MaskRCNNForObjectDetection`]. Evaluation reports COCO's average precision of boxes and
-    of masks by torchmetrics and pycocotools: `bbox_map`, `bbox_map_50`, ..., `segm_map`, ..., and by class; -1 where
-    there is nothing to find.
+    of masks: `eval_bbox_map`, `eval_bbox_map_50`, ..., `eval_segm_map`, ...; see
+    [`~c2fmae_hf.metrics.average_precision.average_precision`].
 
     Args: of [`FineTuningTrainer`]; its `data_collator` is [`collate_lists`].
     """
@@ -355,43 +377,26 @@ class DetectionTrainer(FineTuningTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        from torchmetrics.detection import MeanAveragePrecision
-
         model = self.accelerator.unwrap_model(self.model).eval()
-        metric = MeanAveragePrecision(iou_type=("bbox", "segm"), class_metrics=True)
-        metric.warn_on_many_detections = False
         self.callback_handler.eval_dataloader = dataloader
-        count = 0
+        references, predictions, sizes = [], [], []
         for inputs in dataloader:
             inputs = self._prepare_inputs(inputs)
             with torch.inference_mode(), self.compute_loss_context_manager():
                 found = self.detect(model, inputs)
-            metric.update(
-                [{name: values.cpu() for name, values in image.items()} for image in found],
-                [
-                    {
-                        "boxes": labels["boxes"].cpu(),
-                        "labels": labels["class_labels"].cpu(),
-                        "masks": labels["masks"].bool().cpu(),
-                        "iscrowd": labels["iscrowd"].long().cpu(),
-                    }
-                    for labels in inputs["labels"]
-                ],
-            )
-            count += len(found)
+            records = [
+                (encode_objects(labels), encode_objects(detections), tuple(image.shape[-2:]))
+                for labels, detections, image in zip(inputs["labels"], found, inputs["pixel_values"])
+            ]
+            # From all processes, without the images that fill up the last batch.
+            for reference, prediction, size in self.accelerator.gather_for_metrics(records, use_gather_object=True):
+                references.append(reference)
+                predictions.append(prediction)
+                sizes.append(size)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        scores = metric.compute()
-        id2label = model.config.id2label
-        classes = np.atleast_1d(scores.pop("classes").numpy()).tolist()
-        metrics: dict[str, Any] = {}
-        for name, value in scores.items():
-            if name.endswith("_per_class"):
-                values = np.atleast_1d(value.numpy()).tolist()
-                metrics[name] = {id2label[int(label)]: one for label, one in zip(classes, values)}
-            else:
-                metrics[name] = float(value)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(None, None, metrics, count)  # type: ignore[arg-type]
+        scores = average_precision(references, predictions, sizes, model.config.id2label)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        return EvalLoopOutput(None, None, metrics, len(sizes))  # type: ignore[arg-type]
 
 
 class Mask2FormerTrainer(DetectionTrainer):
@@ -417,14 +422,15 @@ class Mask2FormerTrainer(DetectionTrainer):
     ):
         maps, classes = [], []
         for labels in inputs["labels"]:
-            ids = torch.arange(1, len(labels["masks"]) + 1, device=labels["masks"].device)
+            label_map = np.zeros(tuple(labels["masks"].shape[-2:]), dtype=np.int64)
             # Of objects that overlap, the later one lies on top.
-            maps.append((labels["masks"].long() * ids[:, None, None]).amax(dim=0).cpu().numpy() if len(ids) else None)
-            classes.append({0: 0, **dict(zip(ids.tolist(), labels["class_labels"].tolist()))})
-        shapes = [image.shape[-2:] for image in inputs["pixel_values"]]
+            for instance_id, mask in enumerate(labels["masks"], start=1):
+                label_map[mask.bool().cpu().numpy()] = instance_id
+            maps.append(label_map)
+            classes.append({0: 0, **dict(enumerate(labels["class_labels"].tolist(), start=1))})
         batch = self.processor(
             list(inputs["pixel_values"]),
-            [np.zeros(shape, dtype=np.int64) if ids is None else ids for ids, shape in zip(maps, shapes)],
+            maps,
             instance_id_to_semantic_id=classes,
             ignore_index=0,
             do_rescale=False,

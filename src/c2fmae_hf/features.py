@@ -6,53 +6,141 @@ fine-tuning: weighted k-nearest neighbours and the linear probe.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, PreTrainedModel, TimmWrapperConfig, TimmWrapperModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperModel,
+    ViTConfig,
+    ViTMAEConfig,
+)
+
+from .constants import IMAGENET_MEAN, IMAGENET_STD
+
+
+logger = logging.getLogger(__name__)
 
 
 POOLINGS = ("cls", "mean")
 
 
-def is_timm_architecture(name: str, from_scratch: bool) -> bool:
+def encoder_config(
+    name: str,
+    from_scratch: bool = False,
+    image_size: int | None = None,
+    drop_path_rate: float = 0.0,
+    pooling: str | None = None,
+    **options: Any,
+) -> PreTrainedConfig:
     """
-    Whether `name` is the bare name of an architecture of timm, rather than a folder or a name on the Hub.
+    The configuration of an encoder, wherever it comes from, ready for images of any size. A ViTMAE, which would mask
+    its input, becomes the ViT that it trains.
+
+    Args:
+        name (`str`): As for [`load_encoder`].
+        from_scratch (`bool`): Whether its weights will be random.
+        image_size (`int`, *optional*): Side of the images, for the bare name of an architecture of timm.
+        drop_path_rate (`float`): Stochastic depth; a model without it is used as it is, with a warning.
+        pooling (`str`, *optional*): `mean` or `cls`, of C2FMAE and timm; likewise.
+        options: Further fields, such as `id2label`.
 
     Raises:
-        `ValueError`: if it is, and saved weights are wanted.
+        `ValueError`: for the bare name of an architecture of timm without `from_scratch`, or another pooling.
     """
-    if Path(name).exists() or "/" in name or not timm.is_model(name):
-        return False
-    if not from_scratch:
+    if pooling not in (None, *POOLINGS):
+        raise ValueError(f"pooling: expected one of {POOLINGS}, got {pooling!r}")
+    config: PreTrainedConfig
+    is_bare = not Path(name).exists() and "/" not in name and timm.is_model(name)
+    if is_bare and not from_scratch:
         raise ValueError(
             f"model: expected a folder or a name on the Hub, got {name!r}, an architecture without weights; give "
             f"'timm/{name}', or choose to start from scratch"
         )
-    return True
+    if is_bare:
+        config = TimmWrapperConfig(architecture=name)
+        for field, value in options.items():
+            setattr(config, field, value)
+    else:
+        config = AutoConfig.from_pretrained(name, **options)
+    if isinstance(config, TimmWrapperConfig):
+        _configure_timm(config, image_size if is_bare else None, drop_path_rate, pooling)
+        return config
+    if isinstance(config, ViTMAEConfig):
+        known = set(ViTConfig().to_dict()) - {"model_type", "architectures", "transformers_version"}
+        config = ViTConfig(**{**{k: v for k, v in config.to_dict().items() if k in known}, **options})
+    for field, value in (("drop_path_rate", drop_path_rate or None), ("pooling", pooling)):
+        if value is None:
+            continue
+        if hasattr(config, field):
+            setattr(config, field, value)
+        else:
+            logger.warning("%s: a %s has none, so that %s is left out.", name, config.model_type, field)
+    return config
 
 
-def load_encoder(name: str, from_scratch: bool = False) -> PreTrainedModel:
+def _configure_timm(
+    config: TimmWrapperConfig, image_size: int | None, drop_path_rate: float, pooling: str | None
+) -> None:
+    options: dict[str, Any] = dict(config.model_args or {})
+    with torch.device("meta"):
+        model = timm.create_model(config.architecture, **options)
+    takes = inspect.signature(type(model).__init__).parameters
+    if "dynamic_img_size" in takes:
+        options["dynamic_img_size"] = True
+    if image_size is not None and "img_size" in takes:
+        options["img_size"] = image_size
+    if drop_path_rate > 0:
+        options["drop_path_rate"] = drop_path_rate
+    if pooling is not None:
+        options["global_pool"] = {"mean": "avg", "cls": "token"}[pooling]
+    config.model_args = options
+
+
+def load_encoder(name: str, from_scratch: bool = False, **options: Any) -> PreTrainedModel:
     """
     An encoder by name.
 
     Args:
-        name (`str`): A folder or a name on the Hub that `AutoModel` loads (C2FMAE's pre-training folders too, and
-            `timm/...`); or the bare name of an architecture of timm, which comes without weights.
+        name (`str`): A folder or a name on the Hub that `AutoModel` loads (C2FMAE's pre-training folders and ViTMAE's
+            too, and `timm/...`); or the bare name of an architecture of timm, which comes without weights.
         from_scratch (`bool`): Random weights instead of the saved ones.
+        options: Of [`encoder_config`].
 
     Raises:
         `ValueError`: for an architecture of timm without `from_scratch`.
     """
-    if is_timm_architecture(name, from_scratch):
-        return TimmWrapperModel(TimmWrapperConfig(architecture=name))
+    config = encoder_config(name, from_scratch, **options)
     if from_scratch:
-        return AutoModel.from_config(AutoConfig.from_pretrained(name))
-    return AutoModel.from_pretrained(name)
+        return AutoModel.from_config(config)
+    return AutoModel.from_pretrained(name, config=config)
+
+
+def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, for pixels in [0, 1], that an encoder expects; else ImageNet's."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):
+        if not Path(name).exists() and "/" not in name and timm.is_model(name):
+            cfg = timm.get_pretrained_cfg(name)
+            if cfg is not None:
+                return list(cfg.mean), list(cfg.std)
+        return list(IMAGENET_MEAN), list(IMAGENET_STD)
+    data_config = getattr(processor, "data_config", {})
+    mean = getattr(processor, "image_mean", None) or data_config.get("mean", IMAGENET_MEAN)
+    std = getattr(processor, "image_std", None) or data_config.get("std", IMAGENET_STD)
+    return list(mean), list(std)
 
 
 def encode_images(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:

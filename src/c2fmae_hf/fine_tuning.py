@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +18,20 @@ from .optimization import layer_decay_groups
 
 
 EMA_FILE = "ema.safetensors"
+
+
+def named_classes(id2label: Mapping[int, str]) -> dict[str, Any]:
+    """
+    `id2label` and `label2id` of a configuration.
+
+    Raises:
+        `ValueError`: if two classes have one name, or ids are not 0, 1, 2, ...
+    """
+    names = [id2label[index] for index in sorted(id2label)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or sorted(id2label) != list(range(len(names))):
+        raise ValueError(f"classes: expected a name of its own for each of 0, 1, 2, ..., got {dict(id2label)}")
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 class FineTuningTrainer(Trainer):

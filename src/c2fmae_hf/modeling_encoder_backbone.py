@@ -23,7 +23,7 @@ from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
 from .configuration_c2fmae import C2FMAEConfig
-from .features import is_timm_architecture, patch_size_of
+from .features import encoder_config, patch_size_of
 from .modeling_c2fmae import C2FMAEBackbone, FeaturePyramid
 
 
@@ -142,24 +142,19 @@ def build_backbone(
         out_indices (*optional*): Blocks, counted from 1, or from the last with -1: one (ViTDet) or four (BEiT). By
             default four at equal distances, the last among them.
         image_size (`int`, *optional*): Side of the images that training sees, for an architecture of timm.
-        drop_path_rate (`float`): Stochastic depth, of C2FMAE and timm.
+        drop_path_rate (`float`): Stochastic depth, where the model has it.
 
     Raises:
-        `ValueError`: for an architecture of timm without `from_scratch`, blocks that are not there, or drop path of a
-            model that has none.
+        `ValueError`: for an architecture of timm without `from_scratch`, a model that is no plain vision transformer,
+            or blocks that are not there.
     """
-    config: Any
-    if is_timm_architecture(name, from_scratch):
-        config = TimmWrapperConfig(architecture=name)
-    else:
-        config = AutoConfig.from_pretrained(name)
-    is_timm = isinstance(config, TimmWrapperConfig)
-    if is_timm:
-        options = {"dynamic_img_size": True, "drop_path_rate": drop_path_rate}
-        if image_size is not None:
-            options["img_size"] = image_size
-        config.model_args = {**(config.model_args or {}), **options}
-        depth = len(timm.create_model(config.architecture, **config.model_args).blocks)  # type: ignore[arg-type]
+    config: Any = encoder_config(name, from_scratch, image_size, drop_path_rate)
+    if isinstance(config, TimmWrapperConfig):
+        with torch.device("meta"):
+            blocks = getattr(timm.create_model(config.architecture, **(config.model_args or {})), "blocks", None)
+        if blocks is None:
+            raise ValueError(f"model: expected a plain vision transformer, got {config.architecture!r}")
+        depth = len(blocks)
     else:
         depth = config.num_hidden_layers
     out_indices = out_indices or [depth * quarter // 4 for quarter in range(1, 5)]
@@ -170,8 +165,6 @@ def build_backbone(
         config = AutoConfig.from_pretrained(name, add_fpn=True, out_indices=out_indices, out_features=None)
         config.drop_path_rate = drop_path_rate
         return C2FMAEBackbone(config) if from_scratch else C2FMAEBackbone.from_pretrained(name, config=config)
-    if drop_path_rate > 0 and not is_timm:
-        raise ValueError(f"drop_path_rate: expected a C2FMAE model or one of timm, got a {config.model_type}")
     encoder = AutoModel.from_config(config) if from_scratch else AutoModel.from_pretrained(name, config=config)
     hidden_size = encoder.timm_model.embed_dim if isinstance(encoder, TimmWrapperModel) else config.hidden_size
     backbone = EncoderBackbone(

@@ -8,6 +8,14 @@ from torch import nn
 
 
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|layer)\.(\d+)\.")
+_TOKENS_AND_POSITIONS = (
+    "pos_embed",
+    "position_embeddings",
+    "position_embedding.weight",
+    "relative_position_bias_table",
+    "_token",
+    "_tokens",
+)
 _EMBEDDINGS = ("embed", "cls_token", "mask_token", "register_tokens", "reg_token", "dist_token")
 
 
@@ -74,7 +82,7 @@ def layer_decay_groups(
         if not parameter.requires_grad:
             continue
         # Position tables are matrices by shape only.
-        is_decayed = parameter.ndim > 1 and not name.endswith(("pos_embed", "position_embeddings", "_token"))
+        is_decayed = parameter.ndim > 1 and not name.endswith(_TOKENS_AND_POSITIONS)
         layer = indices.get(id(parameter), last)
         rate = learning_rate * layer_decay ** (last - layer)
         group = groups.setdefault(

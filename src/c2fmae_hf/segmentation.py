@@ -15,7 +15,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvF
 from transformers import (
-    AutoConfig,
     AutoModelForSemanticSegmentation,
     EvalPrediction,
     PreTrainedModel,
@@ -27,7 +26,8 @@ from .configuration_c2fmae import C2FMAEConfig
 from .constants import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD
 from .dataset import undecoded
 from .decoding import expand_label_map, open_image, to_label_map, to_rgb
-from .fine_tuning import FineTuningTrainer
+from .features import encoder_config
+from .fine_tuning import FineTuningTrainer, named_classes
 from .metrics.scores import confusion_matrix, iou_scores
 from .modeling_encoder_backbone import build_backbone
 
@@ -57,22 +57,19 @@ def build_segmenter(
         image_size (`int`, *optional*): Side of the training crops, for an architecture of timm.
         out_indices (*optional*): Blocks that UperNet sees; see [`build_backbone`].
         head_channels (`int`, *optional*): Width of the head; by default 512 for UperNet, the model's own for `light`.
-        drop_path_rate (`float`): Of C2FMAE and timm.
+        drop_path_rate (`float`): Stochastic depth, where the model has it.
 
     Raises:
-        `ValueError`: for fewer than two classes, an unknown head, or the light head on another model than C2FMAE.
+        `ValueError`: for fewer than two classes or two of one name, an unknown head, or the light head on another
+            model than C2FMAE.
     """
     if len(id2label) < 2:
         raise ValueError(f"classes: expected at least two (background may be one), got {list(id2label.values())}")
-    labels: dict[str, Any] = {
-        "id2label": {int(index): label for index, label in id2label.items()},
-        "label2id": {label: int(index) for index, label in id2label.items()},
-    }
+    labels = named_classes(id2label)
     if head == "light":
-        config = AutoConfig.from_pretrained(name, **labels)
+        config = encoder_config(name, from_scratch, drop_path_rate=drop_path_rate, **labels)
         if not isinstance(config, C2FMAEConfig):
             raise ValueError(f"head: expected 'upernet' for a {config.model_type}, got 'light', which is C2FMAE's")
-        config.drop_path_rate = drop_path_rate
         config.segmentation_head_channels = head_channels or config.segmentation_head_channels
         if from_scratch:
             return AutoModelForSemanticSegmentation.from_config(config)
@@ -329,7 +326,7 @@ class SemanticSegmentationTrainer(FineTuningTrainer):
         super().__init__(*args, data_collator=collate_padded, **kwargs)
         self.window, self.stride = window, stride
         self.args.batch_eval_metrics = True
-        self.has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules())
+        self.has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules())  # type: ignore[union-attr]
         if self.has_batch_norm:
             self._prepare_batch_norm()
 
@@ -343,7 +340,8 @@ class SemanticSegmentationTrainer(FineTuningTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         own = self.args.dataloader_drop_last
-        if self.has_batch_norm and len(self.train_dataset) >= self.args.train_batch_size:
+        num_rows = len(self.train_dataset)  # type: ignore[arg-type]
+        if self.has_batch_norm and num_rows >= self.args.train_batch_size:
             # A last batch of one image could not be normalised. The option also concerns evaluation, which takes all.
             self.args.dataloader_drop_last = True
         try:
@@ -376,7 +374,7 @@ class SemanticSegmentationTrainer(FineTuningTrainer):
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """No loss; confusion matrices `(batch_size, num_labels, num_labels)`; and, since there must be some, sizes."""
         inputs = self._prepare_inputs(inputs)
-        num_labels = self.model.config.num_labels  # type: ignore[union-attr]
+        num_labels = int(self.model.config.num_labels)  # type: ignore
         matrices = [
             confusion_matrix(label_map.cpu().numpy(), labels.cpu().numpy(), num_labels)
             for label_map, labels in zip(self.predict_maps(model, inputs), inputs["labels"])

@@ -137,9 +137,9 @@ class PanopticCounts:
 
         Args:
             prediction, reference: `(height, width, 2)` integers: class, and instance within the class. Of classes that
-                are no things the instance does not count. Where the reference's class is `ignore_index` nothing is
-                counted; a predicted segment of which more than half lies there is neither right nor wrong. Where the
-                prediction's class is `ignore_index` nothing is predicted.
+                are no things the instance does not count. Where the reference's class, or a thing's instance, is
+                `ignore_index` nothing is counted; a predicted segment of which more than half lies there is neither
+                right nor wrong. Where the prediction's class is `ignore_index` nothing is predicted.
             things: Classes that have instances.
 
         Raises:
@@ -150,6 +150,9 @@ class PanopticCounts:
                 f"predictions: expected maps (height, width, 2) of class and instance, as the references', got "
                 f"{prediction.shape} and {reference.shape}"
             )
+        # Also a region of things whose instances are not known, such as a crowd.
+        is_crowd = np.isin(reference[..., 0], list(things)) & (reference[..., 1] == ignore_index)
+        reference = np.where(is_crowd[..., None], ignore_index, reference)
         void = reference[..., 0] == ignore_index
         predicted, predicted_area = self._segments(prediction, things, ignore_index, "predictions")
         actual, actual_area = self._segments(reference, things, ignore_index, "references")
