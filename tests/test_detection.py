@@ -315,6 +315,20 @@ def test_boxes_stay_exact_in_mixed_precision(encoders):
     assert not torch.equal(proposals, proposals.bfloat16().float())
 
 
+def test_what_was_seen_before_makes_no_difference(encoders):
+    """torchvision guesses strides from its first batch; ours are known."""
+    torch.manual_seed(0)
+    model = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL).eval()
+    fresh = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL).eval()
+    fresh.load_state_dict(model.state_dict())
+    narrow, square = torch.rand(3, 33, 48), torch.rand(3, 48, 48)
+    with torch.no_grad():
+        model([narrow])
+        after, alone = model([square]).detections[0], fresh([square]).detections[0]
+    assert all(torch.equal(after[name], alone[name]) for name in after)
+    assert model.detector.roi_heads.box_roi_pool.scales == [1 / 2, 1 / 4, 1 / 8, 1 / 16]
+
+
 def test_mistakes_in_options(encoders, tmp_path):
     with pytest.raises(ValueError, match=r"detector_options: expected fields of MaskRCNNConfig, got \['channels'\]"):
         build_mask_rcnn(encoders["c2fmae"], NAMES, channels=3)

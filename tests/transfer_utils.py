@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
+import numpy as np
 from transformers import Dinov2Config, Dinov2Model, PreTrainedModel, ViTConfig, ViTImageProcessor, ViTModel
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
-from testing_utils import make_rows
+from testing_utils import make_rows, png
 
 
 DISC_CLASSES = ["ground", "red", "green", "blue", "white"]
@@ -39,9 +41,18 @@ def save_encoders(folder: Path) -> dict[str, str]:
     return {name: str(folder / name) for name in models}
 
 
-def save_discs(folder: Path, num_train: int = 24, num_validation: int = 6, size: int = 48) -> Path:
-    """`make_rows` as a dataset with named classes, in a folder."""
+def save_discs(
+    folder: Path, num_train: int = 24, num_validation: int = 6, size: int = 48, widths: Sequence[int] = ()
+) -> Path:
+    """`make_rows` as a dataset with named classes, in a folder; if `widths` are given, cropped to these in turn."""
     rows = make_rows(num_train + num_validation, size)
+    if widths:
+        cropped = []
+        for index, row in enumerate(rows):
+            box = (0, 0, widths[index % len(widths)], size)
+            maps = {name: png(np.asarray(row[name].crop(box))) for name in ("image", "semantic", "instance")}
+            cropped.append({**row, **maps})
+        rows = datasets.Dataset.from_list(cropped, features=rows.features)
     names = datasets.Features(semantic_classes=datasets.List(datasets.ClassLabel(names=DISC_CLASSES)))
     rows = rows.add_column("semantic_classes", [[0]] * len(rows), feature=names["semantic_classes"])
     parts = {"train": range(num_train), "validation": range(num_train, len(rows))}

@@ -14,6 +14,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import AnchorGenerator, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
 from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
@@ -96,6 +97,14 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels // 2), channels)
 
 
+def _roi_align(levels: list[str], strides: list[int], output_size: int) -> MultiScaleRoIAlign:
+    """With the true strides; torchvision guesses them from its first batch, wrongly if that is padded a lot."""
+    align = MultiScaleRoIAlign(levels, output_size, sampling_ratio=0)
+    align.scales = [1 / stride for stride in strides]
+    align.map_levels = initLevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1)
+    return align
+
+
 class _Pyramid(nn.Module):
     """The backbone's four maps at one width, and the last one halved once more, by level as torchvision expects it."""
 
@@ -149,7 +158,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
                 f"of two, got {patch_size}"
             )
         levels = [str(index) for index in range(NUM_LEVELS)]
-        strides = [patch_size * 2 ** (index - 2) for index in range(NUM_LEVELS)]
+        strides = [patch_size * 2**index // 4 for index in range(NUM_LEVELS)]
         anchors = AnchorGenerator(
             tuple((int(config.anchor_scale * stride),) for stride in strides), ((0.5, 1.0, 2.0),) * NUM_LEVELS
         )
@@ -170,7 +179,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             rpn_post_nms_top_n_train=config.rpn_post_nms_top_n,
             rpn_post_nms_top_n_test=config.rpn_post_nms_top_n,
             rpn_batch_size_per_image=config.rpn_batch_size_per_image,
-            box_roi_pool=MultiScaleRoIAlign(levels[:4], output_size=7, sampling_ratio=0),
+            box_roi_pool=_roi_align(levels[:4], strides[:4], output_size=7),
             box_head=FastRCNNConvFCHead(
                 (channels, 7, 7), [channels] * config.num_box_convolutions, [config.box_hidden_size], _norm
             ),
@@ -178,7 +187,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             box_score_thresh=config.score_threshold,
             box_detections_per_img=config.detections_per_image,
             box_batch_size_per_image=config.box_batch_size_per_image,
-            mask_roi_pool=MultiScaleRoIAlign(levels[:4], output_size=14, sampling_ratio=0),
+            mask_roi_pool=_roi_align(levels[:4], strides[:4], output_size=14),
             mask_head=MaskRCNNHeads(channels, [channels] * config.num_mask_convolutions, 1, norm_layer=_norm),
             mask_predictor=MaskRCNNPredictor(channels, channels, num_classes),
         )
