@@ -8,7 +8,7 @@ Fine-tune an encoder for semantic segmentation, and report the mean intersection
 
 `--model` is a folder of C2FMAE (pre-training folders too), any vision transformer of `AutoModel`, or an architecture
 of timm. The dataset has the columns `image` and `semantic`, as label_images.py writes them. The output folder then
-holds the segmenter for `pipeline("image-segmentation", subtask="semantic")`, `results.json` and `predictions.png`.
+holds the segmenter for `pipeline("image-segmentation")`, `results.json` and `predictions.png`.
 """
 
 from __future__ import annotations

@@ -636,8 +636,10 @@ def test_pipelines_on_saved_folders(config, tmp_path):
     masks = segment(image, subtask="semantic")
     assert {mask["mask"].size for mask in masks} == {(70, 50)}
     assert np.sum([np.asarray(mask["mask"]) > 0 for mask in masks]) == 50 * 70
-    with pytest.raises(ValueError, match='subtask="semantic"'):
-        segment(image)
+    alike = segment(image)
+    assert [part["label"] for part in alike] == [part["label"] for part in masks]
+    assert all(np.array_equal(np.asarray(a["mask"]), np.asarray(b["mask"])) for a, b in zip(alike, masks))
+    assert all(1 / 3 < part["score"] <= 1 for part in alike)
 
 
 # The feature pyramid

@@ -281,7 +281,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
 
     def post_process_instance_segmentation(
         self,
-        outputs: C2FMAEForPreTrainingOutput,
+        outputs: Any,
         threshold: float = 0.5,
         target_sizes: list[tuple[int, int]] | None = None,
         grid_size: tuple[int, int] | None = None,
@@ -289,11 +289,13 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     ) -> list[dict[str, Any]]:
         """
         Args:
-            outputs ([`C2FMAEForPreTrainingOutput`]).
+            outputs ([`C2FMAEForPreTrainingOutput`]): Outputs of a semantic segmenter are taken too: each class that
+                occurs is one segment. So `pipeline("image-segmentation")` works without a `subtask`.
             threshold (`float`): A cell is foreground above this probability.
             target_sizes (*optional*): `(height, width)` of each map; else that of the label grid.
             grid_size (*optional*): As for [`post_process_semantic_segmentation`].
-            decoding: `radius`, `min_cells`, `max_instances` of [`instance_map_from_labels`].
+            decoding: `radius`, `min_cells`, `max_instances` of [`instance_map_from_labels`]; the further thresholds
+                that a pipeline passes have no effect.
 
         Returns:
             For each image `segmentation`, a `(height, width)` int64 map of instance ids (0 = none, also where patches
@@ -303,12 +305,13 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         Raises:
             `ValueError`: if there are no instance predictions, or not one target size per image.
         """
+        for name in ("mask_threshold", "overlap_mask_area_threshold"):
+            decoding.pop(name, None)
         logits: torch.Tensor | None = getattr(outputs, "instance_logits", None)
+        if logits is None and getattr(outputs, "logits", None) is not None:
+            return self._classes_as_segments(outputs, target_sizes)
         if logits is None:
-            raise ValueError(
-                "outputs: expected instance_logits, got none; the model predicts no instances (in a pipeline for "
-                'image-segmentation, pass subtask="semantic")'
-            )
+            raise ValueError("outputs: expected instance_logits, got none; the model predicts no instances")
         values = torch.cat([logits[..., :2], logits[..., 2:].sigmoid()], dim=-1).float()
         field = self._place_patches(values, outputs.patch_ids, grid_size, fill=0.0)
         probability = field[:, 2]
@@ -330,6 +333,17 @@ class C2FMAEImageProcessor(TorchvisionBackend):
                 label_id = None if semantic is None else int(semantic[where].mode().values)
                 segments.append({"id": instance_id, "label_id": label_id, "score": float(scores[where].mean())})
             results.append({"segmentation": resized, "segments_info": segments})
+        return results
+
+    def _classes_as_segments(self, outputs: Any, target_sizes: list[tuple[int, int]] | None) -> list[dict[str, Any]]:
+        results = []
+        for found in self.post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores=True):
+            classes, probabilities = found["segmentation"], found["segmentation_scores"].float().softmax(dim=0)
+            segments = [
+                {"id": label, "label_id": label, "score": float(probabilities[label][classes == label].mean())}
+                for label in classes.unique().tolist()
+            ]
+            results.append({"segmentation": classes, "segments_info": segments})
         return results
 
     def post_process_object_detection(
