@@ -30,22 +30,19 @@ from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImagePr
 from c2fmae_hf import C2FMAEImageProcessor, MaskRCNNForObjectDetection
 from c2fmae_hf.arguments import find_checkpoint, parse_arguments
 from c2fmae_hf.dataset import load_train_and_validation, semantic_id2label
-from c2fmae_hf.detection import (
+from c2fmae_hf.detection import DetectionTrainer, Mask2FormerTrainer, build_mask2former, build_mask_rcnn
+from c2fmae_hf.features import pixel_statistics
+from c2fmae_hf.figures import colour_ids, draw_panels
+from c2fmae_hf.files import write_json
+from c2fmae_hf.objects import (
     CocoObjects,
     DetectionDataset,
-    DetectionTrainer,
     MapObjects,
-    Mask2FormerTrainer,
     ObjectSource,
-    build_mask2former,
-    build_mask_rcnn,
     collate_lists,
     detection_transform,
     find_thing_classes,
 )
-from c2fmae_hf.features import pixel_statistics
-from c2fmae_hf.figures import colour_ids, draw_panels
-from c2fmae_hf.files import write_json
 
 
 logger = logging.getLogger("c2fmae_hf.run_object_detection")

@@ -15,19 +15,18 @@ from torchmetrics.detection import MeanAveragePrecision
 from transformers import AutoModelForObjectDetection, Mask2FormerForUniversalSegmentation, TrainingArguments, pipeline
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEModel
-from c2fmae_hf.detection import (
+from c2fmae_hf.detection import DetectionTrainer, build_mask_rcnn
+from c2fmae_hf.modeling_mask_rcnn import MaskRCNNOutput
+from c2fmae_hf.objects import (
     CocoObjects,
     DetectionDataset,
-    DetectionTrainer,
     MapObjects,
     boxes_of,
-    build_mask_rcnn,
     collate_lists,
     detection_transform,
     find_thing_classes,
     objects_from_maps,
 )
-from c2fmae_hf.modeling_mask_rcnn import MaskRCNNOutput
 from test_examples import EXAMPLES, load_example
 from testing_utils import make_rows, png
 from transfer_utils import DISC_CLASSES, save_discs, save_encoders

@@ -337,6 +337,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
 
     def _classes_as_segments(self, outputs: Any, target_sizes: list[tuple[int, int]] | None) -> list[dict[str, Any]]:
         results = []
+        found: Any
         for found in self.post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores=True):
             classes, probabilities = found["segmentation"], found["segmentation_scores"].float().softmax(dim=0)
             segments = [
