@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoBackbone, AutoModel
 
-from c2fmae_hf import C2FMAEBackbone
+from c2fmae_hf import C2FMAEBackbone, EncoderBackboneConfig, MaskRCNNConfig
 from c2fmae_hf.modeling_encoder_backbone import EncoderBackbone, build_backbone
 from transfer_utils import save_encoders
 
@@ -86,3 +87,10 @@ def test_drop_path_where_the_model_has_it(encoders, caplog):
     assert caplog.text.count("is left out") == 0
     build_backbone(encoders["vit"], drop_path_rate=0.1)
     assert "a vit has none, so that drop_path_rate is left out" in caplog.text
+
+
+def test_configurations_check_types():
+    with pytest.raises(StrictDataclassFieldValidationError, match="hidden_size"):
+        EncoderBackboneConfig(hidden_size="wide")
+    with pytest.raises(StrictDataclassFieldValidationError, match="image_size"):
+        MaskRCNNConfig(image_size="large")

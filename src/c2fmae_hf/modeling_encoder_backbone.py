@@ -3,13 +3,14 @@ Any plain vision transformer that `AutoModel` or timm builds, as a backbone with
 compared with under the same heads. C2FMAE itself has `C2FMAEBackbone`.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: `@strict` checks fields against their annotations' real types.
 
 import inspect
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -31,6 +32,7 @@ from .modeling_c2fmae import C2FMAEBackbone, FeaturePyramid
 _FINAL_NORMS = ("layernorm", "norm", "post_layernorm", "layer_norm")
 
 
+@strict
 class EncoderBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`EncoderBackbone`].

@@ -1,6 +1,6 @@
 """torchvision's Mask R-CNN on a plain vision transformer, after ViTDet, as a model that transformers loads."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: `@strict` checks fields against their annotations' real types.
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
@@ -24,6 +25,7 @@ from .constants import IMAGENET_MEAN, IMAGENET_STD
 NUM_LEVELS = 5  # of the pyramid: four maps of the backbone, and the last one halved
 
 
+@strict
 class MaskRCNNConfig(PreTrainedConfig):
     r"""
     Configuration of [`MaskRCNNForObjectDetection`]. Defaults are ViTDet's where it differs from torchvision.
