@@ -157,7 +157,8 @@ def draw_objects(pixels: torch.Tensor, objects: dict[str, torch.Tensor]) -> np.n
     if len(objects["boxes"]) > 0:
         ids = np.arange(len(objects["boxes"]))[:, None]
         colours = [tuple(int(value) for value in colour_ids(one[None])[0, 0]) for one in ids]
-        image = draw_segmentation_masks(image, objects["masks"].bool(), alpha=0.5, colors=colours)
+        for mask, colour in zip(objects["masks"].bool(), colours):  # together, it would paint overlaps black
+            image = draw_segmentation_masks(image, mask, alpha=0.5, colors=colour)
         image = draw_bounding_boxes(image, objects["boxes"], colors=colours, width=2)
     return image.permute(1, 2, 0).numpy()
 

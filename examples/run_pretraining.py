@@ -213,8 +213,9 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         unwrapped = trainer.accelerator.unwrap_model(trainer.model)
         batch_size = training_args.per_device_eval_batch_size
         scores = evaluate_decoder(unwrapped, eval_dataset, collator, processor, batch_size)
-        trainer.log_metrics("decoder", scores)
-        trainer.save_metrics("decoder", scores, combined=False)
+        if scores:  # an image-only decoder has no maps
+            trainer.log_metrics("decoder", scores)
+            trainer.save_metrics("decoder", scores, combined=False)
 
     # Results
     widths = {fields["hidden_size"]: size for size, fields in SIZES.items()}
