@@ -153,6 +153,7 @@ def test_an_image_smaller_than_a_patch_is_named(processor):
         ((61, 37), {"size": {"shortest_edge": 32}}, (32, 56)),  # 37 x 61 at a shorter side of 32 is 32 x 52.8
         ((37, 61), {"size": {"shortest_edge": 32}}, (56, 32)),
         ((5, 300), {"size": {"shortest_edge": 32}}, (1920, 32)),
+        ((300, 50), {"size": {"shortest_edge": 32, "longest_edge": 64}}, (8, 64)),
         ((50, 50), {"size": {"height": 29, "width": 61}}, (32, 64)),
     ],
 )

@@ -22,6 +22,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from .features import pixel_statistics
 from .fine_tuning import FineTuningTrainer, named_classes
+from .image_processing_c2fmae import rounded_size
 from .metrics.average_precision import average_precision, encode_objects
 from .modeling_encoder_backbone import build_backbone
 from .modeling_mask_rcnn import MaskRCNNConfig, MaskRCNNForObjectDetection
@@ -206,11 +207,10 @@ class Mask2FormerTrainer(DetectionTrainer):
         divisor = self.processor.size_divisor
         for image in inputs["pixel_values"]:
             own = tuple(image.shape[-2:])
-            scale = self.processor.size.shortest_edge / min(own)
             # To whole multiples, rather than padded: what is predicted for padding would be stretched over the image.
-            height, width = (max(round(side * scale / divisor), 1) * divisor for side in own)
+            size = rounded_size(image, self.processor.size, divisor)  # type: ignore[arg-type]  # a SizeDict by now
             batch = self.processor(
-                [image], size={"height": height, "width": width}, do_rescale=False, return_tensors="pt"
+                [image], size={"height": size.height, "width": size.width}, do_rescale=False, return_tensors="pt"
             )
             outputs = model(pixel_values=batch["pixel_values"].to(image.device))
             (found,) = self.processor.post_process_instance_segmentation(

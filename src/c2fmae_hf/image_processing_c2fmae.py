@@ -37,14 +37,17 @@ class C2FMAEImageProcessorKwargs(ImagesKwargs, total=False):
 
 def rounded_size(image: torch.Tensor, size: SizeDict, divisor: int) -> SizeDict:
     """
-    What `image` is to be resized to: to `size`, each side rounded to the nearest multiple of `divisor`.
+    What `image` `(..., height, width)` is to be resized to: to `size`, each side rounded to the nearest multiple of
+    `divisor`.
 
     Raises:
         `ValueError`: if `size` has neither `shortest_edge` nor `height` and `width`.
     """
     sides: tuple[float, ...]
-    if size.shortest_edge and not size.longest_edge:
+    if size.shortest_edge:
         scale = size.shortest_edge / min(image.shape[-2:])
+        if size.longest_edge:
+            scale = min(scale, size.longest_edge / max(image.shape[-2:]))
         sides = tuple(side * scale for side in image.shape[-2:])
     elif size.height and size.width:
         sides = (size.height, size.width)

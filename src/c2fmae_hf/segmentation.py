@@ -21,6 +21,7 @@ from transformers import (
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
+from transformers.image_utils import SizeDict
 
 from .configuration_c2fmae import C2FMAEConfig
 from .constants import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD
@@ -28,6 +29,7 @@ from .dataset import undecoded
 from .decoding import expand_label_map, open_image, to_label_map, to_rgb
 from .features import encoder_config
 from .fine_tuning import FineTuningTrainer, named_classes
+from .image_processing_c2fmae import rounded_size
 from .metrics.scores import confusion_matrix, iou_scores
 from .modeling_encoder_backbone import build_backbone
 
@@ -214,11 +216,9 @@ class SegmentationTransform:
         if self.geometry is not None:
             pixels, labels = self.geometry(pixels, labels)
         elif self.size is not None:
-            scale = self.size / min(image.size)
-            height, width = (
-                max(round(side * scale / self.divisor), 1) * self.divisor for side in (image.height, image.width)
-            )
-            pixels = tvF.resize(pixels, [height, width], tvF.InterpolationMode.BICUBIC, antialias=True)
+            size = rounded_size(pixels, SizeDict(shortest_edge=self.size), self.divisor)
+            sides = [size.height, size.width]
+            pixels = tvF.resize(pixels, sides, tvF.InterpolationMode.BICUBIC, antialias=True)
         pixels = tvF.to_dtype(pixels.as_subclass(torch.Tensor), torch.float32, scale=True)
         return {
             "pixel_values": tvF.normalize(pixels, self.mean, self.std),
