@@ -8,14 +8,32 @@ import datasets
 import numpy as np
 import pytest
 import timm
+import torch
 from packaging.version import Version
 from PIL import Image
+from torch import nn
+
+from c2fmae_hf import C2FMAEConfig
 
 
 require_timm_local_dir = pytest.mark.skipif(
     Version(timm.__version__) < Version("1.0.26"),
     reason="timm loads safetensors through local-dir: from 1.0.26 on (through hf-hub: in every supported version)",
 )
+
+
+def with_fields(config: C2FMAEConfig, **fields) -> C2FMAEConfig:
+    """The configuration with other fields."""
+    derived = {"loss_weights": None, "out_features": None, "out_indices": None}
+    return C2FMAEConfig(**{**config.to_dict(), **derived, **fields})
+
+
+@torch.no_grad()
+def randomized(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode, with noise on all parameters, biases and norms too: no two are alike."""
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
 
 
 def png(array: np.ndarray) -> dict:

@@ -1,0 +1,294 @@
+"""
+Convert the encoder of a checkpoint from and to C2FMAE, timm, transformers' ViT and ViTMAE, and MAE's own files.
+
+    python examples/convert_checkpoint.py google/vit-base-patch16-224 runs/c2fmae-from-vit --format c2fmae
+    python examples/convert_checkpoint.py mae_pretrain_vit_base.pth runs/c2fmae-from-mae --format c2fmae
+    python examples/convert_checkpoint.py runs/demo/c2fmae-vit-tiny runs/vit-tiny --format vit
+    python examples/convert_checkpoint.py runs/demo/c2fmae-vit-tiny mae_vit_tiny.pth --format mae
+
+SOURCE is a folder or a name on the Hub of C2FMAE, ViT, ViTMAE or timm, whose `config.json` is used; or a file of
+weights, `.safetensors`, `.pth`, `.pt` or `.bin`. Of a file with timm's names, `--architecture` tells what built it.
+OUTPUT is a file for `mae` and else a folder; a timm folder is for `timm.create_model("local-dir:OUTPUT")`.
+
+Prints what was recognised and left out, and the largest difference between the features of the source and those of the
+result on a random image, where the source can be run. If they differ by more than rounding, nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import transformers
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel, TimmWrapperConfig, ViTConfig, ViTImageProcessor, ViTMAEConfig
+
+from c2fmae_hf import (
+    C2FMAEConfig,
+    C2FMAEForImageClassification,
+    C2FMAEForPreTraining,
+    C2FMAEImageProcessor,
+    C2FMAEModel,
+)
+from c2fmae_hf.conversion import FORMATS, convert_from_c2fmae, convert_to_c2fmae, read_state_dict
+from c2fmae_hf.features import pixel_statistics
+from c2fmae_hf.files import replace_file
+
+
+logger = logging.getLogger("c2fmae_hf.convert_checkpoint")
+
+# Rounding in float32, relative to the largest feature.
+TOLERANCE = 1e-4
+
+
+def parse(args: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="see above")
+    parser.add_argument("output", type=Path, help="see above")
+    parser.add_argument("--format", choices=("c2fmae", *FORMATS), default="c2fmae")
+    parser.add_argument("--architecture", help="timm's name of what a file with timm's names belongs to")
+    parser.add_argument("--num_attention_heads", type=int, help="of a file of another than the usual sizes")
+    parser.add_argument("--image_size", type=int, nargs=2, metavar=("H", "W"), help="of a file, if not a square")
+    parser.add_argument("--layer_norm_eps", type=float, help="timm and MAE take 1e-6 alone, ViT usually has 1e-12")
+    parser.add_argument("--pooling", choices=("mean", "cls"), help="what a head, or pooler_output, is made of")
+    parser.add_argument("--encoder_only", action="store_true", help="leave a classifier out")
+    parser.add_argument("--image_mean", type=float, nargs="+", help="by default the source's, else ImageNet's")
+    parser.add_argument("--image_std", type=float, nargs="+", help="likewise")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    options = parser.parse_args(args)
+    try:
+        check_output(options)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def check_output(options: argparse.Namespace) -> None:
+    output = options.output
+    is_file = options.format == "mae"
+    if (output.suffix in (".pth", ".pt")) != is_file or output.suffix in (".bin", ".safetensors"):
+        raise ValueError(f"output: expected {'a .pth or .pt file' if is_file else 'a folder'}, got {output}")
+    if not output.exists():
+        return
+    if not options.overwrite:
+        raise ValueError(f"output: expected a new name or --overwrite, got {output}, which exists")
+    if output.resolve() == Path(options.source).resolve():
+        raise ValueError(f"output: expected another name than the source's, got {output}")
+    if output.is_dir() is is_file or (output.is_dir() and not (output / "config.json").is_file()):
+        raise ValueError(f"output: expected to overwrite an earlier output, got {output}, which is none")
+
+
+# The source
+
+
+def load_source(options: argparse.Namespace) -> tuple[PreTrainedModel, nn.Module | None]:
+    """The source as C2FMAE, and as the library has it that it comes from; `None` where that cannot be built."""
+    fields = {
+        "num_attention_heads": options.num_attention_heads,
+        "image_size": tuple(options.image_size) if options.image_size else None,
+        "layer_norm_eps": options.layer_norm_eps,
+        "pooling": options.pooling,
+        "encoder_only": options.encoder_only,
+    }
+    if options.source.endswith((".safetensors", ".pth", ".pt", ".bin", ".tar")):
+        return load_file(options, fields)
+    config = AutoConfig.from_pretrained(options.source)
+    if isinstance(config, C2FMAEConfig):
+        return load_c2fmae(options.source, config, fields)
+    if isinstance(config, TimmWrapperConfig):
+        state = read_state_dict(options.source)
+        model_args = {**(config.model_args or {}), "num_classes": num_classes_of(state)}
+        original = timm.create_model(config.architecture, **model_args)
+        original.load_state_dict(state)
+        return convert_to_c2fmae(original, **fields), original.eval()
+    if not isinstance(config, (ViTConfig, ViTMAEConfig)):
+        raise ValueError(f"source: expected C2FMAE, timm, ViT or ViTMAE, got a model of type {config.model_type!r}")
+    # Not from the loaded model: the library only warns of weights that it does not find.
+    model = convert_to_c2fmae(read_state_dict(options.source), config, **fields)
+    default = "ViTMAEModel" if isinstance(config, ViTMAEConfig) else "ViTModel"
+    model_class = getattr(transformers, (config.architectures or [default])[0])
+    return model, model_class.from_pretrained(options.source, dtype=torch.float32).eval()
+
+
+def load_c2fmae(source: str, config: C2FMAEConfig, fields: dict[str, Any]) -> tuple[PreTrainedModel, nn.Module]:
+    for name in ("num_attention_heads", "image_size"):
+        if fields[name] is not None:
+            raise ValueError(f"{name}: expected none for C2FMAE, which tells its own, got {fields[name]}")
+    model_class: type[PreTrainedModel] = C2FMAEModel
+    if config.architectures == ["C2FMAEForPreTraining"]:
+        model_class = C2FMAEForPreTraining
+    elif config.architectures == ["C2FMAEForImageClassification"] and not fields["encoder_only"]:
+        model_class = C2FMAEForImageClassification
+    changes = {name: fields[name] for name in ("layer_norm_eps", "pooling") if fields[name] is not None}
+    original = model_class.from_pretrained(source, dtype=torch.float32).eval()
+    model = model_class.from_pretrained(source, dtype=torch.float32, **changes).eval()
+    return model.image_encoder() if isinstance(model, C2FMAEForPreTraining) else model, original
+
+
+def load_file(options: argparse.Namespace, fields: dict[str, Any]) -> tuple[PreTrainedModel, nn.Module | None]:
+    state = read_state_dict(options.source)
+    if options.architecture:
+        size = {"img_size": fields["image_size"]} if fields["image_size"] else {}
+        original = timm.create_model(options.architecture, num_classes=num_classes_of(state), **size)
+        original.load_state_dict(state)
+        return convert_to_c2fmae(original, **fields), original.eval()
+    model = convert_to_c2fmae(state, **fields)
+    keys = model.config.timm_keys()
+    if keys is None or "patch_embed.proj.weight" not in state:
+        return model, None
+    no_embed_class = state["pos_embed"].shape[1] == model.config.num_patches
+    num_classes = 0 if options.encoder_only else num_classes_of(state)
+    original = VisionTransformer(**keys["model_args"], num_classes=num_classes, no_embed_class=no_embed_class)
+    original.load_state_dict({name: state[name] for name in original.state_dict()})
+    return model, original.eval()
+
+
+def num_classes_of(state: dict[str, torch.Tensor]) -> int:
+    return len(state["head.weight"]) if "head.weight" in state else 0
+
+
+# The comparison
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+    """Tokens `(1, 1 + N, width)` of the encoder and, of a classifier, logits."""
+    if isinstance(model, VisionTransformer):
+        tokens = model.forward_features(pixel_values)
+        return [tokens, model.forward_head(tokens)] if isinstance(model.head, nn.Linear) else [tokens]
+    encoder = getattr(model, "base_model", model)
+    takes = {}
+    if "noise" in inspect.signature(encoder.forward).parameters:  # a ViTMAE: mask nothing, keep the order
+        encoder.config.mask_ratio, mask_ratio = 0.0, encoder.config.mask_ratio
+        takes["noise"] = torch.arange(encoder.embeddings.patch_embeddings.num_patches)[None].float()
+    try:
+        outputs = [encoder(pixel_values, **takes).last_hidden_state]
+    finally:
+        if takes:
+            encoder.config.mask_ratio = mask_ratio
+    if isinstance(getattr(model, "classifier", None), nn.Linear):
+        outputs.append(model(pixel_values).logits)
+    return outputs
+
+
+def compare(source: nn.Module, target: nn.Module, config: C2FMAEConfig) -> float:
+    """
+    Largest difference of their outputs on a random image.
+
+    Raises:
+        `ValueError`: if it is larger than rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    pixel_values = torch.randn(1, config.num_channels, *config.image_height_width, generator=generator)
+    largest = 0.0
+    for expected, got in zip(outputs_of(source, pixel_values), outputs_of(target, pixel_values)):
+        difference = (expected - got).abs().max().item()
+        if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+            raise ValueError(f"source: expected features equal to {TOLERANCE}, got a difference of {difference:.1e}")
+        largest = max(largest, difference)
+    return largest
+
+
+# The output
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """As `replace_file`: a temporary name to write to, which takes the place of `folder` when all is written."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def timm_model(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> tuple[VisionTransformer, dict[str, Any]]:
+    """timm's model of a state dict, and the `config.json` by which timm builds it again."""
+    keys = model.config.timm_keys()
+    num_classes = num_classes_of(state)
+    original = VisionTransformer(**keys["model_args"], num_classes=num_classes)
+    original.load_state_dict(state)
+    cfg = {**keys["pretrained_cfg"], "num_classes": num_classes}
+    names = {"label_names": list(model.config.id2label.values())} if num_classes else {}
+    return original.eval(), {**keys, "num_classes": num_classes, "pretrained_cfg": cfg, **names}
+
+
+def write(
+    options: argparse.Namespace, model: PreTrainedModel, target: Any, statistics: dict[str, list[float]]
+) -> None:
+    if options.format == "mae":
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(options.output) as temporary:
+            torch.save(target, temporary)
+        return
+    with replace_folder(options.output) as temporary:
+        if options.format == "timm":
+            _, config = timm_model(model, target)
+            config["pretrained_cfg"].update(mean=statistics["image_mean"], std=statistics["image_std"])
+            save_file(target, temporary / "model.safetensors", metadata={"format": "pt"})
+            (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            return
+        target.save_pretrained(temporary)
+        if options.format == "c2fmae":
+            C2FMAEImageProcessor.from_config(model.config, **statistics).save_pretrained(temporary)
+        else:
+            size = dict(zip(("height", "width"), model.config.image_height_width))
+            ViTImageProcessor(size=size, resample=3, **statistics).save_pretrained(temporary)  # bicubic, as in MAE
+
+
+def main(args: list[str] | None = None) -> float | None:
+    """Returns the largest difference, `None` where the source could not be run."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("c2fmae_hf").setLevel(logging.INFO)
+    options = parse(args)
+    model, original = load_source(options)
+    mean, std = pixel_statistics(options.architecture or options.source)
+    statistics = {"image_mean": options.image_mean or mean, "image_std": options.image_std or std}
+    for field, value in statistics.items():
+        if len(value) != model.config.num_channels:
+            raise ValueError(
+                f"{field}: expected a number for each of {model.config.num_channels} channels, got {value}"
+            )
+        if hasattr(model.config, field):
+            setattr(model.config, field, value)
+    target: Any = model if options.format == "c2fmae" else convert_from_c2fmae(model, options.format)
+
+    difference = None
+    runnable = target if isinstance(target, nn.Module) else timm_model(model, target.get("model", target))[0]
+    if original is None:
+        logger.info("Features were not compared: what the file belongs to is not known.")
+    else:
+        difference = compare(original, runnable, model.config)
+        logger.info("Largest difference of features on a random image: %.1e.", difference)
+    write(options, model, target, statistics)
+    kind = "classifier" if isinstance(model, C2FMAEForImageClassification) else "encoder"
+    logger.info("Wrote the %s to %s; pixels are normalised with %s.", kind, options.output, statistics)
+    return difference
+
+
+if __name__ == "__main__":
+    main()
