@@ -22,6 +22,7 @@ INSTALL_REQUIRES = [
     "numpy>=1.26",
     "pillow>=11",
     "pyyaml>=6",
+    "jinja2>=3.1",  # model cards
 ]
 
 EXTRAS_REQUIRE = {
@@ -34,20 +35,21 @@ EXTRAS_REQUIRE = {
         "threadpoolctl>=3.1",
         "pycocotools>=2.0.7",
         "filelock>=3.13",
-        "jinja2>=3.1",
         "pyarrow>=17",
         "tqdm>=4.66",
         "matplotlib>=3.9",
     ],
     # run_object_detection.py; `evaluate.evaluator`
     "detection": ["pycocotools>=2.0.7", "scipy>=1.11"],
+    # ONNX: written, checked, and verified against the model
+    "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     # labelling on a cluster
     "ray": ["ray[data]>=2.40"],
     "pytest": ["pytest>=8", "parameterized>=0.9", "torchmetrics>=1.6"],
     "quality": ["ruff>=0.14", "mypy>=1.18", "types-PyYAML"],
 }
 EXTRAS_REQUIRE["test"] = [
-    *(package for extra in ("label", "detection", "ray") for package in EXTRAS_REQUIRE[extra]),
+    *(package for extra in ("label", "detection", "export", "ray") for package in EXTRAS_REQUIRE[extra]),
     *EXTRAS_REQUIRE.pop("pytest"),
 ]
 EXTRAS_REQUIRE["dev"] = [*EXTRAS_REQUIRE["test"], *EXTRAS_REQUIRE["quality"]]
@@ -62,7 +64,7 @@ setup(
     keywords="vision pre-training masked-autoencoder self-supervised transformers timm",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"c2fmae_hf": ["py.typed", "labelling/*.md"]},
+    package_data={"c2fmae_hf": ["py.typed", "*.md", "labelling/*.md"]},
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
