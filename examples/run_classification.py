@@ -41,9 +41,13 @@ from c2fmae_hf.classification import (
     classification_transforms,
 )
 from c2fmae_hf.dataset import load_train_and_validation
+from c2fmae_hf.evidence import load_run
 from c2fmae_hf.features import LinearProbe, extract_features, load_encoder, pixel_statistics, weighted_knn
 from c2fmae_hf.files import write_json
+from c2fmae_hf.hub import push_to_hub
 from c2fmae_hf.metrics import load_metric
+from c2fmae_hf.repository import load_saved
+from c2fmae_hf.run_record import RunRecord
 
 
 logger = logging.getLogger("c2fmae_hf.run_classification")
@@ -92,9 +96,11 @@ class ProtocolArguments:
 GROUPS = (ModelArguments, DataArguments, ProtocolArguments, TrainingArguments)
 
 
-def find_mistake(_, data_args: DataArguments, protocol_args: ProtocolArguments, *others) -> str | None:
+def find_mistake(_, __, protocol_args: ProtocolArguments, training_args: TrainingArguments) -> str | None:
     if protocol_args.linear_probe and protocol_args.knn:
         return "--linear_probe and --knn: choose one"
+    if training_args.push_to_hub and protocol_args.knn:
+        return "--push_to_hub and --knn: nearest neighbours are no model to publish"
     return None
 
 
@@ -146,11 +152,18 @@ def score(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     return load_metric("top_k_accuracy").compute(predictions=scores.numpy(), references=labels.numpy())
 
 
-def judge_features(model_args, data_args, protocol_args, training_args, data, id2label) -> dict:
+def start_record(model, model_args, data_args, protocol_args, training_args, data) -> RunRecord:
+    arguments = (model_args, data_args, protocol_args, training_args)
+    rows = dict(zip(("train", "validation"), map(len, data)))
+    return RunRecord("image_classification", arguments, rows, starting_model=model)
+
+
+def judge_features(model_args, data_args, protocol_args, training_args, data, id2label) -> tuple[dict, dict]:
     """k-NN or linear probe on frozen features, for each pooling that the encoder has."""
     train_rows, validation_rows = data
     encoder = load_encoder(model_args.model, model_args.from_scratch, image_size=data_args.image_size)
     encoder = encoder.to(training_args.device)
+    record = start_record(encoder, model_args, data_args, protocol_args, training_args, data)
     processor = build_processor(model_args.model, encoder.config, data_args.image_size, data_args.crop_ratio)
     statistics = (processor.image_mean, processor.image_std)
     augmented, central = classification_transforms(
@@ -199,7 +212,7 @@ def judge_features(model_args, data_args, protocol_args, training_args, data, id
     if probes and training_args.process_index == 0 and isinstance(encoder.config, C2FMAEConfig):
         pooling = model_args.pooling or encoder.config.pooling
         save_probe(encoder, probes[pooling], pooling, id2label, processor, Path(training_args.output_dir))
-    return results
+    return results, record.finish(None if protocol_args.knn else encoder)
 
 
 def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, folder: Path) -> None:
@@ -219,7 +232,7 @@ def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, f
     processor.save_pretrained(folder)
 
 
-def fine_tune(model_args, data_args, protocol_args, training_args, data, id2label) -> dict:
+def fine_tune(model_args, data_args, protocol_args, training_args, data, id2label) -> tuple[dict, dict]:
     train_rows, validation_rows = data
     if model_args.evaluate_only:
         model = AutoModelForImageClassification.from_pretrained(model_args.model)
@@ -256,17 +269,18 @@ def fine_tune(model_args, data_args, protocol_args, training_args, data, id2labe
         layer_decay=protocol_args.layer_decay,
         ema_decay=protocol_args.ema_decay,
     )
+    record = start_record(model, model_args, data_args, protocol_args, training_args, data)
     if not model_args.evaluate_only:
         trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
         trainer.save_model()
         trainer.save_state()
     metrics = trainer.evaluate()
     pooling = getattr(model.config, "pooling", None) or "model's own"
-    return {
-        pooling: {
-            name: metrics[f"eval_{name}"] for name in ("top1_accuracy", "top5_accuracy") if f"eval_{name}" in metrics
-        }
-    }
+    names = ("top1_accuracy", "top5_accuracy")
+    results = {pooling: {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}}
+    return results, record.finish(
+        None if model_args.evaluate_only else trainer.accelerator.unwrap_model(trainer.model)
+    )
 
 
 def main(args: list[str] | None = None) -> dict:
@@ -286,17 +300,30 @@ def main(args: list[str] | None = None) -> dict:
     protocol = "knn" if protocol_args.knn else "linear_probe" if protocol_args.linear_probe else "fine_tuning"
     started = time.perf_counter()
     run = fine_tune if protocol == "fine_tuning" else judge_features
+    scores, record = run(model_args, data_args, protocol_args, training_args, data, id2label)
     results = {
         "protocol": protocol,
-        "results": run(model_args, data_args, protocol_args, training_args, data, id2label),
+        "results": scores,
         "seconds": time.perf_counter() - started,
         "settings": {**asdict(model_args), **asdict(data_args), **asdict(protocol_args), "seed": training_args.seed},
+        "run": record,
     }
     folder = Path(training_args.output_dir)
     if training_args.process_index == 0:
         write_json(folder / "results.json", results)
-    for pooling, scores in results["results"].items():
-        print(f"{protocol}, {pooling}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        if training_args.push_to_hub:
+            model, processor = load_saved(folder)
+            push_to_hub(
+                model,
+                training_args.hub_model_id or folder.absolute().name,
+                processor=processor,
+                runs=[load_run(folder, "training")],
+                private=training_args.hub_private_repo,
+                token=training_args.hub_token,
+                revision=training_args.hub_revision,
+            )
+    for pooling, values in results["results"].items():
+        print(f"{protocol}, {pooling}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
     print(f"Results: {folder / 'results.json'}")
     return results
 

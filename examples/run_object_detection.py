@@ -43,6 +43,7 @@ from c2fmae_hf.objects import (
     detection_transform,
     find_thing_classes,
 )
+from c2fmae_hf.run_record import RunRecord
 
 
 logger = logging.getLogger("c2fmae_hf.run_object_detection")
@@ -204,6 +205,12 @@ def main(args: list[str] | None = None) -> dict:
         ema_decay=protocol_args.ema_decay,
         **options,
     )
+    record = RunRecord(
+        "object_detection",
+        (model_args, data_args, protocol_args, training_args),
+        rows={"train": len(train), "validation": len(validation)},
+        starting_model=model,
+    )
     started = time.perf_counter()
     if not model_args.evaluate_only:
         trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
@@ -218,12 +225,15 @@ def main(args: list[str] | None = None) -> dict:
         "segm_map_by_class": metrics["eval_segm_map_per_class"],
         "seconds": seconds,
         "settings": {**asdict(model_args), **asdict(data_args), **asdict(protocol_args), "seed": training_args.seed},
+        "run": record.finish(None if model_args.evaluate_only else trainer.accelerator.unwrap_model(trainer.model)),
     }
     folder = Path(training_args.output_dir)
     if trainer.is_world_process_zero():
         write_json(folder / "results.json", results)
         if data_args.num_drawn > 0:
             draw(trainer, data_args.num_drawn, folder / "detections.png")
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
     print(", ".join(f"{name} {value:.4f}" for name, value in results["results"].items()))
     print(f"Results: {folder / 'results.json'}")
     return results

@@ -10,14 +10,15 @@ A YAML or JSON file gives the arguments, options on the command line override it
 
 The output folder then holds the encoder (`c2fmae-vit-<size>`, for `AutoModel` and timm), the whole model
 (`c2fmae-vit-<size>-pretraining`), `trainer_state.json` with every logged loss, `decoder_results.json` (mean IoU and
-panoptic quality of the decoder's own maps on held-out images), `reconstruction.png` and `curves.png`.
+panoptic quality of the decoder's own maps on held-out images), `run.json` (command, arguments, versions, hardware:
+what a model card is made of), `reconstruction.png` and `curves.png`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import datasets
@@ -38,7 +39,9 @@ from c2fmae_hf.dataset import (
     semantic_id2label,
 )
 from c2fmae_hf.decoder_evaluation import evaluate_decoder
+from c2fmae_hf.files import write_json
 from c2fmae_hf.progress import SharedProgress
+from c2fmae_hf.run_record import RUN_FILE, RunRecord
 from c2fmae_hf.trainer import C2FMAETrainer
 from c2fmae_hf.training_args import C2FMAETrainingArguments
 from c2fmae_hf.transforms import evaluation_transform, training_transform
@@ -197,6 +200,19 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     )
 
     # Training
+    record = RunRecord(
+        "pretraining",
+        (data_args, model_args, training_args),
+        rows={
+            "train": None if data_args.streaming else len(train_rows),
+            "validation": None if data_args.streaming or held_out_rows is None else len(held_out_rows),
+        },
+        curriculum=asdict(curriculum),
+        batch_size=training_args.train_batch_size
+        * training_args.gradient_accumulation_steps
+        * training_args.world_size,
+        resumed_from=find_checkpoint(training_args),
+    )
     trainer = C2FMAETrainer(
         model=model,
         args=training_args,
@@ -209,6 +225,8 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     if eval_dataset is not None:
         trainer.log_metrics("eval", trainer.evaluate())
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        write_json(output_dir / RUN_FILE, record.finish(trainer.accelerator.unwrap_model(trainer.model)))
     if isinstance(eval_dataset, C2FMAEDataset) and trainer.is_world_process_zero():
         unwrapped = trainer.accelerator.unwrap_model(trainer.model)
         batch_size = training_args.per_device_eval_batch_size
@@ -222,7 +240,8 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     encoder_dir = output_dir / f"c2fmae-vit-{widths.get(config.hidden_size, 'custom')}"
     trainer.save_encoder(encoder_dir)
     trainer.save_model(str(output_dir / f"{encoder_dir.name}-pretraining"))
-    results = [encoder_dir, output_dir / f"{encoder_dir.name}-pretraining", output_dir / "trainer_state.json"]
+    names = (encoder_dir.name, f"{encoder_dir.name}-pretraining", "trainer_state.json", RUN_FILE)
+    results = [output_dir / name for name in names]
     if data_args.num_drawn > 0 and trainer.is_world_process_zero():
         from c2fmae_hf.visualization import draw_curves, draw_reconstruction
 
@@ -240,6 +259,8 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
             results.append(output_dir / "curves.png")
         else:
             logger.warning("Nothing was logged, so that there are no curves; lower logging_steps.")
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
     if trainer.is_world_process_zero():
         logger.info("\nResults:\n" + "\n".join(f"  {path}" for path in results))
     return trainer

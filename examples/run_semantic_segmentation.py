@@ -28,6 +28,7 @@ from c2fmae_hf.decoding import to_rgb
 from c2fmae_hf.features import pixel_statistics
 from c2fmae_hf.figures import colour_ids, draw_panels
 from c2fmae_hf.files import write_json
+from c2fmae_hf.run_record import RunRecord
 from c2fmae_hf.segmentation import (
     MeanIoUOfBatches,
     SemanticSegmentationDataset,
@@ -179,6 +180,12 @@ def main(args: list[str] | None = None) -> dict:
         window=data_args.image_size if data_args.sliding_window else None,
         stride=data_args.window_stride,
     )
+    record = RunRecord(
+        "semantic_segmentation",
+        (model_args, data_args, protocol_args, training_args),
+        rows={"train": len(train_rows), "validation": len(validation_rows)},
+        starting_model=model,
+    )
     started = time.perf_counter()
     if not model_args.evaluate_only:
         trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
@@ -197,12 +204,15 @@ def main(args: list[str] | None = None) -> dict:
         "iou": {name: None if value != value else value for name, value in per_class.items()},
         "seconds": seconds,
         "settings": {**asdict(model_args), **asdict(data_args), **asdict(protocol_args), "seed": training_args.seed},
+        "run": record.finish(None if model_args.evaluate_only else trainer.accelerator.unwrap_model(trainer.model)),
     }
     folder = Path(training_args.output_dir)
     if trainer.is_world_process_zero():
         write_json(folder / "results.json", results)
         if data_args.num_drawn > 0:
             draw(trainer, validation_rows, id2label, data_args.num_drawn, folder / "predictions.png")
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
     print(", ".join(f"{name} {value:.4f}" for name, value in results["results"].items()))
     print(f"Results: {folder / 'results.json'}")
     return results

@@ -102,14 +102,40 @@ def test_saving_and_loading(tmp_path):
     assert {**first, "transformers_version": None} == {**second, "transformers_version": None}
 
 
-def test_timm_keys_belong_to_encoders_alone(tmp_path):
-    config = C2FMAEConfig.from_size("tiny")
-    for architecture, expected in [("C2FMAEModel", True), ("C2FMAEForPreTraining", False)]:
-        config.architectures = [architecture]
-        config.save_pretrained(tmp_path)
-        saved = json.loads((tmp_path / "config.json").read_text())
-        assert all((key in saved) == expected for key in TIMM_KEYS)
-        assert not any(hasattr(C2FMAEConfig.from_pretrained(tmp_path), key) for key in TIMM_KEYS)
+@pytest.mark.parametrize(
+    ("architecture", "name", "num_classes"),
+    [
+        ("C2FMAEModel", "vit_tiny_patch16_224", 0),
+        ("C2FMAEForPreTraining", "c2fmae_vit_tiny_patch16_224", 0),
+        ("C2FMAEForImageClassification", "c2fmae_vit_tiny_patch16_224", 3),
+    ],
+)
+def test_timm_keys_say_what_the_weights_are(tmp_path, architecture, name, num_classes):
+    config = C2FMAEConfig.from_size("tiny", num_labels=3, image_mean=(0.1, 0.2, 0.3), image_std=[1, 2, 3])
+    config.architectures = [architecture]
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["architecture"] == name
+    assert saved["num_classes"] == saved["pretrained_cfg"]["num_classes"] == num_classes
+    assert saved["pretrained_cfg"].get("label_names", []) == [f"LABEL_{i}" for i in range(num_classes)]
+    assert saved["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
+    assert saved["pretrained_cfg"]["std"] == [1, 2, 3]
+    loaded = C2FMAEConfig.from_pretrained(tmp_path)
+    assert not any(hasattr(loaded, key) for key in TIMM_KEYS)
+    assert (loaded.image_mean, loaded.image_std) == ([0.1, 0.2, 0.3], [1, 2, 3])
+
+
+def test_a_bare_configuration_has_no_timm_keys(tmp_path):
+    C2FMAEConfig.from_size("tiny").save_pretrained(tmp_path)
+    assert not set(TIMM_KEYS) & set(json.loads((tmp_path / "config.json").read_text()))
+
+
+def test_pixel_statistics_fit_the_channels():
+    assert C2FMAEConfig(num_channels=1).image_mean == [0.5]
+    with pytest.raises(ValueError, match=r"image_mean: expected a number for each of 1 channels, got \[0.1, 0.2\]"):
+        C2FMAEConfig(num_channels=1, image_mean=[0.1, 0.2])
+    with pytest.raises(ValueError, match="image_std: expected numbers > 0"):
+        C2FMAEConfig(image_std=[0.5, 0, 0.5])
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from c2fmae_hf import (
     C2FMAEModel,
 )
 from c2fmae_hf.positions import sincos_position_table
+from testing_utils import with_fields
 
 
 ALL_CLASSES = [
@@ -41,11 +42,6 @@ ALL_CLASSES = [
     C2FMAEForSemanticSegmentation,
     C2FMAEBackbone,
 ]
-
-
-def with_fields(config: C2FMAEConfig, **fields) -> C2FMAEConfig:
-    derived = {"loss_weights": None, "out_features": None, "out_indices": None}
-    return C2FMAEConfig(**{**config.to_dict(), **derived, **fields})
 
 
 def losses_of(outputs) -> dict[str, float]:
@@ -433,11 +429,12 @@ def test_a_folder_without_weights_is_an_error(config, tmp_path):
         C2FMAEModel.from_pretrained(tmp_path)
 
 
-def test_a_fine_tuned_model_does_not_claim_to_be_timm_s(config, tmp_path):
+def test_a_fine_tuned_model_does_not_claim_to_be_stock_timm_s(config, tmp_path):
     C2FMAEModel(config).save_pretrained(tmp_path / "encoder")
-    assert "architecture" in json.loads((tmp_path / "encoder/config.json").read_text())
+    assert json.loads((tmp_path / "encoder/config.json").read_text())["architecture"].startswith("vit_")
     C2FMAEForImageClassification.from_pretrained(tmp_path / "encoder").save_pretrained(tmp_path / "classifier")
-    assert "architecture" not in json.loads((tmp_path / "classifier/config.json").read_text())
+    saved = json.loads((tmp_path / "classifier/config.json").read_text())
+    assert saved["architecture"].startswith("c2fmae_vit_")
 
 
 # Downstream heads

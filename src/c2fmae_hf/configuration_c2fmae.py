@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .constants import GRANULARITIES, IMAGENET_MEAN, IMAGENET_STD
+from .files import CHECKSUMS_KEY
 
 
 # The only table of sizes. Encoders are those of ViT (tiny, small: DeiT) and MAE (base, large, huge); the decoder's
@@ -82,8 +83,9 @@ SIZES: dict[str, dict[str, int]] = {
 # dropped when a configuration is read, so that they can never go stale.
 TIMM_KEYS = ("architecture", "num_classes", "num_features", "global_pool", "pretrained_cfg", "model_args")
 
-# Only the encoder's parameters carry timm's names at the root of the state dict.
+# Of what `save_pretrained` writes, only the encoder's parameters carry timm's names at the root of the state dict.
 _ENCODER_CLASS = "C2FMAEModel"
+_CLASSIFIER_CLASS = "C2FMAEForImageClassification"
 
 
 @strict
@@ -109,6 +111,9 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         image_size (`int` or `(height, width)`, defaults to 224): Input size in pixels.
         patch_size (`int`, defaults to 16): Side of a patch in pixels.
         num_channels (`int`, defaults to 3): Input channels.
+        image_mean, image_std (`list[float]`, *optional*): Mean and standard deviation of each channel, for pixels in
+            [0, 1], by which the model's input is normalised: what its image processor and timm take over. Defaults to
+            ImageNet's for three channels, else to 0.5.
         qkv_bias (`bool`, defaults to `True`): Whether the query, key and value projections have a bias.
         pooling (`"mean"` or `"cls"`, defaults to `"mean"`): What `pooler_output` is made of: the mean of the patch
             tokens, or the class token, both after the final norm.
@@ -174,6 +179,8 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int = 16
     num_channels: int = 3
+    image_mean: list[float | int] | tuple[float | int, ...] | None = None
+    image_std: list[float | int] | tuple[float | int, ...] | None = None
     qkv_bias: bool = True
     pooling: Literal["mean", "cls"] = "mean"
 
@@ -203,13 +210,17 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     add_fpn: bool = False
 
     def __post_init__(self, **kwargs):
-        for key in TIMM_KEYS:
+        for key in (*TIMM_KEYS, CHECKSUMS_KEY):
             kwargs.pop(key, None)
         # JSON has neither tuples nor integer keys: hold what a saved and loaded configuration would hold.
         self.granularities = list(self.granularities)
         self.input_granularities = list(self.input_granularities)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
+        is_colour = self.num_channels == len(IMAGENET_MEAN)
+        gray = [0.5] * self.num_channels
+        self.image_mean = list(self.image_mean or (IMAGENET_MEAN if is_colour else gray))
+        self.image_std = list(self.image_std or (IMAGENET_STD if is_colour else gray))
         if self.loss_weights is None:
             self.loss_weights = dict.fromkeys(self.granularities, 1.0)
         if self.semantic_id2label is not None:
@@ -321,6 +332,11 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             # Half of a position's channels encode its row, half its column; each half is sines and cosines.
             check(getattr(self, width) % 4 == 0, width, "a multiple of 4", getattr(self, width))
 
+        for field in ("image_mean", "image_std"):
+            value = getattr(self, field)
+            check(len(value) == self.num_channels, field, f"a number for each of {self.num_channels} channels", value)
+        check(all(value > 0 for value in self.image_std or ()), "image_std", "numbers > 0", self.image_std)
+
         for field in ("granularities", "input_granularities"):
             value = getattr(self, field)
             check(
@@ -353,20 +369,25 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 sorted(self.semantic_id2label),
             )
 
-    def timm_keys(self) -> dict[str, Any] | None:
+    def timm_keys(self, num_classes: int = 0) -> dict[str, Any] | None:
         """
         What timm needs to find in `config.json` to build this encoder as its own `VisionTransformer`, so that
         `timm.create_model("local-dir:...")` and `"hf-hub:..."` work without this package. `None` if timm's class
         cannot express the encoder: extra input granularities, another activation or epsilon of the layer norms.
+
+        Args:
+            num_classes (`int`, defaults to 0): Outputs of the weights' classifier, named by `id2label`.
         """
         if self.input_granularities != ["image"] or self.hidden_act != "gelu" or self.layer_norm_eps != 1e-6:
             return None
         size = next((name for name, fields in SIZES.items() if fields["hidden_size"] == self.hidden_size), "base")
         patch_size = SIZES[size]["patch_size"]
         global_pool = "avg" if self.pooling == "mean" else "token"
+        labels: dict[Any, str] = dict(self.id2label or {})
+        names = [labels[index] for index in range(num_classes)]
         return {
             "architecture": f"vit_{size}_patch{patch_size}_224",
-            "num_classes": 0,
+            "num_classes": num_classes,
             "num_features": self.hidden_size,
             "global_pool": global_pool,  # for information; timm builds from `model_args`
             "model_args": {
@@ -391,19 +412,27 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 "crop_pct": 0.875,
                 "crop_mode": "center",
                 "interpolation": "bicubic",
-                "mean": list(IMAGENET_MEAN),
-                "std": list(IMAGENET_STD),
-                "num_classes": 0,
+                "mean": self.image_mean,
+                "std": self.image_std,
+                "num_classes": num_classes,
                 "first_conv": "patch_embed.proj",
                 "classifier": "head",
+                **({"label_names": names} if names else {}),
             },
         }
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
-        """Write the configuration; that of an encoder (`C2FMAEModel`) also holds timm's keys."""
+        """
+        Write the configuration with timm's keys. Those of an encoder (`C2FMAEModel`) are for timm alone; other
+        classes' weights have names that timm knows where this package is imported.
+        """
         content = json.loads(self.to_json_string(use_diff=use_diff))
-        if self.architectures == [_ENCODER_CLASS]:
-            content.update(self.timm_keys() or {})
+        model_class = (self.architectures or [""])[0]
+        if model_class.startswith("C2FMAE"):
+            keys = self.timm_keys((self.num_labels or 0) if model_class == _CLASSIFIER_CLASS else 0)
+            if keys is not None and model_class != _ENCODER_CLASS:
+                keys["architecture"] = f"c2fmae_{keys['architecture']}"
+            content.update(keys or {})
         with open(json_file_path, "w", encoding="utf-8") as file:
             file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
 

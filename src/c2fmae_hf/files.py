@@ -54,3 +54,26 @@ def file_sha256(path: str | os.PathLike) -> str:
         while piece := file.read(1 << 20):
             checksum.update(piece)
     return checksum.hexdigest()
+
+
+CHECKSUMS_KEY = "weights_sha256"
+
+
+def check_files(config_file: str | os.PathLike) -> None:
+    """
+    Compare files with the checksums that a published `config.json` holds for those beside it; without any it does
+    nothing.
+
+    Raises:
+        `ValueError`: naming the file that differs and its sizes, if it is there at all.
+    """
+    config_file = Path(config_file)
+    checksums = json.loads(config_file.read_text(encoding="utf-8")).get(CHECKSUMS_KEY) or {}
+    for name, expected in checksums.items():
+        file = config_file.parent / name
+        if file.is_file() and file_sha256(file) != expected:
+            raise ValueError(
+                f"{file}: expected the content that was published (SHA-256 {expected}), got another of "
+                f"{file.stat().st_size} bytes; the file is damaged or was changed. Delete it and load again, or pass "
+                "force_download=True"
+            )

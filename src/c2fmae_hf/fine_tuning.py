@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from .files import replace_file
+from .hub import PublishingTrainer
 from .optimization import layer_decay_groups
 
 
@@ -34,9 +35,10 @@ def named_classes(id2label: Mapping[int, str]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
-class FineTuningTrainer(Trainer):
+class FineTuningTrainer(PublishingTrainer):
     """
-    `Trainer` with layer-wise learning rates and, if wanted, an exponential moving average of the weights.
+    `Trainer` with layer-wise learning rates and, if wanted, an exponential moving average of the weights. Its
+    `push_to_hub` publishes in one commit, with a card.
 
     Args:
         encoder (`nn.Module`, *optional*): The part of the model whose layers `layer_decay` counts; by default all.

@@ -94,7 +94,8 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     @classmethod
     def from_config(cls, config: Any, **kwargs) -> C2FMAEImageProcessor:
         """
-        The processor of a model: its image size (from a resize to 8/7 of it), patch size and label stride.
+        The processor of a model: its image size (from a resize to 8/7 of it), pixel statistics, patch size and label
+        stride.
 
         Args:
             config ([`C2FMAEConfig`]).
@@ -104,6 +105,8 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         defaults = {
             "size": {"shortest_edge": round(max(height, width) / 0.875)},
             "crop_size": {"height": height, "width": width},
+            "image_mean": config.image_mean,
+            "image_std": config.image_std,
             "patch_size": config.patch_size,
             "label_stride": config.label_stride,
         }

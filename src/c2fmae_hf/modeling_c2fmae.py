@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torchvision.ops import StochasticDepth
 from transformers import PreTrainedModel
@@ -21,12 +23,13 @@ from transformers.modeling_outputs import (
     SemanticSegmenterOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.utils import CONFIG_NAME, ModelOutput, cached_file
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_c2fmae import C2FMAEConfig
 from .constants import IGNORE_INDEX
+from .files import check_files
 from .input_checks import check_labels, check_pixel_values, count_masked
 from .losses import image_loss, instance_loss, semantic_loss
 from .positions import resize_position_table, sincos_position_table
@@ -262,6 +265,20 @@ class C2FMAEDecoderBlock(GradientCheckpointingLayer):
 # The encoder
 
 
+# Weights that classes save besides the encoder's, by their first name; a classifier is timm's `head` where published.
+_OTHER_CLASSES = {
+    "decoder": r"^decoder\.",
+    "classifier": r"^classifier\.",
+    "head": r"^head\.",
+    "decode_head": r"^decode_head\.",
+    "fpn": r"^fpn\.",
+}
+
+
+def _others(*own: str) -> list[str]:
+    return [pattern for name, pattern in _OTHER_CLASSES.items() if name not in own]
+
+
 class C2FMAEPreTrainedModel(PreTrainedModel):
     """Initialisation, and what the library asks of a model."""
 
@@ -282,12 +299,10 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     # Losses are means over the batch; the Trainer divides them by the accumulation steps itself.
     accepts_loss_kwargs = False
     # What other C2FMAE classes save besides the encoder; and which modules of this class a checkpoint may lack.
-    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [
-        r"^decoder\.",
-        r"^classifier\.",
-        r"^decode_head\.",
-    ]
+    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = _others()
     _may_be_new: tuple[str, ...] = ()
+    # Names in a published repository, which are timm's, and in this class.
+    _timm_names: dict[str, str] | None = None
 
     def __init__(self, config: C2FMAEConfig, *args, **kwargs) -> None:
         # Fields that `from_pretrained` overrides are set on the finished configuration, past its checks.
@@ -304,16 +319,26 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """
         As in transformers, but a checkpoint that lacks weights of this class, other than a downstream head's, or that
-        has weights of nothing known is an error rather than a warning.
+        has weights of nothing known is an error rather than a warning; so is a file that differs from the checksum in
+        a published `config.json`.
 
         Raises:
-            `ValueError`: naming the missing and the unexpected weights.
+            `ValueError`: naming the missing and the unexpected weights, or the file that is damaged.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
+        is_renamed = kwargs.setdefault("key_mapping", cls._timm_names) is cls._timm_names
+        try:
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
+        except SafetensorError:
+            cls._check_files(pretrained_model_name_or_path, **kwargs)  # says which file it is, and what to do
+            raise
         model, info = loaded
+        cls._check_files(pretrained_model_name_or_path, **kwargs)
+        if is_renamed:
+            # The library would save under the names that it loaded. The Trainer resumes by those of the class.
+            model._weight_conversions = None
         missing = sorted(name for name in info["missing_keys"] if not name.startswith(cls._may_be_new or ("\0",)))
         unexpected = sorted(info["unexpected_keys"])
         if missing or unexpected:
@@ -329,6 +354,31 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
                 f"{unexpected[:5]}{' ...' if len(unexpected) > 5 else ''} ({len(unexpected)}).{hint}"
             )
         return (model, info) if with_info else model
+
+    @staticmethod
+    def _check_files(name: Any, **kwargs) -> None:
+        """Compare the files of weights with the checksums that publishing writes into `config.json`."""
+        options = {key: kwargs[key] for key in ("cache_dir", "revision", "subfolder") if kwargs.get(key) is not None}
+        config_file = None
+        if name is not None:
+            config_file = cached_file(
+                name,
+                CONFIG_NAME,
+                local_files_only=True,  # it has just been loaded
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                **options,
+            )
+        if config_file is not None:
+            check_files(config_file)
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> Any:
+        """
+        Publish weights, configuration, image processor, model card and licence in one commit, in the layout that timm
+        loads too. See [`~c2fmae_hf.hub.push_to_hub`] for the arguments.
+        """
+        # By name: files of relative imports are published along, for use without this package.
+        return importlib.import_module("c2fmae_hf.hub").push_to_hub(self, repo_id, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -731,8 +781,9 @@ def random_part(ids: torch.Tensor, ratio: float) -> torch.Tensor:
 class C2FMAEForImageClassification(C2FMAEPreTrainedModel):
     """The encoder with a linear classifier on its pooled output."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^decode_head\.", r"label_embed\."]
+    _keys_to_ignore_on_load_unexpected = [*_others("classifier", "head"), r"label_embed\."]
     _may_be_new = ("classifier.",)
+    _timm_names = {r"^head\.": "classifier."}
 
     def __init__(self, config: C2FMAEConfig) -> None:
         super().__init__(config)
@@ -791,7 +842,7 @@ class C2FMAESegmentationHead(nn.Module):
 class C2FMAEForSemanticSegmentation(C2FMAEPreTrainedModel):
     """The encoder with a light convolutional head."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classifier\.", r"label_embed\."]
+    _keys_to_ignore_on_load_unexpected = [*_others("decode_head"), r"label_embed\."]
     _may_be_new = ("decode_head.",)
 
     def __init__(self, config: C2FMAEConfig) -> None:
@@ -884,6 +935,7 @@ class C2FMAEBackbone(BackboneMixin, C2FMAEPreTrainedModel):
             maps.
     """
 
+    _keys_to_ignore_on_load_unexpected = _others("fpn")
     _may_be_new = ("fpn.",)
 
     def __init__(self, config: C2FMAEConfig) -> None:

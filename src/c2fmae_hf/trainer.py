@@ -18,10 +18,11 @@ from .callbacks import CurriculumCallback
 from .constants import GRANULARITIES, MASKING_STRATEGIES
 from .data_collator import FALLBACK, DataCollatorForC2FMAE
 from .dataset import C2FMAEDataset, EpochSampler
+from .hub import PublishingTrainer
 from .progress import SharedProgress
 
 
-class C2FMAETrainer(Trainer):
+class C2FMAETrainer(PublishingTrainer):
     """
     Pre-trains [`C2FMAEForPreTraining`] on a [`C2FMAEDataset`] or [`C2FMAEIterableDataset`].
 
@@ -29,6 +30,7 @@ class C2FMAETrainer(Trainer):
     - Logs, and so `trainer_state.json`, hold each granularity's loss (means over the logged steps, images and
       processes), the curriculum's current probabilities, and the share of images masked by each strategy.
     - Norms, biases and tokens are not decayed. Weight decay, schedule and learning rate are the arguments'.
+    - `push_to_hub` publishes in one commit, in the layout that timm loads too, with a card.
     - A loss that is not finite raises `FloatingPointError` and names the granularity and the step.
 
     Args: those of [`~transformers.Trainer`]; `args` is a [`C2FMAETrainingArguments`].

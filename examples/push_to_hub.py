@@ -1,0 +1,108 @@
+"""
+Publish a saved model on the Hub: an encoder, a pre-training checkpoint or a fine-tuned model.
+
+    python examples/push_to_hub.py runs/demo/c2fmae-vit-tiny-pretraining me/c2fmae-vit-tiny --preview runs/demo/preview
+    python examples/push_to_hub.py runs/demo/c2fmae-vit-tiny-pretraining me/c2fmae-vit-tiny --private
+    python examples/push_to_hub.py runs/1 me/flowers --results runs/2/results.json --license cc-by-4.0
+
+One commit holds the weights in the layout that transformers and timm both load, configuration, image processor, model
+card, the records of the runs that the card's figures come from, licence, and code for use without this package. The
+card is made of the records beside the model (`run.json`, `trainer_state.json`, `results.json`) and of `--results`.
+
+`--preview` writes all of it to a folder instead, which is what to look at first. Nothing is uploaded twice, and
+nothing is published by halves: run it again after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from c2fmae_hf.evidence import RESULTS_FILE, Run, load_run
+from c2fmae_hf.hub import HubError, push_to_hub, write_repository
+from c2fmae_hf.model_card import CardFacts
+from c2fmae_hf.repository import load_saved
+from c2fmae_hf.run_record import RUN_FILE
+
+
+def parse(args: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder of a saved model")
+    parser.add_argument("repo_id", help="name, or owner/name")
+    parser.add_argument("--preview", type=Path, help="write the repository to this folder, and publish nothing")
+    parser.add_argument("--run_folder", type=Path, help="records of the training; by default beside the model")
+    parser.add_argument("--results", type=Path, nargs="*", default=[], help="results.json of further evaluations")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", help="branch; by default main")
+    parser.add_argument("--subfolder", help="folder within the repository")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request")
+    parser.add_argument("--commit_message", help="first line of the commit's message")
+    parser.add_argument("--no_custom_code", action="store_true", help="leave out the code for trust_remote_code")
+    parser.add_argument("--license", default=CardFacts.license, help="licence of the weights, as the Hub names it")
+    parser.add_argument("--license_file", type=Path, help="its text; needed for all but apache-2.0")
+    parser.add_argument("--datasets", nargs="*", default=[], help="names on the Hub of the training data")
+    parser.add_argument("--base_model", help="name on the Hub of the model that was fine-tuned")
+    parser.add_argument("--data", default=CardFacts.data, help="the card's words on data, labels and their licences")
+    parser.add_argument("--limits", default=CardFacts.limits, help="the card's words on limits")
+    options = parser.parse_args(args)
+    if options.license != CardFacts.license and options.license_file is None:
+        parser.error(f"--license {options.license} needs --license_file")
+    return options
+
+
+def find_runs(model: Path, run_folder: Path | None, results: list[Path]) -> list[Run]:
+    """The run that made the model, and those that judged it."""
+    runs = []
+    candidates = [run_folder] if run_folder is not None else [model, model.parent]
+    for folder in candidates:
+        if run_folder is not None or (folder / RUN_FILE).is_file() or (folder / RESULTS_FILE).is_file():
+            runs.append(load_run(folder, "training"))
+            break
+    for number, path in enumerate(results, start=1):
+        runs.append(load_run(path, f"evaluation-{number}"))
+    return runs
+
+
+def main(args: list[str] | None = None) -> str:
+    """Returns the address of the commit, or of the preview."""
+    options = parse(args)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    model, processor = load_saved(options.model)
+    common = {
+        "processor": processor,
+        "runs": find_runs(options.model, options.run_folder, options.results),
+        "facts": CardFacts(
+            license=options.license,
+            datasets=tuple(options.datasets),
+            base_model=options.base_model,
+            data=options.data,
+            limits=options.limits,
+        ),
+        "license_text": options.license_file.read_text(encoding="utf-8") if options.license_file else None,
+    }
+    custom_code = not options.no_custom_code
+    if options.preview is not None:
+        write_repository(model, options.preview, options.repo_id, custom_code=custom_code, **common)
+        print(f"Look at {options.preview / 'README.md'}; nothing was published.")
+        return str(options.preview)
+    try:
+        commit = push_to_hub(
+            model,
+            options.repo_id,
+            private=options.private,
+            revision=options.revision,
+            subfolder=options.subfolder,
+            create_pr=options.create_pr,
+            commit_message=options.commit_message,
+            custom_code=custom_code,
+            **common,
+        )
+    except HubError as error:
+        raise SystemExit(str(error)) from None
+    print(commit.pr_url or commit.commit_url)
+    return str(commit.pr_url or commit.commit_url)
+
+
+if __name__ == "__main__":
+    main()

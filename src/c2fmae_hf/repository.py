@@ -1,0 +1,224 @@
+"""
+A model as the files of a repository that transformers and timm both load.
+
+`model.safetensors` holds what timm's `VisionTransformer` has, under timm's names: the encoder and, of a classifier,
+its head. What timm does not know is in files of its own (`decoder.safetensors`, ...), and an index leads transformers
+to all of them: one repository serves `AutoModel`, the whole model's class and `timm.create_model("hf-hub:...")`, and
+no weight is stored twice. `save_pretrained` keeps the names of the class instead, from which a Trainer resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoImageProcessor, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.image_utils import PILImageResampling
+
+import c2fmae_hf
+
+from .configuration_c2fmae import C2FMAEConfig
+from .files import CHECKSUMS_KEY, file_sha256
+from .image_processing_c2fmae import C2FMAEImageProcessor
+from .modeling_c2fmae import (
+    C2FMAEBackbone,
+    C2FMAEForImageClassification,
+    C2FMAEForPreTraining,
+    C2FMAEForSemanticSegmentation,
+    C2FMAEModel,
+    C2FMAEPreTrainedModel,
+)
+
+
+ENCODER_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
+PROCESSOR_FILE = "preprocessor_config.json"
+
+# What a repository's own code offers to transformers without this package.
+AUTO_CLASSES = {
+    "AutoModel": C2FMAEModel,
+    "AutoModelForPreTraining": C2FMAEForPreTraining,
+    "AutoModelForImageClassification": C2FMAEForImageClassification,
+    "AutoModelForSemanticSegmentation": C2FMAEForSemanticSegmentation,
+    "AutoBackbone": C2FMAEBackbone,
+}
+
+
+def load_saved(folder: str | os.PathLike) -> tuple[PreTrainedModel, Any]:
+    """
+    Model and image processor of a folder that `save_pretrained` or a training script wrote; the model's class is the
+    one that `config.json` names.
+
+    Returns:
+        The model, and the processor, or `None` if the folder has none.
+
+    Raises:
+        `FileNotFoundError`: if there is no `config.json`.
+        `ValueError`: if it names no class that is known, or the weights do not fit it.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{folder / CONFIG_FILE}: expected a saved model, found nothing")
+    names = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("architectures") or [None]
+    model_class = getattr(c2fmae_hf, str(names[0]), None) or getattr(transformers, str(names[0]), None)
+    if model_class is None:
+        raise ValueError(
+            f"{folder / CONFIG_FILE}, architectures: expected the name of a model of c2fmae_hf or transformers, got "
+            f"{names[0]!r}"
+        )
+    processor = None
+    if (folder / PROCESSOR_FILE).is_file():
+        processor = AutoImageProcessor.from_pretrained(folder)
+    return model_class.from_pretrained(folder), processor
+
+
+def save_repository(
+    model: PreTrainedModel,
+    folder: str | os.PathLike,
+    processor: Any = None,
+    *,
+    custom_code: bool = True,
+    license_text: str | None = None,
+) -> list[str]:
+    """
+    Write weights, configuration, image processor, licence and, for use without this package, code.
+
+    Args:
+        model: A C2FMAE model, or another one that is built on it (UperNet, Mask2Former, Mask R-CNN), which is written
+            as `save_pretrained` does.
+        folder: Empty or not there yet.
+        processor (*optional*): The image processor. Its mean, standard deviation and crop become timm's too.
+        custom_code (`bool`, defaults to `True`): Whether to add the modules that transformers loads with
+            `trust_remote_code=True` where this package is not installed. Only for C2FMAE's own classes.
+        license_text (*optional*): Content of the file `LICENSE`; by default this package's Apache-2.0.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        `FileExistsError`: if the folder is not empty.
+        `ValueError`: if the processor's patch size or channels are not the model's.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: expected an empty folder, got one with files")
+    folder.mkdir(parents=True, exist_ok=True)
+    is_own = isinstance(model, C2FMAEPreTrainedModel)
+    if processor is not None:
+        if isinstance(model, C2FMAEPreTrainedModel):
+            _check_processor(model.config, processor)
+        processor.save_pretrained(folder)
+    timm_keys = None
+    if is_own:
+        classes = model.config.num_labels if isinstance(model, C2FMAEForImageClassification) else 0
+        timm_keys = model.config.timm_keys(classes or 0)
+    changes: dict[str, Any] = {}
+    if timm_keys is None:
+        model.save_pretrained(folder)
+    else:
+        model.config.architectures = [type(model).__name__]
+        model.config.dtype = str(model.dtype).removeprefix("torch.")
+        model.config.save_pretrained(folder)
+        _add_preprocessing(timm_keys["pretrained_cfg"], processor)
+        changes = {**timm_keys, **_save_weights(model, folder)}
+        if isinstance(processor, C2FMAEImageProcessor):
+            changes.update(image_mean=list(processor.image_mean), image_std=list(processor.image_std))
+    if is_own and custom_code:
+        changes["auto_map"] = _save_code(model, folder, processor)
+    changes[CHECKSUMS_KEY] = {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+    _update_json(folder / CONFIG_FILE, changes)
+    (folder / "LICENSE").write_text(license_text or _own_license(), encoding="utf-8")
+    return sorted(file.name for file in folder.iterdir())
+
+
+def _check_processor(config: C2FMAEConfig, processor: Any) -> None:
+    patch_size = getattr(processor, "patch_size", config.patch_size)
+    if patch_size != config.patch_size:
+        raise ValueError(f"processor.patch_size: expected the model's {config.patch_size}, got {patch_size}")
+    mean = getattr(processor, "image_mean", None)
+    if mean is not None and len(mean) != config.num_channels:
+        raise ValueError(
+            f"processor.image_mean: expected a number for each of {config.num_channels} channels, got {list(mean)}"
+        )
+
+
+def _add_preprocessing(pretrained_cfg: dict[str, Any], processor: Any) -> None:
+    """What the processor does to images, in timm's words."""
+    if not isinstance(processor, C2FMAEImageProcessor):
+        return
+    pretrained_cfg.update(mean=list(processor.image_mean), std=list(processor.image_std))
+    crop, edge = processor.crop_size, (processor.size or {}).get("shortest_edge")
+    if processor.do_center_crop and crop and edge:
+        pretrained_cfg["crop_pct"] = round(max(crop["height"], crop["width"]) / edge, 4)
+    pretrained_cfg["interpolation"] = PILImageResampling(processor.resample).name.lower()
+
+
+def _save_weights(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
+    """The files of weights; returns what the configuration must say of them."""
+    files: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in model.state_dict().items():
+        name = name.removeprefix(f"{model.base_model_prefix}.")
+        first = name.partition(".")[0]
+        if first == "classifier":
+            name, first = name.replace("classifier.", "head.", 1), "head"
+        is_timms = first not in ("decoder", "decode_head", "fpn", "label_embed")
+        file = ENCODER_FILE if is_timms else f"{first}.safetensors"
+        files.setdefault(file, {})[name] = value.detach().cpu().contiguous()
+    for file, tensors in files.items():
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(files) == 1:
+        return {}
+    tensors_and_files = [(name, value, file) for file, tensors in files.items() for name, value in tensors.items()]
+    index = {
+        "metadata": {"total_size": sum(value.nbytes for _, value, _ in tensors_and_files)},
+        "weight_map": {name: file for name, _, file in sorted(tensors_and_files, key=lambda entry: entry[0])},
+    }
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return {"transformers_weights": INDEX_FILE}
+
+
+def _save_code(model: PreTrainedModel, folder: Path, processor: Any) -> dict[str, str]:
+    """Modules of this package, by the library's own function; returns what they offer."""
+
+    def reference(of: type) -> str:
+        return f"{of.__module__.rpartition('.')[2]}.{of.__name__}"
+
+    offered = {"AutoConfig": C2FMAEConfig, **AUTO_CLASSES}
+    custom_object_save(model, folder)
+    if isinstance(processor, C2FMAEImageProcessor):
+        custom_object_save(processor, folder)
+        # Here too: of a local folder with timm's keys transformers reads config.json alone.
+        offered["AutoImageProcessor"] = C2FMAEImageProcessor
+        _update_json(folder / PROCESSOR_FILE, {"auto_map": {"AutoImageProcessor": reference(C2FMAEImageProcessor)}})
+    return {name: reference(of) for name, of in offered.items()}
+
+
+def _update_json(path: Path, changes: dict[str, Any]) -> None:
+    content = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _own_license() -> str:
+    distribution = metadata.distribution("c2fmae-hf")
+    text = distribution.read_text("licenses/LICENSE") or distribution.read_text("LICENSE")
+    if text is None:
+        raise FileNotFoundError("LICENSE: expected it in the installed package's metadata; pass license_text")
+    return text
+
+
+def copy_files(folder: Path, files: Mapping[str, str | os.PathLike]) -> None:
+    """Add files to a repository by their names in it."""
+    for name, source in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)

@@ -1,0 +1,151 @@
+"""What a run was: its command, arguments, data, weights, versions, hardware and time. Model cards are made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+PACKAGES = ("c2fmae-hf", "torch", "torchvision", "transformers", "timm", "datasets", "accelerate")
+RUN_FILE = "run.json"
+
+
+class RunRecord:
+    """
+    Begins when it is made.
+
+    Args:
+        task (`str`): What is done, such as `pretraining`.
+        arguments: Dataclasses of arguments; those that differ from their defaults are kept, tokens never.
+        rows: How many images each split has.
+        starting_model (*optional*): The model before training, whose encoder's fingerprint is kept.
+        details: Further facts, such as the curriculum.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        arguments: Sequence[Any],
+        rows: Mapping[str, int | None],
+        starting_model: nn.Module | None = None,
+        **details: Any,
+    ) -> None:
+        self._clock = time.perf_counter()
+        self.content: dict[str, Any] = {
+            "task": task,
+            "command": hide_tokens(sys.argv),
+            "arguments": {name: value for group in arguments for name, value in changed_arguments(group).items()},
+            "rows": dict(rows),
+            **details,
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+        if starting_model is not None:
+            self.content["starting_encoder"] = encoder_fingerprint(starting_model)
+
+    def finish(self, model: nn.Module | None = None, **details: Any) -> dict[str, Any]:
+        """
+        The record, as JSON can hold it.
+
+        Args:
+            model (*optional*): The model after training, whose encoder's fingerprint is kept.
+            details: Further facts.
+        """
+        content = {**self.content, **details, "seconds": round(time.perf_counter() - self._clock, 1)}
+        if model is not None:
+            content["encoder"] = encoder_fingerprint(model)
+        return content
+
+
+def changed_arguments(group: Any) -> dict[str, Any]:
+    """Fields of a dataclass that differ from their defaults, but for tokens."""
+    changed = {}
+    for field in fields(group):
+        value = getattr(group, field.name)
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        if field.init and value != default and "token" not in field.name and not field.name.startswith("_"):
+            changed[field.name] = value if isinstance(value, (bool, int, float, str, list, dict)) else str(value)
+    return changed
+
+
+def hide_tokens(command: Sequence[str]) -> str:
+    """A command line whose program is given by its name alone, and whose tokens are hidden."""
+    words = [Path(command[0]).name, *command[1:]]
+    for index, word in enumerate(words):
+        option, _, value = word.partition("=")
+        if option.startswith("--") and "token" in option:
+            if value:
+                words[index] = f"{option}=***"
+            elif index + 1 < len(words):
+                words[index + 1] = "***"
+    return shlex.join(words)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what computes."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """The machine that this process runs on, without its name."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    content: dict[str, Any] = {
+        "processor": _processor_name(),
+        "cores": cores,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+    if torch.cuda.is_available():
+        content["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return content
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@torch.no_grad()
+def encoder_fingerprint(model: nn.Module) -> str:
+    """
+    SHA-256 of the encoder's weights, whatever file, class or device they are in: by it a result is known to be of
+    these weights and no others.
+
+    Args:
+        model: A C2FMAE model; of any other model all weights count.
+    """
+    prefix = "c2fmae."
+    state = model.state_dict()
+    if any(prefix in name for name in state):
+        state = {name.partition(prefix)[2]: value for name, value in state.items() if prefix in name}
+    checksum = hashlib.sha256()
+    for name in sorted(state):
+        if name.startswith("label_embed."):  # not part of what transfers
+            continue
+        value = state[name].detach().cpu().contiguous()
+        checksum.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        checksum.update(value.reshape(-1).view(torch.uint8).numpy())
+    return checksum.hexdigest()
