@@ -16,7 +16,6 @@ nothing is published by halves: run it again after an interruption.
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 from c2fmae_hf.evidence import RESULTS_FILE, Run, load_run
@@ -67,7 +66,6 @@ def find_runs(model: Path, run_folder: Path | None, results: list[Path]) -> list
 def main(args: list[str] | None = None) -> str:
     """Returns the address of the commit, or of the preview."""
     options = parse(args)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     model, processor = load_saved(options.model)
     common = {
         "processor": processor,

@@ -9,6 +9,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import sysconfig
+import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -21,6 +24,7 @@ from c2fmae_hf.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.dataset import C2FMAEDataset
 from c2fmae_hf.progress import SharedProgress
 from c2fmae_hf.transforms import training_transform
+from hub_faults import Scene
 from testing_utils import make_rows
 
 
@@ -87,3 +91,21 @@ def dataset(config: C2FMAEConfig, rows: datasets.Dataset) -> C2FMAEDataset:
 @pytest.fixture
 def batch(config: C2FMAEConfig, dataset: C2FMAEDataset) -> dict[str, torch.Tensor]:
     return DataCollatorForC2FMAE(config)([dataset[i] for i in range(8)])
+
+
+@pytest.fixture(scope="session")
+def python_without_package(tmp_path_factory) -> str:
+    """An interpreter with this one's libraries but without c2fmae_hf, whose path is in a `.pth` file."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=False, symlinks=True)
+    site = next(folder.glob("lib*/python*/site-packages"), folder / "Lib/site-packages")
+    (site / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    return str(next(path for path in (folder / "bin/python", folder / "Scripts/python.exe") if path.exists()))
+
+
+@pytest.fixture(scope="session")
+def hub_scene(tmp_path_factory) -> Iterator[Scene]:
+    """A Hub on loopback, with processes that use it."""
+    scene = Scene(tmp_path_factory.mktemp("hub"))
+    yield scene
+    scene.close()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import c2fmae_hf
 
@@ -35,3 +38,28 @@ def test_public_names_exist_and_are_documented():
     for name in c2fmae_hf.__all__:
         value = getattr(c2fmae_hf, name)
         assert isinstance(value, dict) or value.__doc__, name
+
+
+def modules_in_order(repository: Path) -> list[str]:
+    """CONTRIBUTING's table of modules, in the order in which data flows."""
+    section = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where things live")[2]
+    rows = re.findall(r"^\| (`.*?) \|", section.partition("\n## ")[0], re.MULTILINE)
+    return [name for row in rows for name in re.findall(r"`(\w+)/?`", row)]
+
+
+def test_modules_import_only_from_those_above_them(repository):
+    order = modules_in_order(repository)
+    folder = repository / "src/c2fmae_hf"
+    names = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert set(order) == names - {"__init__"}
+    assert len(order) == len(set(order))
+    for position, name in enumerate(order):
+        path = folder / name
+        sources = [path.with_suffix(".py")] if path.with_suffix(".py").is_file() else sorted(path.glob("*.py"))
+        for source in sources:
+            for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+                # One dot in a module, two in a file of a folder.
+                if isinstance(node, ast.ImportFrom) and node.level == 1 + (source.parent != folder):
+                    imported = [node.module.partition(".")[0]] if node.module else [one.name for one in node.names]
+                    for other in imported:
+                        assert order.index(other) < position, f"{source.name} imports {other}, which is below it"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sysconfig
-import venv
 
 import pytest
 import timm
@@ -243,16 +241,6 @@ try:
 except ValueError as error:
     print(error)
 """
-
-
-@pytest.fixture(scope="session")
-def python_without_package(tmp_path_factory) -> str:
-    """An interpreter with this one's libraries but without c2fmae_hf, whose path is in a `.pth` file."""
-    folder = tmp_path_factory.mktemp("venv")
-    venv.create(folder, with_pip=False, symlinks=True)
-    site = next(folder.glob("lib*/python*/site-packages"), folder / "Lib/site-packages")
-    (site / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    return str(next(path for path in (folder / "bin/python", folder / "Scripts/python.exe") if path.exists()))
 
 
 def test_stock_libraries_need_no_package(config, pixels, tmp_path, python_without_package):

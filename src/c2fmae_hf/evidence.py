@@ -6,13 +6,14 @@ in it where it stands.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .run_record import RUN_FILE
+from .run_record import RUN_FILE, data_name, hide_folders, hide_secrets
 
 
 STATE_FILE = "trainer_state.json"
@@ -51,7 +52,8 @@ class Run:
     The records of one run.
 
     Args:
-        files: What each file holds, by its path in the repository, such as `runs/pretraining/run.json`.
+        files: What each file holds, by its path in the repository, such as `runs/training/run.json`; without tokens,
+            passwords and the folders of the machine that it ran on, since it is to be published.
         sources: Where each file is now.
     """
 
@@ -69,6 +71,17 @@ class Run:
         return {}
 
     @property
+    def folder(self) -> str:
+        """Where its files are in the repository."""
+        return next(iter(self.files)).rpartition("/")[0]
+
+    @property
+    def made_weights(self) -> bool:
+        """Whether it trained the weights of its repository. One that is named an evaluation only judged them."""
+        is_evaluation = self.folder.rpartition("/")[2].startswith("evaluation")
+        return "encoder" in self.record and not is_evaluation
+
+    @property
     def encoders(self) -> set[str]:
         """Fingerprints of the encoder that the run started from and of the one that it made."""
         return {self.record[key] for key in ("starting_encoder", "encoder") if key in self.record}
@@ -80,11 +93,12 @@ def load_run(path: str | os.PathLike, name: str) -> Run:
 
     Args:
         path: The folder, or the file.
-        name (`str`): Of the run within the repository.
+        name (`str`): Of the run within the repository. Of an evaluation, which judged the repository's weights but
+            did not make them, it begins with `evaluation`.
 
     Raises:
         `FileNotFoundError`: if there is neither `run.json` nor `results.json`.
-        `ValueError`: if a file is not JSON.
+        `ValueError`: if a file is not a JSON object.
     """
     path = Path(path)
     folder = path.parent if path.is_file() else path
@@ -95,9 +109,12 @@ def load_run(path: str | os.PathLike, name: str) -> Run:
     files = {}
     for file, source in found.items():
         try:
-            files[f"runs/{name}/{file}"] = json.loads(source.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+            content = json.loads(source.read_text(encoding="utf-8"))
+        except ValueError as error:  # of JSON, or of UTF-8
             raise ValueError(f"{source}: expected JSON, {error}") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{source}: expected a JSON object, got {type(content).__name__}")
+        files[f"runs/{name}/{file}"] = hide_folders(hide_secrets(content))
     return Run(files, {f"runs/{name}/{file}": source for file, source in found.items()})
 
 
@@ -106,7 +123,10 @@ def load_run(path: str | os.PathLike, name: str) -> Run:
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured value: the task, the data, the metric's name in [`METRICS`], and where the value stands."""
+    """
+    One measured value: the task, the data, the metric's name in [`METRICS`], where the value stands, and whether it is
+    of the weights that the run ended with.
+    """
 
     task: str
     hub_task: str
@@ -115,10 +135,16 @@ class Figure:
     value: float
     file: str
     place: str
-    note: str = ""
+    is_last: bool = True
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.value)
 
     @property
     def shown(self) -> str:
+        if not self.is_finite:
+            return "not finite"
         return f"{100 * self.value:.1f}" if METRICS[self.metric][2] else f"{self.value:.3f}"
 
     @property
@@ -127,54 +153,62 @@ class Figure:
 
 
 def figures_of(run: Run) -> list[Figure]:
-    """Everything that a run measured, in the order in which a reader wants it."""
+    """
+    Everything that a run measured, in the order in which a reader wants it; of the losses of training the first and
+    the last.
+
+    Raises:
+        `ValueError`: if something else than a number stands where a metric should.
+    """
     record = run.record
-    arguments = record.get("arguments", {})
-    figures = []
+    task = record.get("task", "")
+    figures: list[Figure] = []
+    # Losses of fine-tuning are of weights along the way, its score is of those that are saved.
+    is_scored = any(Path(file).name == RESULTS_FILE for file in run.files)
+
+    def add(words: str, metric: str, value: Any, file: str, place: str, is_last: bool = True) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{file}, {place}: expected a number, got {value!r}")
+        hub_task = HUB_TASKS.get(task, "image-classification")
+        figures.append(Figure(words, hub_task, data_of(run), metric, value, file, place, is_last))
+
     for file, content in run.files.items():
-        settings = content.get("settings", {})
-        data = data_name(arguments.get("dataset_name") or settings.get("dataset_name"))
-        task = record.get("task", "")
-        if file.endswith(RESULTS_FILE):
-            note = content.get("protocol", "").replace("_", " ")
+        kind = Path(file).name
+        if kind == RESULTS_FILE:
+            protocol = content.get("protocol", "").replace("_", "-")
             for place, metric, value in _leaves(content.get("results", {}), "results"):
                 pooling = place.split(".")[1] if place.count(".") > 1 else ""
-                figures.append(
-                    Figure(
-                        ", ".join(filter(None, (task.replace("_", " "), note, pooling and f"{pooling} pooling"))),
-                        HUB_TASKS.get(task, "image-classification"),
-                        data,
-                        metric,
-                        value,
-                        file,
-                        place,
-                    )
-                )
-        elif file.endswith(STATE_FILE):
-            history = content["log_history"]
+                parts = (task_name(task), protocol, pooling and f"{pooling} pooling")
+                add(", ".join(filter(None, parts)), metric, value, file, place)
+        elif kind == STATE_FILE and not is_scored:
+            history = content.get("log_history", [])
             evaluations = [index for index, entry in enumerate(history) if "eval_loss" in entry]
             for index in dict.fromkeys(evaluations[:1] + evaluations[-1:]):
                 entry = history[index]
-                figures += [
-                    Figure(
-                        f"pre-training, step {entry['step']}",
-                        HUB_TASKS["pretraining"],
-                        data,
-                        name,
-                        entry[name],
-                        file,
-                        f"log_history.{index}.{name}",
-                    )
-                    for name in METRICS
-                    if name in entry
-                ]
-        elif file.endswith(DECODER_FILE):
-            figures += [
-                Figure("decoder's own maps", HUB_TASKS["pretraining"], data, name, content[name], file, name)
-                for name in METRICS
-                if name in content
-            ]
+                for name in METRICS:
+                    if name in entry:
+                        words = f"{task_name(task)}, step {entry['step']}"
+                        place = f"log_history.{index}.{name}"
+                        add(words, name, entry[name], file, place, is_last=index == evaluations[-1])
+        elif kind == DECODER_FILE:
+            for name in METRICS:
+                if content.get(name) is not None:
+                    add("the decoder's own maps", name, content[name], file, name)
     return figures
+
+
+def task_name(task: str) -> str:
+    """A record's task in words."""
+    return "pre-training" if task == "pretraining" else task.replace("_", " ")
+
+
+def data_of(run: Run) -> str:
+    """Name of the data that a run trained on or judged by."""
+    if "data" in run.record:
+        return run.record["data"]
+    settings = [content.get("settings", {}) for content in run.files.values()]
+    named = [source.get("dataset_name") for source in (run.record.get("arguments", {}), *settings)]
+    return data_name(next(filter(None, named), None))
 
 
 def _leaves(content: dict[str, Any], place: str) -> Iterator[tuple[str, str, float]]:
@@ -183,14 +217,6 @@ def _leaves(content: dict[str, Any], place: str) -> Iterator[tuple[str, str, flo
             yield from _leaves(value, f"{place}.{name}")
         elif name in METRICS and value is not None:
             yield f"{place}.{name}", name, value
-
-
-def data_name(dataset: str | None) -> str:
-    """A dataset's name: that on a hub, or the last part of a local path."""
-    if not dataset:
-        return "not recorded"
-    is_path = dataset.startswith((".", "/", "~")) or dataset.count("/") != 1 or Path(dataset).exists()
-    return Path(dataset).name.replace("*", "").removesuffix(".parquet").strip("_-") if is_path else dataset
 
 
 def resolve(content: Any, place: str) -> Any:

@@ -10,15 +10,15 @@ import hashlib
 import logging
 import re
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
@@ -27,6 +27,7 @@ from .evidence import RESULTS_FILE, Run, load_run
 from .files import file_sha256
 from .model_card import CardFacts, build_card
 from .repository import copy_files, save_repository
+from .retries import attempt, error_chain, failure_behind, in_short, may_pass, status_of
 from .run_record import RUN_FILE, encoder_fingerprint
 
 
@@ -37,9 +38,8 @@ T = TypeVar("T")
 # Files of an earlier publication that the new one does not have are deleted; others' files stay.
 OWN_FILES = ("*.safetensors", "*.safetensors.index.json", "*_c2fmae.py", "preprocessor_config.json")
 TOKEN_PATTERN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
-RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
 ATTEMPTS = 5
-LONGEST_WAIT = 60.0
+NOTHING = "Nothing was published"
 
 
 class HubError(RuntimeError):
@@ -179,12 +179,55 @@ def publish_folder(
     tried again up to five times; large files that have arrived are not sent again. If the answer to the commit is
     lost, the repository is looked at to find out whether it landed.
     """
-    publication = _Publication(folder, repo_id, token, subfolder, revision)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    publication = _Publication(files, repo_id, token, subfolder, revision)
     return publication.run(private, create_pr, commit_message, commit_description)
 
 
 class PublishingTrainer(Trainer):
-    """A `Trainer` whose `push_to_hub` publishes as [`push_to_hub`] does: one commit, with a card of its records."""
+    """
+    A `Trainer` whose `push_to_hub` publishes as [`push_to_hub`] does: one commit, with a card of its records.
+
+    `args.hub_token` is taken over and set to `None`: transformers saves the arguments beside the weights.
+
+    Raises:
+        `ValueError`: if `args.hub_token` is given and `args.hub_strategy` is not `end`.
+        [`HubError`]: if it is to publish in the end, and could not.
+    """
+
+    _hub_token: str | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._take_token()
+
+    def _take_token(self) -> None:
+        if self.args.hub_token is None:
+            return
+        if self.args.push_to_hub and self.args.hub_strategy != "end":
+            # transformers then uploads while it trains, with the token of the arguments or the environment's.
+            raise ValueError(
+                f"hub_token: with hub_strategy {str(self.args.hub_strategy)!r} expected None, with the token in "
+                "HF_TOKEN or from `hf auth login`, got one"
+            )
+        self._hub_token, self.args.hub_token = self.args.hub_token, None
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository before the training, and say now what would fail after it."""
+        if not self.is_world_process_zero():
+            return
+        self._take_token()
+        args = self.args
+        private = args.hub_private_repo if private is None else private
+        name = args.hub_model_id or Path(str(args.output_dir)).absolute().name
+        publication = _Publication({}, name, token or self._hub_token, None, None)
+        publication.explained(publication.prepare, private)
+        self.hub_model_id = publication.repo_id  # type: ignore[assignment]
+        self.push_in_progress = None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers, but it publishes nothing: `push_to_hub` does, when the records of the run are there."""
+        super().save_model(output_dir, _internal_call=True)
 
     def push_to_hub(
         self,
@@ -221,7 +264,7 @@ class PublishingTrainer(Trainer):
             processor=self.processing_class,
             runs=runs,
             commit_message=commit_message,
-            token=token or args.hub_token,
+            token=token or self._hub_token,
             revision=revision or args.hub_revision,
             private=args.hub_private_repo if private is None else private,
             **kwargs,
@@ -229,45 +272,68 @@ class PublishingTrainer(Trainer):
 
 
 class _Publication:
-    """One folder on its way to one repository."""
+    """Files of a folder, by their paths in it, on their way to one repository."""
 
     def __init__(
-        self, folder: Path, repo_id: str, token: str | bool | None, subfolder: str | None, revision: str | None
+        self,
+        files: Mapping[str, Path],
+        repo_id: str,
+        token: str | bool | None,
+        subfolder: str | None,
+        revision: str | None,
     ) -> None:
-        self.folder, self.repo_id, self.revision = folder, repo_id, revision
-        self.secret = token if isinstance(token, str) else get_token()
+        self.repo_id, self.revision = repo_id, revision
+        self.secret = token if isinstance(token, str) else None if token is False else get_token()
         self.api = HfApi(token=token)
         prefix = f"{subfolder.strip('/')}/" if subfolder else ""
         self.prefix = prefix
-        self.files = {
-            prefix + path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
-        }
+        self.files = {prefix + name: path for name, path in files.items()}
         self.account: dict[str, Any] = {}
-        self.is_published = False
+        self.state = NOTHING
 
     def run(
         self, private: bool | None, create_pr: bool, commit_message: str, commit_description: str | None
     ) -> CommitInfo:
         self.check_secrets()
+        return self.explained(self._run, private, create_pr, commit_message, commit_description)
+
+    def explained(self, function: Callable[..., T], *args) -> T:
+        """
+        Call a function, and explain what it raises.
+
+        Raises:
+            [`HubError`]: nothing hangs on it, as a request with its headers would.
+        """
         try:
-            self.account = self.attempt("asking who you are", self.api.whoami)
-            if not create_pr:
-                self.repo_id = self.attempt("making the repository", self.make_repository, private)
-            if self.revision and not create_pr and not self.revision.startswith("refs/"):
-                self.attempt(
-                    "making the branch", self.api.create_branch, self.repo_id, branch=self.revision, exist_ok=True
-                )
-            info = self.attempt("publishing", self.commit, create_pr, commit_message, commit_description)
-            self.is_published = True
-            self.attempt("checking the result", self.check, info.pr_revision if create_pr else info.oid)
+            return function(*args)
         except HubError:
             raise
         except Exception as error:
             explanation = self.explain(error)
             if explanation is None:
                 raise
-            # Not `from error`: a request with its headers hangs on it.
-            raise HubError(self.redact(explanation)) from None
+        # Not in the block above: even `from None` keeps the error, and with it the token, as `__context__`.
+        raise HubError(self.redact(explanation))
+
+    def prepare(self, private: bool | None, create_pr: bool = False) -> None:
+        """Who asks, and for their own repository that it is there."""
+        if self.secret is None:
+            raise HubError(self.no_token())
+        self.account = self.attempt("asking who you are", self.api.whoami)
+        if not create_pr:
+            self.repo_id = self.attempt("making the repository", self.make_repository, private)
+
+    def _run(
+        self, private: bool | None, create_pr: bool, commit_message: str, commit_description: str | None
+    ) -> CommitInfo:
+        self.prepare(private, create_pr)
+        if self.revision and not create_pr and not self.revision.startswith("refs/"):
+            self.attempt(
+                "making the branch", self.api.create_branch, self.repo_id, branch=self.revision, exist_ok=True
+            )
+        info = self.attempt("publishing", self.commit, create_pr, commit_message, commit_description)
+        self.state = "It was published, but could not be checked"
+        self.attempt("checking the result", self.check, info.pr_revision if create_pr else info.oid)
         return info
 
     def check_secrets(self) -> None:
@@ -293,19 +359,49 @@ class _Publication:
             logger.info("%s holds these files already.", self.repo_id)
             url = f"{self.api.endpoint}/{self.repo_id}/commit/{head}"
             return CommitInfo(commit_url=url, commit_message=message, commit_description="", oid=str(head))
-        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        if create_pr and self.state != NOTHING and (landed := self.pull_request(message)):
+            return landed
+        self.state = NOTHING
+        additions = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in self.files.items()
         ]
-        operations += [CommitOperationDelete(path_in_repo=name) for name in there if self.is_left_over(name)]
-        return self.api.create_commit(
-            self.repo_id,
-            operations,
-            commit_message=message,
-            commit_description=description,
-            revision=self.revision,
-            create_pr=create_pr,
-            parent_commit=None if create_pr else head,
+        deletions = [CommitOperationDelete(path_in_repo=name) for name in there if self.is_left_over(name)]
+        # Part of the commit otherwise; by itself it is known that nothing is published if it fails.
+        self.api.preupload_lfs_files(
+            self.repo_id, additions, revision=self.revision, create_pr=create_pr, free_memory=False
         )
+        try:
+            return self.api.create_commit(
+                self.repo_id,
+                [*additions, *deletions],
+                commit_message=message,
+                commit_description=description,
+                revision=self.revision,
+                create_pr=create_pr,
+                parent_commit=None if create_pr else head,
+            )
+        except Exception as error:
+            if not 400 <= (status_of(error) or 0) < 500:
+                self.state = "Whether it was published is not known"
+            raise
+
+    def pull_request(self, title: str) -> CommitInfo | None:
+        """One of ours that holds these files."""
+        for discussion in self.api.get_repo_discussions(
+            self.repo_id, author=self.account.get("name"), discussion_type="pull_request", discussion_status="open"
+        ):
+            reference = f"refs/pr/{discussion.num}"
+            if discussion.title == title and not self.differing(self.remote_checksums(reference)):
+                url = f"{self.api.endpoint}/{self.repo_id}"
+                oid = str(self.api.repo_info(self.repo_id, revision=reference).sha)
+                return CommitInfo(
+                    commit_url=f"{url}/commit/{oid}",
+                    commit_message=title,
+                    commit_description="",
+                    oid=oid,
+                    pr_url=f"{url}/discussions/{discussion.num}",
+                )
+        return None
 
     def is_left_over(self, name: str) -> bool:
         if name in self.files or not name.startswith(self.prefix):
@@ -339,64 +435,61 @@ class _Publication:
 
     def attempt(self, what: str, function: Callable[..., T], *args, **kwargs) -> T:
         """Call a function, and again if it fails for a reason that may pass."""
-        for number in range(1, ATTEMPTS + 1):
-            try:
-                return function(*args, **kwargs)
-            except Exception as error:
-                if number == ATTEMPTS or not _may_pass(error):
-                    raise
-                wait = _wait(error, number)
-                logger.warning(
-                    "%s: %s failed (%s); try %d of %d in %.0f s.",
-                    self.repo_id,
-                    what,
-                    self.redact(_in_short(error)),
-                    number + 1,
-                    ATTEMPTS,
-                    wait,
-                )
-                time.sleep(wait)
-        raise AssertionError
+        return attempt(
+            f"{self.repo_id}: {what}",
+            lambda: function(*args, **kwargs),
+            ATTEMPTS,
+            _is_worth_another_try,
+            self.redact,
+        )
+
+    def no_token(self) -> str:
+        return f"no access token: run `hf auth login`, or set HF_TOKEN, with a token that may write. {self.state}"
 
     def explain(self, error: Exception) -> str | None:
         """One line for what people run into, `None` for what is not the Hub's doing."""
-        nothing = "It was published, but could not be checked" if self.is_published else "Nothing was published"
-        if isinstance(error, OfflineModeIsEnabled):
-            return f"HF_HUB_OFFLINE is set, so that the Hub is not asked. {nothing}"
+        if any(isinstance(one, OfflineModeIsEnabled) for one in error_chain(error)):
+            return f"HF_HUB_OFFLINE is set, so that the Hub is not asked. {self.state}"
         if isinstance(error, HFValidationError):
             return (
                 f"repo_id: expected 'name' or 'owner/name' of letters, digits, '-', '_' and '.', got {self.repo_id!r}"
             )
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = status_of(error)
         name = self.account.get("name")
         access = self.account.get("auth", {}).get("accessToken", {})
-        if self.secret is None and (status in (401, 403) or type(error).__name__ == "LocalTokenNotFoundError"):
-            return f"no access token: run `hf auth login`, or set HF_TOKEN, with a token that may write. {nothing}"
-        if status == 401 and not self.account:
-            return (
-                "the Hub does not accept the access token: it may be mistyped, expired or revoked. Make one that may "
-                f"write at {self.api.endpoint}/settings/tokens and run `hf auth login`. {nothing}"
-            )
+        settings = f"{self.api.endpoint}/settings/tokens"
+        if _is_storage(error):
+            return f"the storage refused what was sent ({in_short(error)}). {self.state}; publish again"
         if status in (401, 403, 404) and access.get("role") == "read":
             return (
                 f"the access token {access.get('displayName', '')!r} of {name} may only read; make one that may write "
-                f"at {self.api.endpoint}/settings/tokens. {nothing}"
+                f"at {settings}. {self.state}"
             )
-        if status in (401, 403, 404):
+        if status == 401:
+            return (
+                "the Hub does not accept the access token: it may be mistyped, expired or revoked. Make one that may "
+                f"write at {settings} and run `hf auth login`. {self.state}"
+            )
+        if status in (403, 404):
             owners = [name, *(entry.get("name") for entry in self.account.get("orgs", []))]
+            hint = ""
+            if access.get("role") == "fineGrained":
+                hint = f", unless the fine-grained token lacks the permission (see {settings})"
             return (
                 f"{self.repo_id} is not yours to write to, or not visible: you are {name}, and may write as "
-                f"{', '.join(map(str, owners))}; choose another name, or open a pull request (create_pr). {nothing}"
+                f"{', '.join(map(str, owners))}{hint}; choose another name, or open a pull request (create_pr). "
+                f"{self.state}"
             )
         if status in (409, 412):
-            return f"{self.repo_id} changed while it was published; publish again. {nothing}"
+            return f"{self.repo_id} changed while it was published; publish again. {self.state}"
         if status is not None:
             return (
-                f"the Hub answered {_in_short(error)}. {nothing}; publish again later, what arrived is not sent twice"
+                f"the Hub answered {in_short(error)}. {self.state}; publish again later, what arrived is not sent "
+                "twice"
             )
-        if _may_pass(error):
+        if may_pass(error):
             return (
-                f"no connection to {self.api.endpoint} ({_in_short(error)}). {nothing}; publish again, what "
+                f"no connection to {self.api.endpoint} ({in_short(error)}). {self.state}; publish again, what "
                 "arrived is not sent twice"
             )
         return None
@@ -416,45 +509,23 @@ def _is_disk_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in codes or "No space left" in str(error) or "File too large" in str(error)
 
 
-def _chain(error: BaseException | None) -> list[BaseException]:
-    """An error and those behind it."""
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
+def _is_storage(error: Exception) -> bool:
+    """
+    Whether the storage of large files refused one: its address is valid for a time, and it checks what arrives. With a
+    new address, or a better connection, it may accept.
+    """
+    request = getattr(getattr(failure_behind(error), "response", None), "request", None)
+    return status_of(error) in (400, 403) and getattr(request, "method", "") == "PUT"
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether a second try may succeed. The Hub's client has httpx or httpx2 beneath, depending on its version."""
-    if isinstance(error, OfflineModeIsEnabled):
-        return False
-    for one in _chain(error):
-        status = getattr(getattr(one, "response", None), "status_code", None)
-        if isinstance(one, HfHubHTTPError) or status is not None:
-            return status in (*RETRIED_STATUS, 412)
-        if isinstance(one, (ConnectionError, TimeoutError)):
-            return True
-        if any(base.__name__ == "TransportError" for base in type(one).__mro__):
-            return True
-    return False
-
-
-def _wait(error: Exception, number: int) -> float:
-    """Seconds before the next try: what the server asks for, or 1, 2, 4, ..."""
-    for one in _chain(error):
-        headers = getattr(getattr(one, "response", None), "headers", None) or {}
-        asked = headers.get("retry-after", "")
-        if str(asked).isdigit():
-            return min(float(asked), LONGEST_WAIT)
-    return min(2.0 ** (number - 1), LONGEST_WAIT)
-
-
-def _in_short(error: Exception) -> str:
-    for one in _chain(error):
-        status = getattr(getattr(one, "response", None), "status_code", None)
-        if status is not None:
-            request_id = getattr(one, "request_id", None)
-            return f"{status} {one.response.reason_phrase}" + (f", request {request_id}" if request_id else "")
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _is_worth_another_try(error: Exception) -> bool:
+    """
+    Besides what may pass by itself: a refusal of the storage, and a commit on which someone else's came first. But not
+    where `huggingface_hub` itself has tried six times with waits: five times that would be too much.
+    """
+    was_tried_again = any(
+        "http_backoff" in frame.f_code.co_name
+        for one in error_chain(error)
+        for frame, _ in traceback.walk_tb(one.__traceback__)
+    )
+    return not was_tried_again and (may_pass(error) or status_of(error) == 412 or _is_storage(error))

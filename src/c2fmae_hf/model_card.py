@@ -1,10 +1,12 @@
 """
-Model cards, rendered from the records that runs leave behind. A figure without a record cannot get in: every row of
-the results names a file and the place in it, and [`check_card`] reads it there.
+Model cards, rendered from a configuration and from the records that runs leave behind. A figure without a record
+cannot get in: [`check_card`] reads every result where its record has it, renders everything else again, and takes no
+number in the words that people add but those of names, licences, years and counts of images.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoModelForPreTraining, PreTrainedConfig
 
 import c2fmae_hf
 
 from .configuration_c2fmae import C2FMAEConfig
-from .evidence import METRICS, Figure, Run, data_name, figures_of, resolve
+from .evidence import METRICS, Figure, Run, data_of, figures_of, resolve, task_name
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+WORDS_HEADING = "\n## Data, licences and limits\n"
+RESULTS_HEADING = "\n## Results\n"
 DEFAULT_DATA = (
     "The training data, the origin of their label maps, and the licences of both are not stated. Weights may inherit "
     "obligations from both: ask before you rely on them."
@@ -35,25 +40,46 @@ DEFAULT_LIMITS = (
 
 @dataclass(frozen=True)
 class Kind:
-    """What a model's class means on a hub."""
+    """What a model's class means on a hub, and the Auto class that loads it, if `AutoModel` loads something else."""
 
     description: str
     pipeline_tag: str
-    head: str
+    auto_class: str = ""
 
 
 KINDS = {
-    "C2FMAEModel": Kind("The encoder", "image-feature-extraction", ""),
-    "C2FMAEForPreTraining": Kind("Encoder and pre-training decoder", "image-feature-extraction", "decoder"),
-    "C2FMAEForImageClassification": Kind("An image classifier on the encoder", "image-classification", ""),
-    "C2FMAEForSemanticSegmentation": Kind("A semantic segmenter on the encoder", "image-segmentation", "decode_head"),
-    "C2FMAEBackbone": Kind("The encoder as a backbone", "image-feature-extraction", "fpn"),
-    "UperNetForSemanticSegmentation": Kind("A semantic segmenter (UperNet) on the encoder", "image-segmentation", ""),
-    "MaskRCNNForObjectDetection": Kind("A detector (Mask R-CNN) on the encoder", "object-detection", ""),
+    "C2FMAEModel": Kind("The encoder", "image-feature-extraction"),
+    "C2FMAEForPreTraining": Kind(
+        "Encoder and pre-training decoder", "image-feature-extraction", "AutoModelForPreTraining"
+    ),
+    "C2FMAEForImageClassification": Kind(
+        "An image classifier on the encoder", "image-classification", "AutoModelForImageClassification"
+    ),
+    "C2FMAEForSemanticSegmentation": Kind(
+        "A semantic segmenter on the encoder", "image-segmentation", "AutoModelForSemanticSegmentation"
+    ),
+    "C2FMAEBackbone": Kind("A backbone, which is the encoder", "image-feature-extraction", "AutoBackbone"),
+    "UperNetForSemanticSegmentation": Kind("A semantic segmenter (UperNet) on the encoder", "image-segmentation"),
+    "MaskRCNNForObjectDetection": Kind("A detector (Mask R-CNN) on the encoder", "object-detection"),
     "Mask2FormerForUniversalSegmentation": Kind(
-        "An instance segmenter (Mask2Former) on the encoder", "image-segmentation", ""
+        "An instance segmenter (Mask2Former) on the encoder", "image-segmentation"
     ),
 }
+_TASKS_OF_OTHERS = {
+    "ForImageClassification": "image-classification",
+    "Segmentation": "image-segmentation",
+    "ForObjectDetection": "object-detection",
+}
+# What a number in a person's words may be part of: an address, a paper, a licence, a name (ImageNet-1K), a year.
+_NAMED_NUMBERS = re.compile(
+    r"https?://\S+"
+    r"|arxiv[:\s]\d{4}\.\d{4,5}(?:v\d)?"
+    r"|CC0(?: 1\.0)?"
+    r"|(?:CC[- ]BY(?:[- ](?:SA|NC|ND))*|Apache|(?:A|L)?GPL|MPL|BSD|ODbL|CDLA)[- ]v?[1-4](?:\.\d|-Clause)?(?![\d.]*\d)"
+    r"|(?<![\w])(?!acc|top|m?iou|ap|pq|map|score|loss|error|auc|recall|precision|f1)[a-z][a-z_-]*\d+[a-z]*(?![.,]?\d)"
+    r"|\b(?:19|20)\d\d\b(?![.,]?\d)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -102,70 +128,127 @@ def build_card(
         parameters (*optional*): Number of parameters by part; by default counted from the configuration.
 
     Returns:
-        `ModelCard`: with metadata that hubs read; its figures have passed [`check_card`].
+        `ModelCard`: with metadata that hubs read; it has passed [`check_card`].
+
+    Raises:
+        `ValueError`: for a number in the facts that no record bears out, or a record that is not complete.
     """
-    facts = facts or CardFacts()
-    kind = KINDS.get(model_class, Kind(f"A {model_class} on the encoder", "image-feature-extraction", ""))
+    text = _render(name, config, model_class, files, runs, facts or CardFacts(), parameters)
+    check_card(text, name, config, model_class, files=files, runs=runs, parameters=parameters)
+    return ModelCard(text)
+
+
+def _render(
+    name: str,
+    config: PreTrainedConfig,
+    model_class: str,
+    files: Sequence[str],
+    runs: Sequence[Run],
+    facts: CardFacts,
+    parameters: dict[str, int] | None,
+) -> str:
+    kind, own = _kind_of(model_class), _own_config(config)
     figures = [figure for run in runs for figure in figures_of(run)]
-    training = [run for run in runs if run.record.get("encoder")]
+    published = [figure for figure in figures if figure.is_last and figure.is_finite] if files else []
+    results = [_eval_result(name, figure) for figure in published]
     data = ModelCardData(
         license=facts.license,
+        license_link="LICENSE" if facts.license == "other" else None,
         library_name="transformers",
         pipeline_tag=kind.pipeline_tag,
-        tags=["c2fmae", "masked-autoencoder", "vision", *(["timm"] if _is_timms(config) else []), *facts.tags],
+        tags=[*_tags(config), *facts.tags],
         datasets=list(facts.datasets) or None,
         base_model=facts.base_model,
-        metrics=sorted({METRICS[figure.metric][1] for figure in figures}) if files and figures else None,
-        model_name=name.rpartition("/")[2] if files and figures else None,
-        eval_results=[_eval_result(name, figure) for figure in figures] if files and figures else None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=name.rpartition("/")[2] if results else None,
+        eval_results=results or None,
     )
-    card: ModelCard = ModelCard.from_template(
+    description = (
+        f"{kind.description} of **C2FMAE**, a coarse-to-fine masked autoencoder "
+        "([arXiv 2603.09955](https://arxiv.org/abs/2603.09955)): its encoder learns from semantic masks, instance "
+        "masks and pixels through a cascaded decoder and a masking curriculum."
+    )
+    if own is None:
+        description = f"{kind.description.removesuffix(' on the encoder')}. Its encoder is not C2FMAE's."
+    card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         title=name.rpartition("/")[2],
-        kind=kind,
+        description=description,
         version=c2fmae_hf.__version__,
-        files=_describe_files(files, config),
-        architecture=_describe_architecture(config, parameters or count_parameters(config, model_class)),
-        usage=_usage(name, config, model_class, bool(files)),
-        training=[_describe_training(run) for run in training],
-        results=[
-            {
-                "task": figure.task,
-                "data": figure.data,
-                "metric": METRICS[figure.metric][0],
-                "value": figure.shown,
-                "evidence": figure.evidence,
-            }
-            for figure in figures
-        ],
-        data=facts.data,
-        limits=facts.limits,
+        files=_describe_files(files, config, model_class),
+        architecture=_describe_architecture(config, own, parameters or count_parameters(config, model_class)),
+        usage=_usage(name, config, model_class, files),
+        training=[_describe_training(run) for run in runs if run.made_weights],
+        results=[_row(figure) for figure in figures],
+        data=facts.data.strip(),
+        limits=facts.limits.strip(),
     )
-    check_card(str(card), {file: content for run in runs for file, content in run.files.items()})
-    return card
+    return str(card)
 
 
-def check_card(text: str, evidence: dict[str, Any]) -> None:
+def check_card(
+    text: str,
+    name: str,
+    config: PreTrainedConfig,
+    model_class: str,
+    *,
+    files: Sequence[str] = (),
+    runs: Sequence[Run] = (),
+    parameters: dict[str, int] | None = None,
+) -> None:
     """
-    Compare a card's figures, in the table of results and in the metadata, with the records that it names.
+    Hold a card to what it was made of, which are the other arguments, as for [`build_card`]:
 
-    Args:
-        text (`str`): The card.
-        evidence: What each file of records holds, by its path in the repository.
+    - a result, in the table and in the metadata, has the value that stands at the place of the record that it names;
+    - everything else down to the last section is what configuration and records give, line by line, but for the
+      licence, the tags and the names of datasets and base model;
+    - these, and the words of the last section, hold no number but as part of a name, a licence, an address or a year,
+      or as the number of images in a record.
 
     Raises:
-        `ValueError`: naming the line whose figure no record bears out.
+        `ValueError`: naming the line and what was expected there.
     """
-    card = ModelCard(text, ignore_metadata_errors=False)
-    _, _, section = card.text.partition("\n## Results\n")
-    section = section.partition("\n## ")[0]
+    try:
+        card = ModelCard(text, ignore_metadata_errors=False)
+    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"card, metadata: expected what huggingface_hub reads, {error}") from None
+    _check_results(card, {file: content for run in runs for file, content in run.files.items()})
+
+    head, heading, words = text.partition(WORDS_HEADING)
+    counts = {str(number) for run in runs for number in run.record.get("rows", {}).values() if number is not None}
+    tags = [tag for tag in card.data.tags or [] if tag not in _tags(config)]
+    for line in (*tags, *words.splitlines()):
+        _check_words(line, counts)
+    datasets, base_model = card.data.datasets or [], card.data.base_model
+    for value in (*([datasets] if isinstance(datasets, str) else datasets), base_model or "-", card.data.license):
+        if not re.fullmatch(r"[\w.+-]+(/[\w.-]+)?", str(value)):
+            raise ValueError(
+                f"card, metadata: expected the name of a licence, dataset or model on a hub, got {value!r}"
+            )
+
+    facts = CardFacts(str(card.data.license), tuple(datasets), base_model, "", "", tuple(tags))  # type: ignore[arg-type]
+    expected = _render(name, config, model_class, files, runs, facts, parameters).partition(WORDS_HEADING)[0]
+    if not heading or head != expected:
+        lines, expected_lines = head.splitlines(), expected.splitlines()
+        length = max(len(lines), len(expected_lines))
+        for one, other in zip(*(part + [""] * (length - len(part)) for part in (lines, expected_lines))):
+            if one != other:
+                raise ValueError(
+                    f"card, {one!r}: expected {other!r}, as its configuration and records give; a card is not edited, "
+                    "but made again"
+                )
+        raise ValueError(f"card: expected the section {WORDS_HEADING.strip()!r}, found none")
+
+
+def _check_results(card: ModelCard, evidence: dict[str, Any]) -> None:
+    """The results against the records alone, whatever rendered them."""
+    section = card.text.partition(RESULTS_HEADING)[2].partition("\n## ")[0]
     for line in section.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
         if line.startswith("|") and len(cells) == 5 and cells[4].startswith("`"):
             file, _, place = cells[4].strip("`").partition(":")
-            value = _recorded(evidence, file, place, line)
-            metric = place.rpartition(".")[2]
+            value, metric = _recorded(evidence, file, place, line), place.rpartition(".")[2]
             expected = Figure("", "", "", metric, value, file, place) if metric in METRICS else None
             if expected is None or (expected.shown, METRICS[metric][0]) != (cells[3], cells[2]):
                 raise ValueError(f"card, results: {line!r} says {cells[3]}, the record {value}")
@@ -173,8 +256,9 @@ def check_card(text: str, evidence: dict[str, Any]) -> None:
             raise ValueError(f"card, results: {line!r} has a figure without a record")
     for result in card.data.eval_results or []:
         file, _, place = str((result.metric_args or {}).get("record", "")).partition(":")
-        if _recorded(evidence, file, place, result.metric_name or result.metric_type) != result.metric_value:
-            raise ValueError(f"card, metadata: {result.metric_name} says {result.metric_value}, the record another")
+        value = _recorded(evidence, file, place, result.metric_name or result.metric_type)
+        if value != result.metric_value:
+            raise ValueError(f"card, metadata: {result.metric_name} says {result.metric_value}, the record {value}")
 
 
 def _recorded(evidence: dict[str, Any], file: str, place: str, what: str) -> Any:
@@ -182,6 +266,55 @@ def _recorded(evidence: dict[str, Any], file: str, place: str, what: str) -> Any
         return resolve(evidence[file], place)
     except KeyError:
         raise ValueError(f"card, {what!r}: there is no record {file}:{place}") from None
+
+
+def _check_words(line: str, counts: set[str]) -> None:
+    rest = _NAMED_NUMBERS.sub("", line)
+    rest = re.sub(r"(?<![\w.,])\d+(?![.,]?\w)", lambda found: "" if found[0] in counts else found[0], rest)
+    if line.lstrip().startswith(("#", "|", "```")):
+        raise ValueError(f"card, {line!r}: expected plain words, without headings, tables and code")
+    if "%" in rest or any(character.isnumeric() for character in rest):
+        raise ValueError(
+            f"card, {line!r}: expected no number but those of names, licences, years, and numbers of images in the "
+            "records; what was measured belongs in a record, from which the card takes it"
+        )
+
+
+def _kind_of(model_class: str) -> Kind:
+    if model_class in KINDS:
+        return KINDS[model_class]
+    tags = [tag for suffix, tag in _TASKS_OF_OTHERS.items() if model_class.endswith(suffix)]
+    return Kind(f"A {model_class} on the encoder", tags[0] if tags else "image-feature-extraction")
+
+
+def _own_config(config: PreTrainedConfig) -> C2FMAEConfig | None:
+    """The encoder's, in a model on it, too; `None` if the encoder is another library's."""
+    for candidate in (config, getattr(config, "backbone_config", None)):
+        if isinstance(candidate, C2FMAEConfig):
+            return candidate
+    return None
+
+
+def _tags(config: PreTrainedConfig) -> list[str]:
+    own = ["c2fmae", "masked-autoencoder"] if _own_config(config) is not None else []
+    return [*own, "vision", *(["timm"] if _is_timms(config) else [])]
+
+
+def _is_timms(config: PreTrainedConfig) -> bool:
+    return isinstance(config, C2FMAEConfig) and config.timm_keys() is not None
+
+
+# Results
+
+
+def _row(figure: Figure) -> list[str]:
+    return [_cell(figure.task), _cell(figure.data), METRICS[figure.metric][0], figure.shown, f"`{figure.evidence}`"]
+
+
+def _cell(text: str) -> str:
+    """Text as a cell of a table shows it, whatever is in it."""
+    text = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
 
 
 def _eval_result(name: str, figure: Figure) -> EvalResult:
@@ -200,53 +333,59 @@ def _eval_result(name: str, figure: Figure) -> EvalResult:
     )
 
 
-def _is_timms(config: PreTrainedConfig) -> bool:
-    return isinstance(config, C2FMAEConfig) and config.timm_keys() is not None
+# Architecture, files, use
 
 
 def count_parameters(config: PreTrainedConfig, model_class: str) -> dict[str, int]:
     """Parameters of a C2FMAE configuration's encoder and decoder, without their memory; tables are no parameters."""
-    if not isinstance(config, C2FMAEConfig):
+    own = _own_config(config)
+    if own is None:
         return {}
     with torch.device("meta"):
-        model = AutoModelForPreTraining.from_config(config)
-    parts = {"encoder": model.c2fmae, "decoder": model.decoder}
-    if model_class not in ("C2FMAEModel", "C2FMAEForPreTraining"):
-        parts.pop("decoder")
+        model = AutoModelForPreTraining.from_config(own)
+    parts = {"encoder": model.c2fmae}
+    if model_class == "C2FMAEForPreTraining":
+        parts["decoder"] = model.decoder
     return {part: sum(value.numel() for value in module.parameters()) for part, module in parts.items()}
 
 
-def _describe_architecture(config: PreTrainedConfig, parameters: dict[str, int]) -> list[tuple[str, str]]:
+def _describe_architecture(
+    config: PreTrainedConfig, own: C2FMAEConfig | None, parameters: dict[str, int]
+) -> list[tuple[str, str]]:
     rows = [(f"parameters, {part}", f"{number / 1e6:.1f} M") for part, number in parameters.items()]
-    if isinstance(config, C2FMAEConfig):
-        height, width = config.image_height_width
+    if own is not None:
+        height, width = own.image_height_width
+        mean, deviation = (
+            ", ".join(f"{value:g}" for value in values or ()) for values in (own.image_mean, own.image_std)
+        )
+        blocks = own.decoder_num_hidden_layers
         rows = [
             (
                 "encoder",
-                f"ViT, width {config.hidden_size}, {config.num_hidden_layers} blocks, {config.num_attention_heads} "
-                f"heads, patches of {config.patch_size} pixels",
+                f"ViT, width {own.hidden_size}, {own.num_hidden_layers} blocks, {own.num_attention_heads} heads, "
+                f"patches of {own.patch_size} pixels",
             ),
-            ("input", f"{height} x {width} pixels, mean {config.image_mean}, standard deviation {config.image_std}"),
-            ("pooled output", "mean of the patch tokens" if config.pooling == "mean" else "class token"),
+            ("input", f"{height} x {width} pixels, normalised with mean {mean} and standard deviation {deviation}"),
+            ("pooled output", "mean of the patch tokens" if own.pooling == "mean" else "class token"),
             *rows,
             (
                 "pre-training",
-                f"{', '.join(config.granularities)}; {config.decoder_type} decoder, width "
-                f"{config.decoder_hidden_size}, {config.decoder_num_hidden_layers} blocks a stage; "
-                f"{config.mask_ratio:.0%} of the patches masked",
+                f"{', '.join(own.granularities)}; {own.decoder_type} decoder, width {own.decoder_hidden_size}, "
+                f"{blocks} block{'s' if blocks > 1 else ''} a stage; {own.mask_ratio:.0%} of the patches masked",
             ),
         ]
     labels = getattr(config, "id2label", None) or {}
     if labels and next(iter(labels.values())) != "LABEL_0":
-        names = [str(name) for name in labels.values()]
+        names = [_cell(name) for name in labels.values()]
         rows.append(("classes", f"{len(names)}: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"))
     return rows
 
 
-def _describe_files(files: Sequence[str], config: PreTrainedConfig) -> list[dict[str, str]]:
+def _describe_files(files: Sequence[str], config: PreTrainedConfig, model_class: str) -> list[dict[str, str]]:
     both = "transformers, timm" if _is_timms(config) else "transformers"
+    weights = "encoder and classifier" if model_class == "C2FMAEForImageClassification" else "encoder"
     known = {
-        "model.safetensors": ("encoder, and a classifier's head" if _is_timms(config) else "all weights", both),
+        "model.safetensors": (weights if _is_timms(config) else "all weights", both),
         "decoder.safetensors": ("pre-training decoder", "transformers"),
         "decode_head.safetensors": ("segmentation head", "transformers"),
         "fpn.safetensors": ("feature pyramid", "transformers"),
@@ -261,8 +400,8 @@ def _describe_files(files: Sequence[str], config: PreTrainedConfig) -> list[dict
     return rows
 
 
-def _usage(name: str, config: PreTrainedConfig, model_class: str, published: bool) -> str:
-    if not published:
+def _usage(name: str, config: PreTrainedConfig, model_class: str, files: Sequence[str]) -> str:
+    if not files:
         size = name.rpartition("-")[2]
         timm_name = f"c2fmae_{(config.timm_keys() or {}).get('architecture')}"  # type: ignore[attr-defined]
         return (
@@ -270,69 +409,116 @@ def _usage(name: str, config: PreTrainedConfig, model_class: str, published: boo
             f'C2FMAEConfig, C2FMAEForPreTraining\n\nmodel = C2FMAEForPreTraining(C2FMAEConfig.from_size("{size}"))\n'
             f'encoder = timm.create_model("{timm_name}", num_classes=0)\n```'
         )
-    pipeline_tag = KINDS[model_class].pipeline_tag if model_class in KINDS else None
-    lines = ["import c2fmae_hf  # registers C2FMAE with transformers and timm"]
-    if pipeline_tag and pipeline_tag != "image-feature-extraction":
-        lines += ["from transformers import pipeline", "", f'pipe = pipeline("{pipeline_tag}", "{name}")']
+    kind = _kind_of(model_class)
+    lines = ["import c2fmae_hf  # registers C2FMAE with transformers and timm"] if _needs_package(config) else []
+    if kind.pipeline_tag != "image-feature-extraction":
+        lines += ["from transformers import pipeline", "", f'pipe = pipeline("{kind.pipeline_tag}", "{name}")']
         lines += ['print(pipe("photo.jpg"))']
     else:
-        lines += [
-            "from PIL import Image",
-            "from transformers import AutoImageProcessor, AutoModel",
-            "",
-            f'processor = AutoImageProcessor.from_pretrained("{name}")',
-            f'model = AutoModel.from_pretrained("{name}")',
-            'inputs = processor(Image.open("photo.jpg"), return_tensors="pt")',
-            "features = model(**inputs).last_hidden_state",
-        ]
-    if model_class == "C2FMAEForPreTraining":
-        lines += ["", "from transformers import AutoModelForPreTraining", ""]
-        lines += [f'whole = AutoModelForPreTraining.from_pretrained("{name}")  # with the decoder']
+        auto_classes = {"AutoModel", kind.auto_class or "AutoModel"}
+        has_processor = "preprocessor_config.json" in files
+        processor = "AutoImageProcessor" if has_processor else "C2FMAEImageProcessor"
+        imported = sorted({*auto_classes, *(["AutoImageProcessor"] if has_processor else [])})
+        lines += ["from PIL import Image", f"from transformers import {', '.join(imported)}", ""]
+        lines += [f'model = AutoModel.from_pretrained("{name}")']
+        argument = f'from_pretrained("{name}")' if has_processor else "from_config(model.config)"
+        lines += [f"processor = {'' if has_processor else 'c2fmae_hf.'}{processor}.{argument}"]
+        lines += ['inputs = processor(Image.open("photo.jpg"), return_tensors="pt")']
+        lines += ["features = model(**inputs).last_hidden_state"]
+        if kind.auto_class:
+            what = {"AutoModelForPreTraining": "with the decoder", "AutoBackbone": "with maps of features"}
+            lines += [f'whole = {kind.auto_class}.from_pretrained("{name}")  # {what[kind.auto_class]}']
     blocks = ["```python\n" + "\n".join(lines) + "\n```"]
-    if _is_timms(config):
-        wrapper = "TimmWrapper" + (
-            "ForImageClassification" if model_class == "C2FMAEForImageClassification" else "Model"
-        )
-        blocks += [
-            "Without c2fmae-hf, timm loads it, and so does transformers through its wrapper of timm, or by the code "
-            "in this repository:",
-            "```python\nimport timm\nfrom transformers import AutoModel, " + wrapper + "\n\n"
-            f'model = timm.create_model("hf-hub:{name}", pretrained=True)\n'
-            f'model = {wrapper}.from_pretrained("{name}")\n'
-            f'model = AutoModel.from_pretrained("{name}", trust_remote_code=True)\n```',
-        ]
+    if not _is_timms(config):
+        return blocks[0]
+    is_classifier = model_class == "C2FMAEForImageClassification"
+    wrapper = "TimmWrapperForImageClassification" if is_classifier else "TimmWrapperModel"
+    has_code = "modeling_c2fmae.py" in files
+    auto_class = kind.auto_class or "AutoModel"
+    lines = ["import timm", f"from transformers import {f'{auto_class}, ' if has_code else ''}{wrapper}", ""]
+    lines += [f'model = timm.create_model("hf-hub:{name}", pretrained=True)']
+    lines += [f'model = {wrapper}.from_pretrained("{name}")']
+    lines += [f'model = {auto_class}.from_pretrained("{name}", trust_remote_code=True)'] if has_code else []
+    thing = "it" if is_classifier or model_class == "C2FMAEModel" else "the encoder"
+    rest = " (the first two lines); the code in this repository loads all of it"
+    if thing == "it":
+        rest = ", or by the code in this repository"
+    blocks += [
+        f"Without c2fmae-hf, timm loads {thing}, and so does transformers through its wrapper of timm"
+        f"{rest if has_code else ''}:",
+        "```python\n" + "\n".join(lines) + "\n```",
+    ]
     return "\n\n".join(blocks)
+
+
+def _needs_package(config: PreTrainedConfig) -> bool:
+    """Whether any part of the model is of this package rather than transformers' own."""
+    parts = (config, getattr(config, "backbone_config", None))
+    return any(type(part).__module__.startswith("c2fmae_hf") for part in parts)
+
+
+# Training
 
 
 def _describe_training(run: Run) -> dict[str, Any]:
     record = run.record
-    hardware, versions = record.get("hardware", {}), record.get("versions", {})
-    rows = record.get("rows", {})
-    devices = ", ".join(hardware.get("gpus") or [f"{hardware.get('cores')} cores of {hardware.get('processor')}"])
+    absent = [name for name in ("command", "seconds", "started", "versions", "hardware") if name not in record]
+    if absent:
+        raise ValueError(f"{run.folder}: expected a whole record of a run, found one without {absent}")
+    hardware = record["hardware"]
+    devices = hardware.get("gpus") or [f"{hardware.get('cores')} cores of {hardware.get('processor')}"]
+    processes = hardware.get("processes", 1)
+    rows = {split: "uncounted" if number is None else number for split, number in record.get("rows", {}).items()}
     facts = [
-        ("task", record["task"].replace("_", " ")),
-        ("data", data_name(record.get("arguments", {}).get("dataset_name"))),
-        ("images", ", ".join(f"{number} {split}" for split, number in rows.items() if number is not None)),
-        ("hardware", f"{devices}, {hardware.get('processes', 1)} process(es)"),
-        ("time", f"{record['seconds'] / 60:.1f} min, on {record['started'][:10]} (UTC)"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("data", data_of(run)),
+        ("images", ", ".join(f"{split} {number}" for split, number in rows.items())),
+        ("hardware", ", ".join(devices) + (f", {processes} processes" if processes > 1 else "")),
+        ("time", f"{_duration(record['seconds'])}, begun on {record['started'][:10]} (UTC)"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items())),
     ]
     for content in run.files.values():
         if "log_history" in content:
             steps = f"{content['global_step']} steps, {content['epoch']:.1f} epochs"
             facts.insert(
-                3, ("training", f"{steps}, batch {record['batch_size']}" if "batch_size" in record else steps)
+                2, ("training", steps + (f", batch {record['batch_size']}" if "batch_size" in record else ""))
             )
     if record.get("resumed_from"):
         facts.append(("resumed", "yes; the time is that of the last part"))
-    folder = next(iter(run.files)).rpartition("/")[0]
-    sentence = f"One run of {record['task'].replace('_', ' ')}; its records are in `{folder}`."
     schedule = record.get("curriculum")
     curriculum = ""
     if schedule:
+        weights = dict(zip(("semantic", "instance", "random"), schedule["weights"]))
+        shares = ", ".join(f"{name} {value:g}" for name, value in weights.items())
         curriculum = (
-            f"Masking curriculum: {schedule['schedule']}, {', '.join(schedule['order'])}, jitter {schedule['jitter']}"
-            + (f", weights {schedule['weights']}" if schedule["schedule"] == "constant" else "")
-            + "."
+            f"Masking curriculum: {schedule['schedule']}, "
+            f"{shares if schedule['schedule'] == 'constant' else ' then '.join(schedule['order'])}; jitter "
+            f"{schedule['jitter']:g}."
         )
-    return {"sentence": sentence, "command": record["command"], "curriculum": curriculum, "facts": facts}
+    # What names this machine's folders alone, or says nothing of the result.
+    left_out = ("output_dir", "disable_tqdm", "report_to", "push_to_hub", "do_eval")
+    arguments = {
+        name: value
+        for name, value in record.get("arguments", {}).items()
+        if name not in left_out and not name.startswith("hub_")
+    }
+    task = task_name(record["task"])
+    return {
+        "sentence": f"{task[0].upper()}{task[1:]}, one run; its records are in `{run.folder}`.",
+        "command": _code(record["command"]),
+        "arguments": _code("\n".join(f"{name}: {json.dumps(value)}" for name, value in arguments.items())),
+        "curriculum": curriculum,
+        "facts": [(name, _cell(value)) for name, value in facts if value],
+    }
+
+
+def _code(text: str) -> str:
+    """A fenced block, whatever is in it."""
+    longest = max((len(found) for found in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}" if text else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

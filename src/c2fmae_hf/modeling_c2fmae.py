@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +34,11 @@ from .files import check_files
 from .input_checks import check_labels, check_pixel_values, count_masked
 from .losses import image_loss, instance_loss, semantic_loss
 from .positions import resize_position_table, sincos_position_table
+from .retries import attempt, in_short, may_pass
 from .targets import patchify
+
+
+DOWNLOAD_ATTEMPTS = 3
 
 
 @dataclass
@@ -320,20 +325,31 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
         """
         As in transformers, but a checkpoint that lacks weights of this class, other than a downstream head's, or that
         has weights of nothing known is an error rather than a warning; so is a file that differs from the checksum in
-        a published `config.json`.
+        a published `config.json`. A download that breaks is tried three times; files that are complete are kept.
 
         Raises:
             `ValueError`: naming the missing and the unexpected weights, or the file that is damaged.
+            `OSError`: if it cannot be loaded, or not downloaded.
         """
         with_info = kwargs.pop("output_loading_info", False)
         is_renamed = kwargs.setdefault("key_mapping", cls._timm_names) is cls._timm_names
+        load = functools.partial(
+            super().from_pretrained, pretrained_model_name_or_path, *model_args, output_loading_info=True
+        )
         try:
-            loaded: Any = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            loaded: Any = attempt(
+                f"{pretrained_model_name_or_path}: loading", lambda: load(**kwargs), DOWNLOAD_ATTEMPTS
             )
         except SafetensorError:
             cls._check_files(pretrained_model_name_or_path, **kwargs)  # says which file it is, and what to do
             raise
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            raise OSError(
+                f"{pretrained_model_name_or_path}: not downloaded ({in_short(error)}); load it again, complete files "
+                "are kept"
+            ) from error
         model, info = loaded
         cls._check_files(pretrained_model_name_or_path, **kwargs)
         if is_renamed:

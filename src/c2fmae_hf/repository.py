@@ -197,14 +197,16 @@ def _save_code(model: PreTrainedModel, folder: Path, processor: Any) -> dict[str
     custom_object_save(model, folder)
     if isinstance(processor, C2FMAEImageProcessor):
         custom_object_save(processor, folder)
-        # Here too: of a local folder with timm's keys transformers reads config.json alone.
         offered["AutoImageProcessor"] = C2FMAEImageProcessor
-        _update_json(folder / PROCESSOR_FILE, {"auto_map": {"AutoImageProcessor": reference(C2FMAEImageProcessor)}})
+        # In config.json alone: from a name or code in the processor's own file the library's pipelines infer code for
+        # videos, and ask at the terminal whether to run it.
+        _update_json(folder / PROCESSOR_FILE, {}, without="image_processor_type")
     return {name: reference(of) for name, of in offered.items()}
 
 
-def _update_json(path: Path, changes: dict[str, Any]) -> None:
+def _update_json(path: Path, changes: dict[str, Any], without: str | None = None) -> None:
     content = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    content.pop(without, None)
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -21,6 +22,8 @@ from torch import nn
 
 PACKAGES = ("c2fmae-hf", "torch", "torchvision", "transformers", "timm", "datasets", "accelerate")
 RUN_FILE = "run.json"
+TOKEN_PATTERN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+_PASSWORD_PATTERN = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 class RunRecord:
@@ -44,10 +47,13 @@ class RunRecord:
         **details: Any,
     ) -> None:
         self._clock = time.perf_counter()
+        changed = {name: value for group in arguments for name, value in changed_arguments(group).items()}
         self.content: dict[str, Any] = {
             "task": task,
             "command": hide_tokens(sys.argv),
-            "arguments": {name: value for group in arguments for name, value in changed_arguments(group).items()},
+            "arguments": changed,
+            # Now, while it can be seen whether a name is that of a local folder.
+            "data": data_name(changed.get("dataset_name") or changed.get("coco_dir")),
             "rows": dict(rows),
             **details,
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -72,18 +78,45 @@ class RunRecord:
 
 
 def changed_arguments(group: Any) -> dict[str, Any]:
-    """Fields of a dataclass that differ from their defaults, but for tokens."""
+    """
+    Fields of a dataclass that differ from their defaults, but for tokens, objects, and what `__post_init__` makes of
+    an empty default (`None` to `False`). No second instance is made to compare with: one of `TrainingArguments` would
+    reset the state that the processes of a run share.
+    """
     changed = {}
     for field in fields(group):
         value = getattr(group, field.name)
         default = field.default_factory() if field.default_factory is not MISSING else field.default
-        if field.init and value != default and "token" not in field.name and not field.name.startswith("_"):
-            changed[field.name] = value if isinstance(value, (bool, int, float, str, list, dict)) else str(value)
+        is_hidden = "token" in field.name or field.name.startswith("_") or not field.init
+        is_plain = isinstance(value, (bool, int, float, str, list, tuple, dict, os.PathLike)) or value is None
+        if is_hidden or not is_plain or value == default or not (value or default):
+            continue
+        changed[field.name] = hide_secrets(_plain(value))
     return changed
 
 
+def _plain(value: Any) -> Any:
+    """As JSON can hold it."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def hide_secrets(content: Any) -> Any:
+    """Strings, on their own or in lists and mappings, without access tokens and without passwords in addresses."""
+    if isinstance(content, list):
+        return [hide_secrets(item) for item in content]
+    if isinstance(content, dict):
+        return {key: hide_secrets(value) for key, value in content.items()}
+    if isinstance(content, str):
+        return _PASSWORD_PATTERN.sub("***@", TOKEN_PATTERN.sub("***", content))
+    return content
+
+
 def hide_tokens(command: Sequence[str]) -> str:
-    """A command line whose program is given by its name alone, and whose tokens are hidden."""
+    """A command line whose program is given by its name alone, and whose tokens and passwords are hidden."""
     words = [Path(command[0]).name, *command[1:]]
     for index, word in enumerate(words):
         option, _, value = word.partition("=")
@@ -92,7 +125,45 @@ def hide_tokens(command: Sequence[str]) -> str:
                 words[index] = f"{option}=***"
             elif index + 1 < len(words):
                 words[index + 1] = "***"
-    return shlex.join(words)
+    return shlex.join(hide_secrets(words))
+
+
+def hide_folders(content: Any) -> Any:
+    """
+    Records for other eyes: of absolute paths, which hold the names of users and machines, only the last part stays,
+    as in `.../photos`. Where a string is a command line, its words are taken one by one.
+    """
+    if isinstance(content, list):
+        return [hide_folders(item) for item in content]
+    if isinstance(content, dict):
+        return {
+            key: shlex.join(map(_hide_folder, shlex.split(value)))
+            if key == "command" and isinstance(value, str)
+            else hide_folders(value)
+            for key, value in content.items()
+        }
+    return _hide_folder(content) if isinstance(content, str) else content
+
+
+def _hide_folder(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    path = value.removeprefix("file://")
+    if not re.match(r"[/~\\]|[A-Za-z]:[/\\]", path):
+        return word
+    last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+    return f"{option}{equals}.../{last}"
+
+
+def data_name(dataset: str | None) -> str:
+    """A dataset's name: that on a hub, or the last part of a local path."""
+    if not dataset:
+        return "not recorded"
+    is_file = any(character in dataset for character in "*?[") or dataset.endswith((".parquet", ".json", ".csv"))
+    is_path = dataset.startswith((".", "/", "~")) or dataset.count("/") != 1 or is_file or Path(dataset).exists()
+    if not is_path:
+        return dataset
+    name = Path(dataset).name.replace("*", "").removesuffix(".parquet").strip("_-")
+    return name or Path(dataset).parent.name or "not named"
 
 
 def versions() -> dict[str, str]:

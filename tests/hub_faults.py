@@ -1,0 +1,457 @@
+"""
+What goes wrong between a user and a Hub, one case after another: each is made to happen over HTTP, the command is run
+as a user runs it, and what the user sees and what is on the Hub afterwards is observed. The table in the documentation
+is made of these observations:
+
+    python tests/hub_faults.py > docs/hub_faults.md
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor, C2FMAEModel
+from c2fmae_hf.files import file_sha256
+from c2fmae_hf.hub import write_repository
+from c2fmae_hf.run_record import encoder_fingerprint
+from hub_clients import EXAMPLES, Clients, Finished, run_alone
+from hub_server import Fault, HubServer
+from hub_state import LFS_SUFFIXES, Account, File, Repository
+
+
+# Of the Hub's form, so that what looks for tokens finds them; they open nothing.
+TOKENS = {
+    name: f"hf_{name}ForTestsOnly0123456789"
+    for name in ("writer", "reader", "fine", "outsider", "expired", "mistyped", "revoked")
+}
+ACCOUNTS = {
+    TOKENS["writer"]: Account("me", orgs=("lab",)),
+    TOKENS["reader"]: Account("me", role="read"),
+    TOKENS["fine"]: Account("me", role="fineGrained"),
+    TOKENS["outsider"]: Account("other"),
+    TOKENS["expired"]: Account("me", expired=True),
+}
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+    "decoder_hidden_size": 32,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 4,
+    "decoder_intermediate_size": 64,
+    "num_semantic_classes": 5,
+    "segmentation_head_channels": 16,
+}
+LOAD = """
+import sys
+from transformers import AutoModel
+import c2fmae_hf
+from c2fmae_hf.run_record import encoder_fingerprint
+model = AutoModel.from_pretrained(sys.argv[1], force_download="--force" in sys.argv)
+print("loaded", encoder_fingerprint(model))
+"""
+PUSH = EXAMPLES / "push_to_hub.py"
+
+
+@dataclass
+class Scene:
+    """A Hub, its clients, and a user's models."""
+
+    folder: Path
+    hub: HubServer = field(init=False)
+    clients: Clients = field(init=False)
+    home: Path = field(init=False)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.home = self.folder / "home"
+        self.hub = HubServer(ACCOUNTS)
+        self.clients = Clients(self.hub.url, self.home)
+        torch.manual_seed(0)
+        config = C2FMAEConfig(**TINY)
+        # Downloads are written in pieces of 10 MB: only a larger file can be continued.
+        large = C2FMAEConfig(**{**TINY, "hidden_size": 256, "num_hidden_layers": 3, "intermediate_size": 2048})
+        models = {"encoder": C2FMAEModel(config), "whole": C2FMAEForPreTraining(config), "large": C2FMAEModel(large)}
+        for name, model in models.items():
+            model.save_pretrained(self.folder / name)
+            C2FMAEImageProcessor.from_config(model.config).save_pretrained(self.folder / name)
+            self.fingerprints[name] = encoder_fingerprint(model)
+        self.add_published("large", models["large"])
+
+    def add_published(self, name: str, model: PreTrainedModel) -> None:
+        folder = self.folder / f"{name}-repository"
+        write_repository(model, folder, f"me/{name}", processor=C2FMAEImageProcessor.from_config(model.config))
+        self.published = {
+            path.name: File(path.read_bytes(), path.name.endswith(LFS_SUFFIXES)) for path in sorted(folder.iterdir())
+        }
+        self.hub.objects.update({file.sha256: file.content for file in self.published.values() if file.is_large})
+
+    def publish(self, repo_id: str, private: bool = False) -> Repository:
+        """A repository that has been there before the case."""
+        repository = self.hub.add(Repository(repo_id, private=private))
+        repository.add_commit("main", {**repository.at("main").files, **self.published}, "published before")
+        return repository
+
+    def close(self) -> None:
+        self.clients.close()
+        self.hub.stop()
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    Args:
+        kind (`str`): What goes wrong, for the table.
+        faults: Of the server.
+        loads (`bool`): Whether the user loads, rather than publishes, a model.
+        model (`str`): Which of the user's models is published.
+        token (*optional*): Which token the user has.
+        succeeds (`bool`): Whether the command ends well.
+        before: What else is the case, given the scene and the name of the repository.
+        repo_id (`str`): By default `me/` and a name of the case.
+        file_limit (*optional*): See [`Clients.run`].
+        times (`int`): How often the user types the command.
+        offline (`bool`): Whether `HF_HUB_OFFLINE` is set.
+        check: Further assertions.
+    """
+
+    kind: str
+    faults: Callable[[Scene], list[Fault]] = lambda scene: []
+    loads: bool = False
+    model: str = "encoder"
+    token: str | None = "writer"
+    succeeds: bool = True
+    before: Callable[[Scene, str], object] = lambda scene, repo_id: None
+    repo_id: str | None = None
+    file_limit: int | None = None
+    times: int = 1
+    offline: bool = False
+    options: tuple[str, ...] = ()
+    check: Callable[[Scene, str], None] = lambda scene, repo_id: None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A row of the table."""
+
+    kind: str
+    seen: tuple[str, ...]
+    on_the_hub: str
+
+    @property
+    def row(self) -> str:
+        lines = list(self.seen)
+        if len(lines) > 4:
+            lines[2:-1] = [f"... ({len(lines) - 3} more of these)"]
+        seen = "<br>".join(f"`` {line} ``" if "`" in line else f"`{line}`" for line in lines)
+        return f"| {self.kind} | {seen} | {self.on_the_hub} |"
+
+
+def observe(case: Case, scene: Scene) -> Observation:
+    """
+    Make it happen.
+
+    Raises:
+        `AssertionError`: if something was lost, half published or told to whom it must not be told.
+    """
+    hub = scene.hub
+    repo_id = case.repo_id or "me/" + "-".join(re.findall(r"\w+", case.kind.lower())[:6])
+    case.before(scene, repo_id)
+    hub.requests.clear()
+    faults = case.faults(scene)
+    hub.faults[:] = faults
+    commits = {name: list(repository.commits) for name, repository in hub.repositories.items()}
+    model = scene.folder / case.model
+    files = {path: file_sha256(path) for path in model.iterdir()}
+    results = []
+    for _ in range(case.times):
+        token = TOKENS[case.token] if case.token else None
+        command = (LOAD, repo_id, *case.options) if case.loads else (PUSH, model, repo_id, *case.options)
+        if case.offline:
+            words = [sys.executable, *(["-c"] if case.loads else []), *command]
+            result = run_alone(hub.url, scene.home, words, token, {"HF_HUB_OFFLINE": "1"})
+        else:
+            result = scene.clients.run(*command, token=token, file_limit=case.file_limit)
+        results.append(result)
+    hub.faults.clear()
+    assert (results[-1].code == 0) == case.succeeds, results[-1].err
+    if case.loads and case.succeeds:
+        assert results[-1].out.split() == ["loaded", scene.fingerprints["large"]]
+    for result in results:
+        for token in TOKENS.values():
+            assert token not in result.out + result.err
+        if not case.loads:
+            assert "Traceback" not in result.err, result.err
+    assert files == {path: file_sha256(path) for path in model.iterdir()}
+    assert hub.unknown == []
+    assert not any(request.has_token for request in hub.requests if request.on_storage)
+    check_repositories(hub)
+    for name, before in commits.items():
+        assert list(hub.repositories[name].commits)[: len(before)] == before
+        if not (name == repo_id and case.succeeds):
+            assert list(hub.repositories[name].commits) == before or any(fault.before for fault in faults)
+    case.check(scene, repo_id)
+    seen = tuple(line for result in results for line in shown_lines(result, scene))
+    return Observation(case.kind, seen, describe_repository(hub, repo_id))
+
+
+def check_repositories(hub: HubServer) -> None:
+    """No commit of any repository has a card without the weights and the configuration, or holds a token."""
+    for repository in hub.repositories.values():
+        for commit in repository.commits.values():
+            for path, file in commit.files.items():
+                if path.endswith("README.md"):
+                    folder = path.removesuffix("README.md")
+                    assert {f"{folder}config.json", f"{folder}model.safetensors"} <= set(commit.files)
+                assert not any(token.encode() in file.content for token in TOKENS.values()), path
+
+
+def describe_repository(hub: HubServer, repo_id: str) -> str:
+    repository = hub.repositories.get(repo_id)
+    if repository is None:
+        return "no repository"
+    titles = [commit.title for commit in repository.commits.values()][1:]
+    if not titles:
+        return "an empty repository"
+    if titles == ["published before"]:
+        return "what was there before"
+    ours = [title for title in titles if title.startswith("Upload ")]
+    others = [title for title in titles if title not in ours]
+    whole = "everything, in one commit" if len(ours) == 1 else f"{len(ours)} commits"
+    if not ours:
+        return f"of ours nothing; {', '.join(others)}"
+    return f"{whole}, after {', '.join(others)}" if others else whole
+
+
+def shown_lines(result: Finished, scene: Scene) -> list[str]:
+    """What a user reads: output, warnings, and of a traceback the error."""
+    errors = re.split(r"^(?:The above exception|During handling of) .*\n", result.err, flags=re.MULTILINE)
+    lines = re.split(r"^(?:Traceback |[\w.]+Error\b)", errors[0], flags=re.MULTILINE)[0].splitlines()
+    if error := re.search(r"^[\w.]+Error\b", errors[-1], re.MULTILINE):
+        lines += errors[-1][error.start() :].splitlines()
+    if result.code < 0:
+        lines.append("Killed")
+    lines += result.out.splitlines()
+    return [shown for line in lines if (shown := _normalized(line, scene)).strip()]
+
+
+def _normalized(line: str, scene: Scene) -> str:
+    line = line.replace(scene.hub.url, "https://hub").replace(scene.hub.storage_url, "https://storage")
+    line = line.replace(str(scene.home), "~/.cache/huggingface").replace(str(scene.folder), "models")
+    line = line.replace(tempfile.gettempdir(), "/tmp")
+    line = re.sub(r"\b[0-9a-f]{40,64}\b", "...", line)
+    return re.sub(r"\(id [0-9a-f-]{36}\)", "(id ...)", line)
+
+
+# The cases
+
+
+def _always(method: str, path: str, **what) -> Callable[[Scene], list[Fault]]:
+    return lambda scene: [Fault(method, path, times=-1, **what)]
+
+
+def _once(method: str, path: str, **what) -> Callable[[Scene], list[Fault]]:
+    return lambda scene: [Fault(method, path, **what)]
+
+
+COMMIT, UPLOAD, DOWNLOAD = "/commit/", "/objects/", "/objects/"
+
+
+def _is_sent_once(scene: Scene, repo_id: str) -> None:
+    assert scene.hub.count("POST", COMMIT) == 1
+
+
+def _is_sent_twice_but_for_the_first_file(scene: Scene, repo_id: str) -> None:
+    """Of two files: one arrived, and was not sent again after the kill."""
+    assert scene.hub.count("PUT", UPLOAD) == 3
+    _is_sent_once(scene, repo_id)
+
+
+def _is_resumed(scene: Scene, repo_id: str) -> None:
+    ranges = [one.range for one in scene.hub.requests if one.method == "GET" and one.on_storage]
+    assert len(ranges) == 2
+    assert ranges[0] is None
+    assert int(re.fullmatch(r"bytes=(\d+)-", str(ranges[1]))[1]) >= 10 * 1024**2
+
+
+def _no_large_file_is_kept(scene: Scene, repo_id: str) -> None:
+    cache = scene.home / "hub" / f"models--{repo_id.replace('/', '--')}"
+    assert max(path.stat().st_size for path in cache.rglob("*") if path.is_file()) < 10**6
+
+
+def _is_healed(scene: Scene, repo_id: str) -> None:
+    result = scene.clients.run(LOAD, repo_id, "--force", token=TOKENS["writer"])
+    assert result.out.split() == ["loaded", scene.fingerprints["large"]], result.err
+
+
+def _publish(scene: Scene, repo_id: str) -> None:
+    scene.publish(repo_id)
+
+
+def _publish_privately(scene: Scene, repo_id: str) -> None:
+    scene.publish(repo_id, private=True)
+
+
+def _someone_commits(scene: Scene) -> list[Fault]:
+    def commit() -> None:
+        repository = scene.hub.repositories["me/the-repository-changes-meanwhile"]
+        repository.add_commit("main", {**repository.at("main").files, "notes.txt": File(b"notes")}, "another's commit")
+
+    return [Fault("POST", COMMIT, before=commit)]
+
+
+def _killed_at_the_second_file(scene: Scene) -> list[Fault]:
+    def kill() -> None:
+        for _ in range(500):  # the files are sent side by side
+            if any(len(content) < 10**6 for content in scene.hub.objects.values()):
+                break
+            scene.hub.stopped.wait(0.01)
+        scene.clients.kill_child()
+        scene.hub.stopped.wait(0.1)
+
+    scene.hub.objects = {oid: content for oid, content in scene.hub.objects.items() if len(content) > 10**6}
+    return [Fault("PUT", UPLOAD, skip=1, before=kill, status=503)]
+
+
+def _forget_objects(scene: Scene, repo_id: str) -> None:
+    """So that the same weights are sent again."""
+    kept = {file.sha256 for file in scene.published.values()}
+    scene.hub.objects = {oid: content for oid, content in scene.hub.objects.items() if oid in kept}
+
+
+CASES = [
+    Case("429 with Retry-After, at the commit", _once("POST", COMMIT, status=429, headers={"Retry-After": "7"})),
+    Case("500, at the question who you are", _once("GET", "/whoami", status=500)),
+    Case("every connection is reset", _always("GET", "/", reset_request_after=0), succeeds=False),
+    Case("503, twice, at the listing", lambda scene: [Fault("GET", "/tree/", times=2, status=503)]),
+    Case("503, at every commit", _always("POST", COMMIT, status=503), succeeds=False),
+    Case("503, at an upload", _once("PUT", UPLOAD, status=503), before=_forget_objects),
+    Case("503, at every upload", _always("PUT", UPLOAD, status=503), succeeds=False, before=_forget_objects),
+    Case("connection reset during an upload", _once("PUT", UPLOAD, reset_request_after=5000), before=_forget_objects),
+    Case("connection reset before the commit", _once("POST", COMMIT, reset_request_after=100)),
+    Case("the answer to the commit is lost", _once("POST", COMMIT, lose_answer=True), check=_is_sent_once),
+    Case(
+        "the answer to a pull request is lost",
+        _once("POST", COMMIT, lose_answer=True),
+        token="outsider",
+        options=("--create_pr",),
+        before=_publish,
+        check=_is_sent_once,
+    ),
+    Case("an upload arrives damaged", _once("PUT", UPLOAD, damage_request=True), before=_forget_objects),
+    Case(
+        "every upload arrives damaged",
+        _always("PUT", UPLOAD, damage_request=True),
+        succeeds=False,
+        before=_forget_objects,
+    ),
+    Case("the repository changes meanwhile", _someone_commits),
+    Case("409, at every commit", _always("POST", COMMIT, status=409, message="Conflict"), succeeds=False),
+    Case("slow server", lambda scene: [Fault(method, "/", times=4, delay=0.5) for method in ("GET", "POST", "PUT")]),
+    Case(
+        "client killed during an upload, then run again",
+        _killed_at_the_second_file,
+        model="whole",
+        times=2,
+        check=_is_sent_twice_but_for_the_first_file,
+    ),
+    Case("no token", token=None, succeeds=False),
+    Case("mistyped or revoked token", token="mistyped", succeeds=False),
+    Case("expired token", token="expired", succeeds=False),
+    Case("token that may only read", token="reader", succeeds=False),
+    Case("fine-grained token without the permission", token="fine", succeeds=False),
+    Case("name of another's repository", repo_id="other/theirs", before=_publish, succeeds=False),
+    Case("name of another owner", repo_id="other/new", succeeds=False),
+    Case("not a name", repo_id="me/not a name", succeeds=False),
+    Case("disk full while the repository is prepared", file_limit=20_000, succeeds=False),
+    Case("HF_HUB_OFFLINE set", offline=True, succeeds=False),
+    Case("load: 503, once", _once("GET", DOWNLOAD, status=503), loads=True, before=_publish),
+    Case("load: 503, always", _always("GET", DOWNLOAD, status=503), loads=True, before=_publish, succeeds=False),
+    Case(
+        "load: connection closed during a download",
+        _once("GET", DOWNLOAD, close_reply_after=11_000_000),
+        loads=True,
+        before=_publish,
+        check=_is_resumed,
+    ),
+    Case(
+        "load: connection reset during a download",
+        _once("GET", DOWNLOAD, reset_reply_after=11_000_000),
+        loads=True,
+        before=_publish,
+    ),
+    Case(
+        "load: download stalls",
+        _once("GET", DOWNLOAD, stall_reply_after=11_000_000),
+        loads=True,
+        before=_publish,
+        check=_is_resumed,
+    ),
+    Case(
+        "load: file arrives short",
+        _once("GET", DOWNLOAD, shorten=1000),
+        loads=True,
+        before=_publish,
+        succeeds=False,
+        check=_no_large_file_is_kept,
+    ),
+    Case(
+        "load: file was changed",
+        _once("GET", DOWNLOAD, damage_reply=True),
+        loads=True,
+        before=_publish,
+        succeeds=False,
+        check=_is_healed,
+    ),
+    Case(
+        "load: disk full",
+        file_limit=5_000_000,
+        loads=True,
+        before=_publish,
+        succeeds=False,
+        check=_no_large_file_is_kept,
+    ),
+    Case("load: private repository, no token", loads=True, before=_publish_privately, token=None, succeeds=False),
+    Case("load: expired token", loads=True, before=_publish_privately, token="expired", succeeds=False),
+    Case("load: HF_HUB_OFFLINE set, never loaded before", loads=True, before=_publish, offline=True, succeeds=False),
+]
+
+
+HEAD = """# What goes wrong with a Hub, and what you see then
+
+Each row was made to happen on a Hub on loopback, over HTTP, with `examples/push_to_hub.py` or, where it says load,
+with `AutoModel.from_pretrained`. What the user sees is what these commands wrote; addresses, folders and checksums are
+shortened, and of a traceback the error alone is shown. A full disk is a limit on the size of files. In every case the
+test looks at all commits of all repositories: none has a card without weights, or a token in it; the local files are
+as before; no token was written, or sent to the storage.
+
+Made by `python tests/hub_faults.py > docs/hub_faults.md`; `tests/test_hub_faults.py` compares it with a new run.
+
+| what goes wrong | what the user sees | what is on the Hub afterwards |
+| --- | --- | --- |"""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(Path(folder))
+        try:
+            print(HEAD)
+            for case in CASES:
+                print(observe(case, scene).row, flush=True)
+        finally:
+            scene.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,438 @@
+"""Train, publish, load by name: with this package and without it, over HTTP, from a Hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from c2fmae_hf import C2FMAEForPreTraining, C2FMAEModel
+from c2fmae_hf.run_record import encoder_fingerprint
+from hub_clients import EXAMPLES, run_alone
+from hub_faults import PUSH, TOKENS, check_repositories
+from hub_state import Account, File, HubState, Refusal, Repository
+from testing_utils import make_rows
+
+
+TOKEN = TOKENS["writer"]
+
+
+def run(scene, script, *arguments, token=TOKEN, **options):
+    """A script that must end well, and leave a Hub on which all is well."""
+    result = scene.clients.run(script, *arguments, token=token, **options)
+    assert result.code == 0, result.err[-3000:]
+    assert not any(secret in result.out + result.err for secret in TOKENS.values())
+    assert scene.hub.unknown == []
+    check_repositories(scene.hub)
+    return result.out
+
+
+# Train, publish, load
+
+WITHOUT_PACKAGE = """
+import importlib.util, sys, timm, torch
+assert importlib.util.find_spec("c2fmae_hf") is None
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, TimmWrapperModel
+inputs, outputs, *names = sys.argv[1:]
+pixels, found = load_file(inputs)["pixels"], {}
+with torch.no_grad():
+    for name in names:
+        encoder = timm.create_model(f"hf-hub:{name}", pretrained=True).eval()
+        found[f"timm {name}"] = encoder.forward_features(pixels)
+        found[f"wrapper {name}"] = TimmWrapperModel.from_pretrained(name).eval()(pixels).last_hidden_state
+        model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
+        assert type(model).__module__.startswith("transformers_modules.")
+        found[f"code {name}"] = model(pixels).last_hidden_state
+        AutoModelForPreTraining.from_pretrained(name, trust_remote_code=True)
+        AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
+save_file({name: value.contiguous() for name, value in found.items()}, outputs)
+"""
+
+
+def write_recipe(folder, **values):
+    rows = make_rows(8, size=72)
+    datasets.DatasetDict({"train": rows, "validation": rows.select(range(4))}).save_to_disk(folder / "rows")
+    recipe = {
+        "dataset_name": str(folder / "rows"),
+        "output_dir": str(folder / "run"),
+        "size": "tiny",
+        "image_size": 64,
+        "config_overrides": {"num_hidden_layers": 2, "mask_ratio": 0.6},
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "num_drawn": 0,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **values,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "recipe.yaml"
+
+
+def test_what_was_trained_is_loaded_by_name(hub_scene, tmp_path, python_without_package):
+    recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="me/trained")
+    run(hub_scene, EXAMPLES / "run_pretraining.py", recipe)
+    folder = tmp_path / "run/c2fmae-vit-tiny-pretraining"
+    out = run(hub_scene, PUSH, folder, "me/pushed")
+    trained, pushed = (hub_scene.hub.repositories[f"me/{name}"] for name in ("trained", "pushed"))
+    assert out.strip() == f"{hub_scene.hub.url}/me/pushed/commit/{pushed.at('main').oid}"
+    for repository in (trained, pushed):
+        assert [commit.title for commit in repository.commits.values()][1:] in (
+            ["End of training"],
+            ["Upload C2FMAEForPreTraining"],
+        )
+        assert set(repository.files) >= {
+            "README.md",
+            "LICENSE",
+            "config.json",
+            "decoder.safetensors",
+            "model.safetensors",
+            "modeling_c2fmae.py",
+            "preprocessor_config.json",
+            "runs/training/run.json",
+            "runs/training/trainer_state.json",
+        }
+    for name in ("model.safetensors", "decoder.safetensors"):
+        assert trained.files[name] == pushed.files[name]
+    configs = [json.loads(repository.files["config.json"]) for repository in (trained, pushed)]
+    configs[0].pop("use_cache", None)  # the library's Trainer sets it while it has the model
+    assert configs[0] == configs[1]
+
+    pixels = torch.randn(2, 3, 64, 64)
+    save_file({"pixels": pixels}, tmp_path / "in.safetensors")
+    result = run_alone(
+        hub_scene.hub.url,
+        tmp_path / "home",
+        [
+            *(python_without_package, "-c", WITHOUT_PACKAGE),
+            *(tmp_path / "in.safetensors", tmp_path / "out.safetensors", "me/trained", "me/pushed"),
+        ],
+    )
+    assert result.code == 0, result.err[-3000:]
+    assert hub_scene.hub.unknown == []
+    model = C2FMAEForPreTraining.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = model.c2fmae(pixels).last_hidden_state
+    found = load_file(tmp_path / "out.safetensors")
+    assert len(found) == 6
+    for value in found.values():
+        torch.testing.assert_close(value, expected, atol=1e-5, rtol=0)
+
+
+# All classes
+
+PUBLISH = """
+import sys, torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+import c2fmae_hf
+from c2fmae_hf import *
+from c2fmae_hf.detection import build_mask_rcnn
+folder = Path(sys.argv[1])
+names = {"id2label": {0: "cat", 1: "dog", 2: "owl"}, "label2id": {"cat": 0, "dog": 1, "owl": 2}}
+saved = C2FMAEForPreTraining.from_pretrained(folder / "whole")
+derived = ("add_fpn", "out_features", "out_indices")
+fields = {key: value for key, value in saved.config.to_dict().items() if key not in derived}
+torch.manual_seed(1)
+models = {
+    "whole": saved,
+    "classifier": C2FMAEForImageClassification(C2FMAEConfig(**{**fields, **names})),
+    "segmenter": C2FMAEForSemanticSegmentation(C2FMAEConfig(**{**fields, **names})),
+    "backbone": C2FMAEBackbone(C2FMAEConfig(**fields, add_fpn=True, out_indices=[1])),
+}
+pixels, outputs = torch.randn(2, 3, 32, 32), {}
+processor = C2FMAEImageProcessor.from_config(saved.config)
+for name, model in models.items():
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    info = model.eval().push_to_hub(f"me/{name}", processor=processor)
+    assert info.oid
+    with torch.no_grad():
+        outputs[name] = getattr(model, "c2fmae", model)(pixels)[0] if name == "whole" else model(pixels)
+small = {"pyramid_channels": 16, "box_hidden_size": 16, "num_mask_convolutions": 1}
+detector = build_mask_rcnn(folder / "whole", {0: "disc"}, image_size=32, **small)
+detector.push_to_hub("me/detector")
+outputs["classifier"] = outputs["classifier"].logits
+outputs["segmenter"] = outputs["segmenter"].logits
+outputs["backbone"] = outputs["backbone"].feature_maps[0]
+tensors = {f"detector.{name}": value for name, value in detector.state_dict().items()}
+tensors.update(outputs, pixels=pixels)
+save_file({name: value.contiguous().clone() for name, value in tensors.items()}, sys.argv[2])
+"""
+LOAD_ALL = """
+import sys, timm, torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import (
+    AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation, pipeline,
+)
+import c2fmae_hf
+from c2fmae_hf import *
+expected = load_file(sys.argv[1])
+pixels = expected["pixels"]
+close = lambda one, other: torch.testing.assert_close(one, expected[other], atol=1e-5, rtol=0)
+with torch.no_grad():
+    close(AutoModel.from_pretrained("me/whole").eval()(pixels).last_hidden_state, "whole")
+    close(AutoModelForPreTraining.from_pretrained("me/whole").eval().c2fmae(pixels).last_hidden_state, "whole")
+    close(timm.create_model("hf-hub:me/whole", pretrained=True).eval().forward_features(pixels), "whole")
+    classifier = AutoModelForImageClassification.from_pretrained("me/classifier").eval()
+    close(classifier(pixels).logits, "classifier")
+    close(timm.create_model("hf-hub:me/classifier", pretrained=True).eval()(pixels), "classifier")
+    close(AutoModelForSemanticSegmentation.from_pretrained("me/segmenter").eval()(pixels).logits, "segmenter")
+    backbone = AutoBackbone.from_pretrained("me/backbone").eval()
+    assert type(backbone) is C2FMAEBackbone
+    close(backbone(pixels).feature_maps[0], "backbone")
+for name in ("whole", "classifier", "segmenter", "backbone"):
+    assert type(AutoConfig.from_pretrained(f"me/{name}")) is C2FMAEConfig
+    assert type(AutoImageProcessor.from_pretrained(f"me/{name}")) is C2FMAEImageProcessor
+detector = MaskRCNNForObjectDetection.from_pretrained("me/detector").state_dict()
+theirs = {name.removeprefix("detector."): value for name, value in expected.items() if name.startswith("detector.")}
+assert detector.keys() == theirs.keys()
+assert all(torch.equal(detector[name], theirs[name]) for name in theirs)
+image = Image.new("RGB", (50, 60), (200, 100, 50))
+assert len(pipeline("image-feature-extraction", "me/whole")(image)[0]) == 17
+assert {found["label"] for found in pipeline("image-classification", "me/classifier")(image)} == {"cat", "dog", "owl"}
+found = pipeline("image-segmentation", "me/segmenter")(image)
+assert found and {one["label"] for one in found} <= {"cat", "dog", "owl"}
+"""
+
+
+def test_all_classes_are_published_and_loaded_by_name(hub_scene, tmp_path):
+    run(hub_scene, PUBLISH, hub_scene.folder, tmp_path / "expected.safetensors")
+    out = run(hub_scene, LOAD_ALL, tmp_path / "expected.safetensors", token=None)
+    assert "Do you wish to run the custom code" not in out  # with the package there is nothing to ask
+    assert "decode_head.safetensors" in hub_scene.hub.repositories["me/segmenter"].files
+    assert "image-segmentation" in hub_scene.hub.repositories["me/segmenter"].files["README.md"].decode()
+
+
+# Names, privacy, revisions, folders
+
+LOAD_NAME = """
+import json, sys
+import timm
+from transformers import AutoModel
+import c2fmae_hf
+from c2fmae_hf.run_record import encoder_fingerprint
+name, at, options = sys.argv[1:]
+print(encoder_fingerprint(AutoModel.from_pretrained(name, **json.loads(options))))
+if at != "not timm":
+    encoder = timm.create_model(f"hf-hub:{name}{at}", pretrained=True)
+    print(float(encoder.patch_embed.proj.weight.double().sum()))
+"""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An encoder in a folder, and what `LOAD_NAME` prints of it."""
+
+    folder: Path
+    fingerprint: str
+    timm_sum: str
+
+
+@pytest.fixture(scope="module")
+def encoders(hub_scene) -> list[Saved]:
+    """Two of the same shape with different weights."""
+    found = []
+    for number in range(2):
+        torch.manual_seed(number)
+        model = C2FMAEModel.from_pretrained(hub_scene.folder / "encoder")
+        torch.nn.init.normal_(model.patch_embed.proj.weight)
+        folder = hub_scene.folder / f"encoder-{number}"
+        model.save_pretrained(folder)
+        total = float(model.patch_embed.proj.weight.detach().double().sum())
+        found.append(Saved(folder, encoder_fingerprint(model), str(total)))
+    return found
+
+
+def load(scene, name: str, at: str = "", *, token: str | None = TOKEN, **options) -> list[str]:
+    return run(scene, LOAD_NAME, name, at, json.dumps(options), token=token).split()
+
+
+def test_a_name_without_an_owner(hub_scene, encoders):
+    """As the Hub's oldest models have. No account can make one, so that it is put there."""
+    run(hub_scene, PUSH, encoders[0].folder, "c2fmae-vit-base")
+    made = hub_scene.hub.repositories["me/c2fmae-vit-base"]  # of the account that asks
+    repository = hub_scene.hub.add(Repository("c2fmae-vit-base"))
+    repository.add_commit("main", made.at("main").files, "moved")
+    del hub_scene.hub.repositories["me/c2fmae-vit-base"]
+    assert load(hub_scene, "c2fmae-vit-base", token=None) == [encoders[0].fingerprint, encoders[0].timm_sum]
+
+
+def test_private_repositories_open_to_their_owner_alone(hub_scene, encoders):
+    expected = [encoders[0].fingerprint, encoders[0].timm_sum]
+    run(hub_scene, PUSH, encoders[0].folder, "me/private", "--private")
+    assert hub_scene.hub.repositories["me/private"].private
+    for token in (None, TOKENS["outsider"]):
+        for at in ("", "not timm"):
+            result = hub_scene.clients.run(LOAD_NAME, "me/private", at, "{}", token=token)
+            assert result.code == 1
+            assert "me/private is not a local folder and is not a valid model identifier" in result.err
+    assert load(hub_scene, "me/private") == expected
+    assert load(hub_scene, "me/private", token=TOKENS["reader"]) == expected
+    # By argument, and of a repository that is not in the cache yet.
+    run(hub_scene, PUSH, encoders[1].folder, "me/private-too", "--private")
+    options = json.dumps({"token": TOKEN})
+    out = run(hub_scene, LOAD_NAME, "me/private-too", "not timm", options, token=None)
+    assert out.split() == [encoders[1].fingerprint]
+
+
+def test_branches_commits_and_folders(hub_scene, encoders):
+    first, second = encoders
+    run(hub_scene, PUSH, first.folder, "lab/versions")
+    repository = hub_scene.hub.repositories["lab/versions"]
+    oldest = repository.at("main").oid
+    run(hub_scene, PUSH, second.folder, "lab/versions", "--revision", "v2")
+    assert repository.at("main").oid == oldest
+    assert load(hub_scene, "lab/versions") == [first.fingerprint, first.timm_sum]
+    assert load(hub_scene, "lab/versions", "@v2", revision="v2") == [second.fingerprint, second.timm_sum]
+    # The next version, on main, leaves the first one under its hash.
+    run(hub_scene, PUSH, second.folder, "lab/versions")
+    assert load(hub_scene, "lab/versions") == [second.fingerprint, second.timm_sum]
+    assert load(hub_scene, "lab/versions", f"@{oldest}", revision=oldest) == [first.fingerprint, first.timm_sum]
+    # A folder beside it: timm looks at the root alone.
+    before = repository.at("main").files
+    run(hub_scene, PUSH, first.folder, "lab/versions", "--subfolder", "small/one")
+    after = repository.at("main").files
+    assert {path: file for path, file in after.items() if not path.startswith("small/one/")} == dict(before)
+    assert not [path for path in after if path.startswith("small/one/") and path.endswith(".py")]
+    assert load(hub_scene, "lab/versions", "not timm", subfolder="small/one") == [first.fingerprint]
+    assert load(hub_scene, "lab/versions") == [second.fingerprint, second.timm_sum]
+
+
+def test_a_new_version_replaces_what_is_ours_in_one_commit(hub_scene, encoders):
+    """A pre-training checkpoint, then an encoder: the decoder goes, others' files stay, nothing is sent twice."""
+    run(hub_scene, PUSH, hub_scene.folder / "whole", "me/shrinks")
+    repository = hub_scene.hub.repositories["me/shrinks"]
+    assert "decoder.safetensors" in repository.files
+    repository.add_commit("main", {**repository.at("main").files, "notes.txt": File(b"mine")}, "notes")
+    run(hub_scene, PUSH, encoders[0].folder, "me/shrinks")
+    assert len(repository.commits) == 4
+    assert "notes.txt" in repository.files
+    assert not {"decoder.safetensors", "model.safetensors.index.json"} & set(repository.files)
+    hub_scene.hub.requests.clear()
+    run(hub_scene, PUSH, encoders[0].folder, "me/shrinks")
+    assert len(repository.commits) == 4
+    assert not hub_scene.hub.count("PUT", "/objects/")
+
+
+# Tokens
+
+ERRORS = """
+import sys
+from c2fmae_hf import C2FMAEModel
+from c2fmae_hf.hub import HubError
+model = C2FMAEModel.from_pretrained(sys.argv[1])
+for name, token in zip(sys.argv[3::2], sys.argv[4::2]):
+    try:
+        model.push_to_hub(name, token=token)
+    except HubError as error:
+        assert error.__cause__ is None and error.__context__ is None
+        assert token not in repr(error) + repr(vars(error))
+        print(error)
+# An argument goes before the environment.
+print(model.push_to_hub("argument", token=sys.argv[2]).commit_url)
+"""
+
+
+def test_errors_hold_no_token_and_an_argument_goes_first(hub_scene):
+    failing = [("me/a", TOKENS["mistyped"]), ("me/b", TOKENS["reader"]), ("me/c", TOKENS["outsider"])]
+    words = [word for pair in failing for word in pair]
+    before = set(hub_scene.hub.repositories)
+    out = run(hub_scene, ERRORS, hub_scene.folder / "encoder", TOKEN, *words, token=TOKENS["outsider"])
+    first, second, third, made = out.splitlines()
+    assert "does not accept the access token" in first
+    assert "may only read" in second
+    assert "me/c is not yours to write to, or not visible: you are other" in third
+    assert "/me/argument/commit/" in made
+    assert set(hub_scene.hub.repositories) - before == {"me/argument"}
+
+
+LOG_EVERYTHING = """
+import logging, runpy, sys
+logging.basicConfig(level=1)
+for name in ("huggingface_hub", "transformers", "httpx", "httpx2", "httpcore", "httpcore2", "c2fmae_hf"):
+    logging.getLogger(name).setLevel(1)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("token", "code"), [("writer", 0), ("mistyped", 1)])
+def test_no_log_holds_a_token(hub_scene, token, code):
+    command = [sys.executable, "-c", LOG_EVERYTHING, PUSH, hub_scene.folder / "encoder", "me/logged"]
+    result = run_alone(
+        hub_scene.hub.url, hub_scene.home, command, TOKENS[token], {"HF_DEBUG": "1", "TRANSFORMERS_VERBOSITY": "debug"}
+    )
+    assert result.code == code, result.err[-3000:]
+    assert "/api/whoami-v2" in result.err  # the logs are on
+    assert TOKENS[token] not in result.out + result.err
+
+
+def test_the_trainer_says_before_training_what_would_fail_after_it(hub_scene, tmp_path):
+    recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="other/not-ours", hub_token=TOKEN)
+    script = EXAMPLES / "run_pretraining.py"
+    for token, expected in (
+        (TOKEN, "other/not-ours is not yours to write to, or not visible: you are me"),
+        (TOKENS["expired"], "the Hub does not accept the access token"),
+    ):
+        result = hub_scene.clients.run(script, recipe, "--hub_token", token)
+        assert result.code == 1
+        assert expected in result.err.splitlines()[-1]
+        assert token not in result.out + result.err
+        assert not list(tmp_path.glob("run/checkpoint-*"))
+    result = hub_scene.clients.run(script, recipe, "--hub_strategy", "every_save")
+    assert "hub_token: with hub_strategy" in result.err.splitlines()[-1]
+    assert "other/not-ours" not in hub_scene.hub.repositories
+
+
+def test_a_token_among_the_arguments_is_written_nowhere(hub_scene, tmp_path):
+    recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="me/by-argument", hub_private_repo=True)
+    run(hub_scene, EXAMPLES / "run_pretraining.py", recipe, "--hub_token", TOKEN, token=None)
+    repository = hub_scene.hub.repositories["me/by-argument"]
+    assert repository.private
+    assert len(repository.commits) == 2
+    assert "--hub_token" in json.loads(repository.files["runs/training/run.json"])["command"]
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert any(path.name == "training_args.bin" for path in files)
+    assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
+
+
+# The server itself
+
+
+def test_the_server_has_the_rules_of_the_hub():
+    me = Account("me")
+    hub = HubState({"token": me})
+    repository = hub.create("name", "models", me)
+    first = repository.at("main").oid
+    with pytest.raises(Refusal, match="LFS object is missing") as refused:
+        hub.commit(repository, "main", "m", first, {"README.md": b"card", "model.safetensors": "0" * 64})
+    assert refused.value.status == 400
+    assert list(repository.commits) == [first]
+    with pytest.raises(Refusal, match="checksum"):
+        hub.take_object("0" * 64, b"content")
+    oid = File(b"content").sha256
+    hub.take_object(oid, b"content")
+    second, _ = hub.commit(repository, "main", "m", first, {"model.safetensors": oid})
+    with pytest.raises(Refusal, match="A commit has happened since"):
+        hub.commit(repository, "main", "m", first, {"notes.txt": b"stale"})
+    _, number = hub.commit(repository, "main", "p", None, {"notes.txt": b"proposed"}, as_pull_request=True)
+    assert "notes.txt" in repository.at(f"refs/pr/{number}").files
+    assert repository.at("main") is second
+    assert "model.safetensors" not in repository.at(first).files
+    hub.create("secret", "models", me, private=True)
+    for account, status in ((None, 401), (Account("you"), 404)):
+        with pytest.raises(Refusal) as refused:
+            hub.find("me/secret", "models", account)
+        assert refused.value.status == status

@@ -1,0 +1,552 @@
+"""Records of runs, and the cards that are made of them. The records are those of real runs, on small data."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import TrainingArguments, ViTConfig
+
+from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining, C2FMAEModel
+from c2fmae_hf.evidence import METRICS, Run, figures_of, load_run, resolve
+from c2fmae_hf.hub import write_repository
+from c2fmae_hf.model_card import CardFacts, build_card, check_card
+from c2fmae_hf.repository import load_saved
+from c2fmae_hf.run_record import (
+    RunRecord,
+    changed_arguments,
+    data_name,
+    encoder_fingerprint,
+    hide_folders,
+    hide_secrets,
+    hide_tokens,
+)
+from test_examples import load_example
+from testing_utils import make_rows, randomized
+
+
+CARDS = Path(__file__).resolve().parents[1] / "model_cards"
+NAME = "me/c2fmae-vit-tiny"
+TOKEN = "hf_" + "a1B2" * 9
+# What tables and headings are made of, and what a browser would run.
+CLASSES = ["a | b", "<script>alert(1)</script>", "one\ntwo", "# `x` [y](z) *w*"]
+FILES = ("config.json", "model.safetensors", "decoder.safetensors", "preprocessor_config.json", "modeling_c2fmae.py")
+
+
+@dataclass(frozen=True)
+class Runs:
+    pretraining: Path
+    streaming: Path
+    classifier: Path
+
+
+def run_example(name: str, args: list[str]) -> None:
+    """As `python examples/<name>.py args` would be, from a folder of a user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"/home/somebody/{name}.py", *args])
+        load_example(name).main(args)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Runs:
+    folder = tmp_path_factory.mktemp("runs")
+    rows = make_rows(12, size=72)
+    datasets.DatasetDict({"train": rows, "validation": rows.select(range(4))}).save_to_disk(folder / "discs")
+    labels = datasets.ClassLabel(names=CLASSES)
+    labelled = rows.select_columns("image").add_column("label", [i % len(CLASSES) for i in range(12)], feature=labels)
+    datasets.DatasetDict({"train": labelled, "validation": labelled.select(range(4))}).save_to_disk(folder / "labels")
+    common = ["--use_cpu", "true", "--disable_tqdm", "true", "--image_size", "64", "--logging_steps", "1"]
+    common += ["--per_device_train_batch_size", "4"]
+    pretraining = ["--dataset_name", str(folder / "discs"), "--size", "tiny", "--num_drawn", "0", "--eval_steps", "1"]
+    pretraining += ["--config_overrides", '{"num_hidden_layers": 1}', "--eval_strategy", "steps", "--save_steps", "1"]
+    first = [*common, *pretraining, "--output_dir", str(folder / "pretraining")]
+    run_example("run_pretraining", [*first, "--max_steps", "1"])
+    run_example("run_pretraining", [*first, "--max_steps", "3", "--resume_from_checkpoint", "last"])
+    streaming = ["--streaming", "true", "--num_semantic_classes", "5", "--eval_strategy", "no", "--max_steps", "1"]
+    streaming += ["--curriculum", "constant", "--curriculum_weights", "1", "0", "0.5"]
+    run_example("run_pretraining", [*common, *pretraining, *streaming, "--output_dir", str(folder / "streaming")])
+    run_example(
+        "run_classification",
+        [
+            *(*common, "--model", str(folder / "pretraining/c2fmae-vit-tiny"), "--max_steps", "1"),
+            *("--dataset_name", str(folder / "labels"), "--output_dir", str(folder / "classifier")),
+        ],
+    )
+    return Runs(folder / "pretraining", folder / "streaming", folder / "classifier")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What `build_card` takes."""
+
+    config: C2FMAEConfig
+    model_class: str
+    runs: list[Run]
+    files: tuple[str, ...] = FILES
+
+    def build(self, **changes) -> ModelCard:
+        case = replace(self, **{name: changes.pop(name) for name in ("runs", "files") if name in changes})
+        return build_card(NAME, case.config, case.model_class, files=case.files, runs=case.runs, **changes)
+
+    def check(self, text: str) -> None:
+        check_card(text, NAME, self.config, self.model_class, files=self.files, runs=self.runs)
+
+
+@pytest.fixture
+def pretraining(runs) -> Case:
+    run = load_run(runs.pretraining, "training")
+    config = C2FMAEConfig.from_pretrained(runs.pretraining / "c2fmae-vit-tiny-pretraining")
+    return Case(config, "C2FMAEForPreTraining", [run])
+
+
+@pytest.fixture
+def classifier(runs) -> Case:
+    config = C2FMAEConfig.from_pretrained(runs.classifier)
+    return Case(config, "C2FMAEForImageClassification", [load_run(runs.classifier, "training")])
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The cells of every table, as a reader of Markdown takes them."""
+    blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    return [[[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in b.splitlines()] for b in blocks]
+
+
+def results_of(card: ModelCard) -> list[list[str]]:
+    return tables(card.text.partition("\n## Results\n")[2])[0][2:]
+
+
+# The zoo's cards
+
+
+@pytest.fixture(scope="module")
+def build_script():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("build_cards", CARDS / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_zoo_s_cards_are_what_the_command_gives(build_script, tmp_path):
+    for path in build_script.main([str(tmp_path)]):
+        committed = (CARDS / path.name).read_text(encoding="utf-8")
+        assert committed == path.read_text(encoding="utf-8"), f"{path.name}: run python model_cards/build.py"
+    names = {f"c2fmae-vit-{size}.md" for size in SIZES}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert {path.name for path in CARDS.glob("*.md")} == {*names, "README.md"}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_zoo_s_cards_claim_nothing(size):
+    text = (CARDS / f"c2fmae-vit-{size}.md").read_text(encoding="utf-8")
+    card = ModelCard(text, ignore_metadata_errors=False)
+    assert str(card) == text
+    data = card.data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "image-feature-extraction")
+    assert data.license == "apache-2.0"
+    assert (data.eval_results, data.metrics, data.datasets, data.base_model) == (None, None, None, None)
+    assert "**No weights published yet.**" in text
+    assert "Nothing was measured yet." in text
+    # Parameters are counted from a model with memory, too, where it is small.
+    if size == "tiny":
+        model = C2FMAEForPreTraining(C2FMAEConfig.from_size(size))
+        for part, module in (("encoder", model.c2fmae), ("decoder", model.decoder)):
+            number = sum(value.numel() for value in module.parameters())
+            assert f"| parameters, {part} | {number / 1e6:.1f} M |" in text
+    # Its code is of this size.
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    assert f'from_size("{size}")' in code
+    readme = (CARDS / "README.md").read_text(encoding="utf-8")
+    assert f"(c2fmae-vit-{size}.md)" in readme
+
+
+def test_records_beside_the_zoo_s_cards_become_results_without_weights(build_script, runs, tmp_path):
+    (tmp_path / "runs/tiny").mkdir(parents=True)
+    (tmp_path / "runs/tiny/demo").symlink_to(runs.pretraining)
+    card = build_script.build("tiny", tmp_path)
+    assert "**No weights published yet.**" in card.text
+    assert "`runs/tiny/demo/trainer_state.json:log_history." in card.text
+    assert card.data.eval_results is None  # a hub would take them for those of weights
+    assert "Nothing was measured" in build_script.build("small", tmp_path).text
+
+
+# Cards of real runs
+
+
+def test_figures_are_those_of_the_logs(pretraining, runs):
+    card = pretraining.build()
+    history = json.loads((runs.pretraining / "trainer_state.json").read_text())["log_history"]
+    evaluations = [entry for entry in history if "eval_loss" in entry]
+    decoder = json.loads((runs.pretraining / "decoder_results.json").read_text())
+    expected = [
+        [f"pre-training, step {entry['step']}", "discs", f"held-out {name}loss", f"{entry[f'eval_{key}loss']:.3f}"]
+        for entry in (evaluations[0], evaluations[-1])
+        for name, key in (("", ""), ("semantic ", "semantic_"), ("instance ", "instance_"), ("image ", "image_"))
+    ]
+    expected += [
+        ["the decoder's own maps", "discs", METRICS[name][0], f"{100 * decoder[name]:.1f}"]
+        for name in ("semantic_mean_iou", "semantic_accuracy", "instance_pq")
+    ]
+    assert [row[:4] for row in results_of(card)] == expected
+    # A hub is told of the published weights alone: not of those at the first evaluation.
+    losses = [result for result in card.data.eval_results if result.metric_type == "loss"]
+    names = [f"eval_{key}loss" for key in ("", "semantic_", "instance_", "image_")]
+    assert [result.metric_value for result in losses] == [evaluations[-1][name] for name in names]
+
+
+def test_training_is_told_from_the_record(pretraining, runs):
+    text = pretraining.build().text
+    record = json.loads((runs.pretraining / "run.json").read_text())
+    facts = dict(table for block in tables(text) for table in block if len(table) == 2)
+    assert facts["data"] == "discs"
+    assert facts["images"] == "train 12, validation 4"
+    assert facts["training"] == "3 steps, 1.0 epochs, batch 4"
+    assert facts["time"].startswith(f"{record['seconds']:.0f} s, begun on {record['started'][:10]}")
+    assert facts["resumed"] == "yes; the time is that of the last part"
+    assert f"torch {torch.__version__.partition('+')[0]}" in facts["versions"]
+    assert "Masking curriculum: linear, semantic then instance then random; jitter 0.05." in text
+    assert "\nmax_steps: 3\n" in text
+    assert "run_pretraining.py --use_cpu true" in text
+    assert "--config_overrides '{\"num_hidden_layers\": 1}'" in text  # quoted, so that it can be run again
+    assert "1 block a stage" in text
+
+
+def test_streams_are_not_counted(runs):
+    run = load_run(runs.streaming, "training")
+    config = C2FMAEConfig.from_pretrained(runs.streaming / "c2fmae-vit-tiny")
+    text = build_card(NAME, config, "C2FMAEModel", files=FILES, runs=[run]).text
+    assert "| images | train uncounted, validation uncounted |" in text
+    assert "Masking curriculum: constant, semantic 1, instance 0, random 0.5; jitter 0.05." in text
+    assert "| pre-training, step 1 | discs | held-out loss |" in text  # once, in the end
+    assert "resumed" not in text
+
+
+def test_cards_of_classifiers(classifier, runs):
+    card = classifier.build()
+    score = json.loads((runs.classifier / "results.json").read_text())["results"]["mean"]["top1_accuracy"]
+    task = "image classification, fine-tuning, mean pooling"
+    assert results_of(card)[0][:4] == [task, "labels", "top-1 accuracy, %", f"{100 * score:.1f}"]
+    assert card.data.pipeline_tag == "image-classification"
+    assert "AutoModelForImageClassification.from_pretrained" in card.text
+    # Names of classes stay within their cell, and are not taken for Markdown or HTML.
+    assert "<script>" not in card.text
+    assert not re.search(r"^two", card.text, re.MULTILINE)
+    assert {len({len(row) for row in table}) for table in tables(card.text)} == {1}
+    classes = next(row[1] for table in tables(card.text) for row in table if row[0] == "classes")
+    assert classes.startswith("4: a \\| b, &lt;script&gt;alert(1)&lt;/script&gt;, one two, # \\`x\\`")
+
+
+def test_an_evaluation_is_no_training(pretraining, runs):
+    """A fine-tuning that started from the encoder judges it; it did not make it."""
+    evaluation = load_run(runs.classifier / "results.json", "evaluation-1")
+    card = pretraining.build(runs=[*pretraining.runs, evaluation])
+    training = card.text.partition("\n## Training\n")[2].partition("\n## Results\n")[0]
+    assert "run_classification.py" not in training
+    assert results_of(card)[-1][4] == "`runs/evaluation-1/results.json:results.mean.top1_accuracy`"
+    result = card.data.eval_results[-1]
+    assert (result.task_type, result.dataset_name) == ("image-classification", "labels")
+
+
+def test_no_folders_of_the_machine_and_no_secrets(pretraining, classifier, runs):
+    for case in (pretraining, classifier):
+        published = json.dumps([run.files for run in case.runs]) + str(case.build())
+        assert str(runs.pretraining.parent) not in published
+        assert "somebody" not in published
+        assert ".../discs" in published or ".../labels" in published
+
+
+def test_metadata_round_trip(pretraining, tmp_path):
+    facts = CardFacts("cc-by-4.0", ("ILSVRC/imagenet-1k", "me/maps"), "me/base-model.v1", tags=("discs",))
+    card = pretraining.build(facts=facts)
+    card.save(tmp_path / "README.md")
+    loaded = ModelCard.load(tmp_path / "README.md", ignore_metadata_errors=False)
+    assert str(loaded) == str(card)
+    assert isinstance(loaded.data, ModelCardData)
+    assert loaded.data.license == "cc-by-4.0"
+    assert loaded.data.datasets == ["ILSVRC/imagenet-1k", "me/maps"]
+    assert loaded.data.base_model == "me/base-model.v1"
+    assert loaded.data.tags == ["c2fmae", "masked-autoencoder", "vision", "timm", "discs"]
+    assert loaded.data.model_name == "c2fmae-vit-tiny"
+    evidence = {file: content for run in pretraining.runs for file, content in run.files.items()}
+    assert len(loaded.data.eval_results) == 7
+    for result in loaded.data.eval_results:
+        assert isinstance(result, EvalResult)
+        file, _, place = result.metric_args["record"].partition(":")
+        assert resolve(evidence[file], place) == result.metric_value
+        assert result.source_url == f"https://huggingface.co/{NAME}/tree/main/runs"
+    again = ModelCardData(**loaded.data.to_dict(), ignore_metadata_errors=False)
+    assert again.to_dict() == loaded.data.to_dict()
+
+
+def test_a_licence_that_hubs_do_not_know(pretraining):
+    data = pretraining.build(facts=CardFacts(license="other")).data
+    assert (data.license, data.license_link) == ("other", "LICENSE")
+
+
+def test_usage_says_what_the_repository_has(pretraining):
+    card = pretraining.build(files=("config.json", "model.safetensors", "decoder.safetensors"), runs=[])
+    assert "trust_remote_code" not in card.text
+    assert "AutoImageProcessor" not in card.text
+    assert "C2FMAEImageProcessor.from_config(model.config)" in card.text
+    assert "There is no record of a training run of these weights." in card.text
+    assert "Nothing was measured yet." in card.text
+    assert card.data.eval_results is None
+    files = dict(row[:2] for row in tables(card.text.partition("## Files")[2])[0][2:])
+    assert files == {
+        "`config.json`": "configuration",
+        "`model.safetensors`": "encoder",
+        "`decoder.safetensors`": "pre-training decoder",
+    }
+
+
+def test_peers_are_not_called_c2fmae(runs):
+    config = ViTConfig(num_hidden_layers=1, id2label={0: "cat"}, label2id={"cat": 0})
+    card = build_card("me/vit", config, "ViTForImageClassification", files=("config.json", "model.safetensors"))
+    assert card.text.count("C2FMAE") == 1
+    assert "A ViTForImageClassification. Its encoder is not C2FMAE's." in card.text
+    assert "import c2fmae_hf" not in card.text
+    assert (card.data.pipeline_tag, card.data.tags) == ("image-classification", ["vision"])
+
+
+def test_values_that_are_not_finite(pretraining):
+    """Said in the table; a hub's metadata have no word for them."""
+    run = pretraining.runs[0]
+    state = json.loads(json.dumps(run.files["runs/training/trainer_state.json"]))
+    last = max(index for index, entry in enumerate(state["log_history"]) if "eval_loss" in entry)
+    state["log_history"][last].update(eval_loss=float("nan"), eval_image_loss=float("inf"))
+    changed = replace(run, files={**run.files, "runs/training/trainer_state.json": state})
+    card = pretraining.build(runs=[changed])
+    assert [row[3] for row in results_of(card)].count("not finite") == 2
+    values = [result.metric_value for result in card.data.eval_results]
+    assert len(values) == 5
+    assert all(abs(value) < 100 for value in values)
+
+
+@pytest.mark.parametrize("value", ["83.1", True, [1.0]])
+def test_results_that_are_no_numbers(classifier, value):
+    run = classifier.runs[0]
+    content = {**run.files["runs/training/results.json"], "results": {"mean": {"top1_accuracy": value}}}
+    with pytest.raises(ValueError, match=r"results.json, results.mean.top1_accuracy: expected a number, got"):
+        figures_of(replace(run, files={"runs/training/results.json": content}))
+
+
+def test_a_record_of_other_weights_is_refused(pretraining, runs, tmp_path):
+    model = randomized(C2FMAEForPreTraining(pretraining.config))
+    with pytest.raises(ValueError, match=r"expected a record of the weights to be published"):
+        write_repository(model, tmp_path / "other", NAME, runs=pretraining.runs)
+    model, processor = load_saved(runs.pretraining / "c2fmae-vit-tiny-pretraining")
+    write_repository(model, tmp_path / "own", NAME, processor=processor, runs=pretraining.runs)
+    assert "log_history" in (tmp_path / "own/README.md").read_text()
+
+
+# Numbers that nobody measured
+
+
+def in_place(old: str, new: str):
+    return lambda text: text.replace(old, new, 1)
+
+
+def after(line: str, new: str):
+    return lambda text: text.replace(line, f"{line}{new}", 1)
+
+
+FORGERIES = {
+    "another value in the table": lambda text: re.sub(r"(held-out loss \|) \d", r"\1 0", text, count=1),
+    "a row without a record": after("| --- | --- | --- | --- | --- |\n", "| x | ImageNet | top-1 | 83.1 | none |\n"),
+    "a row with a record of nothing": after(
+        "| --- | --- | --- | --- | --- |\n",
+        "| x | y | held-out loss | 0.100 | `runs/training/trainer_state.json:log_history.99.eval_loss` |\n",
+    ),
+    "a number in a row's task": in_place("| pre-training, step", "| pre-training (83.1 on ImageNet), step"),
+    "prose of the results": after("\n## Results\n", "\nIt reaches 83.1 top-1.\n"),
+    "a second section of results": in_place("\n## Data,", "\n## Results\n\n83.1\n\n## Data,"),
+    "the description": after("masking curriculum.", " It reaches 83.1 on ImageNet."),
+    "a number that is elsewhere in the card": after("masking curriculum.", " It reaches 64."),
+    "another number of parameters": lambda text: re.sub(r"encoder \| \d.\d M", "encoder | 9.9 M", text),
+    "a comment in the code": after("import c2fmae_hf", "  # 83.1 top-1"),
+    "the command": after("run_pretraining.py", " --accuracy 83.1"),
+    "a row of the training's table": after("| data | discs |\n", "| accuracy | 83.1 |\n"),
+    "a heading": in_place("\n## Use\n", "\n## Use: 83.1 on ImageNet\n"),
+    "a value of the metadata": lambda text: re.sub(r"value: \d\.\d+", "value: 0.1", text, count=1),
+    "a name of the metadata": lambda text: re.sub(r"name: '.*held-out loss'", "name: accuracy 83.1", text, count=1),
+    "a new field of the metadata": in_place("license:", "accuracy: 83.1\nlicense:"),
+    "a tag": in_place("- vision\n", "- vision\n- accuracy-83.1\n"),
+    "a tag without a point": in_place("- vision\n", "- vision\n- top1-83\n"),
+    "a result without a record": lambda text: re.sub(r"record: runs\S*", "record: none", text, count=1),
+    "words on data": after("\n## Data, licences and limits\n\n", "83.1 on ImageNet. "),
+    "words with a fraction": after("\n## Data, licences and limits\n\n", "Right in ¾ of all cases. "),
+    "words with a table": lambda text: text + "\n| top-1 |\n| --- |\n",
+    "words with per cent": lambda text: text + "\nEighty-three %.\n",
+    "words with other digits": lambda text: text + "\nAccuracy \uff18\uff13.\n",
+    "words with a hidden number": lambda text: text + "\n<!-- 83.1 -->\n",
+    "words with a code for a digit": lambda text: text + "\n&#56;&#51;\n",
+    "words with a measure": lambda text: text + "\nmIoU-48 on ADE20K.\n",
+    "no last section": lambda text: text.partition("\n## Data,")[0],
+}
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+def test_invented_numbers_are_found(pretraining, forge):
+    text = str(pretraining.build())
+    pretraining.check(text)
+    forged = forge(text)
+    assert forged != text
+    with pytest.raises(ValueError, match=r"^card"):
+        pretraining.check(forged)
+
+
+def test_a_card_that_is_no_card(pretraining):
+    with pytest.raises(ValueError, match="card, metadata: expected what huggingface_hub reads"):
+        pretraining.check("---\nlicense: [\n---\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "12 photographs of discs, 4 more to validate",  # the record's
+        "ImageNet-1K, ADE20K, VOC2012 and COCO 2017, labelled in 2026",
+        "CC BY-NC-SA 4.0, Apache-2.0, CC0 1.0; see https://example.org/licence-1.2 and arXiv:2401.14391",
+    ],
+)
+def test_numbers_that_words_may_have(pretraining, words):
+    assert words in pretraining.build(facts=CardFacts(data=words, limits="")).text
+
+
+@pytest.mark.parametrize("words", ["1.28 M photographs", "83.1 % top-1", "accuracy of 2012.5", "13 photographs"])
+def test_numbers_that_words_may_not_have(pretraining, words):
+    with pytest.raises(ValueError, match="expected no number but those of names"):
+        pretraining.build(facts=CardFacts(limits=words))
+
+
+def test_names_in_the_metadata_are_names(pretraining):
+    for facts in (CardFacts(base_model="me/base at 83.1"), CardFacts(datasets=("a b",)), CardFacts(license="83.1 %")):
+        with pytest.raises(ValueError, match=r"metadata: expected the name of a licence, dataset or model"):
+            pretraining.build(facts=facts)
+
+
+# Records
+
+
+@dataclass
+class SomeArguments:
+    dataset_name: str | None = None
+    hub_token: str | None = field(default=None, repr=False)
+    names: list[str] = field(default_factory=list)
+    url: str = ""
+    number: float = 1.0
+    other: object = None
+    folder: Path = Path("here")
+
+
+def test_arguments_that_differ_from_their_defaults():
+    given = SomeArguments("a/b", TOKEN, ["x"], f"https://me:secret@host/x?t={TOKEN}", 1.0, object(), Path("there"))
+    assert changed_arguments(given) == {
+        "dataset_name": "a/b",
+        "names": ["x"],
+        "url": "https://***@host/x?t=***",
+        "folder": "there",
+    }
+    assert changed_arguments(SomeArguments()) == {}
+
+
+def test_arguments_of_trainers():
+    """What transformers makes of its own defaults is nobody's argument."""
+    args = TrainingArguments("out", use_cpu=True, hub_token=TOKEN, max_steps=5)
+    changed = changed_arguments(args)
+    assert {key: changed[key] for key in ("output_dir", "use_cpu", "max_steps")} == {
+        "output_dir": "out",
+        "use_cpu": True,
+        "max_steps": 5,
+    }
+    assert not [name for name in changed if "token" in name or "config" in name]
+    assert TOKEN not in json.dumps(changed)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["/home/a/run.py", "--hub_token", TOKEN, "--x", "1"], "run.py --hub_token '***' --x 1"),
+        (["run.py", f"--hub_token={TOKEN}"], "run.py '--hub_token=***'"),
+        (["run.py", "--hub_token", "short"], "run.py --hub_token '***'"),
+        (["run.py", "--x", TOKEN], "run.py --x '***'"),
+        (["run.py", "https://me:secret@host/y"], "run.py 'https://***@host/y'"),
+        (["run.py", "--x", "a b; rm -rf"], "run.py --x 'a b; rm -rf'"),
+        (["run.py", "--hub_token"], "run.py --hub_token"),
+    ],
+)
+def test_commands_are_quoted_and_hide_tokens(command, expected):
+    assert hide_tokens(command) == expected
+
+
+def test_folders_are_hidden():
+    record = {
+        "command": "run.py --a /home/me/x --b=/home/me/y 'file:///home/me/z z' 'C:\\me\\w' rel/v ~me/u",
+        "arguments": {"path": "/home/me/photos/", "hub": "me/photos", "url": "https://host/x", "share": 0.5},
+        "list": ["/a/b", None, 3],
+    }
+    hidden = hide_folders(record)
+    assert hidden["command"] == "run.py --a .../x --b=.../y '.../z z' .../w rel/v .../u"
+    assert hidden["arguments"] == {**record["arguments"], "path": ".../photos"}
+    assert hidden["list"] == [".../b", None, 3]
+    assert hide_secrets(record) == record
+
+
+def test_names_of_data(tmp_path, monkeypatch):
+    (tmp_path / "mine/rows").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for given, name in {
+        "mine/rows": "rows",  # a folder that is there
+        "me/rows": "me/rows",  # on a hub
+        "imagenet-1k": "imagenet-1k",
+        "/data/photos": "photos",
+        "mine/photos-*.parquet": "photos",
+        "/data/photos/*.parquet": "photos",
+        ".../photos": "photos",
+    }.items():
+        assert data_name(given) == name, given
+    assert data_name(None) == "not recorded"
+    # Whether it is a folder is only known where the run is.
+    record = RunRecord("pretraining", [SomeArguments("mine/rows")], {"train": 1}).finish()
+    monkeypatch.chdir("/")
+    assert record["data"] == "rows"
+
+
+def test_a_record_knows_its_encoder(config):
+    model = randomized(C2FMAEForPreTraining(config))
+    record = RunRecord("pretraining", [SomeArguments("x")], {"train": 3}, starting_model=model)
+    started = encoder_fingerprint(model)
+    assert encoder_fingerprint(model.c2fmae) == started  # whatever class holds it
+    encoder = C2FMAEModel(config)
+    encoder.load_state_dict(model.c2fmae.state_dict())
+    assert encoder_fingerprint(encoder) == started
+    with torch.no_grad():
+        model.c2fmae.norm.bias[0] += 1
+    content = record.finish(model, more=1)
+    assert (content["starting_encoder"], content["more"]) == (started, 1)
+    assert content["encoder"] == encoder_fingerprint(model) != started
+    assert Run({"runs/x/run.json": content}).encoders == {started, content["encoder"]}
+    json.dumps(content)
+
+
+def test_folders_without_records(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected run.json or results.json of a training script"):
+        load_run(tmp_path, "x")
+    for content in ("{", "\udce4", "[]"):
+        (tmp_path / "run.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+        with pytest.raises(ValueError, match=r"run.json: expected (a )?JSON"):
+            load_run(tmp_path, "x")
+
+
+def test_records_that_are_not_whole(pretraining):
+    run = pretraining.runs[0]
+    record = {name: value for name, value in run.record.items() if name != "versions"}
+    with pytest.raises(ValueError, match=r"runs/training: expected a whole record .* without \['versions'\]"):
+        pretraining.build(runs=[Run({"runs/training/run.json": record})])
