@@ -31,6 +31,7 @@ from c2fmae_hf import (
     C2FMAEImageProcessor,
     C2FMAEModel,
 )
+from c2fmae_hf.input_checks import count_masked
 from c2fmae_hf.positions import sincos_position_table
 from testing_utils import with_fields
 
@@ -684,3 +685,31 @@ def test_upernet_on_a_pretrained_encoder(config, tmp_path):
     again = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "upernet")
     with torch.no_grad():
         assert torch.allclose(again.eval()(pixel_values).logits, model.eval()(pixel_values).logits, atol=1e-5)
+
+
+# Speed
+
+
+def test_embedding_visible_patches_alone_changes_nothing(model, batch):
+    encoder = model.c2fmae.double()
+    pixels = batch["pixel_values"].double()
+    patch_ids = torch.rand(len(pixels), model.config.num_patches).argsort(dim=1)[:, :5]
+    results = []
+    for tokens in (
+        encoder.patch_embed(pixels, patch_ids),
+        encoder.patch_embed(pixels).gather(1, patch_ids[..., None].expand(-1, -1, model.config.hidden_size)),
+    ):
+        encoder.zero_grad()
+        tokens.square().sum().backward()
+        results.append([tokens.detach(), *(p.grad.clone() for p in encoder.patch_embed.parameters())])
+    torch.testing.assert_close(*results)
+
+
+def test_a_given_count_of_masked_patches_is_held_on_the_cpu_and_trusted_elsewhere(model, batch):
+    mask = batch["bool_masked_pos"]
+    number = int(mask[0].sum())
+    assert losses_of(model(**batch, num_masked=number)) == losses_of(model(**batch))
+    with pytest.raises(ValueError, match=f"expected num_masked={number - 1} in each row, got {number}"):
+        model(**batch, num_masked=number - 1)
+    # A tensor that has no values: whoever looks at them fails.
+    assert count_masked(model.config, mask.to("meta"), mask.shape[1], number) == number

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
-from c2fmae_hf.transforms import evaluation_transform, training_transform
+from c2fmae_hf.targets import reduce_label_map
+from c2fmae_hf.transforms import JointTransform, evaluation_transform, training_transform
 
 
 def blocks(height: int = 60, width: int = 90) -> tuple[Image.Image, np.ndarray, np.ndarray]:
@@ -106,3 +108,26 @@ def test_odd_sizes(size, make):
     assert sample["pixel_values"].shape == (3, 32, 48)
     assert sample["pixel_values"].isfinite().all()
     assert set(sample["semantic"].unique().tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_maps_cropped_to_the_grid_are_those_cropped_to_pixels_and_reduced(seed):
+    image, _, instance = blocks(97, 131)
+    semantic = np.arange(97 * 131, dtype=np.int32).reshape(97, 131)  # every pixel its own id
+    size, scale = (64, 48), (0.1, 1.0)
+    plain = v2.Compose([v2.RandomResizedCrop(size, scale), v2.RandomHorizontalFlip()])
+    pixels = JointTransform(plain, size, label_stride=1)(image, semantic, instance, seed)["semantic"]
+    is_flipped = pixels[0, 0] > pixels[0, -1]
+    for stride in (2, 4, 8):
+        sample = training_transform(size, scale, label_stride=stride)(image, semantic, instance, seed)
+        # Flipped, it is the other one of the two pixels that are nearest to a cell's centre.
+        expected = reduce_label_map(pixels.flip(1), stride).flip(1) if is_flipped else reduce_label_map(pixels, stride)
+        assert torch.equal(sample["semantic"], expected)
+
+
+def test_accelerators_are_not_asked_to_be_seeded():
+    """In a process that has not started CUDA every such request is kept, one a sample."""
+    before = len(torch.cuda._queued_calls)
+    for seed in range(5):
+        training_transform((32, 32))(*blocks(), seed=seed)
+    assert len(torch.cuda._queued_calls) == before

@@ -54,27 +54,35 @@ def check_labels(config: C2FMAEConfig, name: str, labels: torch.Tensor, grid_siz
             )
 
 
-def count_masked(config: C2FMAEConfig, bool_masked_pos: torch.Tensor, num_patches: int) -> int:
+def count_masked(
+    config: C2FMAEConfig, bool_masked_pos: torch.Tensor, num_patches: int, num_masked: int | None = None
+) -> int:
     """
-    Masked patches in each row. A compiled graph needs the number before it sees the mask, so that it is the
-    configuration's there, and the mask is held to it at run time.
+    Masked patches in each row. A compiled graph needs the number before it sees the mask, so that it is `num_masked`
+    or the configuration's there, and the mask is held to it at run time. On an accelerator a given `num_masked` is
+    taken as it is, since looking at the mask means waiting for all that runs before it.
 
     Raises:
-        `ValueError`: if the mask has another shape or its rows differ in their count.
+        `ValueError`: if the mask has another shape, or its rows another count or different ones.
     """
     if bool_masked_pos.ndim != 2 or bool_masked_pos.shape[1] != num_patches or bool_masked_pos.dtype != torch.bool:
         raise ValueError(
             f"bool_masked_pos: expected a bool tensor of shape (batch_size, {num_patches}), got "
             f"{bool_masked_pos.dtype} of shape {tuple(bool_masked_pos.shape)}"
         )
-    counts = bool_masked_pos.sum(dim=1)
     if torch.compiler.is_compiling():
-        expected = config.num_masked_patches(num_patches)
-        torch._assert_async((counts == expected).all(), f"bool_masked_pos: expected {expected} masked in each row")
+        expected = config.num_masked_patches(num_patches) if num_masked is None else num_masked
+        matches = (bool_masked_pos.sum(dim=1) == expected).all()
+        torch._assert_async(matches, f"bool_masked_pos: expected {expected} masked in each row")
         return expected
+    if num_masked is not None and bool_masked_pos.device.type != "cpu":
+        return num_masked
+    counts = bool_masked_pos.sum(dim=1)
     lowest, highest = counts.min().item(), counts.max().item()
     if lowest != highest:
         raise ValueError(
             f"bool_masked_pos: expected the same number of masked patches in every row, got {lowest} to {highest}"
         )
+    if num_masked not in (None, highest):
+        raise ValueError(f"bool_masked_pos: expected num_masked={num_masked} in each row, got {highest}")
     return int(highest)

@@ -3,6 +3,10 @@ The three losses, in fp32 whatever the precision of training.
 
 Each is a mean per image and then over the batch, so that a batch's loss is the mean of its images' losses: gradient
 accumulation and data parallelism change nothing. An image without a valid cell contributes 0.
+
+Where only a random part of the patches is decoded, the loss of the part is an unbiased estimate of that of all: sums
+are scaled by what a decoded patch stands for, and divided by the number of valid cells among all patches, not among
+the decoded ones.
 """
 
 from __future__ import annotations
@@ -10,38 +14,84 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .chunks import in_chunks
 from .constants import IGNORE_INDEX
 
 
-def masked_mean(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Mean of `values` `(B, ...)` where `valid`, per row, then over the rows: `()`. All-invalid rows give 0."""
-    values, valid = values.flatten(1), valid.flatten(1)
-    return (torch.where(valid, values, 0).sum(dim=1) / valid.sum(dim=1).clamp(min=1)).mean()
+def masked_mean(
+    values: torch.Tensor,
+    valid: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    all_valid: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Mean of values where they are valid, per row, then over the rows. All-invalid rows give 0.
+
+    Args:
+        values (`torch.FloatTensor` of shape `(B, M, ...)`).
+        valid (`torch.BoolTensor` of the same shape).
+        weights (`torch.FloatTensor` of shape `(M,)`, *optional*): How many patches each of the M stands for.
+        all_valid (`torch.BoolTensor` of shape `(B, N, ...)`, *optional*): Of all the patches that they stand for.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`.
+    """
+    if weights is not None:
+        values = values * weights.reshape(1, -1, *[1] * (values.ndim - 2))
+    sums = torch.where(valid, values, 0).flatten(1).sum(dim=1)
+    counts = (valid if all_valid is None else all_valid).flatten(1).sum(dim=1)
+    return (sums / counts.clamp(min=1)).mean()
 
 
-def semantic_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of `(B, M, cells, classes)` against classes `(B, M, cells, 1)`, -100 = ignore, in fp32: `()`."""
-    labels = labels[..., 0]
+def semantic_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    all_labels: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Cross-entropy of `(B, M, cells, classes)` against classes `(B, M, cells, 1)`, -100 = ignore, in fp32: `()`. Of a
+    random part of N patches, `weights` `(M,)` and `all_labels` `(B, N, cells, 1)` are as for [`masked_mean`].
+    """
+    values = in_chunks(_cross_entropy, logits, labels)
+    all_valid = None if all_labels is None else all_labels[..., 0] != IGNORE_INDEX
+    return masked_mean(values, labels[..., 0] != IGNORE_INDEX, weights, all_valid)
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     values = nn.functional.cross_entropy(
-        logits.float().movedim(-1, 1), labels, ignore_index=IGNORE_INDEX, reduction="none"
+        logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     )
-    return masked_mean(values, labels != IGNORE_INDEX)
+    return values.view(logits.shape[:-1])
 
 
-def instance_loss(logits: torch.Tensor, labels: torch.Tensor, offset_weight: float) -> torch.Tensor:
+def instance_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    offset_weight: float,
+    weights: torch.Tensor | None = None,
+    all_labels: torch.Tensor | None = None,
+) -> torch.Tensor:
     """
     L1 on offsets over the foreground plus binary cross-entropy on the flag, in fp32: `()`. Logits and labels are
-    `(B, M, cells, 3)`; a flag of -100 takes the cell out of both.
+    `(B, M, cells, 3)`; a flag of -100 takes the cell out of both. Of a random part of N patches, `weights` `(M,)` and
+    `all_labels` `(B, N, cells, 3)` are as for [`masked_mean`].
     """
     logits, labels = logits.float(), labels.float()
-    flag = labels[..., 2]
+    flag, all_flags = labels[..., 2], None if all_labels is None else all_labels[..., 2]
     offset_values = (logits[..., :2] - labels[..., :2]).abs().sum(dim=-1)
     flag_values = nn.functional.binary_cross_entropy_with_logits(logits[..., 2], flag.clamp(min=0), reduction="none")
-    return offset_weight * masked_mean(offset_values, flag > 0.5) + masked_mean(flag_values, flag != IGNORE_INDEX)
+    all_foreground = None if all_flags is None else all_flags > 0.5
+    all_known = None if all_flags is None else all_flags != IGNORE_INDEX
+    offset_mean = masked_mean(offset_values, flag > 0.5, weights, all_foreground)
+    return offset_weight * offset_mean + masked_mean(flag_values, flag != IGNORE_INDEX, weights, all_known)
 
 
 def image_loss(logits: torch.Tensor, pixels: torch.Tensor, norm_pix_loss: bool) -> torch.Tensor:
-    """Squared error of `(B, M, cells, channels)` against pixels, normalised per patch if asked, in fp32: `()`."""
+    """
+    Squared error of `(B, M, cells, channels)` against pixels, normalised per patch if asked, in fp32: `()`. Every
+    patch counts the same, so that the mean over a random part needs no correction.
+    """
     logits, pixels = logits.float().flatten(2), pixels.float().flatten(2)
     if norm_pix_loss:
         variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)

@@ -28,6 +28,7 @@ from transformers.utils import CONFIG_NAME, ModelOutput, cached_file
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .chunks import in_chunks
 from .configuration_c2fmae import C2FMAEConfig
 from .constants import IGNORE_INDEX
 from .files import check_files
@@ -98,14 +99,22 @@ def gather_patches(values: torch.Tensor, patch_ids: torch.Tensor) -> torch.Tenso
 
 
 class C2FMAEPatchEmbed(nn.Module):
-    """Pixels `(B, C, H, W)` to patch tokens `(B, N, hidden_size)`."""
+    """
+    Pixels `(B, C, H, W)` to patch tokens `(B, N, hidden_size)`, or, given `patch_ids` `(B, K)`, to those of these
+    patches alone, `(B, K, hidden_size)`.
+    """
 
     def __init__(self, config: C2FMAEConfig) -> None:
         super().__init__()
         self.proj = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.proj(pixel_values).flatten(2).transpose(1, 2)
+    def forward(self, pixel_values: torch.Tensor, patch_ids: torch.Tensor | None = None) -> torch.Tensor:
+        if patch_ids is None:
+            return self.proj(pixel_values).flatten(2).transpose(1, 2)
+        # A convolution that never overlaps is a linear layer over patches, and most of those are masked.
+        patches = gather_patches(patchify(pixel_values, self.proj.kernel_size[0]), patch_ids)
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        return nn.functional.linear(patches.flatten(2), weight, self.proj.bias)
 
 
 class C2FMAELabelEmbed(nn.Module):
@@ -474,6 +483,7 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
         semantic_labels: torch.Tensor | None = None,
         instance_labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        num_masked: int | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """
@@ -486,6 +496,8 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
             instance_labels (`torch.FloatTensor` of shape `(batch_size, 3, height / s, width / s)`, *optional*):
                 Likewise for `"instance"`.
             interpolate_pos_encoding (`bool`): Accept any image size that is a multiple of the patch size.
+            num_masked (`int`, *optional*): That count, where the caller answers for it: masks on an accelerator are
+                then not waited for. On the CPU and in a compiled graph they are held to it.
 
         Returns:
             [`~transformers.modeling_outputs.BaseModelOutputWithPooling`]: `last_hidden_state` of shape
@@ -498,25 +510,27 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
         """
         grid_size = check_pixel_values(self.config, pixel_values, interpolate_pos_encoding)
         pixel_values = pixel_values.to(self.patch_embed.proj.weight.dtype)
-        tokens = self.patch_embed(pixel_values)
+        num_image_tokens = grid_size[0] * grid_size[1]
+        visible_ids = None
+        if bool_masked_pos is not None:
+            num_masked = count_masked(self.config, bool_masked_pos, num_image_tokens, num_masked)
+            visible_ids, _ = split_patches(bool_masked_pos, num_masked)
+            num_image_tokens -= num_masked
+        tokens = self.patch_embed(pixel_values, visible_ids)
         # Loading in half precision casts parameters, but not buffers.
         position_table = self.pos_embed.to(tokens.dtype)
         cls_position, positions = position_table[:, :1], position_table[:, 1:]
         positions = resize_position_table(positions, self.config.grid_size, grid_size)
-        tokens = tokens + positions
-        granularities = [tokens]
+        if visible_ids is not None:
+            positions = gather_patches(positions, visible_ids)
+        granularities = [tokens + positions]
         for name, labels in (("semantic", semantic_labels), ("instance", instance_labels)):
             if name in self.label_embed and labels is not None:
                 check_labels(self.config, name, labels, grid_size)
-                granularities.append(
-                    self.label_embed[name](self.encode_labels(name, labels, tokens.dtype)) + positions
-                )
-        num_image_tokens = tokens.shape[1]
-        if bool_masked_pos is not None:
-            num_masked = count_masked(self.config, bool_masked_pos, num_image_tokens)
-            visible_ids, _ = split_patches(bool_masked_pos, num_masked)
-            granularities = [gather_patches(tokens, visible_ids) for tokens in granularities]
-            num_image_tokens -= num_masked
+                values = self.encode_labels(name, labels, tokens.dtype)
+                if visible_ids is not None:
+                    values = gather_patches(values, visible_ids)
+                granularities.append(self.label_embed[name](values) + positions)
 
         cls_token = (self.cls_token + cls_position).expand(pixel_values.shape[0], -1, -1)
         hidden_states = self.pos_drop(torch.cat([cls_token, *granularities], dim=1))
@@ -583,7 +597,11 @@ class C2FMAEDecoderStage(nn.Module):
         logits = self.head(self.norm(queries)).unflatten(-1, (self.cells, -1))
         if self.prediction_embed is None:
             return logits, None
-        return logits, queries + self.prediction_embed(self.as_prediction(logits))
+        return logits, queries + in_chunks(self.embed_prediction, logits)
+
+    def embed_prediction(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, M, cells, channels)` to what the next stage learns of them, `(B, M, width)`."""
+        return self.prediction_embed(self.as_prediction(logits))
 
     def as_prediction(self, logits: torch.Tensor) -> torch.Tensor:
         """What the logits say, bounded: class probabilities, or offsets and the probability of foreground."""
@@ -678,6 +696,7 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
         semantic_labels: torch.Tensor | None = None,
         instance_labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        num_masked: int | None = None,
         **kwargs,
     ) -> C2FMAEForPreTrainingOutput:
         """
@@ -690,6 +709,8 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
             instance_labels (`torch.FloatTensor` of shape `(batch_size, 3, height / s, width / s)`, *optional*): See
                 [`instance_labels_from_map`]. Required in training if the decoder has an instance stage.
             interpolate_pos_encoding (`bool`): Accept any image size that is a multiple of the patch size.
+            num_masked (`int`, *optional*): That count, where the caller answers for it: masks on an accelerator are
+                then not waited for. On the CPU and in a compiled graph they are held to it.
 
         Raises:
             `ValueError`: if inputs are missing or do not fit, naming field, expected and got.
@@ -711,7 +732,7 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
             noise = torch.rand(pixel_values.shape[0], num_patches, device=pixel_values.device)
             bool_masked_pos = noise.argsort(dim=1).argsort(dim=1) >= num_patches - num_masked
         else:
-            num_masked = count_masked(config, bool_masked_pos, num_patches)
+            num_masked = count_masked(config, bool_masked_pos, num_patches, num_masked)
 
         encoder_outputs = self.c2fmae(
             pixel_values,
@@ -719,23 +740,40 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
             semantic_labels=semantic_labels,
             instance_labels=instance_labels,
             interpolate_pos_encoding=interpolate_pos_encoding,
+            num_masked=num_masked,
             **kwargs,
         )
         # Flags of what to record concern the encoder.
         attention_kwargs = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
         visible_ids, masked_ids = split_patches(bool_masked_pos, num_masked)
-        query_ids, num_image_queries = self.choose_queries(visible_ids, masked_ids)
+        candidates = [masked_ids, visible_ids] if config.supervise_visible_labels else [masked_ids]
+        query_parts = self.choose_queries(candidates)
+        query_ids, num_image_queries = torch.cat(query_parts, dim=1), query_parts[0].shape[1]
         logits = self.decoder(
             encoder_outputs.last_hidden_state, visible_ids, query_ids, num_image_queries, grid_size, **attention_kwargs
         )
 
+        # What a decoded patch stands for, where they are a random part of the candidates.
+        patch_weights, candidate_ids = None, None
+        if query_parts is not candidates:
+            shares = [ids.shape[1] / max(part.shape[1], 1) for ids, part in zip(candidates, query_parts)]
+            patch_weights = torch.cat(
+                [torch.full((part.shape[1],), share, device=part.device) for part, share in zip(query_parts, shares)]
+            )
+            candidate_ids = torch.cat(candidates, dim=1)
+
         losses: dict[str, torch.Tensor] = {}
-        if "semantic" in logits and semantic_labels is not None:
-            cells = patchify(semantic_labels[:, None], config.label_cells_per_side)
-            losses["semantic"] = semantic_loss(logits["semantic"], gather_patches(cells, query_ids))
-        if "instance" in logits and instance_labels is not None:
-            cells = gather_patches(patchify(instance_labels, config.label_cells_per_side), query_ids)
-            losses["instance"] = instance_loss(logits["instance"], cells, config.instance_offset_weight)
+        for name, value in labels.items():
+            if name not in logits or value is None:
+                continue
+            cells = patchify(value[:, None] if name == "semantic" else value, config.label_cells_per_side)
+            targets = gather_patches(cells, query_ids)
+            all_targets = None if candidate_ids is None else gather_patches(cells, candidate_ids)
+            if name == "semantic":
+                losses[name] = semantic_loss(logits[name], targets, patch_weights, all_targets)
+            else:
+                weight = config.instance_offset_weight
+                losses[name] = instance_loss(logits[name], targets, weight, patch_weights, all_targets)
         if "image" in logits:
             pixels = gather_patches(patchify(pixel_values, config.patch_size), query_ids[:, :num_image_queries])
             losses["image"] = image_loss(logits["image"], pixels, config.norm_pix_loss)
@@ -755,19 +793,15 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
             attentions=encoder_outputs.attentions,
         )
 
-    def choose_queries(self, visible_ids: torch.Tensor, masked_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def choose_queries(self, candidates: list[torch.Tensor]) -> list[torch.Tensor]:
         """
-        Which patches are decoded: the masked ones, or in training a random part of them; then, with
-        `supervise_visible_labels`, likewise of the visible ones, for the label stages only.
-
-        Returns:
-            `query_ids` `(batch_size, M)`, int64, and how many of them, counted from the first, are masked.
+        Which patches are decoded: all candidates or, in training with `decoder_prediction_ratio`, a random part of
+        each tensor of them, `(batch_size, K)` int64 to `(batch_size, count)`.
         """
-        parts = [masked_ids, visible_ids] if self.config.supervise_visible_labels else [masked_ids]
         ratio = self.config.decoder_prediction_ratio
         if self.training and ratio < 1:
-            parts = [random_part(ids, ratio) for ids in parts]
-        return torch.cat(parts, dim=1), parts[0].shape[1]
+            return [random_part(ids, ratio) for ids in candidates]
+        return candidates
 
     def image_encoder(self) -> C2FMAEModel:
         """

@@ -67,6 +67,9 @@ class C2FMAETrainer(PublishingTrainer):
     ):
         inputs = dict(inputs)
         strategy = inputs.pop("mask_strategy", None)
+        if isinstance(self.data_collator, DataCollatorForC2FMAE) and "bool_masked_pos" in inputs:
+            num_patches = inputs["bool_masked_pos"].shape[1]
+            inputs["num_masked"] = self.data_collator.config.num_masked_patches(num_patches)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
 
         values = {f"{name}_loss": outputs.get(f"{name}_loss") for name in GRANULARITIES}

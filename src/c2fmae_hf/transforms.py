@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,38 +59,75 @@ class JointTransform:
         for name, label_map in (("semantic", semantic), ("instance", instance)):
             if label_map is not None:
                 sample[name] = tv_tensors.Mask(torch.from_numpy(label_map))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _seeded(seed):
             sample = self.geometry(sample)
 
         pixels = tvF.to_dtype(sample["image"].as_subclass(torch.Tensor), torch.float32, scale=True)
-        result = {"pixel_values": tvF.normalize(pixels, self.mean, self.std)}
+        result = {"pixel_values": tvF.normalize(pixels, self.mean, self.std, inplace=True)}
+        grid_size = tuple(side // self.label_stride for side in self.size)
         for name in ("semantic", "instance"):
             if name in sample:
-                cropped = sample[name].as_subclass(torch.Tensor).long()
-                result[name] = reduce_label_map(cropped, self.label_stride).contiguous()
+                cropped = sample[name].as_subclass(torch.Tensor)
+                if cropped.shape != grid_size:
+                    cropped = reduce_label_map(cropped, self.label_stride)
+                result[name] = cropped.long().contiguous()
             else:
-                height, width = (side // self.label_stride for side in self.size)
-                result[name] = torch.full((height, width), IGNORE_INDEX)
+                result[name] = torch.full(grid_size, IGNORE_INDEX)
         return result
 
 
-def training_transform(size: tuple[int, int], scale: tuple[float, float] = (0.2, 1.0), **options) -> JointTransform:
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """
+    torch's CPU generator with this seed, and then as it was. Not by `torch.manual_seed`, which also asks every kind
+    of accelerator to be seeded once there is one: in a data-loading worker that is a list that grows with each sample.
+    """
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
+
+
+class RandomResizedCropToGrid(v2.RandomResizedCrop):
+    """
+    torchvision's random resized crop, with label maps brought to the label grid at once: the pixel nearest to each
+    cell's centre, which is what [`reduce_label_map`] takes from a map of the image's output size.
+
+    Args:
+        size (`tuple[int, int]`): Output `(height, width)` of the image.
+        label_stride (`int`): Pixels per label cell.
+        options: Of [`~torchvision.transforms.v2.RandomResizedCrop`].
+    """
+
+    def __init__(self, size: tuple[int, int], label_stride: int, **options) -> None:
+        super().__init__(size, **options)
+        self.grid_size = [side // label_stride for side in size]
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Mask):
+            return super().transform(inpt, params)
+        label_map = tvF.crop(inpt.as_subclass(torch.Tensor)[None], **params)
+        label_map = tvF.resize(label_map, self.grid_size, v2.InterpolationMode.NEAREST_EXACT)
+        return tv_tensors.Mask(label_map[0])
+
+
+def training_transform(
+    size: tuple[int, int], scale: tuple[float, float] = (0.2, 1.0), label_stride: int = 4, **options
+) -> JointTransform:
     """
     Random resized crop and horizontal flip, the augmentation of MAE.
 
     Args:
         size (`tuple[int, int]`): Output `(height, width)`.
         scale (`tuple[float, float]`): Bounds of the crop's area relative to the image's.
-        options: `label_stride`, `mean`, `std` of [`JointTransform`].
+        label_stride (`int`): Pixels per label cell.
+        options: `mean`, `std` of [`JointTransform`].
     """
-    geometry = v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-            v2.RandomHorizontalFlip(),
-        ]
-    )
-    return JointTransform(geometry, size, **options)
+    bicubic = v2.InterpolationMode.BICUBIC
+    crop = RandomResizedCropToGrid(size, label_stride, scale=scale, interpolation=bicubic, antialias=True)
+    return JointTransform(v2.Compose([crop, v2.RandomHorizontalFlip()]), size, label_stride, **options)
 
 
 def evaluation_transform(size: tuple[int, int], crop_ratio: float = 0.875, **options) -> JointTransform:
