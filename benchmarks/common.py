@@ -1,0 +1,104 @@
+"""What the benchmarks share: contenders in turns in one process, medians with spread, the machine, JSON and tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from c2fmae_hf.files import write_json
+from c2fmae_hf.run_record import hardware, hide_tokens, versions
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of every contender that are measured")
+    parser.add_argument("--warmup", type=int, default=1, help="turns before these")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks") / f"{Path(sys.argv[0]).stem}.json")
+
+
+def synchronize(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def in_turns(
+    contenders: Mapping[str, Callable[[], Any]], rounds: int, warmup: int, device: str = "cpu"
+) -> dict[str, list[float]]:
+    """Seconds of every turn: A B C A B C ..., so that what else the machine does meets all of them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(warmup + rounds):
+        for name, contender in contenders.items():
+            synchronize(device)
+            started = time.perf_counter()
+            contender()
+            synchronize(device)
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - started)
+        print(f"turn {turn + 1} of {warmup + rounds}", file=sys.stderr)
+    return seconds
+
+
+def compare(seconds: Mapping[str, Sequence[float]], items: int, peer: str) -> dict[str, dict[str, float]]:
+    """
+    Of each contender: items per second in its median turn, in its slowest and in its fastest, and how many times the
+    peer's speed that is: the median of the ratios within each turn.
+    """
+    return {
+        name: {
+            "per_second": items / statistics.median(values),
+            "slowest": items / max(values),
+            "fastest": items / min(values),
+            "times_peer": statistics.median(theirs / ours for theirs, ours in zip(seconds[peer], values)),
+        }
+        for name, values in seconds.items()
+    }
+
+
+def matrix_rate(device: str, dtype: torch.dtype, size: int, rounds: int = 5) -> float:
+    """Floating-point operations per second of a square matrix product, the best of a few: what can be had at most."""
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = in_turns({"matrix product": lambda: left @ right}, rounds, 2, device)["matrix product"]
+    return 2 * size**3 / min(seconds)
+
+
+def machine(device: str) -> dict[str, Any]:
+    content = {"date": date.today().isoformat(), **hardware(), "threads": torch.get_num_threads(), **versions()}
+    if torch.device(device).type == "cuda":
+        content["device"] = torch.cuda.get_device_name()
+    else:
+        content["load_at_start"] = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    return content
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table; numbers with three digits."""
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return ""
+        return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:.0f}" if isinstance(
+            value, float
+        ) else str(value)
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---"] * len(names), *([cell(row.get(name)) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def report(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], **details: Any) -> None:
+    """Print the table and the machine, and write all of it as JSON."""
+    content = {"command": hide_tokens(sys.argv), "machine": machine(args.device), **details, "rows": list(rows)}
+    write_json(args.output, content)
+    print(f"\n{table(rows)}\n\n{content['command']}\n{content['machine']}")
+    for name, value in details.items():
+        print(f"{name}: {value}")
+    print(f"Results: {args.output}")
