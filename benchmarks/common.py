@@ -85,9 +85,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     def cell(value: Any) -> str:
         if value is None:
             return ""
-        return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:.0f}" if isinstance(
-            value, float
-        ) else str(value)
+        return (
+            f"{value:.3g}"
+            if isinstance(value, float) and abs(value) < 1000
+            else f"{value:.0f}"
+            if isinstance(value, float)
+            else str(value)
+        )
 
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [names, ["---"] * len(names), *([cell(row.get(name)) for name in names] for row in rows)]

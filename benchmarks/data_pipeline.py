@@ -1,0 +1,148 @@
+"""
+What a sample of three granularities costs to load, stage by stage, beside an image alone, in one process on one core.
+
+    python benchmarks/data_pipeline.py --dataset_name "photos/*.parquet"
+
+The peers load the same JPEGs with the same crop, flip and normalisation: torchvision's v2 transforms on tensors, as
+here, and timm's own training transform, on PIL images. All of them start from encoded bytes in memory and end with a
+batch. Stages of ours are timed by themselves, on the same rows in turns. "Masks and targets" is what the curriculum's
+masking and the centre-offset targets take of a sample, "curriculum" what its strategies add to random masks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from common import add_common_arguments, compare, in_turns, report
+from PIL import Image
+from timm.data import create_transform
+from torchvision.transforms import v2
+
+from c2fmae_hf import C2FMAEConfig
+from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
+from c2fmae_hf.data_collator import DataCollatorForC2FMAE
+from c2fmae_hf.dataset import MAP_COLUMNS, SampleKey, _RowReader, count_semantic_classes, load_splits, undecoded
+from c2fmae_hf.decoding import open_image, to_label_map, to_rgb
+from c2fmae_hf.masking import MaskingCurriculum
+from c2fmae_hf.targets import instance_labels_from_map
+from c2fmae_hf.transforms import training_transform
+
+
+PEER = "image alone (torchvision)"
+
+
+def image_alone(rows: Sequence[dict[str, Any]], transform: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor:
+    images = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in rows]
+    return torch.stack([transform(image) for image in images])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset_name", required=True)
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--rows", type=int, default=256, help="a turn's, from the first")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--image_size", type=int, default=224)
+    add_common_arguments(parser, rounds=9)
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # as in a data-loading worker
+
+    stored = undecoded(load_splits(args.dataset_name)[args.split])
+    rows = [stored[index] for index in range(min(args.rows, len(stored)))]
+    config = C2FMAEConfig.from_size(
+        "base", image_size=args.image_size, num_semantic_classes=count_semantic_classes(stored)
+    )
+    size = config.image_height_width
+    transform = training_transform(size, label_stride=config.label_stride)
+    # The dataset's own reader; its `Dataset` adds only the look-up of a row in Arrow.
+    reader = _RowReader(transform, MAP_COLUMNS, config.num_semantic_classes, seed=0)
+    keys = [SampleKey(index, 0, index / len(rows)) for index in range(len(rows))]
+    collators = {
+        "curriculum": DataCollatorForC2FMAE(config),
+        "random": DataCollatorForC2FMAE(config, MaskingCurriculum("constant", (0.0, 0.0, 1.0))),
+    }
+    torchvision_transform = v2.Compose(
+        [
+            v2.PILToTensor(),
+            v2.RandomResizedCrop(size, (0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    timm_transform = create_transform(
+        size, is_training=True, scale=(0.2, 1.0), color_jitter=None, interpolation="bicubic"
+    )
+
+    samples = [reader(row, key) for row, key in zip(rows, keys)]
+    decoded = [
+        (to_rgb(open_image(row["image"])), *(to_label_map(open_image(row[name])) for name in MAP_COLUMNS))
+        for row in rows
+    ]
+    starts = range(0, len(rows), args.batch_size)
+
+    def in_batches(function: Callable[[int, int], Any]) -> Callable[[], None]:
+        def run() -> None:
+            for start in starts:
+                function(start, start + args.batch_size)
+
+        return run
+
+    def load(collator: DataCollatorForC2FMAE, start: int, stop: int) -> None:
+        collator([reader(row, key) for row, key in zip(rows[start:stop], keys[start:stop])])
+
+    contenders = {
+        PEER: in_batches(lambda start, stop: image_alone(rows[start:stop], torchvision_transform)),
+        "image alone (timm)": in_batches(lambda start, stop: image_alone(rows[start:stop], timm_transform)),
+        "three granularities": in_batches(lambda start, stop: load(collators["curriculum"], start, stop)),
+        "three granularities, random masks": in_batches(lambda start, stop: load(collators["random"], start, stop)),
+        "stage: decode the image": lambda: [to_rgb(open_image(row["image"])) for row in rows],
+        "stage: decode the maps": lambda: [
+            to_label_map(open_image(row[name])) for row in rows for name in MAP_COLUMNS
+        ],
+        "stage: joint crop, flip, normalisation": lambda: [transform(*one, seed) for seed, one in enumerate(decoded)],
+        "stage: collation, curriculum": in_batches(lambda a, b: collators["curriculum"](samples[a:b])),
+        "stage: collation, random masks": in_batches(lambda a, b: collators["random"](samples[a:b])),
+        "of it: stacking": in_batches(
+            lambda a, b: [torch.stack([s[name] for s in samples[a:b]]) for name in ("pixel_values", *MAP_COLUMNS)]
+        ),
+        "of it: instance targets": in_batches(
+            lambda a, b: instance_labels_from_map(torch.stack([s["instance"] for s in samples[a:b]]))
+        ),
+    }
+    seconds = in_turns(contenders, args.rounds, args.warmup)
+    speeds = compare(seconds, len(rows), PEER)
+    milliseconds = {name: 1000 / speed["per_second"] for name, speed in speeds.items()}
+    whole = milliseconds["three granularities"]
+    rows_of_table = [
+        {
+            "what": name,
+            "ms a sample": milliseconds[name],
+            "range": f"{1000 / speed['fastest']:.2f} to {1000 / speed['slowest']:.2f}",
+            "times image alone": None if ":" in name else 1 / speed["times_peer"],
+            "share of three granularities, %": 100 * milliseconds[name] / whole,
+        }
+        for name, speed in speeds.items()
+    ]
+    by_turn = list(zip(*(seconds[name] for name in contenders)))
+    index = {name: position for position, name in enumerate(contenders)}
+    masks = [turn[index["stage: collation, curriculum"]] - turn[index["of it: stacking"]] for turn in by_turn]
+    added = [
+        turn[index["stage: collation, curriculum"]] - turn[index["stage: collation, random masks"]] for turn in by_turn
+    ]
+    report(
+        args,
+        rows_of_table,
+        masks_and_targets_ms_a_sample=round(1000 * float(np.median(masks)) / len(rows), 3),
+        curriculum_over_random_ms_a_sample=round(1000 * float(np.median(added)) / len(rows), 3),
+        classes=config.num_semantic_classes,
+    )
+
+
+if __name__ == "__main__":
+    main()
