@@ -27,7 +27,7 @@ from c2fmae_hf import C2FMAEConfig
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae_hf.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.dataset import MAP_COLUMNS, SampleKey, _RowReader, count_semantic_classes, load_splits, undecoded
-from c2fmae_hf.decoding import open_image, to_label_map, to_rgb
+from c2fmae_hf.decoding import expand_label_map, open_image, to_label_map, to_rgb
 from c2fmae_hf.masking import MaskingCurriculum
 from c2fmae_hf.targets import instance_labels_from_map
 from c2fmae_hf.transforms import training_transform
@@ -80,10 +80,13 @@ def main() -> None:
     )
 
     samples = [reader(row, key) for row, key in zip(rows, keys)]
-    decoded = [
-        (to_rgb(open_image(row["image"])), *(to_label_map(open_image(row[name])) for name in MAP_COLUMNS))
-        for row in rows
-    ]
+    images = [to_rgb(open_image(row["image"])) for row in rows]
+
+    def decode_maps(row: dict[str, Any], image: Image.Image) -> list[np.ndarray]:
+        maps = (to_label_map(open_image(row[name])) for name in MAP_COLUMNS)
+        return [expand_label_map(label_map, (image.height, image.width)) for label_map in maps]
+
+    decoded = [(image, *decode_maps(row, image)) for row, image in zip(rows, images)]
     starts = range(0, len(rows), args.batch_size)
 
     def in_batches(function: Callable[[int, int], Any]) -> Callable[[], None]:
@@ -102,9 +105,7 @@ def main() -> None:
         "three granularities": in_batches(lambda start, stop: load(collators["curriculum"], start, stop)),
         "three granularities, random masks": in_batches(lambda start, stop: load(collators["random"], start, stop)),
         "stage: decode the image": lambda: [to_rgb(open_image(row["image"])) for row in rows],
-        "stage: decode the maps": lambda: [
-            to_label_map(open_image(row[name])) for row in rows for name in MAP_COLUMNS
-        ],
+        "stage: decode the maps": lambda: [decode_maps(row, image) for row, image in zip(rows, images)],
         "stage: joint crop, flip, normalisation": lambda: [transform(*one, seed) for seed, one in enumerate(decoded)],
         "stage: collation, curriculum": in_batches(lambda a, b: collators["curriculum"](samples[a:b])),
         "stage: collation, random masks": in_batches(lambda a, b: collators["random"](samples[a:b])),

@@ -4,13 +4,13 @@ with one: same encoder, images, mask ratio, batch and precision, in one process,
 
     python benchmarks/pretraining_step.py
     python benchmarks/pretraining_step.py --dtype bfloat16 --attention sdpa eager --prediction_ratios 1 0.5 0.25 0.125
-    python benchmarks/pretraining_step.py --size tiny --batch_size 64 --compile
+    python benchmarks/pretraining_step.py --batch_size 8 --compile
     python benchmarks/pretraining_step.py --device cuda --dtype bfloat16 --size large --batch_size 256 --compile
     python benchmarks/pretraining_step.py --memory
     python benchmarks/pretraining_step.py --profile
 
 ViTMAE has its published decoder (eight blocks, 512 wide) whatever the size: a peer from base upwards. It runs with the
-attention that is fastest for it, sdpa; `--attention` sets ours. FLOPs are PyTorch's own count of one step. The share of
+attention that is fastest for it, sdpa; `--attention` sets ours. FLOPs are PyTorch's count of one step. The share of
 the matrix rate is what they are of the rate of a large matrix product, measured here: at 100 % a step would take its
 floor. `--memory` runs each contender in a process of its own and gives the peak: of the device's allocations on a GPU,
 on a CPU of resident memory less that before the model was built. `--profile` prints where the time of the last

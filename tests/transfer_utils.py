@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import torch
 from transformers import Dinov2Config, Dinov2Model, PreTrainedModel, ViTConfig, ViTImageProcessor, ViTModel
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
@@ -18,6 +19,7 @@ DISC_CLASSES = ["ground", "red", "green", "blue", "white"]
 
 def save_encoders(folder: Path) -> dict[str, str]:
     """A pre-training checkpoint of C2FMAE, a ViT and a DINOv2, of four blocks and patches of 8 pixels at 32."""
+    torch.manual_seed(0)  # a module's fixture is made before its tests are seeded
     sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     config = C2FMAEConfig(
         **sizes,

@@ -64,8 +64,9 @@ def to_label_map(image: Image.Image) -> np.ndarray:
         ignore = IGNORE_INDEX_16BIT
     else:
         raise ValueError(f"expected a single-channel 8- or 16-bit label map, got an image of mode {image.mode!r}")
-    label_map = np.array(image, dtype=np.int32)
-    label_map[label_map == ignore] = IGNORE_INDEX
+    ids = np.asarray(image)
+    label_map = ids.astype(np.int32)
+    label_map[ids == ignore] = IGNORE_INDEX
     return label_map
 
 

@@ -77,25 +77,24 @@ def instance_labels_from_map(instance_map: torch.Tensor) -> torch.Tensor:
     """
     batch_size, height, width = instance_map.shape
     foreground = instance_map > NO_INSTANCE
-    # One id per (row of the batch, instance); everything that is no instance shares the row's id 0.
+    # One number per (row of the batch, instance); everything that is no instance shares the row's number 0.
     ids = torch.where(foreground, instance_map, NO_INSTANCE).flatten(1)
-    ids = ids + (ids.max() + 1) * torch.arange(batch_size, device=ids.device)[:, None]
-    groups, inverse = ids.unique(return_inverse=True)
+    per_row = int(ids.max()) + 1
+    groups = (ids + per_row * torch.arange(batch_size, device=ids.device)[:, None]).flatten()
 
     rows = (torch.arange(height, device=ids.device, dtype=torch.float64) + 0.5) / height
     columns = (torch.arange(width, device=ids.device, dtype=torch.float64) + 0.5) / width
     position = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flatten(1)  # (2, cells)
-    inverse = inverse.flatten()
-    size = torch.bincount(inverse, minlength=len(groups))
-    centres = torch.stack(
-        [torch.bincount(inverse, weights=axis.repeat(batch_size), minlength=len(groups)) / size for axis in position]
-    )
-    offsets = (centres[:, inverse].reshape(2, batch_size, -1) - position[:, None]).transpose(0, 1)
-    offsets = offsets.reshape(batch_size, 2, height, width) * foreground[:, None]
+    size = torch.bincount(groups, minlength=batch_size * per_row).clamp(min=1)
+    offsets = [
+        torch.bincount(groups, weights=axis.repeat(batch_size), minlength=len(size)).div_(size)[groups].float()
+        - axis.float().repeat(batch_size)
+        for axis in position
+    ]
+    field = torch.stack([offset.view(batch_size, height, width) for offset in offsets], dim=1) * foreground[:, None]
 
-    flag = foreground.double()
-    flag[instance_map == IGNORE_INDEX] = IGNORE_INDEX
-    return torch.cat([offsets, flag[:, None]], dim=1).float()
+    flag = foreground.float().masked_fill_(instance_map == IGNORE_INDEX, IGNORE_INDEX)
+    return torch.cat([field, flag[:, None]], dim=1)
 
 
 def instance_map_from_labels(

@@ -108,9 +108,10 @@ class RandomResizedCropToGrid(v2.RandomResizedCrop):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if not isinstance(inpt, tv_tensors.Mask):
             return super().transform(inpt, params)
-        label_map = tvF.crop(inpt.as_subclass(torch.Tensor)[None], **params)
-        label_map = tvF.resize(label_map, self.grid_size, v2.InterpolationMode.NEAREST_EXACT)
-        return tv_tensors.Mask(label_map[0])
+        centres = []
+        for start, side, cells in zip(("top", "left"), ("height", "width"), self.grid_size):
+            centres.append(params[start] + ((torch.arange(cells) + 0.5) * params[side] / cells).long())
+        return tv_tensors.Mask(inpt.as_subclass(torch.Tensor)[centres[0][:, None], centres[1]])
 
 
 def training_transform(

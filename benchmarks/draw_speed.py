@@ -1,0 +1,58 @@
+"""
+The chart of README: images/s of a pre-training step, of ViTMAE with one granularity and C2FMAE with three.
+
+    python benchmarks/draw_speed.py docs/speed.png runs/float32.json:sdpa runs/bfloat16.json:eager
+
+The files are those of `pretraining_step.py`, with the attention whose rows are drawn. Bars are medians, lines the
+slowest and the fastest turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from c2fmae_hf.figures import PALETTE, new_figure, save_figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("results", nargs="+", help="FILE:ATTENTION")
+    args = parser.parse_args()
+
+    contents = []
+    for path, _, attention in (result.rpartition(":") for result in args.results):
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        drawn = [row for row in content["rows"] if row["contender"].split()[-1] in ("ViTMAE", attention)]
+        contents.append({**content, "rows": drawn})
+    figure = new_figure(7.2, 3.8)
+    figure.set_layout_engine("constrained")
+    axes = figure.add_subplot()
+    position, ticks = 0.0, {}
+    for content in contents:
+        for row in content["rows"]:
+            is_peer = row["contender"] == "ViTMAE"
+            spread = [[row["images/s"] - row["slowest"]], [row["fastest"] - row["images/s"]]]
+            colour = PALETTE[1 if is_peer else 0] / 255
+            axes.barh(position, row["images/s"], color=colour, xerr=spread, ecolor="0.3", height=0.8)
+            axes.text(row["fastest"] + 0.2, position, f"{row['times ViTMAE']:.2f}x", va="center", fontsize=9)
+            decoded = "pixels" if is_peer else f"{100 * float(row['contender'].split()[1]):g} % decoded"
+            ticks[position] = f"{'ViTMAE' if is_peer else 'C2FMAE'}, {decoded}, {content['settings'].split(', ')[3]}"
+            position += 1
+        position += 0.6
+    axes.set_yticks(list(ticks), list(ticks.values()), fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.spines[["top", "right"]].set_visible(False)
+    size, batch, pixels, *_ = contents[0]["settings"].split(", ")
+    machine = contents[0]["machine"]
+    place = machine.get("device") or f"{machine['cores']} CPU cores"
+    axes.set_xlabel(f"images/s of a pre-training step (ViT-{size.title()}/16, {pixels}, {batch}, {place})", fontsize=9)
+    save_figure(figure, args.output)
+    print(args.output)
+
+
+if __name__ == "__main__":
+    main()
