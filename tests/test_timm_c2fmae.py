@@ -9,8 +9,17 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
-from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel
+from c2fmae_hf import (
+    SIZES,
+    C2FMAEBackbone,
+    C2FMAEConfig,
+    C2FMAEForImageClassification,
+    C2FMAEForPreTraining,
+    C2FMAEForSemanticSegmentation,
+    C2FMAEModel,
+)
 from testing_utils import require_timm_local_dir
 
 
@@ -80,7 +89,10 @@ def test_timm_s_own_preprocessing_is_the_processor_s(tmp_path):
     assert tuple(data["mean"]) == (0.485, 0.456, 0.406)
 
 
-@pytest.mark.parametrize("model_class", [C2FMAEModel, C2FMAEForPreTraining, C2FMAEForImageClassification])
+@pytest.mark.parametrize(
+    "model_class",
+    [C2FMAEModel, C2FMAEForPreTraining, C2FMAEForImageClassification, C2FMAEForSemanticSegmentation, C2FMAEBackbone],
+)
 def test_registered_models_take_every_checkpoint(tmp_path, model_class):
     model = model_class(tiny(num_labels=3)).eval()
     model.save_pretrained(tmp_path)
@@ -88,7 +100,8 @@ def test_registered_models_take_every_checkpoint(tmp_path, model_class):
     other = registered(tmp_path / "model.safetensors", file_classes=classes, num_classes=classes)
     pixels = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
-        features = getattr(model, "c2fmae", model)(pixels).last_hidden_state
+        encoder = AutoModel.from_pretrained(tmp_path) if model_class is C2FMAEBackbone else model
+        features = getattr(encoder, "c2fmae", encoder)(pixels).last_hidden_state
         assert torch.allclose(features, other.forward_features(pixels), atol=1e-5)
         if classes:
             assert torch.allclose(model(pixels).logits, other(pixels), atol=1e-5)

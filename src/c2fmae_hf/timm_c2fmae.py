@@ -16,12 +16,16 @@ from .configuration_c2fmae import C2FMAEConfig
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: VisionTransformer) -> dict[str, torch.Tensor]:
     """
-    The encoder's parameters out of any checkpoint of this package: an encoder's, a pre-training or a classification
-    one. Positions are resampled to the model's grid.
+    The encoder's parameters, and a classifier's, out of any checkpoint of this package: an encoder's, or one of a class
+    around it. Positions are resampled to the model's grid.
     """
     prefix = "c2fmae."
     if any(name.startswith(prefix) for name in state_dict):
-        head = {name.replace("classifier.", "head."): v for name, v in state_dict.items() if "classifier." in name}
+        head = {
+            name.replace("classifier.", "head."): value
+            for name, value in state_dict.items()
+            if name.startswith("classifier.")
+        }
         encoder = {name.removeprefix(prefix): v for name, v in state_dict.items() if name.startswith(prefix)}
         state_dict = {**encoder, **head}
     state_dict = {name: value for name, value in state_dict.items() if not name.startswith("label_embed.")}
