@@ -16,7 +16,7 @@ from .configuration_c2fmae import C2FMAEConfig
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: VisionTransformer) -> dict[str, torch.Tensor]:
     """
-    The encoder's parameters, and a classifier's, out of any checkpoint of this package: an encoder's, or one of a class
+    The encoder's parameters, and a classifier's, of any checkpoint of this package: an encoder's, or one of a class
     around it. Positions are resampled to the model's grid.
     """
     prefix = "c2fmae."
