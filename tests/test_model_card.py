@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainingArguments, ViTConfig
 
-from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining, C2FMAEModel
+from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining, C2FMAEModel, model_card
 from c2fmae_hf.evidence import METRICS, Run, figures_of, load_run, resolve
 from c2fmae_hf.hub import write_repository
 from c2fmae_hf.model_card import CardFacts, build_card, check_card
@@ -344,6 +344,9 @@ def test_a_record_of_other_weights_is_refused(pretraining, runs, tmp_path):
         write_repository(model, tmp_path / "other", NAME, runs=pretraining.runs)
     model, processor = load_saved(runs.pretraining / "c2fmae-vit-tiny-pretraining")
     write_repository(model, tmp_path / "own", NAME, processor=processor, runs=pretraining.runs)
+    records = {path.name: path.read_text() for path in (tmp_path / "own/runs").rglob("*.json")}
+    assert {"run.json", "trainer_state.json"} <= set(records)
+    assert not any(str(runs.pretraining.parent) in text for text in records.values())  # of the run's machine
     assert "log_history" in (tmp_path / "own/README.md").read_text()
 
 
@@ -401,6 +404,21 @@ def test_invented_numbers_are_found(pretraining, forge):
     assert forged != text
     with pytest.raises(ValueError, match=r"^card"):
         pretraining.check(forged)
+
+
+@pytest.mark.parametrize("first", [0, 4], ids=["table", "metadata"])
+def test_a_renderer_that_errs_is_found(pretraining, monkeypatch, first):
+    """Results are compared with the records, not only with what would be rendered again."""
+
+    def wrong_figures(run: Run) -> list:
+        figures = figures_of(run)
+        # A difference that the table's three places do not show is one of the metadata.
+        figures[first] = replace(figures[first], value=figures[first].value + (0.1 if first == 0 else 1e-7))
+        return figures
+
+    monkeypatch.setattr(model_card, "figures_of", wrong_figures)
+    with pytest.raises(ValueError, match=r"^card, (results|metadata): .* the record \d"):
+        pretraining.build()
 
 
 def test_a_card_that_is_no_card(pretraining):

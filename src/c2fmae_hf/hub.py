@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
 
 from .evidence import RESULTS_FILE, Run, load_run
-from .files import file_sha256
+from .files import file_sha256, write_json
 from .model_card import CardFacts, build_card
-from .repository import copy_files, save_repository
+from .repository import save_repository
 from .retries import attempt, error_chain, failure_behind, in_short, may_pass, status_of
 from .run_record import RUN_FILE, encoder_fingerprint
 
@@ -142,7 +142,8 @@ def write_repository(
     _check_runs(model, runs)
     save_repository(model, folder, processor, custom_code=custom_code, license_text=license_text)
     for run in runs:
-        copy_files(folder, run.sources)
+        for name, content in run.files.items():  # not the files themselves: folders and secrets are left out
+            write_json(folder / name, content)
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     card = build_card(repo_id, model.config, type(model).__name__, files=files, runs=runs, facts=facts)
     card.save(folder / "README.md")

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -216,11 +214,3 @@ def _own_license() -> str:
     if text is None:
         raise FileNotFoundError("LICENSE: expected it in the installed package's metadata; pass license_text")
     return text
-
-
-def copy_files(folder: Path, files: Mapping[str, str | os.PathLike]) -> None:
-    """Add files to a repository by their names in it."""
-    for name, source in files.items():
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
