@@ -3,7 +3,7 @@ Publish a saved model on the Hub: an encoder, a pre-training checkpoint or a fin
 
     python examples/push_to_hub.py runs/demo/c2fmae-vit-tiny-pretraining me/c2fmae-vit-tiny --preview runs/demo/preview
     python examples/push_to_hub.py runs/demo/c2fmae-vit-tiny-pretraining me/c2fmae-vit-tiny --private
-    python examples/push_to_hub.py runs/1 me/flowers --results runs/2/results.json --license cc-by-4.0
+    python examples/push_to_hub.py runs/1 me/flowers --results runs/2/results.json --license cc0-1.0 --license_file CC0
 
 One commit holds the weights in the layout that transformers and timm both load, configuration, image processor, model
 card, the records of the runs that the card's figures come from, licence, and code for use without this package. The
