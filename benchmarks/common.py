@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import sys
 import time
@@ -70,6 +71,19 @@ def matrix_rate(device: str, dtype: torch.dtype, size: int, rounds: int = 5) -> 
     return 2 * size**3 / min(seconds)
 
 
+def peak_memory(device: str, run: Callable[[], Any]) -> float:
+    """
+    MiB that a call needs, in a process that has done nothing large before: the device's allocations on a GPU, on a CPU
+    what the process's peak of resident memory grows by.
+    """
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    synchronize(device)
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
 def machine(device: str) -> dict[str, Any]:
     content = {"date": date.today().isoformat(), **hardware(), "threads": torch.get_num_threads(), **versions()}
     if torch.device(device).type == "cuda":
@@ -83,15 +97,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table; numbers with three digits."""
 
     def cell(value: Any) -> str:
-        if value is None:
-            return ""
-        return (
-            f"{value:.3g}"
-            if isinstance(value, float) and abs(value) < 1000
-            else f"{value:.0f}"
-            if isinstance(value, float)
-            else str(value)
-        )
+        if isinstance(value, float):
+            return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        return "" if value is None else str(value)
 
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [names, ["---"] * len(names), *([cell(row.get(name)) for name in names] for row in rows)]

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 from c2fmae_hf import C2FMAEConfig
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae_hf.data_collator import DataCollatorForC2FMAE
-from c2fmae_hf.dataset import MAP_COLUMNS, SampleKey, _RowReader, count_semantic_classes, load_splits, undecoded
+from c2fmae_hf.dataset import MAP_COLUMNS, C2FMAEDataset, SampleKey, count_semantic_classes, load_splits, undecoded
 from c2fmae_hf.decoding import expand_label_map, open_image, to_label_map, to_rgb
 from c2fmae_hf.masking import MaskingCurriculum
 from c2fmae_hf.targets import instance_labels_from_map
@@ -59,8 +59,7 @@ def main() -> None:
     )
     size = config.image_height_width
     transform = training_transform(size, label_stride=config.label_stride)
-    # The dataset's own reader; its `Dataset` adds only the look-up of a row in Arrow.
-    reader = _RowReader(transform, MAP_COLUMNS, config.num_semantic_classes, seed=0)
+    dataset = C2FMAEDataset(rows, transform, num_semantic_classes=config.num_semantic_classes)
     keys = [SampleKey(index, 0, index / len(rows)) for index in range(len(rows))]
     collators = {
         "curriculum": DataCollatorForC2FMAE(config),
@@ -79,7 +78,7 @@ def main() -> None:
         size, is_training=True, scale=(0.2, 1.0), color_jitter=None, interpolation="bicubic"
     )
 
-    samples = [reader(row, key) for row, key in zip(rows, keys)]
+    samples = [dataset[key] for key in keys]
     images = [to_rgb(open_image(row["image"])) for row in rows]
 
     def decode_maps(row: dict[str, Any], image: Image.Image) -> list[np.ndarray]:
@@ -97,7 +96,7 @@ def main() -> None:
         return run
 
     def load(collator: DataCollatorForC2FMAE, start: int, stop: int) -> None:
-        collator([reader(row, key) for row, key in zip(rows[start:stop], keys[start:stop])])
+        collator([dataset[key] for key in keys[start:stop]])
 
     contenders = {
         PEER: in_batches(lambda start, stop: image_alone(rows[start:stop], torchvision_transform)),

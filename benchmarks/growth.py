@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 from typing import Any
 
 import torch
-from common import add_common_arguments, in_turns, report
+from common import add_common_arguments, in_turns, peak_memory, report
 from pretraining_step import labels, make_step
 
 from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining
@@ -28,19 +27,20 @@ from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining
 
 def measure(fields: dict[str, Any], args: argparse.Namespace) -> dict[str, float]:
     """In the process that is measured."""
-    is_cuda = torch.device(args.device).type == "cuda"
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     torch.manual_seed(0)
     batch_size, width = fields.pop("batch_size"), fields["decoder_hidden_size"]
     shape = {"decoder_num_attention_heads": width // 64, "decoder_intermediate_size": 4 * width}
     config = C2FMAEConfig.from_size(args.size, **fields, **shape)
-    batch = {"pixel_values": torch.randn(batch_size, 3, *config.image_height_width), **labels(config, batch_size)}
-    model = C2FMAEForPreTraining(config).to(args.device).train()
-    step = make_step(model, {name: value.to(args.device) for name, value in batch.items()}, args)
-    seconds = in_turns({"step": step}, args.rounds, args.warmup, args.device)["step"]
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    peak = torch.cuda.max_memory_allocated() / 2**20 if is_cuda else after - before
-    return {"images/s": batch_size / statistics.median(seconds), "peak memory, MiB": peak}
+    seconds: list[float] = []
+
+    def run() -> None:
+        batch = {"pixel_values": torch.randn(batch_size, 3, *config.image_height_width), **labels(config, batch_size)}
+        model = C2FMAEForPreTraining(config).to(args.device).train()
+        step = make_step(model, {name: value.to(args.device) for name, value in batch.items()}, args)
+        seconds.extend(in_turns({"step": step}, args.rounds, args.warmup, args.device)["step"])
+
+    memory = peak_memory(args.device, run)
+    return {"images/s": batch_size / statistics.median(seconds), "peak memory, MiB": memory}
 
 
 def main() -> None:

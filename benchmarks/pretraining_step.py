@@ -21,14 +21,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import add_common_arguments, compare, in_turns, matrix_rate, report, synchronize
+from common import add_common_arguments, compare, in_turns, matrix_rate, peak_memory, report, synchronize
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
@@ -108,17 +107,10 @@ def count_flops(step: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def peak_memory(name: str, args: argparse.Namespace) -> float:
-    """MiB that three steps need, in the process that asks."""
-    is_cuda = torch.device(args.device).type == "cuda"
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+def three_steps(name: str, args: argparse.Namespace) -> None:
     step = make_step(*build(name, args), args)
     for _ in range(3):
         step()
-    synchronize(args.device)
-    if is_cuda:
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before
 
 
 def parse() -> argparse.Namespace:
@@ -143,7 +135,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     if args.child is not None:
-        print(json.dumps(peak_memory(args.child, args)))
+        print(json.dumps(peak_memory(args.device, lambda: three_steps(args.child, args))))
         return
     names = [PEER, *(f"C2FMAE {ratio} {kind}" for ratio in args.prediction_ratios for kind in args.attention)]
     if args.memory:

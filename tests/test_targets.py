@@ -250,3 +250,11 @@ def test_a_stream_is_a_function_of_seed_epoch_and_index():
     ]
     assert len({int(one[0]), *map(int, others)}) == 6
     assert torch.equal(sample_uniform(one, 5), sample_uniform(one, 9)[:, :5])
+
+
+def test_any_ids_will_do():
+    """Ids that no table could hold, as encodings of colours or hashes are, give what small ones give."""
+    small = torch.randint(0, 4, (3, 12, 16))
+    small[0, :2] = -100
+    large = torch.where(small > 0, small * 2**40 + 7, small)
+    assert torch.equal(instance_labels_from_map(large), instance_labels_from_map(small))

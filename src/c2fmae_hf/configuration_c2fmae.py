@@ -136,7 +136,8 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         decoder_num_attention_heads (`int`, defaults to 16): Attention heads of a decoder block.
         decoder_intermediate_size (`int`, defaults to 2048): Width of the decoder's MLP.
         decoder_prediction_ratio (`float`, defaults to 1.0): Share of the masked patches that are decoded in a
-            training step, drawn anew each time. Evaluation always decodes all of them.
+            training step, drawn anew each time; its loss is an unbiased estimate of that of all. Evaluation always
+            decodes all of them.
         mask_ratio (`float`, defaults to 0.75): Share of the patches that are masked, in (0, 1).
         norm_pix_loss (`bool`, defaults to `True`): Whether pixel targets are normalised by the mean and the variance
             of their patch.

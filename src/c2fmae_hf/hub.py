@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-import re
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from .files import file_sha256, write_json
 from .model_card import CardFacts, build_card
 from .repository import save_repository
 from .retries import attempt, error_chain, failure_behind, in_short, may_pass, status_of
-from .run_record import RUN_FILE, encoder_fingerprint
+from .run_record import RUN_FILE, TOKEN_PATTERN, encoder_fingerprint
 
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,6 @@ T = TypeVar("T")
 
 # Files of an earlier publication that the new one does not have are deleted; others' files stay.
 OWN_FILES = ("*.safetensors", "*.safetensors.index.json", "*_c2fmae.py", "preprocessor_config.json")
-TOKEN_PATTERN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 ATTEMPTS = 5
 NOTHING = "Nothing was published"
 

@@ -79,6 +79,8 @@ def instance_labels_from_map(instance_map: torch.Tensor) -> torch.Tensor:
     foreground = instance_map > NO_INSTANCE
     # One number per (row of the batch, instance); everything that is no instance shares the row's number 0.
     ids = torch.where(foreground, instance_map, NO_INSTANCE).flatten(1)
+    if ids.max() > ids.numel():  # too many numbers to count them all: the ranks of those that occur serve as well
+        ids = ids.unique(return_inverse=True)[1]
     per_row = int(ids.max()) + 1
     groups = (ids + per_row * torch.arange(batch_size, device=ids.device)[:, None]).flatten()
 
