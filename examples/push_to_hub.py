@@ -18,7 +18,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from c2fmae_hf.evidence import RESULTS_FILE, Run, load_run
+from transformers import PreTrainedModel
+
+from c2fmae_hf.evidence import RESULTS_FILE, Run, load_run, run_of_weights
 from c2fmae_hf.hub import HubError, push_to_hub, write_repository
 from c2fmae_hf.model_card import CardFacts
 from c2fmae_hf.repository import load_saved
@@ -50,26 +52,29 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def find_runs(model: Path, run_folder: Path | None, results: list[Path]) -> list[Run]:
+def find_runs(model: PreTrainedModel, folder: Path, run_folder: Path | None, results: list[Path]) -> list[Run]:
     """The run that made the model, and those that judged it."""
     runs = []
-    candidates = [run_folder] if run_folder is not None else [model, model.parent]
-    for folder in candidates:
-        if run_folder is not None or (folder / RUN_FILE).is_file() or (folder / RESULTS_FILE).is_file():
-            runs.append(load_run(folder, "training"))
-            break
+    if run_folder is not None:
+        runs.append(load_run(run_folder, "training"))
+    else:
+        for candidate in (folder, folder.parent):
+            if (candidate / RUN_FILE).is_file() or (candidate / RESULTS_FILE).is_file():
+                run = load_run(candidate, "training")
+                if run_of_weights(run, model) is not None:
+                    runs.append(run)
+                    break
+                print(f"{candidate} has the record of a run of other weights, which is left out.")
     for number, path in enumerate(results, start=1):
         runs.append(load_run(path, f"evaluation-{number}"))
     return runs
 
 
-def main(args: list[str] | None = None) -> str:
-    """Returns the address of the commit, or of the preview."""
-    options = parse(args)
+def publish(options: argparse.Namespace) -> str:
     model, processor = load_saved(options.model)
     common = {
         "processor": processor,
-        "runs": find_runs(options.model, options.run_folder, options.results),
+        "runs": find_runs(model, options.model, options.run_folder, options.results),
         "facts": CardFacts(
             license=options.license,
             datasets=tuple(options.datasets),
@@ -77,29 +82,34 @@ def main(args: list[str] | None = None) -> str:
             data=options.data,
             limits=options.limits,
         ),
+        "custom_code": not options.no_custom_code,
         "license_text": options.license_file.read_text(encoding="utf-8") if options.license_file else None,
     }
-    custom_code = not options.no_custom_code
     if options.preview is not None:
-        write_repository(model, options.preview, options.repo_id, custom_code=custom_code, **common)
+        write_repository(model, options.preview, options.repo_id, **common)
         print(f"Look at {options.preview / 'README.md'}; nothing was published.")
         return str(options.preview)
-    try:
-        commit = push_to_hub(
-            model,
-            options.repo_id,
-            private=options.private,
-            revision=options.revision,
-            subfolder=options.subfolder,
-            create_pr=options.create_pr,
-            commit_message=options.commit_message,
-            custom_code=custom_code,
-            **common,
-        )
-    except HubError as error:
-        raise SystemExit(str(error)) from None
+    commit = push_to_hub(
+        model,
+        options.repo_id,
+        private=options.private,
+        revision=options.revision,
+        subfolder=options.subfolder,
+        create_pr=options.create_pr,
+        commit_message=options.commit_message,
+        **common,
+    )
     print(commit.pr_url or commit.commit_url)
     return str(commit.pr_url or commit.commit_url)
+
+
+def main(args: list[str] | None = None) -> str:
+    """Returns the address of the commit, or of the preview."""
+    options = parse(args)
+    try:
+        return publish(options)
+    except (HubError, OSError, ValueError) as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
     AutoImageProcessor,
@@ -186,7 +187,7 @@ def judge_features(model_args, data_args, protocol_args, training_args, data, id
     train_labels = torch.cat([part[1] for part in parts])
     validation, labels = features(validation_rows, central, "Validation features")
 
-    results, probes = {}, {}
+    results, probes, classifier = {}, {}, None
     for pooling in train:
         if protocol_args.knn:
             scores = weighted_knn(
@@ -211,11 +212,11 @@ def judge_features(model_args, data_args, protocol_args, training_args, data, id
         results[pooling] = score(scores, labels)
     if probes and training_args.process_index == 0 and isinstance(encoder.config, C2FMAEConfig):
         pooling = model_args.pooling or encoder.config.pooling
-        save_probe(encoder, probes[pooling], pooling, id2label, processor, Path(training_args.output_dir))
-    return results, record.finish(None if protocol_args.knn else encoder)
+        classifier = save_probe(encoder, probes[pooling], pooling, id2label, processor, training_args.output_dir)
+    return results, record.finish(classifier)
 
 
-def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, folder: Path) -> None:
+def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, folder: str) -> nn.Module:
     """The encoder and the probe as one classifier that `pipeline("image-classification")` loads."""
     from c2fmae_hf import C2FMAEForImageClassification
 
@@ -230,6 +231,7 @@ def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, f
         model.classifier.bias.copy_(bias)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return model
 
 
 def fine_tune(model_args, data_args, protocol_args, training_args, data, id2label) -> tuple[dict, dict]:

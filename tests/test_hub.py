@@ -315,15 +315,29 @@ def test_a_new_version_replaces_what_is_ours_in_one_commit(hub_scene, encoders):
     run(hub_scene, PUSH, hub_scene.folder / "whole", "me/shrinks")
     repository = hub_scene.hub.repositories["me/shrinks"]
     assert "decoder.safetensors" in repository.files
-    repository.add_commit("main", {**repository.at("main").files, "notes.txt": File(b"mine")}, "notes")
-    run(hub_scene, PUSH, encoders[0].folder, "me/shrinks")
+    theirs = {
+        name: File(b"mine")
+        for name in ("notes.txt", "adapter_model.safetensors", "my_c2fmae.py", "runs/Nov25_host/events.out.tfevents.1")
+    }
+    repository.add_commit("main", {**repository.at("main").files, **theirs}, "notes")
+    run(hub_scene, PUSH, encoders[0].folder, "me/shrinks", "--no_custom_code")
     assert len(repository.commits) == 4
-    assert "notes.txt" in repository.files
+    assert set(theirs) <= set(repository.files)
     assert not {"decoder.safetensors", "model.safetensors.index.json"} & set(repository.files)
+    assert [name for name in repository.files if name.endswith(".py")] == ["my_c2fmae.py"]  # ours went with the option
     hub_scene.hub.requests.clear()
-    run(hub_scene, PUSH, encoders[0].folder, "me/shrinks")
+    run(hub_scene, PUSH, encoders[0].folder, "me/shrinks", "--no_custom_code")
     assert len(repository.commits) == 4
     assert not hub_scene.hub.count("PUT", "/objects/")
+
+
+def test_a_repository_that_is_not_ours_loses_nothing(hub_scene, encoders):
+    repository = hub_scene.hub.add(Repository("me/used"))
+    theirs = {name: File(b"mine") for name in ("model-00001.safetensors", "runs/training/run.json", "losses.py")}
+    repository.add_commit("main", {**theirs, "config.json": File(b'{"model_type": "vit"}')}, "theirs")
+    run(hub_scene, PUSH, encoders[0].folder, "me/used", "--no_custom_code")
+    assert set(theirs) <= set(repository.files)
+    assert "model.safetensors" in repository.files
 
 
 # Tokens

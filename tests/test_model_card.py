@@ -15,8 +15,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainingArguments, ViTConfig
 
 from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining, C2FMAEModel, model_card
-from c2fmae_hf.evidence import METRICS, Run, figures_of, load_run, resolve
-from c2fmae_hf.hub import write_repository
+from c2fmae_hf.evidence import METRICS, Run, figures_of, load_run, resolve, run_of_weights
+from c2fmae_hf.hub import HubError, write_repository
 from c2fmae_hf.model_card import CardFacts, build_card, check_card
 from c2fmae_hf.repository import load_saved
 from c2fmae_hf.run_record import (
@@ -245,14 +245,75 @@ def test_cards_of_classifiers(classifier, runs):
 
 
 def test_an_evaluation_is_no_training(pretraining, runs):
-    """A fine-tuning that started from the encoder judges it; it did not make it."""
-    evaluation = load_run(runs.classifier / "results.json", "evaluation-1")
+    """A fine-tuning that started from the encoder tells of it; it did not make it, nor is its score the encoder's."""
+    whole, _ = load_saved(runs.pretraining / "c2fmae-vit-tiny-pretraining")
+    evaluation = run_of_weights(load_run(runs.classifier, "evaluation-1"), whole)
+    assert evaluation.role == "transferred"
     card = pretraining.build(runs=[*pretraining.runs, evaluation])
     training = card.text.partition("\n## Training\n")[2].partition("\n## Results\n")[0]
     assert "run_classification.py" not in training
     assert results_of(card)[-1][4] == "`runs/evaluation-1/results.json:results.mean.top1_accuracy`"
-    result = card.data.eval_results[-1]
-    assert (result.task_type, result.dataset_name) == ("image-classification", "labels")
+    assert results_of(card)[-1][0].endswith(", from this encoder")
+    assert {result.task_type for result in card.data.eval_results} == {"image-feature-extraction"}
+
+
+def test_a_record_s_role_is_told_by_all_weights(pretraining, classifier, runs):
+    made = load_run(runs.pretraining, "training")
+    whole, _ = load_saved(runs.pretraining / "c2fmae-vit-tiny-pretraining")
+    assert run_of_weights(made, whole).role == "made"
+    # The encoder alone: what was measured is of the decoder, too, and is left out.
+    encoder, _ = load_saved(runs.pretraining / "c2fmae-vit-tiny")
+    made_encoder = run_of_weights(made, encoder)
+    assert made_encoder.role == "made_encoder"
+    assert figures_of(made)
+    assert figures_of(made_encoder) == []
+    # Another decoder, another head, another encoder: another model.
+    with torch.no_grad():
+        whole.decoder.mask_token.add_(1)
+    assert run_of_weights(made, whole) is None
+    fine_tuned, model = load_run(runs.classifier, "training"), load_saved(runs.classifier)[0]
+    assert run_of_weights(fine_tuned, model).role == "made"
+    assert run_of_weights(made, model) is None  # its encoder was trained further
+    assert run_of_weights(fine_tuned, encoder).role == "transferred"
+    with torch.no_grad():
+        model.classifier.bias.add_(1)
+    assert run_of_weights(fine_tuned, model) is None
+
+
+def test_a_run_that_only_judged(classifier, runs):
+    model = load_saved(runs.classifier)[0]
+    record = RunRecord("image_classification", [], {}, starting_model=model).finish()
+    run = Run({"runs/evaluation-1/results.json": {"run": record, "results": {"mean": {"top1_accuracy": 0.5}}}})
+    assert run_of_weights(run, model).role == "judged"
+
+
+def test_the_card_is_of_what_is_written(pretraining, runs, tmp_path):
+    model, processor = load_saved(runs.pretraining / "c2fmae-vit-tiny-pretraining")
+    processor.image_mean = [0.5, 0.25, 0.125]
+    write_repository(model, tmp_path / "own", NAME, processor=processor)
+    assert "normalised with mean 0.5, 0.25, 0.125 and" in (tmp_path / "own/README.md").read_text()
+    assert "No record says whether these weights were pre-trained" in (tmp_path / "own/README.md").read_text()
+    processor.crop_size = {"height": 32, "width": 32}
+    with pytest.raises(ValueError, match=r"processor.crop_size: expected the model's \(64, 64\).* got \(32, 32\)"):
+        write_repository(model, tmp_path / "other", NAME, processor=processor)
+    # A processor is made if none is given; the pre-training row is that of a model that can be pre-trained.
+    write_repository(load_saved(runs.pretraining / "c2fmae-vit-tiny")[0], tmp_path / "encoder", NAME)
+    assert (tmp_path / "encoder/preprocessor_config.json").is_file()
+    assert "| pre-training |" not in (tmp_path / "encoder/README.md").read_text()
+
+
+def test_what_fails_leaves_nothing(pretraining, runs, tmp_path):
+    model, _ = load_saved(runs.pretraining / "c2fmae-vit-tiny")
+    with pytest.raises(ValueError, match="expected no number"):
+        write_repository(model, tmp_path / "out", NAME, facts=CardFacts(data="We reach 93 % accuracy."))
+    for name in ("me/a b", "", 'me/x"); import os'):
+        with pytest.raises(HubError, match="repo_id: expected 'name' or 'owner/name'"):
+            write_repository(model, tmp_path / "out", name)
+    assert not list(tmp_path.iterdir())
+    write_repository(model, tmp_path / "out", NAME)
+    with pytest.raises(FileExistsError, match="expected a new or an empty folder"):
+        write_repository(model, tmp_path / "out", NAME)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_no_folders_of_the_machine_and_no_secrets(pretraining, classifier, runs):
@@ -469,7 +530,7 @@ def test_arguments_that_differ_from_their_defaults():
     assert changed_arguments(given) == {
         "dataset_name": "a/b",
         "names": ["x"],
-        "url": "https://***@host/x?t=***",
+        "url": "https://***@host/x?***",
         "folder": "there",
     }
     assert changed_arguments(SomeArguments()) == {}
@@ -496,6 +557,9 @@ def test_arguments_of_trainers():
         (["run.py", "--hub_token", "short"], "run.py --hub_token '***'"),
         (["run.py", "--x", TOKEN], "run.py --x '***'"),
         (["run.py", "https://me:secret@host/y"], "run.py 'https://***@host/y'"),
+        (["run.py", "https://me:p@ss@host/y?X-Sig=abc"], "run.py 'https://***@host/y?***'"),
+        (["run.py", "--api_key", "short", "--password=p"], "run.py --api_key '***' '--password=***'"),
+        (["run.py", f"my_{TOKEN}"], "run.py 'my_***'"),
         (["run.py", "--x", "a b; rm -rf"], "run.py --x 'a b; rm -rf'"),
         (["run.py", "--hub_token"], "run.py --hub_token"),
     ],
@@ -550,7 +614,7 @@ def test_a_record_knows_its_encoder(config):
     content = record.finish(model, more=1)
     assert (content["starting_encoder"], content["more"]) == (started, 1)
     assert content["encoder"] == encoder_fingerprint(model) != started
-    assert Run({"runs/x/run.json": content}).encoders == {started, content["encoder"]}
+    assert content["weights"] != content["starting_weights"]
     json.dumps(content)
 
 

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
+    TimmWrapperForImageClassification,
     pipeline,
 )
 
@@ -279,3 +280,18 @@ def test_code_is_left_out_on_request(config, tmp_path):
     files = save_repository(build(C2FMAEModel, config), tmp_path / "repository", custom_code=False)
     assert not [name for name in files if name.endswith(".py")]
     assert "auto_map" not in json.loads((tmp_path / "repository/config.json").read_text())
+
+
+def test_as_many_classes_as_imagenet_are_not_taken_for_imagenet_s(config, tmp_path):
+    names = {index: f"fungus {index}" for index in range(1000)}
+    model = build(C2FMAEForImageClassification, config, id2label=names, label2id={n: i for i, n in names.items()})
+    save_repository(model, tmp_path / "repository", processor_of(model))
+    wrapper = TimmWrapperForImageClassification.from_pretrained(tmp_path / "repository")
+    assert wrapper.config.id2label == names
+
+
+def test_a_key_mapping_is_added_to_the_class_s_own(config, tmp_path):
+    model = build(C2FMAEForImageClassification, config)
+    save_repository(model, tmp_path / "repository")
+    loaded = C2FMAEForImageClassification.from_pretrained(tmp_path / "repository", key_mapping={"^nothing": "x"})
+    assert torch.equal(loaded.classifier.weight, model.classifier.weight)

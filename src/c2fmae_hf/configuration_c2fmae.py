@@ -81,7 +81,15 @@ SIZES: dict[str, dict[str, int]] = {
 
 # Keys that timm reads from `config.json`. They are derived from the fields below whenever an encoder is saved, and
 # dropped when a configuration is read, so that they can never go stale.
-TIMM_KEYS = ("architecture", "num_classes", "num_features", "global_pool", "pretrained_cfg", "model_args")
+TIMM_KEYS = (
+    "architecture",
+    "num_classes",
+    "num_features",
+    "global_pool",
+    "label_names",
+    "pretrained_cfg",
+    "model_args",
+)
 
 # Of what `save_pretrained` writes, only the encoder's parameters carry timm's names at the root of the state dict.
 _ENCODER_CLASS = "C2FMAEModel"
@@ -391,6 +399,9 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             "num_classes": num_classes,
             "num_features": self.hidden_size,
             "global_pool": global_pool,  # for information; timm builds from `model_args`
+            # timm reads them in `pretrained_cfg`, transformers' wrapper of timm here. Without them the wrapper takes
+            # as many classes as ImageNet has for ImageNet's.
+            **({"label_names": names} if names else {}),
             "model_args": {
                 "img_size": list(self.image_height_width),
                 "patch_size": self.patch_size,

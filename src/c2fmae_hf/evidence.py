@@ -9,11 +9,20 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from .run_record import RUN_FILE, data_name, hide_folders, hide_secrets
+from torch import nn
+
+from .run_record import (
+    RUN_FILE,
+    data_name,
+    encoder_fingerprint,
+    hide_folders,
+    hide_secrets,
+    weights_fingerprint,
+)
 
 
 STATE_FILE = "trainer_state.json"
@@ -55,10 +64,14 @@ class Run:
         files: What each file holds, by its path in the repository, such as `runs/training/run.json`; without tokens,
             passwords and the folders of the machine that it ran on, since it is to be published.
         sources: Where each file is now.
+        role: What it has to do with the weights that it is published with: it `"made"` them, it `"made_encoder"`, of
+            which these are another class, it `"judged"` them, or it `"transferred"` their encoder to a task. Its
+            figures are of these weights if it made or judged them.
     """
 
     files: dict[str, Any]
     sources: dict[str, Path] = field(default_factory=dict)
+    role: Literal["made", "made_encoder", "judged", "transferred"] = "made"
 
     @property
     def record(self) -> dict[str, Any]:
@@ -76,15 +89,9 @@ class Run:
         return next(iter(self.files)).rpartition("/")[0]
 
     @property
-    def made_weights(self) -> bool:
-        """Whether it trained the weights of its repository. One that is named an evaluation only judged them."""
-        is_evaluation = self.folder.rpartition("/")[2].startswith("evaluation")
-        return "encoder" in self.record and not is_evaluation
-
-    @property
-    def encoders(self) -> set[str]:
-        """Fingerprints of the encoder that the run started from and of the one that it made."""
-        return {self.record[key] for key in ("starting_encoder", "encoder") if key in self.record}
+    def is_training(self) -> bool:
+        """Whether it trained the weights that it is published with, or their encoder."""
+        return self.role in ("made", "made_encoder")
 
 
 def load_run(path: str | os.PathLike, name: str) -> Run:
@@ -93,8 +100,7 @@ def load_run(path: str | os.PathLike, name: str) -> Run:
 
     Args:
         path: The folder, or the file.
-        name (`str`): Of the run within the repository. Of an evaluation, which judged the repository's weights but
-            did not make them, it begins with `evaluation`.
+        name (`str`): Of the run within the repository.
 
     Raises:
         `FileNotFoundError`: if there is neither `run.json` nor `results.json`.
@@ -115,7 +121,29 @@ def load_run(path: str | os.PathLike, name: str) -> Run:
         if not isinstance(content, dict):
             raise ValueError(f"{source}: expected a JSON object, got {type(content).__name__}")
         files[f"runs/{name}/{file}"] = hide_folders(hide_secrets(content))
-    return Run(files, {f"runs/{name}/{file}": source for file, source in found.items()})
+    run = Run(files, {f"runs/{name}/{file}": source for file, source in found.items()})
+    return run if "encoder" in run.record else replace(run, role="judged")
+
+
+def run_of_weights(run: Run, model: nn.Module) -> Run | None:
+    """
+    The run with its role towards a model, by the fingerprints in its record; `None` if it is of other weights.
+
+    Args:
+        model: A C2FMAE model, or one that is built on it.
+    """
+    record, weights, encoder = run.record, weights_fingerprint(model), encoder_fingerprint(model)
+    kind = type(model).__name__
+    if record.get("weights") == weights:
+        return replace(run, role="made")
+    if record.get("starting_weights") == weights and "weights" not in record:
+        return replace(run, role="judged")
+    if record.get("task") == "pretraining":
+        # With another decoder it is another model.
+        is_encoder_s = record.get("encoder") == encoder and kind != "C2FMAEForPreTraining"
+        return replace(run, role="made_encoder") if is_encoder_s else None
+    is_start = record.get("starting_encoder") == encoder and kind in ("C2FMAEModel", "C2FMAEForPreTraining")
+    return replace(run, role="transferred") if is_start else None
 
 
 # Results
@@ -163,6 +191,8 @@ def figures_of(run: Run) -> list[Figure]:
     record = run.record
     task = record.get("task", "")
     figures: list[Figure] = []
+    if run.role == "made_encoder":  # what it measured is of the whole that it made
+        return figures
     # Losses of fine-tuning are of weights along the way, its score is of those that are saved.
     is_scored = any(Path(file).name == RESULTS_FILE for file in run.files)
 
@@ -170,6 +200,8 @@ def figures_of(run: Run) -> list[Figure]:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{file}, {place}: expected a number, got {value!r}")
         hub_task = HUB_TASKS.get(task, "image-classification")
+        if run.role == "transferred":  # a result of another model
+            words, is_last = f"{words}, from this encoder", False
         figures.append(Figure(words, hub_task, data_of(run), metric, value, file, place, is_last))
 
     for file, content in run.files.items():

@@ -7,35 +7,41 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import logging
+import os
+import re
+import shutil
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer
 
-from .evidence import RESULTS_FILE, Run, load_run
-from .files import file_sha256, write_json
+from .evidence import RESULTS_FILE, Run, load_run, run_of_weights
+from .files import CHECKSUMS_KEY, file_sha256, write_json
+from .image_processing_c2fmae import C2FMAEImageProcessor
 from .model_card import CardFacts, build_card
-from .repository import save_repository
+from .modeling_c2fmae import C2FMAEPreTrainedModel
+from .repository import INDEX_FILE, PROCESSOR_FILE, save_repository
 from .retries import attempt, error_chain, failure_behind, in_short, may_pass, status_of
-from .run_record import RUN_FILE, TOKEN_PATTERN, encoder_fingerprint
+from .run_record import RUN_FILE, TOKEN_PATTERN, encoder_fingerprint, weights_fingerprint
 
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Files of an earlier publication that the new one does not have are deleted; others' files stay.
-OWN_FILES = ("*.safetensors", "*.safetensors.index.json", "*_c2fmae.py", "preprocessor_config.json")
+FINGERPRINTS = ("starting_encoder", "starting_weights", "encoder", "weights")
+RECORD_PATTERN = re.compile(r"runs/(training|evaluation-\d+)/[^/]+\.json")
 ATTEMPTS = 5
 NOTHING = "Nothing was published"
 
@@ -68,7 +74,7 @@ def push_to_hub(
     Args:
         model: A C2FMAE model, or one that is built on it.
         repo_id (`str`): `name` or `owner/name`; it is made if it is not there.
-        processor (*optional*): The image processor.
+        processor (*optional*): The image processor; by default of a C2FMAE model that of its configuration.
         runs: Records of training and evaluation, from [`~c2fmae_hf.evidence.load_run`]: what the card is made of.
         facts (*optional*): What the card says besides.
         private (`bool`, *optional*): Whether a new repository is private; by default as the account is set.
@@ -137,26 +143,43 @@ def write_repository(
     All files of the repository as they would be published, for looking at them first. Arguments and errors are those
     of [`push_to_hub`].
     """
-    _check_runs(model, runs)
-    save_repository(model, folder, processor, custom_code=custom_code, license_text=license_text)
-    for run in runs:
-        for name, content in run.files.items():  # not the files themselves: folders and secrets are left out
-            write_json(folder / name, content)
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    card = build_card(repo_id, model.config, type(model).__name__, files=files, runs=runs, facts=facts)
-    card.save(folder / "README.md")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise HubError(_bad_name(repo_id)) from None
+    runs = [_of_weights(run, model) for run in runs]
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: expected a new or an empty folder, got one with files")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    try:
+        if processor is None and isinstance(model, C2FMAEPreTrainedModel):
+            processor = C2FMAEImageProcessor.from_config(model.config)
+        save_repository(model, temporary, processor, custom_code=custom_code, license_text=license_text)
+        for run in runs:
+            for name, content in run.files.items():  # not the files themselves: folders and secrets are left out
+                write_json(temporary / name, content)
+        files = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
+        # As it was written: a processor's pixel statistics are the model's there.
+        config = type(model.config).from_pretrained(temporary)
+        card = build_card(repo_id, config, type(model).__name__, files=files, runs=runs, facts=facts)
+        card.save(temporary / "README.md")
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_runs(model: PreTrainedModel, runs: Sequence[Run]) -> None:
-    """A record belongs to these weights if its run made them, or started from them."""
-    fingerprint = encoder_fingerprint(model)
-    for run in runs:
-        if fingerprint not in run.encoders:
-            of = " or ".join(sorted(one[:12] for one in run.encoders)) or "unknown ones"
-            raise ValueError(
-                f"{next(iter(run.sources.values()), 'run')}: expected a record of the weights to be published "
-                f"(encoder {fingerprint[:12]}), got one of {of}; evaluate these weights, or leave the record out"
-            )
+def _of_weights(run: Run, model: PreTrainedModel) -> Run:
+    """The run with its role; a record of other weights is an error."""
+    found = run_of_weights(run, model)
+    if found is None:
+        known = {name: str(run.record[name])[:12] for name in FINGERPRINTS if name in run.record}
+        raise ValueError(
+            f"{next(iter(run.sources.values()), 'run')}: expected a record of the weights to be published (encoder "
+            f"{encoder_fingerprint(model)[:12]}, weights {weights_fingerprint(model)[:12]}), got one of "
+            f"{known or 'unknown ones'}; evaluate these weights, or leave the record out"
+        )
+    return found
 
 
 def publish_folder(
@@ -256,7 +279,7 @@ class PublishingTrainer(Trainer):
         runs = []
         if any((folder / name).is_file() for name in (RUN_FILE, RESULTS_FILE)):
             run = load_run(folder, "training")
-            runs = [run] if encoder_fingerprint(model) in run.encoders else []
+            runs = [run] if run_of_weights(run, model) is not None else []
         return push_to_hub(
             model,
             args.hub_model_id or folder.absolute().name,
@@ -364,7 +387,7 @@ class _Publication:
         additions = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in self.files.items()
         ]
-        deletions = [CommitOperationDelete(path_in_repo=name) for name in there if self.is_left_over(name)]
+        deletions = [CommitOperationDelete(path_in_repo=name) for name in self.left_over(there, head)]
         # Part of the commit otherwise; by itself it is known that nothing is published if it fails.
         self.api.preupload_lfs_files(
             self.repo_id, additions, revision=self.revision, create_pr=create_pr, free_memory=False
@@ -402,11 +425,26 @@ class _Publication:
                 )
         return None
 
-    def is_left_over(self, name: str) -> bool:
-        if name in self.files or not name.startswith(self.prefix):
-            return False
-        name = name.removeprefix(self.prefix)
-        return name.startswith("runs/") or ("/" not in name and any(fnmatch(name, own) for own in OWN_FILES))
+    def left_over(self, there: Iterable[str], revision: str | None) -> list[str]:
+        """
+        Files of an earlier publication that this one does not have. Others' files stay: only what that publication's
+        `config.json` tells to be its own is meant, its modules, and records by the names that they have here.
+        """
+        config_name = f"{self.prefix}config.json"
+        names = {
+            name.removeprefix(self.prefix) for name in set(there) - set(self.files) if name.startswith(self.prefix)
+        }
+        if config_name not in there or not names:
+            return []
+        with tempfile.TemporaryDirectory(prefix="c2fmae-hub-") as folder:
+            file = self.api.hf_hub_download(self.repo_id, config_name, revision=revision, local_dir=folder)
+            config = json.loads(Path(file).read_text(encoding="utf-8"))
+        if CHECKSUMS_KEY not in config:
+            return []
+        own = {*config[CHECKSUMS_KEY], INDEX_FILE, PROCESSOR_FILE}
+        if "auto_map" in config:
+            own |= {path.name for path in Path(__file__).parent.glob("*.py")}
+        return [self.prefix + name for name in sorted(names) if name in own or RECORD_PATTERN.fullmatch(name)]
 
     def check(self, revision: str) -> None:
         """
@@ -450,9 +488,7 @@ class _Publication:
         if any(isinstance(one, OfflineModeIsEnabled) for one in error_chain(error)):
             return f"HF_HUB_OFFLINE is set, so that the Hub is not asked. {self.state}"
         if isinstance(error, HFValidationError):
-            return (
-                f"repo_id: expected 'name' or 'owner/name' of letters, digits, '-', '_' and '.', got {self.repo_id!r}"
-            )
+            return _bad_name(self.repo_id)
         status = status_of(error)
         name = self.account.get("name")
         access = self.account.get("auth", {}).get("accessToken", {})
@@ -496,6 +532,10 @@ class _Publication:
     def redact(self, text: str) -> str:
         text = TOKEN_PATTERN.sub("***", text)
         return text.replace(self.secret, "***") if self.secret else text
+
+
+def _bad_name(repo_id: str) -> str:
+    return f"repo_id: expected 'name' or 'owner/name' of letters, digits, '-', '_' and '.', got {repo_id!r}"
 
 
 def _git_checksum(path: Path) -> str:

@@ -165,9 +165,11 @@ def _render(
     )
     description = (
         f"{kind.description} of **C2FMAE**, a coarse-to-fine masked autoencoder "
-        "([arXiv 2603.09955](https://arxiv.org/abs/2603.09955)): its encoder learns from semantic masks, instance "
-        "masks and pixels through a cascaded decoder and a masking curriculum."
+        "([arXiv 2603.09955](https://arxiv.org/abs/2603.09955)): a method by which an encoder learns from semantic "
+        "masks, instance masks and pixels through a cascaded decoder and a masking curriculum."
     )
+    if files and not any(run.record.get("task") == "pretraining" for run in runs):
+        description += " No record says whether these weights were pre-trained by it."
     if own is None:
         description = f"{kind.description.removesuffix(' on the encoder')}. Its encoder is not C2FMAE's."
     card = ModelCard.from_template(
@@ -177,9 +179,11 @@ def _render(
         description=description,
         version=c2fmae_hf.__version__,
         files=_describe_files(files, config, model_class),
-        architecture=_describe_architecture(config, own, parameters or count_parameters(config, model_class)),
+        architecture=_describe_architecture(
+            config, own, model_class, parameters or count_parameters(config, model_class)
+        ),
         usage=_usage(name, config, model_class, files),
-        training=[_describe_training(run) for run in runs if run.made_weights],
+        training=[_describe_training(run) for run in runs if run.is_training],
         results=[_row(figure) for figure in figures],
         data=facts.data.strip(),
         limits=facts.limits.strip(),
@@ -350,7 +354,7 @@ def count_parameters(config: PreTrainedConfig, model_class: str) -> dict[str, in
 
 
 def _describe_architecture(
-    config: PreTrainedConfig, own: C2FMAEConfig | None, parameters: dict[str, int]
+    config: PreTrainedConfig, own: C2FMAEConfig | None, model_class: str, parameters: dict[str, int]
 ) -> list[tuple[str, str]]:
     rows = [(f"parameters, {part}", f"{number / 1e6:.1f} M") for part, number in parameters.items()]
     if own is not None:
@@ -358,27 +362,35 @@ def _describe_architecture(
         mean, deviation = (
             ", ".join(f"{value:g}" for value in values or ()) for values in (own.image_mean, own.image_std)
         )
-        blocks = own.decoder_num_hidden_layers
         rows = [
             (
                 "encoder",
-                f"ViT, width {own.hidden_size}, {own.num_hidden_layers} blocks, {own.num_attention_heads} heads, "
+                f"ViT, width {own.hidden_size}, {_count(own.num_hidden_layers, 'block')}, "
+                f"{_count(own.num_attention_heads, 'head')}, "
                 f"patches of {own.patch_size} pixels",
             ),
             ("input", f"{height} x {width} pixels, normalised with mean {mean} and standard deviation {deviation}"),
             ("pooled output", "mean of the patch tokens" if own.pooling == "mean" else "class token"),
             *rows,
+        ]
+    if own is not None and model_class == "C2FMAEForPreTraining":
+        blocks = own.decoder_num_hidden_layers
+        rows.append(
             (
                 "pre-training",
                 f"{', '.join(own.granularities)}; {own.decoder_type} decoder, width {own.decoder_hidden_size}, "
-                f"{blocks} block{'s' if blocks > 1 else ''} a stage; {own.mask_ratio:.0%} of the patches masked",
-            ),
-        ]
+                f"{_count(blocks, 'block')} a stage; {own.mask_ratio:.0%} of the patches masked",
+            )
+        )
     labels = getattr(config, "id2label", None) or {}
     if labels and next(iter(labels.values())) != "LABEL_0":
         names = [_cell(name) for name in labels.values()]
         rows.append(("classes", f"{len(names)}: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"))
     return rows
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _describe_files(files: Sequence[str], config: PreTrainedConfig, model_class: str) -> list[dict[str, str]]:

@@ -341,7 +341,9 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
             `OSError`: if it cannot be loaded, or not downloaded.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        is_renamed = kwargs.setdefault("key_mapping", cls._timm_names) is cls._timm_names
+        is_renamed = kwargs.get("key_mapping") is None
+        if cls._timm_names is not None:
+            kwargs["key_mapping"] = {**cls._timm_names, **(kwargs.get("key_mapping") or {})}
         load = functools.partial(
             super().from_pretrained, pretrained_model_name_or_path, *model_args, output_loading_info=True
         )

@@ -105,7 +105,7 @@ def save_repository(
 
     Raises:
         `FileExistsError`: if the folder is not empty.
-        `ValueError`: if the processor's patch size or channels are not the model's.
+        `ValueError`: if the processor's patch size, crop or channels are not the model's.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -114,7 +114,9 @@ def save_repository(
     is_own = isinstance(model, C2FMAEPreTrainedModel)
     if processor is not None:
         if isinstance(model, C2FMAEPreTrainedModel):
-            _check_processor(model.config, processor)
+            # Segmenters and backbones take any size.
+            is_fixed_size = not isinstance(model, (C2FMAEForSemanticSegmentation, C2FMAEBackbone))
+            _check_processor(model.config, processor, is_fixed_size)
         processor.save_pretrained(folder)
     timm_keys = None
     if is_own:
@@ -139,10 +141,16 @@ def save_repository(
     return sorted(file.name for file in folder.iterdir())
 
 
-def _check_processor(config: C2FMAEConfig, processor: Any) -> None:
+def _check_processor(config: C2FMAEConfig, processor: Any, is_fixed_size: bool) -> None:
     patch_size = getattr(processor, "patch_size", config.patch_size)
     if patch_size != config.patch_size:
         raise ValueError(f"processor.patch_size: expected the model's {config.patch_size}, got {patch_size}")
+    if is_fixed_size and getattr(processor, "do_center_crop", False) and processor.crop_size is not None:
+        size = (processor.crop_size["height"], processor.crop_size["width"])
+        if size != config.image_height_width:
+            raise ValueError(
+                f"processor.crop_size: expected the model's {config.image_height_width}, (height, width), got {size}"
+            )
     mean = getattr(processor, "image_mean", None)
     if mean is not None and len(mean) != config.num_channels:
         raise ValueError(

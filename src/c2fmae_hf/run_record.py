@@ -22,8 +22,11 @@ from torch import nn
 
 PACKAGES = ("c2fmae-hf", "torch", "torchvision", "transformers", "timm", "datasets", "accelerate")
 RUN_FILE = "run.json"
-TOKEN_PATTERN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
-_PASSWORD_PATTERN = re.compile(r"(?<=://)[^/@\s]+@")
+TOKEN_PATTERN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+_PASSWORD_PATTERN = re.compile(r"(?<=://)[^/\s]+@")
+# What follows an address's question mark may be a signature or a key.
+_QUERY_PATTERN = re.compile(r"(\w+://[^\s?#]+)\?[^\s#]*")
+_SECRET_OPTION = re.compile(r"--\S*(token|secret|passw|api[-_]?key)")
 
 
 class RunRecord:
@@ -34,7 +37,7 @@ class RunRecord:
         task (`str`): What is done, such as `pretraining`.
         arguments: Dataclasses of arguments; those that differ from their defaults are kept, tokens never.
         rows: How many images each split has.
-        starting_model (*optional*): The model before training, whose encoder's fingerprint is kept.
+        starting_model (*optional*): The model before training, whose fingerprints are kept.
         details: Further facts, such as the curriculum.
     """
 
@@ -62,18 +65,20 @@ class RunRecord:
         }
         if starting_model is not None:
             self.content["starting_encoder"] = encoder_fingerprint(starting_model)
+            self.content["starting_weights"] = weights_fingerprint(starting_model)
 
     def finish(self, model: nn.Module | None = None, **details: Any) -> dict[str, Any]:
         """
         The record, as JSON can hold it.
 
         Args:
-            model (*optional*): The model after training, whose encoder's fingerprint is kept.
+            model (*optional*): The model after training, as it is saved, whose fingerprints are kept.
             details: Further facts.
         """
         content = {**self.content, **details, "seconds": round(time.perf_counter() - self._clock, 1)}
         if model is not None:
             content["encoder"] = encoder_fingerprint(model)
+            content["weights"] = weights_fingerprint(model)
         return content
 
 
@@ -105,13 +110,17 @@ def _plain(value: Any) -> Any:
 
 
 def hide_secrets(content: Any) -> Any:
-    """Strings, on their own or in lists and mappings, without access tokens and without passwords in addresses."""
+    """
+    Strings, on their own or in lists and mappings, without access tokens and, of addresses, without passwords and what
+    follows a question mark.
+    """
     if isinstance(content, list):
         return [hide_secrets(item) for item in content]
     if isinstance(content, dict):
         return {key: hide_secrets(value) for key, value in content.items()}
     if isinstance(content, str):
-        return _PASSWORD_PATTERN.sub("***@", TOKEN_PATTERN.sub("***", content))
+        content = _QUERY_PATTERN.sub(r"\1?***", TOKEN_PATTERN.sub("***", content))
+        return _PASSWORD_PATTERN.sub("***@", content)
     return content
 
 
@@ -120,7 +129,7 @@ def hide_tokens(command: Sequence[str]) -> str:
     words = [Path(command[0]).name, *command[1:]]
     for index, word in enumerate(words):
         option, _, value = word.partition("=")
-        if option.startswith("--") and "token" in option:
+        if _SECRET_OPTION.match(option):
             if value:
                 words[index] = f"{option}=***"
             elif index + 1 < len(words):
@@ -212,11 +221,19 @@ def encoder_fingerprint(model: nn.Module) -> str:
     state = model.state_dict()
     if any(prefix in name for name in state):
         state = {name.partition(prefix)[2]: value for name, value in state.items() if prefix in name}
+    return _fingerprint({name: value for name, value in state.items() if not name.startswith("label_embed.")})
+
+
+@torch.no_grad()
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all weights under the names of the model's class: heads and decoders count as well."""
+    return _fingerprint(model.state_dict())
+
+
+def _fingerprint(state: Mapping[str, torch.Tensor]) -> str:
     checksum = hashlib.sha256()
     for name in sorted(state):
-        if name.startswith("label_embed."):  # not part of what transfers
-            continue
         value = state[name].detach().cpu().contiguous()
         checksum.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        checksum.update(value.reshape(-1).view(torch.uint8).numpy())
+        checksum.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return checksum.hexdigest()
