@@ -9,8 +9,9 @@ One commit holds the weights in the layout that transformers and timm both load,
 card, the records of the runs that the card's figures come from, licence, and code for use without this package. The
 card is made of the records beside the model (`run.json`, `trainer_state.json`, `results.json`) and of `--results`.
 
-`--preview` writes all of it to a folder instead, which is what to look at first. Nothing is uploaded twice, and
-nothing is published by halves: run it again after an interruption.
+`--preview` writes all of it to a folder instead, which is what to look at first. Publishing needs a token that may
+write, from `hf auth login` or in HF_TOKEN. Nothing is uploaded twice, and nothing is published by halves: run it again
+after an interruption.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ def publish(options: argparse.Namespace) -> str:
         ),
         "custom_code": not options.no_custom_code,
         "license_text": options.license_file.read_text(encoding="utf-8") if options.license_file else None,
+        "revision": options.revision,
+        "subfolder": options.subfolder,
     }
     if options.preview is not None:
         write_repository(model, options.preview, options.repo_id, **common)
@@ -93,8 +96,6 @@ def publish(options: argparse.Namespace) -> str:
         model,
         options.repo_id,
         private=options.private,
-        revision=options.revision,
-        subfolder=options.subfolder,
         create_pr=options.create_pr,
         commit_message=options.commit_message,
         **common,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +13,16 @@ import datasets
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from c2fmae_hf import C2FMAEForPreTraining, C2FMAEModel
+from c2fmae_hf import (
+    C2FMAEConfig,
+    C2FMAEForImageClassification,
+    C2FMAEForPreTraining,
+    C2FMAEImageProcessor,
+    C2FMAEModel,
+)
 from c2fmae_hf.run_record import encoder_fingerprint
 from hub_clients import EXAMPLES, run_alone
 from hub_faults import PUSH, TOKENS, check_repositories
@@ -308,6 +317,43 @@ def test_branches_commits_and_folders(hub_scene, encoders):
     assert not [path for path in after if path.startswith("small/one/") and path.endswith(".py")]
     assert load(hub_scene, "lab/versions", "not timm", subfolder="small/one") == [first.fingerprint]
     assert load(hub_scene, "lab/versions") == [second.fingerprint, second.timm_sum]
+
+
+@pytest.mark.parametrize("model_class", [C2FMAEForPreTraining, C2FMAEForImageClassification])
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ((), ""),
+        (("--revision", "v2/small"), ', revision="v2/small"'),
+        (("--subfolder", "small/one/"), ', subfolder="small/one"'),
+    ],
+    ids=["root", "branch", "folder"],
+)
+def test_the_code_of_a_card_loads_what_it_is_of(hub_scene, tmp_path, request, model_class, where, said):
+    whole = C2FMAEForPreTraining.from_pretrained(hub_scene.folder / "whole")
+    if model_class is C2FMAEForPreTraining:
+        model = whole
+    else:
+        names = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
+        model = C2FMAEForImageClassification(C2FMAEConfig(**{**whole.config.to_dict(), **names}))
+    name = f"me/carded-{request.node.callspec.id}"
+    model.save_pretrained(tmp_path / "model")
+    C2FMAEImageProcessor.from_config(model.config).save_pretrained(tmp_path / "model")
+    run(hub_scene, PUSH, tmp_path / "model", name, *where)
+    run(hub_scene, PUSH, tmp_path / "model", name, *where, "--preview", tmp_path / "preview")
+    card = (tmp_path / "preview/README.md").read_text(encoding="utf-8")
+    commit = hub_scene.hub.repositories[name].at(where[1] if "--revision" in where else "main")
+    assert commit.files[f"{where[1] if '--subfolder' in where else ''}README.md"] == File(card.encode())
+
+    Image.new("RGB", (50, 60), (200, 100, 50)).save(tmp_path / "photo.jpg")
+    blocks = re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == (1 if "--subfolder" in where else 2)
+    for number, block in enumerate(blocks):
+        out = run(hub_scene, f"import os\nos.chdir({str(tmp_path)!r})\n{block}")
+        assert ("cat" in out) is (model_class is C2FMAEForImageClassification and number == 0)
+    calls = [line for block in blocks for line in block.splitlines() if f'"{name}"' in line]
+    assert calls
+    assert all(f'"{name}"{said}' in line for line in calls)
 
 
 def test_a_new_version_replaces_what_is_ours_in_one_commit(hub_scene, encoders):

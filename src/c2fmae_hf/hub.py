@@ -105,8 +105,11 @@ def push_to_hub(
                 processor=processor,
                 runs=runs,
                 facts=facts,
-                custom_code=custom_code and not subfolder,
+                custom_code=custom_code,
                 license_text=license_text,
+                # Where a pull request will be is not known yet; what it proposes is for the branch.
+                revision=revision,
+                subfolder=subfolder,
             )
         except (OSError, SafetensorError) as error:
             if _is_disk_full(error):
@@ -138,6 +141,8 @@ def write_repository(
     facts: CardFacts | None = None,
     custom_code: bool = True,
     license_text: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
 ) -> None:
     """
     All files of the repository as they would be published, for looking at them first. Arguments and errors are those
@@ -151,18 +156,27 @@ def write_repository(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: expected a new or an empty folder, got one with files")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    subfolder = (subfolder or "").strip("/") or None
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     try:
         if processor is None and isinstance(model, C2FMAEPreTrainedModel):
             processor = C2FMAEImageProcessor.from_config(model.config)
-        save_repository(model, temporary, processor, custom_code=custom_code, license_text=license_text)
+        has_code = custom_code and not subfolder
+        save_repository(model, temporary, processor, custom_code=has_code, license_text=license_text)
         for run in runs:
             for name, content in run.files.items():  # not the files themselves: folders and secrets are left out
                 write_json(temporary / name, content)
         files = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
         # As it was written: a processor's pixel statistics are the model's there.
         config = type(model.config).from_pretrained(temporary)
-        card = build_card(repo_id, config, type(model).__name__, files=files, runs=runs, facts=facts)
+        card = build_card(
+            *(repo_id, config, type(model).__name__),
+            files=files,
+            runs=runs,
+            facts=facts,
+            revision=revision,
+            subfolder=subfolder,
+        )
         card.save(temporary / "README.md")
         os.replace(temporary, folder)
     finally:

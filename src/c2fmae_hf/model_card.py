@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 import yaml
@@ -40,11 +41,11 @@ DEFAULT_LIMITS = (
 
 @dataclass(frozen=True)
 class Kind:
-    """What a model's class means on a hub, and the Auto class that loads it, if `AutoModel` loads something else."""
+    """What a model's class means on a hub, and the class of transformers that loads it."""
 
     description: str
     pipeline_tag: str
-    auto_class: str = ""
+    auto_class: str = "AutoModel"
 
 
 KINDS = {
@@ -59,10 +60,14 @@ KINDS = {
         "A semantic segmenter on the encoder", "image-segmentation", "AutoModelForSemanticSegmentation"
     ),
     "C2FMAEBackbone": Kind("A backbone, which is the encoder", "image-feature-extraction", "AutoBackbone"),
-    "UperNetForSemanticSegmentation": Kind("A semantic segmenter (UperNet) on the encoder", "image-segmentation"),
-    "MaskRCNNForObjectDetection": Kind("A detector (Mask R-CNN) on the encoder", "object-detection"),
+    "UperNetForSemanticSegmentation": Kind(
+        "A semantic segmenter (UperNet) on the encoder", "image-segmentation", "AutoModelForSemanticSegmentation"
+    ),
+    "MaskRCNNForObjectDetection": Kind(
+        "A detector (Mask R-CNN) on the encoder", "object-detection", "AutoModelForObjectDetection"
+    ),
     "Mask2FormerForUniversalSegmentation": Kind(
-        "An instance segmenter (Mask2Former) on the encoder", "image-segmentation"
+        "An instance segmenter (Mask2Former) on the encoder", "image-segmentation", "AutoModelForUniversalSegmentation"
     ),
 }
 _TASKS_OF_OTHERS = {
@@ -104,6 +109,30 @@ class CardFacts:
     tags: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Address:
+    """Where on the Hub the model is, and how code says so."""
+
+    name: str
+    revision: str | None = None
+    subfolder: str | None = None
+
+    @property
+    def arguments(self) -> str:
+        """Of `from_pretrained`."""
+        named = {"revision": self.revision, "subfolder": self.subfolder}
+        return ", ".join([f'"{self.name}"', *(f'{key}="{value}"' for key, value in named.items() if value)])
+
+    @property
+    def timm_name(self) -> str:
+        return f"hf-hub:{self.name}{f'@{self.revision}' if self.revision else ''}"
+
+    @property
+    def records_url(self) -> str:
+        folder = "/".join(filter(None, (quote(self.revision or "main", safe=""), self.subfolder, "runs")))
+        return f"https://huggingface.co/{self.name}/tree/{folder}"
+
+
 # The card
 
 
@@ -116,6 +145,8 @@ def build_card(
     runs: Sequence[Run] = (),
     facts: CardFacts | None = None,
     parameters: dict[str, int] | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
 ) -> ModelCard:
     """
     Args:
@@ -126,6 +157,7 @@ def build_card(
         runs: Records of training and evaluation. Runs that trained these weights come before those that scored them.
         facts (*optional*): What no record knows.
         parameters (*optional*): Number of parameters by part; by default counted from the configuration.
+        revision, subfolder (`str`, *optional*): Branch and folder of the repository, which the card's code must name.
 
     Returns:
         `ModelCard`: with metadata that hubs read; it has passed [`check_card`].
@@ -133,13 +165,21 @@ def build_card(
     Raises:
         `ValueError`: for a number in the facts that no record bears out, or a record that is not complete.
     """
-    text = _render(name, config, model_class, files, runs, facts or CardFacts(), parameters)
-    check_card(text, name, config, model_class, files=files, runs=runs, parameters=parameters)
+    address = _Address(name, revision, subfolder)
+    text = _render(address, config, model_class, files, runs, facts or CardFacts(), parameters)
+    check_card(
+        *(text, name, config, model_class),
+        files=files,
+        runs=runs,
+        parameters=parameters,
+        revision=revision,
+        subfolder=subfolder,
+    )
     return ModelCard(text)
 
 
 def _render(
-    name: str,
+    address: _Address,
     config: PreTrainedConfig,
     model_class: str,
     files: Sequence[str],
@@ -150,7 +190,7 @@ def _render(
     kind, own = _kind_of(model_class), _own_config(config)
     figures = [figure for run in runs for figure in figures_of(run)]
     published = [figure for figure in figures if figure.is_last and figure.is_finite] if files else []
-    results = [_eval_result(name, figure) for figure in published]
+    results = [_eval_result(address, figure) for figure in published]
     data = ModelCardData(
         license=facts.license,
         license_link="LICENSE" if facts.license == "other" else None,
@@ -160,7 +200,7 @@ def _render(
         datasets=list(facts.datasets) or None,
         base_model=facts.base_model,
         metrics=sorted({result.metric_type for result in results}) or None,
-        model_name=name.rpartition("/")[2] if results else None,
+        model_name=address.name.rpartition("/")[2] if results else None,
         eval_results=results or None,
     )
     description = (
@@ -175,14 +215,14 @@ def _render(
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        title=name.rpartition("/")[2],
+        title=address.name.rpartition("/")[2],
         description=description,
         version=c2fmae_hf.__version__,
-        files=_describe_files(files, config, model_class),
+        files=_describe_files(files, config, model_class, at_root=not address.subfolder),
         architecture=_describe_architecture(
             config, own, model_class, parameters or count_parameters(config, model_class)
         ),
-        usage=_usage(name, config, model_class, files),
+        usage=_usage(address, config, model_class, files),
         training=[_describe_training(run) for run in runs if run.is_training],
         results=[_row(figure) for figure in figures],
         data=facts.data.strip(),
@@ -200,6 +240,8 @@ def check_card(
     files: Sequence[str] = (),
     runs: Sequence[Run] = (),
     parameters: dict[str, int] | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
 ) -> None:
     """
     Hold a card to what it was made of, which are the other arguments, as for [`build_card`]:
@@ -232,7 +274,8 @@ def check_card(
             )
 
     facts = CardFacts(str(card.data.license), tuple(datasets), base_model, "", "", tuple(tags))  # type: ignore[arg-type]
-    expected = _render(name, config, model_class, files, runs, facts, parameters).partition(WORDS_HEADING)[0]
+    address = _Address(name, revision, subfolder)
+    expected = _render(address, config, model_class, files, runs, facts, parameters).partition(WORDS_HEADING)[0]
     if not heading or head != expected:
         lines, expected_lines = head.splitlines(), expected.splitlines()
         length = max(len(lines), len(expected_lines))
@@ -288,7 +331,9 @@ def _kind_of(model_class: str) -> Kind:
     if model_class in KINDS:
         return KINDS[model_class]
     tags = [tag for suffix, tag in _TASKS_OF_OTHERS.items() if model_class.endswith(suffix)]
-    return Kind(f"A {model_class} on the encoder", tags[0] if tags else "image-feature-extraction")
+    if not tags:
+        return Kind(f"A {model_class} on the encoder", "image-feature-extraction")
+    return Kind(f"A {model_class} on the encoder", tags[0], model_class)
 
 
 def _own_config(config: PreTrainedConfig) -> C2FMAEConfig | None:
@@ -321,7 +366,7 @@ def _cell(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
 
 
-def _eval_result(name: str, figure: Figure) -> EvalResult:
+def _eval_result(address: _Address, figure: Figure) -> EvalResult:
     shown_name, hub_metric, _ = METRICS[figure.metric]
     return EvalResult(
         task_type=figure.hub_task,
@@ -333,7 +378,7 @@ def _eval_result(name: str, figure: Figure) -> EvalResult:
         # Hubs group metrics by task and data, with one source for all; each one's own record is its argument.
         metric_args={"record": figure.evidence},
         source_name="records in this repository",
-        source_url=f"https://huggingface.co/{name}/tree/main/runs",
+        source_url=address.records_url,
     )
 
 
@@ -393,8 +438,10 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def _describe_files(files: Sequence[str], config: PreTrainedConfig, model_class: str) -> list[dict[str, str]]:
-    both = "transformers, timm" if _is_timms(config) else "transformers"
+def _describe_files(
+    files: Sequence[str], config: PreTrainedConfig, model_class: str, at_root: bool
+) -> list[dict[str, str]]:
+    both = "transformers, timm" if _is_timms(config) and at_root else "transformers"
     weights = "encoder and classifier" if model_class == "C2FMAEForImageClassification" else "encoder"
     known = {
         "model.safetensors": (weights if _is_timms(config) else "all weights", both),
@@ -412,55 +459,90 @@ def _describe_files(files: Sequence[str], config: PreTrainedConfig, model_class:
     return rows
 
 
-def _usage(name: str, config: PreTrainedConfig, model_class: str, files: Sequence[str]) -> str:
+def _usage(address: _Address, config: PreTrainedConfig, model_class: str, files: Sequence[str]) -> str:
     if not files:
-        size = name.rpartition("-")[2]
+        size = address.name.rpartition("-")[2]
         timm_name = f"c2fmae_{(config.timm_keys() or {}).get('architecture')}"  # type: ignore[attr-defined]
-        return (
-            "Random weights, to be pre-trained on your own images:\n\n```python\nimport timm\nfrom c2fmae_hf import "
-            f'C2FMAEConfig, C2FMAEForPreTraining\n\nmodel = C2FMAEForPreTraining(C2FMAEConfig.from_size("{size}"))\n'
-            f'encoder = timm.create_model("{timm_name}", num_classes=0)\n```'
+        return "Random weights, to be pre-trained on your own images:\n\n" + _python(
+            "import timm",
+            "from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining",
+            "",
+            f'model = C2FMAEForPreTraining(C2FMAEConfig.from_size("{size}"))',
+            f'encoder = timm.create_model("{timm_name}", num_classes=0)',
         )
     kind = _kind_of(model_class)
-    lines = ["import c2fmae_hf  # registers C2FMAE with transformers and timm"] if _needs_package(config) else []
-    if kind.pipeline_tag != "image-feature-extraction":
-        lines += ["from transformers import pipeline", "", f'pipe = pipeline("{kind.pipeline_tag}", "{name}")']
-        lines += ['print(pipe("photo.jpg"))']
+    own = ["import c2fmae_hf  # registers C2FMAE with transformers and timm"] if _needs_package(config) else []
+    if kind.pipeline_tag == "image-feature-extraction":
+        lines = _feature_lines(address, kind, files)
     else:
-        auto_classes = {"AutoModel", kind.auto_class or "AutoModel"}
-        has_processor = "preprocessor_config.json" in files
-        processor = "AutoImageProcessor" if has_processor else "C2FMAEImageProcessor"
-        imported = sorted({*auto_classes, *(["AutoImageProcessor"] if has_processor else [])})
-        lines += ["from PIL import Image", f"from transformers import {', '.join(imported)}", ""]
-        lines += [f'model = AutoModel.from_pretrained("{name}")']
-        argument = f'from_pretrained("{name}")' if has_processor else "from_config(model.config)"
-        lines += [f"processor = {'' if has_processor else 'c2fmae_hf.'}{processor}.{argument}"]
-        lines += ['inputs = processor(Image.open("photo.jpg"), return_tensors="pt")']
-        lines += ["features = model(**inputs).last_hidden_state"]
-        if kind.auto_class:
-            what = {"AutoModelForPreTraining": "with the decoder", "AutoBackbone": "with maps of features"}
-            lines += [f'whole = {kind.auto_class}.from_pretrained("{name}")  # {what[kind.auto_class]}']
-    blocks = ["```python\n" + "\n".join(lines) + "\n```"]
-    if not _is_timms(config):
-        return blocks[0]
+        lines = _pipeline_lines(address, kind, files)
+    blocks = [_python(*own, *lines)]
+    if _is_timms(config) and not address.subfolder:
+        blocks += _use_without_package(address, kind, model_class, has_code="modeling_c2fmae.py" in files)
+    return "\n\n".join(blocks)
+
+
+def _python(*lines: str) -> str:
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _processor_line(address: _Address, files: Sequence[str]) -> tuple[list[str], str]:
+    """What to import, and how to make the processor."""
+    if "preprocessor_config.json" in files:
+        return ["AutoImageProcessor"], f"processor = AutoImageProcessor.from_pretrained({address.arguments})"
+    return [], "processor = c2fmae_hf.C2FMAEImageProcessor.from_config(model.config)"
+
+
+def _feature_lines(address: _Address, kind: Kind, files: Sequence[str]) -> list[str]:
+    imported, processor = _processor_line(address, files)
+    lines = [
+        "from PIL import Image",
+        f"from transformers import {', '.join(sorted({*imported, 'AutoModel', kind.auto_class}))}",
+        "",
+        f"model = AutoModel.from_pretrained({address.arguments})",
+        processor,
+        'inputs = processor(Image.open("photo.jpg"), return_tensors="pt")',
+        "features = model(**inputs).last_hidden_state",
+    ]
+    if kind.auto_class != "AutoModel":
+        what = {"AutoModelForPreTraining": "with the decoder", "AutoBackbone": "with maps of features"}
+        lines += [f"whole = {kind.auto_class}.from_pretrained({address.arguments})  # {what[kind.auto_class]}"]
+    return lines
+
+
+def _pipeline_lines(address: _Address, kind: Kind, files: Sequence[str]) -> list[str]:
+    lines = ["from transformers import pipeline", "", f'pipe = pipeline("{kind.pipeline_tag}", {address.arguments})']
+    if address.subfolder:  # where pipelines do not look by themselves
+        imported, processor = _processor_line(address, files)
+        lines = [
+            f"from transformers import {', '.join([*imported, kind.auto_class, 'pipeline'])}",
+            "",
+            f"model = {kind.auto_class}.from_pretrained({address.arguments})",
+            processor,
+            f'pipe = pipeline("{kind.pipeline_tag}", model, image_processor=processor)',
+        ]
+    return [*lines, 'print(pipe("photo.jpg"))']
+
+
+def _use_without_package(address: _Address, kind: Kind, model_class: str, has_code: bool) -> list[str]:
     is_classifier = model_class == "C2FMAEForImageClassification"
     wrapper = "TimmWrapperForImageClassification" if is_classifier else "TimmWrapperModel"
-    has_code = "modeling_c2fmae.py" in files
-    auto_class = kind.auto_class or "AutoModel"
-    lines = ["import timm", f"from transformers import {f'{auto_class}, ' if has_code else ''}{wrapper}", ""]
-    lines += [f'model = timm.create_model("hf-hub:{name}", pretrained=True)']
-    lines += [f'model = {wrapper}.from_pretrained("{name}")']
-    lines += [f'model = {auto_class}.from_pretrained("{name}", trust_remote_code=True)'] if has_code else []
     thing = "it" if is_classifier or model_class == "C2FMAEModel" else "the encoder"
-    rest = " (the first two lines); the code in this repository loads all of it"
-    if thing == "it":
-        rest = ", or by the code in this repository"
-    blocks += [
-        f"Without c2fmae-hf, timm loads {thing}, and so does transformers through its wrapper of timm"
-        f"{rest if has_code else ''}:",
-        "```python\n" + "\n".join(lines) + "\n```",
+    lines = [
+        "import timm",
+        f"from transformers import {f'{kind.auto_class}, ' if has_code else ''}{wrapper}",
+        "",
+        f'model = timm.create_model("{address.timm_name}", pretrained=True)',
+        f"model = {wrapper}.from_pretrained({address.arguments})",
     ]
-    return "\n\n".join(blocks)
+    rest = ""
+    if has_code:
+        lines += [f"model = {kind.auto_class}.from_pretrained({address.arguments}, trust_remote_code=True)"]
+        rest = ", or by the code in this repository"
+        if thing != "it":
+            rest = " (the first two lines); the code in this repository loads all of it"
+    words = f"Without c2fmae-hf, timm loads {thing}, and so does transformers through its wrapper of timm{rest}:"
+    return [words, _python(*lines)]
 
 
 def _needs_package(config: PreTrainedConfig) -> bool:
