@@ -10,8 +10,9 @@ SOURCE is a folder or a name on the Hub of C2FMAE, ViT, ViTMAE or timm, whose `c
 weights, `.safetensors`, `.pth`, `.pt` or `.bin`. Of a file with timm's names, `--architecture` tells what built it.
 OUTPUT is a file for `mae` and else a folder; a timm folder is for `timm.create_model("local-dir:OUTPUT")`.
 
-Prints what was recognised and left out, and the largest difference between the features of the source and those of the
-result on a random image, where the source can be run. If they differ by more than rounding, nothing is written.
+Prints what was recognised and left out, what is to be done to images, and the largest difference between the features
+of the source and those of the result on a random image, where the source can be run. If they differ by more than
+rounding, nothing is written.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import transformers
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, TimmWrapperConfig, ViTConfig, ViTImageProcessor, ViTMAEConfig
+from transformers import AutoConfig, PreTrainedModel, TimmWrapperConfig, ViTConfig, ViTMAEConfig
 
 from c2fmae_hf import (
     C2FMAEConfig,
@@ -43,13 +44,21 @@ from c2fmae_hf import (
     C2FMAEImageProcessor,
     C2FMAEModel,
 )
+from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae_hf.conversion import FORMATS, convert_from_c2fmae, convert_to_c2fmae, read_state_dict
-from c2fmae_hf.features import pixel_statistics
 from c2fmae_hf.files import replace_file
+from c2fmae_hf.preprocessing import (
+    convert_processor_to_c2fmae,
+    convert_processor_to_timm,
+    convert_processor_to_vit,
+    describe_processor,
+)
+from c2fmae_hf.repository import check_saved
 
 
 logger = logging.getLogger("c2fmae_hf.convert_checkpoint")
 
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 # Rounding in float32, relative to the largest feature.
 TOLERANCE = 1e-4
 
@@ -103,8 +112,9 @@ def load_source(options: argparse.Namespace) -> tuple[PreTrainedModel, nn.Module
         "pooling": options.pooling,
         "encoder_only": options.encoder_only,
     }
-    if options.source.endswith((".safetensors", ".pth", ".pt", ".bin", ".tar")):
+    if options.source.endswith(SUFFIXES):
         return load_file(options, fields)
+    check_saved(options.source)
     config = AutoConfig.from_pretrained(options.source)
     if isinstance(config, C2FMAEConfig):
         return load_c2fmae(options.source, config, fields)
@@ -113,7 +123,10 @@ def load_source(options: argparse.Namespace) -> tuple[PreTrainedModel, nn.Module
         model_args = {**(config.model_args or {}), "num_classes": num_classes_of(state)}
         original = timm.create_model(config.architecture, **model_args)
         original.load_state_dict(state)
-        return convert_to_c2fmae(original, **fields), original.eval()
+        model = convert_to_c2fmae(original, **fields)
+        if isinstance(model, C2FMAEForImageClassification) and len(config.id2label) == model.config.num_labels:
+            model.config.id2label, model.config.label2id = config.id2label, config.label2id
+        return model, original.eval()
     if not isinstance(config, (ViTConfig, ViTMAEConfig)):
         raise ValueError(f"source: expected C2FMAE, timm, ViT or ViTMAE, got a model of type {config.model_type!r}")
     # Not from the loaded model: the library only warns of weights that it does not find.
@@ -184,22 +197,46 @@ def outputs_of(model: nn.Module, pixel_values: torch.Tensor) -> list[torch.Tenso
     return outputs
 
 
+def set_epsilon(model: nn.Module, epsilon: float) -> float:
+    """Give every layer norm another epsilon; returns the former."""
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    former = norms[0].eps
+    for norm in norms:
+        norm.eps = epsilon
+    return former
+
+
+def largest_difference(source: nn.Module, target: nn.Module, config: C2FMAEConfig) -> tuple[float, float]:
+    """Of their outputs on a random image, and the largest output."""
+    generator = torch.Generator().manual_seed(0)
+    pixel_values = torch.randn(1, config.num_channels, *config.image_height_width, generator=generator)
+    difference, largest = 0.0, 0.0
+    for expected, got in zip(outputs_of(source, pixel_values), outputs_of(target, pixel_values)):
+        difference = max(difference, (expected - got).abs().max().item())
+        largest = max(largest, expected.abs().max().item())
+    return difference, largest
+
+
 def compare(source: nn.Module, target: nn.Module, config: C2FMAEConfig) -> float:
     """
-    Largest difference of their outputs on a random image.
+    Largest difference of their outputs on a random image, once with the epsilon that the result has: a change of it
+    that was asked for is told apart from an error.
 
     Raises:
         `ValueError`: if it is larger than rounding.
     """
-    generator = torch.Generator().manual_seed(0)
-    pixel_values = torch.randn(1, config.num_channels, *config.image_height_width, generator=generator)
-    largest = 0.0
-    for expected, got in zip(outputs_of(source, pixel_values), outputs_of(target, pixel_values)):
-        difference = (expected - got).abs().max().item()
-        if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-            raise ValueError(f"source: expected features equal to {TOLERANCE}, got a difference of {difference:.1e}")
-        largest = max(largest, difference)
-    return largest
+    former = set_epsilon(source, config.layer_norm_eps)
+    difference, largest = largest_difference(source, target, config)
+    if not difference <= TOLERANCE * max(1.0, largest):  # NaN is not
+        raise ValueError(f"source: expected features equal to {TOLERANCE}, got a difference of {difference:.1e}")
+    if former != config.layer_norm_eps:
+        set_epsilon(source, former)
+        moved, _ = largest_difference(source, target, config)
+        logger.warning(
+            "layer_norm_eps is %g, as asked for, and not the source's %g: that alone changes features by up to %.1e.",
+            *(config.layer_norm_eps, former, moved),
+        )
+    return difference
 
 
 # The output
@@ -237,9 +274,7 @@ def timm_model(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> tuple[
     return original.eval(), {**keys, "num_classes": num_classes, "pretrained_cfg": cfg, **names}
 
 
-def write(
-    options: argparse.Namespace, model: PreTrainedModel, target: Any, statistics: dict[str, list[float]]
-) -> None:
+def write(options: argparse.Namespace, model: PreTrainedModel, target: Any, processor: C2FMAEImageProcessor) -> None:
     if options.format == "mae":
         options.output.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(options.output) as temporary:
@@ -248,33 +283,37 @@ def write(
     with replace_folder(options.output) as temporary:
         if options.format == "timm":
             _, config = timm_model(model, target)
-            config["pretrained_cfg"].update(mean=statistics["image_mean"], std=statistics["image_std"])
             save_file(target, temporary / "model.safetensors", metadata={"format": "pt"})
-            (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            return
-        target.save_pretrained(temporary)
-        if options.format == "c2fmae":
-            C2FMAEImageProcessor.from_config(model.config, **statistics).save_pretrained(temporary)
         else:
-            size = dict(zip(("height", "width"), model.config.image_height_width))
-            ViTImageProcessor(size=size, resample=3, **statistics).save_pretrained(temporary)  # bicubic, as in MAE
+            target.save_pretrained(temporary)
+            own = processor if options.format == "c2fmae" else convert_processor_to_vit(processor)
+            own.save_pretrained(temporary)
+            config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+        if "pretrained_cfg" in config:  # by which timm knows what to do to images
+            config["pretrained_cfg"].update(convert_processor_to_timm(processor))
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def main(args: list[str] | None = None) -> float | None:
-    """Returns the largest difference, `None` where the source could not be run."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("c2fmae_hf").setLevel(logging.INFO)
-    options = parse(args)
+def find_processor(options: argparse.Namespace, config: C2FMAEConfig) -> C2FMAEImageProcessor:
+    if options.source.endswith(SUFFIXES) and not options.architecture:
+        # Files hold none; ImageNet's statistics are what MAE has.
+        processor = C2FMAEImageProcessor.from_config(
+            config, image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD)
+        )
+    else:
+        processor = convert_processor_to_c2fmae(options.architecture or options.source, config)
+    for field in ("image_mean", "image_std"):
+        value = getattr(options, field) or list(getattr(processor, field))
+        if len(value) != config.num_channels:
+            raise ValueError(f"{field}: expected a number for each of {config.num_channels} channels, got {value}")
+        setattr(processor, field, value)
+        setattr(config, field, value)
+    return processor
+
+
+def convert(options: argparse.Namespace) -> float | None:
     model, original = load_source(options)
-    mean, std = pixel_statistics(options.architecture or options.source)
-    statistics = {"image_mean": options.image_mean or mean, "image_std": options.image_std or std}
-    for field, value in statistics.items():
-        if len(value) != model.config.num_channels:
-            raise ValueError(
-                f"{field}: expected a number for each of {model.config.num_channels} channels, got {value}"
-            )
-        if hasattr(model.config, field):
-            setattr(model.config, field, value)
+    processor = find_processor(options, model.config)
     target: Any = model if options.format == "c2fmae" else convert_from_c2fmae(model, options.format)
 
     difference = None
@@ -284,10 +323,33 @@ def main(args: list[str] | None = None) -> float | None:
     else:
         difference = compare(original, runnable, model.config)
         logger.info("Largest difference of features on a random image: %.1e.", difference)
-    write(options, model, target, statistics)
-    kind = "classifier" if isinstance(model, C2FMAEForImageClassification) else "encoder"
-    logger.info("Wrote the %s to %s; pixels are normalised with %s.", kind, options.output, statistics)
+    write(options, model, target, processor)
+    report(options, model, processor)
     return difference
+
+
+def report(options: argparse.Namespace, model: PreTrainedModel, processor: C2FMAEImageProcessor) -> None:
+    is_classifier = isinstance(model, C2FMAEForImageClassification)
+    logger.info("Wrote the %s to %s.", "classifier" if is_classifier else "encoder", options.output)
+    kept = "The file does not say so: images are to be" if options.format == "mae" else "Images are"
+    logger.info("%s %s.", kept, describe_processor(processor))
+    if is_classifier:
+        names = list(model.config.id2label.values())
+        logger.info("Classes: %s%s (%d).", ", ".join(names[:5]), ", ..." if len(names) > 5 else "", len(names))
+    elif options.format in ("c2fmae", "timm"):
+        what = {"mean": "the mean of the patch tokens", "cls": "the class token"}[model.config.pooling]
+        logger.info("The pooled output is %s; --pooling chooses.", what)
+
+
+def main(args: list[str] | None = None) -> float | None:
+    """Returns the largest difference, `None` where the source could not be run."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("c2fmae_hf").setLevel(logging.INFO)
+    options = parse(args)
+    try:
+        return convert(options)
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

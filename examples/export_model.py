@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 import c2fmae_hf
 from c2fmae_hf.export import export_onnx, export_pt2
+from c2fmae_hf.repository import check_saved
 
 
 USES = {
@@ -36,27 +37,25 @@ outputs = program(torch.zeros({shape}))
 }
 
 
-def main(args: list[str] | None = None) -> dict[str, float]:
-    """Returns the largest difference of each file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder or Hub name of a saved model")
-    parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--format", nargs="+", choices=sorted(USES), default=sorted(USES))
-    parser.add_argument("--image_size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="by default the model's")
-    parser.add_argument("--image", type=Path, help="photograph to compare the outputs of, too")
-    options = parser.parse_args(args)
-
-    config = AutoConfig.from_pretrained(options.model)
+def load(name: str) -> tuple[c2fmae_hf.C2FMAEPreTrainedModel, Any]:
+    """The model, and its image processor, if it was saved with one."""
+    check_saved(name)
+    config = AutoConfig.from_pretrained(name)
     architectures = config.architectures or ["none in its config.json"]
     model_class = getattr(c2fmae_hf, architectures[0], None)
     if not isinstance(config, c2fmae_hf.C2FMAEConfig) or model_class is None:
-        parser.error(f"{options.model}: expected a model of c2fmae_hf, got {config.model_type}, {architectures[0]}")
-    model = model_class.from_pretrained(options.model)
-    height, width = options.image_size or config.image_height_width
+        raise ValueError(f"{name}: expected a model of c2fmae_hf, got {config.model_type}, {architectures[0]}")
+    model = model_class.from_pretrained(name)
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(options.model)
-    except OSError:  # saved without one
-        processor = None
+        return model, AutoImageProcessor.from_pretrained(name)
+    except OSError:
+        return model, None
+
+
+def export(options: argparse.Namespace) -> dict[str, float]:
+    model, processor = load(options.model)
+    config = model.config
+    height, width = options.image_size or config.image_height_width
     pixel_values = None
     if options.image is not None:
         own = processor or c2fmae_hf.C2FMAEImageProcessor.from_config(config)
@@ -68,14 +67,26 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     differences = {}
     for name in options.format:
         path = options.output_dir / f"model.{name}"
-        export = {"onnx": export_onnx, "pt2": export_pt2}[name]
-        try:
-            differences[name] = export(model, path, (height, width), processor, pixel_values)
-        except (ImportError, ValueError) as error:
-            parser.exit(1, f"{path}: {error}\n")
+        write = {"onnx": export_onnx, "pt2": export_pt2}[name]
+        differences[name] = write(model, path, (height, width), processor, pixel_values)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, largest difference {differences[name]:.1e}")
         print(USES[name].format(path=path.as_posix(), shape=(1, config.num_channels, height, width)))
     return differences
+
+
+def main(args: list[str] | None = None) -> dict[str, float]:
+    """Returns the largest difference of each file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder or Hub name of a saved model")
+    parser.add_argument("output_dir", type=Path, help="made if it is not there")
+    parser.add_argument("--format", nargs="+", choices=sorted(USES), default=sorted(USES))
+    parser.add_argument("--image_size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="by default the model's")
+    parser.add_argument("--image", type=Path, help="photograph to compare the outputs of, too")
+    options = parser.parse_args(args)
+    try:
+        return export(options)
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -156,7 +156,8 @@ def score(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
 def start_record(model, model_args, data_args, protocol_args, training_args, data) -> RunRecord:
     arguments = (model_args, data_args, protocol_args, training_args)
     rows = dict(zip(("train", "validation"), map(len, data)))
-    return RunRecord("image_classification", arguments, rows, starting_model=model)
+    splits = {"train": data_args.train_split, "validation": data_args.validation_split}
+    return RunRecord("image_classification", arguments, rows, splits, starting_model=model)
 
 
 def judge_features(model_args, data_args, protocol_args, training_args, data, id2label) -> tuple[dict, dict]:
@@ -187,7 +188,7 @@ def judge_features(model_args, data_args, protocol_args, training_args, data, id
     train_labels = torch.cat([part[1] for part in parts])
     validation, labels = features(validation_rows, central, "Validation features")
 
-    results, probes, classifier = {}, {}, None
+    results, probes, classifier, saved = {}, {}, None, {}
     for pooling in train:
         if protocol_args.knn:
             scores = weighted_knn(
@@ -213,7 +214,8 @@ def judge_features(model_args, data_args, protocol_args, training_args, data, id
     if probes and training_args.process_index == 0 and isinstance(encoder.config, C2FMAEConfig):
         pooling = model_args.pooling or encoder.config.pooling
         classifier = save_probe(encoder, probes[pooling], pooling, id2label, processor, training_args.output_dir)
-    return results, record.finish(classifier)
+        saved = {"pooling": pooling}
+    return results, record.finish(classifier, **saved)
 
 
 def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, folder: str) -> nn.Module:

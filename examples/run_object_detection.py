@@ -209,6 +209,9 @@ def main(args: list[str] | None = None) -> dict:
         "object_detection",
         (model_args, data_args, protocol_args, training_args),
         rows={"train": len(train), "validation": len(validation)},
+        splits={"train": data_args.train_split, "validation": data_args.validation_split}
+        if data_args.coco_dir is None
+        else {"train": "train2017", "validation": "val2017"},
         starting_model=model,
     )
     started = time.perf_counter()

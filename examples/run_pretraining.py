@@ -101,7 +101,7 @@ def find_mistake(_, model_args: ModelArguments, *others) -> str | None:
 
 
 def load_rows(data_args: DataArguments, seed: int):
-    """Training and held-out rows."""
+    """Training and held-out rows, and what the latter are called."""
     splits = load_splits(data_args.dataset_name, data_args.dataset_config_name, data_args.streaming)
     if data_args.train_split not in splits:
         raise ValueError(f"train_split: expected one of {sorted(splits)}, got {data_args.train_split!r}")
@@ -110,17 +110,18 @@ def load_rows(data_args: DataArguments, seed: int):
         train = train.shuffle(seed=seed, buffer_size=data_args.shuffle_buffer)
         if held_out is not None and data_args.max_eval_samples is not None:
             held_out = held_out.take(data_args.max_eval_samples)
-        return train, held_out
+        return train, held_out, data_args.validation_split
     if len(train) == 0:
         raise ValueError(f"dataset {data_args.dataset_name!r}: split {data_args.train_split!r} has no rows")
+    name = data_args.validation_split
     if held_out is None and 0 < data_args.validation_share < 1 and len(train) > 1:
         parts = train.train_test_split(data_args.validation_share, seed=seed)
-        train, held_out = parts["train"], parts["test"]
+        train, held_out, name = parts["train"], parts["test"], f"held out of {data_args.train_split}"
     if data_args.max_train_samples is not None:
         train = train.select(range(min(data_args.max_train_samples, len(train))))
     if held_out is not None and data_args.max_eval_samples is not None:
         held_out = held_out.select(range(min(data_args.max_eval_samples, len(held_out))))
-    return train, held_out
+    return train, held_out, name
 
 
 def build_config(model_args: ModelArguments, rows) -> C2FMAEConfig:
@@ -154,7 +155,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         )
 
     # Data and model
-    train_rows, held_out_rows = load_rows(data_args, training_args.seed)
+    train_rows, held_out_rows, held_out_name = load_rows(data_args, training_args.seed)
     if model_args.model_name_or_path is not None:
         model = C2FMAEForPreTraining.from_pretrained(model_args.model_name_or_path)
     else:
@@ -207,6 +208,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
             "train": None if data_args.streaming else len(train_rows),
             "validation": None if data_args.streaming or held_out_rows is None else len(held_out_rows),
         },
+        splits={"train": data_args.train_split, "validation": held_out_name},
         curriculum=asdict(curriculum),
         batch_size=training_args.train_batch_size
         * training_args.gradient_accumulation_steps

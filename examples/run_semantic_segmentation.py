@@ -184,6 +184,7 @@ def main(args: list[str] | None = None) -> dict:
         "semantic_segmentation",
         (model_args, data_args, protocol_args, training_args),
         rows={"train": len(train_rows), "validation": len(validation_rows)},
+        splits={"train": data_args.train_split, "validation": data_args.validation_split},
         starting_model=model,
     )
     started = time.perf_counter()

@@ -20,6 +20,7 @@ from c2fmae_hf.classification import (
     build_classifier,
     classification_transforms,
 )
+from c2fmae_hf.evidence import figures_of, load_run, run_of_weights
 from c2fmae_hf.metrics import load_metric
 from labelling_utils import encode
 from test_examples import EXAMPLES, load_example
@@ -129,6 +130,12 @@ def test_frozen_protocols(example, folders, dataset_folder, tmp_path, kind, prot
         rows = make_labelled(24, seed=1)
         right = sum(classify(row["image"].convert("RGB"))[0]["label"] == NAMES[row["label"]] for row in rows)
         assert right / len(rows) == pytest.approx(results["mean"]["top1_accuracy"], abs=1 / len(rows))
+        # A card of it gives the score of the other probe as that of another head.
+        model = C2FMAEForImageClassification.from_pretrained(tmp_path / "out")
+        figures = figures_of(run_of_weights(load_run(tmp_path / "out", "training"), model))
+        assert {(figure.place.split(".")[1], figure.is_last) for figure in figures} == {("mean", True), ("cls", False)}
+        assert all(("a head that is not here" in figure.task) is not figure.is_last for figure in figures)
+        assert {figure.split for figure in figures} == {"validation"}
 
 
 def test_a_frozen_encoder_is_not_trained(example, folders, dataset_folder, tmp_path):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import sys
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import nn
@@ -36,6 +39,7 @@ from c2fmae_hf import (
     C2FMAEConfig,
     C2FMAEForImageClassification,
     C2FMAEForPreTraining,
+    C2FMAEImageProcessor,
     C2FMAEModel,
 )
 from c2fmae_hf.conversion import FORMATS, convert_from_c2fmae, convert_to_c2fmae, read_state_dict
@@ -577,6 +581,130 @@ def test_the_example_to_timm_and_back(example, tmp_path, pooling):
     assert type(AutoModel.from_pretrained(tmp_path / "encoder")) is C2FMAEModel
 
 
+def photograph(height: int = 90, width: int = 120) -> Image.Image:
+    """Smooth, as photographs are, so that libraries' roundings matter no more than there."""
+    noise = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def assert_same_images(one: torch.Tensor, other: torch.Tensor, std: float) -> None:
+    """Resized alike, to a level or two of 255; another crop or filter is further away."""
+    assert one.shape == other.shape
+    assert (one - other).abs().max() <= 2.5 / 255 / std
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size": {"height": 32, "width": 32}, "resample": 2},
+        {"size": {"shortest_edge": 37}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}},
+        {"size": {"height": 32, "width": 32}, "resample": 3, "do_normalize": False},
+    ],
+    ids=["squashed", "cropped", "not normalised"],
+)
+def test_the_example_keeps_what_is_done_to_images(example, tmp_path, fields):
+    source = vit(ViTForImageClassification, layer_norm_eps=1e-6, num_labels=3)
+    source.save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3, **fields).save_pretrained(tmp_path / "vit")
+    expected = AutoImageProcessor.from_pretrained(tmp_path / "vit")(photograph(), return_tensors="pt").pixel_values
+    example.main([str(tmp_path / "vit"), str(tmp_path / "c2fmae")])
+    example.main([str(tmp_path / "c2fmae"), str(tmp_path / "back"), "--format", "vit"])
+    for name, kind in (("c2fmae", C2FMAEImageProcessor), ("back", ViTImageProcessor)):
+        processor = AutoImageProcessor.from_pretrained(tmp_path / name)
+        assert isinstance(processor, kind)
+        assert torch.equal(processor(photograph(), return_tensors="pt").pixel_values, expected)
+    if fields.get("do_normalize", True):
+        assert_same_images(timm_transform(tmp_path / "c2fmae")(photograph())[None], expected, 0.25)
+
+
+def timm_transform(folder: Path):
+    cfg = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    return timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=cfg), is_training=False)
+
+
+@require_timm_local_dir
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {"crop_pct": 0.888, "interpolation": "bicubic"},  # from 36; of an odd margin the libraries cut halves unlike
+        {"crop_pct": 1.0, "interpolation": "bilinear"},
+        {"crop_pct": 0.8, "crop_mode": "squash"},
+    ],
+    ids=str,
+)
+def test_the_example_keeps_what_timm_does_to_images(example, tmp_path, cfg):
+    source = timm_vit(num_classes=3, global_pool="avg", fc_norm=False)
+    names = ["cat", "dog", "owl"]
+    (tmp_path / "timm").mkdir()
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 3,
+        "label_names": names,
+        "model_args": {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2},
+        "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.4] * 3, "std": [0.25] * 3, "num_classes": 3, **cfg},
+    }
+    config["model_args"].update(global_pool="avg", fc_norm=False)
+    (tmp_path / "timm/config.json").write_text(json.dumps(config))
+    save_file(source.state_dict(), tmp_path / "timm/model.safetensors", metadata={"format": "pt"})
+    expected = timm_transform(tmp_path / "timm")(photograph())[None]
+    example.main([str(tmp_path / "timm"), str(tmp_path / "c2fmae")])
+    example.main([str(tmp_path / "c2fmae"), str(tmp_path / "back"), "--format", "timm"])
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "c2fmae")
+    assert_same_images(processor(photograph(), return_tensors="pt").pixel_values, expected, 0.25)
+    assert torch.equal(timm_transform(tmp_path / "back")(photograph())[None], expected)
+    for folder in ("c2fmae", "back"):
+        model = AutoModelForImageClassification.from_pretrained(tmp_path / folder)
+        assert list(model.config.id2label.values()) == names
+
+
+def test_the_example_says_what_it_changes_or_does_not_know(example, tmp_path, caplog):
+    vit(ViTModel).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 40, "width": 40}).save_pretrained(tmp_path / "vit")
+    options = ["--format", "timm", "--layer_norm_eps", "1e-6"]
+    with pytest.raises(SystemExit, match="layer_norm_eps: expected 1e-06 for the format 'timm', got"):
+        example.main([str(tmp_path / "vit"), str(tmp_path / "timm"), *options[:2]])
+    assert example.main([str(tmp_path / "vit"), str(tmp_path / "timm"), *options]) < 1e-5
+    printed = caplog.text
+    assert "layer_norm_eps is 1e-06, as asked for, and not the source's 0.01: that alone changes features" in printed
+    assert "size: the source's image processor has {'height': 40, 'width': 40}, the model" in printed
+    assert "Images are resized to 32 x 32 (bilinear); normalised with mean 0.5, 0.5, 0.5" in printed
+    assert "The pooled output is the mean of the patch tokens" in printed
+
+
+def test_the_example_on_a_folder_of_pickled_weights(example, tmp_path):
+    source = vit(ViTModel)
+    source.config.architectures = ["ViTModel"]
+    source.config.save_pretrained(tmp_path / "vit")
+    torch.save(source.state_dict(), tmp_path / "vit/pytorch_model.bin")
+    assert example.main([str(tmp_path / "vit"), str(tmp_path / "c2fmae")]) < 1e-5
+    names = sorted(source.state_dict())
+    shards = {name: f"pytorch_model-0000{1 + index % 2}-of-00002.bin" for index, name in enumerate(names)}
+    for shard in set(shards.values()):
+        part = {name: value for name, value in source.state_dict().items() if shards[name] == shard}
+        torch.save(part, tmp_path / "vit" / shard)
+    (tmp_path / "vit/pytorch_model.bin").unlink()
+    (tmp_path / "vit/pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert_equal_weights(read_state_dict(tmp_path / "vit"), source.state_dict())
+    (tmp_path / "vit" / shards[names[0]]).unlink()
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin\.index\.json names, found 1"):
+        read_state_dict(tmp_path / "vit")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("not/there/at all", "expected a folder or a name on the Hub, found no such folder"),
+        ("{}/photos", r"config\.json: expected a saved model, found nothing"),
+        ("{}/nothing.pth", r"nothing\.pth"),
+    ],
+)
+def test_the_example_on_mistakes(example, tmp_path, source, message):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(SystemExit, match=message):
+        example.main([source.format(tmp_path), str(tmp_path / "c2fmae")])
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
 def test_the_example_on_files(example, tmp_path, capsys):
     source, state = mae_state()
     torch.save({"model": state}, tmp_path / "mae.pth")
@@ -611,7 +739,7 @@ def test_the_example_on_a_pre_training_checkpoint(example, tmp_path):
 def test_the_example_asks_for_the_statistics_of_other_channels(example, tmp_path):
     torch.save(timm_vit(in_chans=4).state_dict(), tmp_path / "a.pth")
     arguments = [str(tmp_path / "a.pth"), str(tmp_path / "b"), "--num_attention_heads", "4"]
-    with pytest.raises(ValueError, match="image_mean: expected a number for each of 4 channels"):
+    with pytest.raises(SystemExit, match="image_mean: expected a number for each of 4 channels"):
         example.main(arguments)
     assert not (tmp_path / "b").exists()
 
@@ -638,6 +766,6 @@ def test_the_example_writes_nothing_where_features_differ(example, tmp_path, mon
     c2fmae().save_pretrained(tmp_path / "source")
     convert = example.convert_from_c2fmae
     monkeypatch.setattr(example, "convert_from_c2fmae", lambda *args: noisy(convert(*args)))
-    with pytest.raises(ValueError, match="got a difference of"):
+    with pytest.raises(SystemExit, match="got a difference of"):
         example.main([str(tmp_path / "source"), str(tmp_path / "vit"), "--format", "vit"])
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

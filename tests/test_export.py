@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import ViTConfig
 
 from c2fmae_hf import (
     C2FMAEBackbone,
@@ -353,9 +354,25 @@ def test_example_without_a_processor(tmp_path, config, export_model):
     assert compare(C2FMAEModel.from_pretrained(tmp_path / "model"), tmp_path / "out" / "model.pt2") <= 1e-4
 
 
-def test_example_refuses_pre_training_models(tmp_path, capsys, model, export_model):
+def test_example_refuses_pre_training_models(tmp_path, model, export_model):
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"model\.image_encoder\(\)"):
         export_model.main([str(tmp_path / "model"), str(tmp_path / "out"), "--format", "pt2"])
-    assert "model.image_encoder()" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_example_says_what_is_wrong_in_a_line(tmp_path, config, export_model):
+    (tmp_path / "empty").mkdir()
+    ViTConfig(architectures=["ViTModel"]).save_pretrained(tmp_path / "vit")
+    make_model("mean", config).save_pretrained(tmp_path / "model")
+    for name, options, message in (
+        ("not/there/at all", [], "expected a folder or a name on the Hub, found no such folder"),
+        ("empty", [], r"config\.json: expected a saved model, found nothing"),
+        ("vit", [], "expected a model of c2fmae_hf, got vit, ViTModel"),
+        ("model", ["--image_size", "33", "40"], "image_size"),
+        ("model", ["--image", str(tmp_path / "photo.png")], "photo.png"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            export_model.main([str(tmp_path / name), str(tmp_path / "out"), "--format", "pt2", *options])
+    with pytest.raises(FileNotFoundError, match=r"nowhere/a\.pt2: expected a path in an existing folder"):
+        export_pt2(make_model("mean", config), tmp_path / "nowhere/a.pt2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -187,12 +188,17 @@ def test_figures_are_those_of_the_logs(pretraining, runs):
     evaluations = [entry for entry in history if "eval_loss" in entry]
     decoder = json.loads((runs.pretraining / "decoder_results.json").read_text())
     expected = [
-        [f"pre-training, step {entry['step']}", "discs", f"held-out {name}loss", f"{entry[f'eval_{key}loss']:.3f}"]
+        [
+            f"pre-training, step {entry['step']}",
+            "discs, validation",
+            f"held-out {name}loss",
+            f"{entry[f'eval_{key}loss']:.3f}",
+        ]
         for entry in (evaluations[0], evaluations[-1])
         for name, key in (("", ""), ("semantic ", "semantic_"), ("instance ", "instance_"), ("image ", "image_"))
     ]
     expected += [
-        ["the decoder's own maps", "discs", METRICS[name][0], f"{100 * decoder[name]:.1f}"]
+        ["the decoder's own maps", "discs, validation", METRICS[name][0], f"{100 * decoder[name]:.1f}"]
         for name in ("semantic_mean_iou", "semantic_accuracy", "instance_pq")
     ]
     assert [row[:4] for row in results_of(card)] == expected
@@ -225,7 +231,7 @@ def test_streams_are_not_counted(runs):
     text = build_card(NAME, config, "C2FMAEModel", files=FILES, runs=[run]).text
     assert "| images | train uncounted, validation uncounted |" in text
     assert "Masking curriculum: constant, semantic 1, instance 0, random 0.5; jitter 0.05." in text
-    assert "| pre-training, step 1 | discs | held-out loss |" in text  # once, in the end
+    assert "| pre-training, step 1 | discs, validation | held-out loss |" in text  # once, in the end
     assert "resumed" not in text
 
 
@@ -233,7 +239,7 @@ def test_cards_of_classifiers(classifier, runs):
     card = classifier.build()
     score = json.loads((runs.classifier / "results.json").read_text())["results"]["mean"]["top1_accuracy"]
     task = "image classification, fine-tuning, mean pooling"
-    assert results_of(card)[0][:4] == [task, "labels", "top-1 accuracy, %", f"{100 * score:.1f}"]
+    assert results_of(card)[0][:4] == [task, "labels, validation", "top-1 accuracy, %", f"{100 * score:.1f}"]
     assert card.data.pipeline_tag == "image-classification"
     assert "AutoModelForImageClassification.from_pretrained" in card.text
     # Names of classes stay within their cell, and are not taken for Markdown or HTML.
@@ -282,7 +288,7 @@ def test_a_record_s_role_is_told_by_all_weights(pretraining, classifier, runs):
 
 def test_a_run_that_only_judged(classifier, runs):
     model = load_saved(runs.classifier)[0]
-    record = RunRecord("image_classification", [], {}, starting_model=model).finish()
+    record = RunRecord("image_classification", [], {}, {}, starting_model=model).finish()
     run = Run({"runs/evaluation-1/results.json": {"run": record, "results": {"mean": {"top1_accuracy": 0.5}}}})
     assert run_of_weights(run, model).role == "judged"
 
@@ -581,6 +587,36 @@ def test_folders_are_hidden():
     assert hide_secrets(record) == record
 
 
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("train=/home/me/x", "train=.../x"),
+        ("-d/home/me/x", "-d.../x"),
+        ("../../me/x", ".../x"),
+        ('{"a": "/home/me/my photos/x", "b": [1, "/q/r"]}', '{"a": ".../x", "b": [1, ".../r"]}'),
+        ("see /home/me/x, and /tmp/y.", "see .../x, and .../y."),
+        ("it's /home/me/x alone", "it's .../x alone"),
+        ("PATH=/me/b:/c/d", "PATH=.../d"),
+        ("\\\\host\\me\\x", ".../x"),
+        # What is no path, or none of a machine's own
+        *(
+            (text, text)
+            for text in ("a/../b", "./data/x", "1/2", "/", "hf://datasets/me/x", "https://h/a b", ".../x y")
+        ),
+    ],
+)
+def test_folders_within_strings_are_hidden(text, hidden):
+    assert hide_folders(text) == hidden
+    assert hide_folders(hidden) == hidden
+    command = hide_folders({"command": f"run.py --x {shlex.quote(text)}"})["command"]
+    assert command == f"run.py --x {shlex.quote(hidden)}"
+
+
+def test_a_command_that_is_no_command_and_keys():
+    assert hide_folders({"command": "it's /home/me/x"}) == {"command": "it's .../x"}
+    assert hide_folders({"/home/me/x": 1}) == {".../x": 1}
+
+
 def test_names_of_data(tmp_path, monkeypatch):
     (tmp_path / "mine/rows").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -596,14 +632,14 @@ def test_names_of_data(tmp_path, monkeypatch):
         assert data_name(given) == name, given
     assert data_name(None) == "not recorded"
     # Whether it is a folder is only known where the run is.
-    record = RunRecord("pretraining", [SomeArguments("mine/rows")], {"train": 1}).finish()
+    record = RunRecord("pretraining", [SomeArguments("mine/rows")], {"train": 1}, {}).finish()
     monkeypatch.chdir("/")
     assert record["data"] == "rows"
 
 
 def test_a_record_knows_its_encoder(config):
     model = randomized(C2FMAEForPreTraining(config))
-    record = RunRecord("pretraining", [SomeArguments("x")], {"train": 3}, starting_model=model)
+    record = RunRecord("pretraining", [SomeArguments("x")], {"train": 3}, {"train": "all"}, starting_model=model)
     started = encoder_fingerprint(model)
     assert encoder_fingerprint(model.c2fmae) == started  # whatever class holds it
     encoder = C2FMAEModel(config)

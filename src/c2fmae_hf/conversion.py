@@ -18,7 +18,7 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,13 @@ from transformers import (
     ViTMAEModel,
     ViTModel,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
 
 from .configuration_c2fmae import SIZES, C2FMAEConfig
 from .modeling_c2fmae import C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel
@@ -82,7 +88,7 @@ def read_state_dict(source: str | os.PathLike) -> StateDict:
 
     Args:
         source: A `.safetensors`, `.pth`, `.pt`, `.bin` or `.pth.tar` file; or a folder or a name on the Hub with
-            `model.safetensors`, in one piece or in shards.
+            `model.safetensors` or, if there is none, `pytorch_model.bin`, in one piece or in shards.
 
     Returns:
         Tensors by name, out of a wrapping `model` or `state_dict` and without the prefixes of `DataParallel` and
@@ -91,15 +97,15 @@ def read_state_dict(source: str | os.PathLike) -> StateDict:
     Raises:
         `ValueError`: for a file of another kind, one that cannot be read or not safely, or one without weights.
     """
-    content: Any = {}
-    if str(source).endswith((".pth", ".pt", ".bin", ".pth.tar")) and not Path(source).is_dir():
-        content = _read_torch_file(Path(source))
-    else:
-        for file in _safetensors_files(str(source)):
-            try:
-                content.update(load_file(file))
-            except SafetensorError as error:
-                raise ValueError(f"{file}: expected a safetensors file, got one that fails with {error}") from error
+    content: dict[str, Any] = {}
+    for file in _weight_files(str(source)):
+        if not file.endswith(".safetensors"):
+            content.update(_unwrap(_read_torch_file(Path(file)), file))
+            continue
+        try:
+            content.update(load_file(file))
+        except SafetensorError as error:
+            raise ValueError(f"{file}: expected a safetensors file, got one that fails with {error}") from error
     return _unwrap(content, str(source))
 
 
@@ -120,19 +126,28 @@ def _read_torch_file(path: Path) -> Any:
         ) from None
 
 
-def _safetensors_files(source: str) -> Iterator[str]:
-    if source.endswith(".safetensors") and not Path(source).is_dir():
-        yield source
-        return
+def _weight_files(source: str) -> list[str]:
+    if source.endswith((".safetensors", ".pth", ".pt", ".bin", ".pth.tar")) and not Path(source).is_dir():
+        return [source]
     if Path(source).is_file():
         raise ValueError(f"source: expected a .safetensors, .pth, .pt or .bin file, got {source}")
-    index = cached_file(source, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
-    shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values() if index else []
-    for name in sorted(set(shards)) or [SAFE_WEIGHTS_NAME]:
-        file = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        if file is None:
-            raise ValueError(f"source: expected a file, or a folder or a name on the Hub with {name}, got {source}")
-        yield file
+
+    def find(name: str) -> str | None:
+        return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+
+    for index_name, name in ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME)):
+        index = find(index_name)
+        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values() if index else []
+        names = sorted(set(shards)) or [name]
+        files = [file for file in map(find, names) if file is not None]
+        if len(files) == len(names):
+            return files
+        if shards:
+            raise ValueError(f"{source}: expected the files {names}, which {index_name} names, found {len(files)}")
+    raise ValueError(
+        f"source: expected a file, or a folder or a name on the Hub with {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}, got "
+        f"{source}"
+    )
 
 
 def _unwrap(content: Any, source: str = "source") -> StateDict:

@@ -152,8 +152,8 @@ def run_of_weights(run: Run, model: nn.Module) -> Run | None:
 @dataclass(frozen=True)
 class Figure:
     """
-    One measured value: the task, the data, the metric's name in [`METRICS`], where the value stands, and whether it is
-    of the weights that the run ended with.
+    One measured value: the task, the data, the metric's name in [`METRICS`], where the value stands, whether it is of
+    the weights that the run ended with, and the split of the data, if it is known.
     """
 
     task: str
@@ -164,6 +164,7 @@ class Figure:
     file: str
     place: str
     is_last: bool = True
+    split: str | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -202,7 +203,8 @@ def figures_of(run: Run) -> list[Figure]:
         hub_task = HUB_TASKS.get(task, "image-classification")
         if run.role == "transferred":  # a result of another model
             words, is_last = f"{words}, from this encoder", False
-        figures.append(Figure(words, hub_task, data_of(run), metric, value, file, place, is_last))
+        split = record.get("splits", {}).get("validation")
+        figures.append(Figure(words, hub_task, data_of(run), metric, value, file, place, is_last, split))
 
     for file, content in run.files.items():
         kind = Path(file).name
@@ -210,8 +212,15 @@ def figures_of(run: Run) -> list[Figure]:
             protocol = content.get("protocol", "").replace("_", "-")
             for place, metric, value in _leaves(content.get("results", {}), "results"):
                 pooling = place.split(".")[1] if place.count(".") > 1 else ""
-                parts = (task_name(task), protocol, pooling and f"{pooling} pooling")
-                add(", ".join(filter(None, parts)), metric, value, file, place)
+                # Of the probes of a run one is saved; the other is of another head.
+                is_saved = pooling in ("", record.get("pooling", pooling)) or run.role != "made"
+                parts = (
+                    task_name(task),
+                    protocol,
+                    pooling and f"{pooling} pooling",
+                    "" if is_saved else "a head that is not here",
+                )
+                add(", ".join(filter(None, parts)), metric, value, file, place, is_last=is_saved)
         elif kind == STATE_FILE and not is_scored:
             history = content.get("log_history", [])
             evaluations = [index for index, entry in enumerate(history) if "eval_loss" in entry]

@@ -16,8 +16,13 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     """
     A temporary name beside `path` to write to. When the block ends, the file is on disk and takes the place of `path`
     in one step; if it ends with an exception, the temporary file is removed and `path` stays as it was.
+
+    Raises:
+        `FileNotFoundError`: if there is no such folder.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected a path in an existing folder, got one in {path.parent}")
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         yield temporary

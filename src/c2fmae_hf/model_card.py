@@ -357,7 +357,8 @@ def _is_timms(config: PreTrainedConfig) -> bool:
 
 
 def _row(figure: Figure) -> list[str]:
-    return [_cell(figure.task), _cell(figure.data), METRICS[figure.metric][0], figure.shown, f"`{figure.evidence}`"]
+    data = f"{figure.data}, {figure.split}" if figure.split else figure.data
+    return [_cell(figure.task), _cell(data), METRICS[figure.metric][0], figure.shown, f"`{figure.evidence}`"]
 
 
 def _cell(text: str) -> str:
@@ -372,6 +373,7 @@ def _eval_result(address: _Address, figure: Figure) -> EvalResult:
         task_type=figure.hub_task,
         dataset_type=figure.data,
         dataset_name=figure.data,
+        dataset_split=figure.split,
         metric_type=hub_metric,
         metric_name=f"{figure.task}: {shown_name.removesuffix(', %')}",
         metric_value=figure.value,
@@ -427,11 +429,17 @@ def _describe_architecture(
                 f"{_count(blocks, 'block')} a stage; {own.mask_ratio:.0%} of the patches masked",
             )
         )
+    if getattr(config, "dtype", None) is not None:
+        rows.append(("weights", f"stored in {str(config.dtype).removeprefix('torch.')}"))
     labels = getattr(config, "id2label", None) or {}
     if labels and next(iter(labels.values())) != "LABEL_0":
-        names = [_cell(name) for name in labels.values()]
+        names = [_cell(_short(str(name))) or "(no name)" for name in labels.values()]
         rows.append(("classes", f"{len(names)}: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"))
     return rows
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:57]}..."
 
 
 def _count(number: int, thing: str) -> str:
@@ -562,7 +570,10 @@ def _describe_training(run: Run) -> dict[str, Any]:
     hardware = record["hardware"]
     devices = hardware.get("gpus") or [f"{hardware.get('cores')} cores of {hardware.get('processor')}"]
     processes = hardware.get("processes", 1)
-    rows = {split: "uncounted" if number is None else number for split, number in record.get("rows", {}).items()}
+    rows = {
+        record.get("splits", {}).get(part, part): "uncounted" if number is None else number
+        for part, number in record.get("rows", {}).items()
+    }
     facts = [
         ("data", data_of(run)),
         ("images", ", ".join(f"{split} {number}" for split, number in rows.items())),

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import save_file
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.image_utils import PILImageResampling
 
 import c2fmae_hf
 
@@ -35,6 +36,7 @@ from .modeling_c2fmae import (
     C2FMAEModel,
     C2FMAEPreTrainedModel,
 )
+from .preprocessing import convert_processor_to_timm
 
 
 ENCODER_FILE = "model.safetensors"
@@ -50,6 +52,26 @@ AUTO_CLASSES = {
     "AutoModelForSemanticSegmentation": C2FMAEForSemanticSegmentation,
     "AutoBackbone": C2FMAEBackbone,
 }
+
+
+def check_saved(name: str) -> None:
+    """
+    Tell a mistyped path from a name on the Hub, of which the libraries would otherwise speak.
+
+    Args:
+        name (`str`): A folder of a saved model, or a name on the Hub.
+
+    Raises:
+        `FileNotFoundError`: if it can be neither.
+    """
+    path = Path(name)
+    if path.exists() and not (path / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{path / CONFIG_FILE}: expected a saved model, found nothing")
+    if not path.exists():
+        try:
+            validate_repo_id(name)
+        except HFValidationError:
+            raise FileNotFoundError(f"{name}: expected a folder or a name on the Hub, found no such folder") from None
 
 
 def load_saved(folder: str | os.PathLike) -> tuple[PreTrainedModel, Any]:
@@ -129,7 +151,8 @@ def save_repository(
         model.config.architectures = [type(model).__name__]
         model.config.dtype = str(model.dtype).removeprefix("torch.")
         model.config.save_pretrained(folder)
-        _add_preprocessing(timm_keys["pretrained_cfg"], processor)
+        if isinstance(processor, C2FMAEImageProcessor):
+            timm_keys["pretrained_cfg"].update(convert_processor_to_timm(processor))
         changes = {**timm_keys, **_save_weights(model, folder)}
         if isinstance(processor, C2FMAEImageProcessor):
             changes.update(image_mean=list(processor.image_mean), image_std=list(processor.image_std))
@@ -156,17 +179,6 @@ def _check_processor(config: C2FMAEConfig, processor: Any, is_fixed_size: bool) 
         raise ValueError(
             f"processor.image_mean: expected a number for each of {config.num_channels} channels, got {list(mean)}"
         )
-
-
-def _add_preprocessing(pretrained_cfg: dict[str, Any], processor: Any) -> None:
-    """What the processor does to images, in timm's words."""
-    if not isinstance(processor, C2FMAEImageProcessor):
-        return
-    pretrained_cfg.update(mean=list(processor.image_mean), std=list(processor.image_std))
-    crop, edge = processor.crop_size, (processor.size or {}).get("shortest_edge")
-    if processor.do_center_crop and crop and edge:
-        pretrained_cfg["crop_pct"] = round(max(crop["height"], crop["width"]) / edge, 4)
-    pretrained_cfg["interpolation"] = PILImageResampling(processor.resample).name.lower()
 
 
 def _save_weights(model: PreTrainedModel, folder: Path) -> dict[str, Any]:

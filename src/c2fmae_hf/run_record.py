@@ -36,7 +36,8 @@ class RunRecord:
     Args:
         task (`str`): What is done, such as `pretraining`.
         arguments: Dataclasses of arguments; those that differ from their defaults are kept, tokens never.
-        rows: How many images each split has.
+        rows: How many images there are to train on, `train`, and to judge by, `validation`.
+        splits: What the data calls these two.
         starting_model (*optional*): The model before training, whose fingerprints are kept.
         details: Further facts, such as the curriculum.
     """
@@ -46,6 +47,7 @@ class RunRecord:
         task: str,
         arguments: Sequence[Any],
         rows: Mapping[str, int | None],
+        splits: Mapping[str, str],
         starting_model: nn.Module | None = None,
         **details: Any,
     ) -> None:
@@ -58,6 +60,7 @@ class RunRecord:
             # Now, while it can be seen whether a name is that of a local folder.
             "data": data_name(changed.get("dataset_name") or changed.get("coco_dir")),
             "rows": dict(rows),
+            "splits": dict(splits),
             **details,
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": versions(),
@@ -137,30 +140,67 @@ def hide_tokens(command: Sequence[str]) -> str:
     return shlex.join(hide_secrets(words))
 
 
+# An address, which stays as it is; or where a path begins that is not within another one or a word: at a root, in a
+# home, on a drive, or above the current folder, also right after a short option (-d/home/me).
+_FOLDER_PATTERN = re.compile(
+    r"""
+    (?P<kept>(?!file:)\b[A-Za-z][\w+.-]*://[^\s"']*)
+    | (?:(?<![\w.~/\\*?\]}-])|(?P<option>(?:^|(?<=\s))-[A-Za-z]))
+      (?P<root>file:/+|~[\w.-]*[/\\]|[A-Za-z]:[/\\]|\\\\|/|(?:\.\.[/\\])+)
+      (?P<rest>[^\s"'`,;:|<>()\[\]{}]+)
+    """,
+    re.VERBOSE,
+)
+
+
 def hide_folders(content: Any) -> Any:
     """
-    Records for other eyes: of absolute paths, which hold the names of users and machines, only the last part stays,
-    as in `.../photos`. Where a string is a command line, its words are taken one by one.
+    Records for other eyes: of absolute paths, and of those above the current folder, which hold the names of users and
+    machines, only the last part stays, as in `.../photos`, wherever they stand in a string. A string that is a path
+    may have spaces in it; one in the middle of a string ends with the first, unless it is quoted.
     """
     if isinstance(content, list):
         return [hide_folders(item) for item in content]
     if isinstance(content, dict):
         return {
-            key: shlex.join(map(_hide_folder, shlex.split(value)))
+            hide_folders(key): _hide_in_command(value)
             if key == "command" and isinstance(value, str)
             else hide_folders(value)
             for key, value in content.items()
         }
-    return _hide_folder(content) if isinstance(content, str) else content
+    return _hide_in_string(content) if isinstance(content, str) else content
 
 
-def _hide_folder(word: str) -> str:
-    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    path = value.removeprefix("file://")
-    if not re.match(r"[/~\\]|[A-Za-z]:[/\\]", path):
-        return word
-    last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
-    return f"{option}{equals}.../{last}"
+def _hide_in_command(command: str) -> str:
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quotation mark that stands alone
+        return _hide_in_string(command)
+    return shlex.join(map(_hide_in_string, words))
+
+
+def _hide_in_string(text: str) -> str:
+    # The whole of what follows an option's or a field's name, spaces included.
+    named = re.fullmatch(r"([\w-]+=)?(.*)", text, re.DOTALL)
+    name, value = (named[1] or "", named[2]) if named else ("", text)
+    start = _FOLDER_PATTERN.match(value)
+    if start is not None and start["root"] and not re.search(r"[\"'`\n]", value):
+        return f"{name}{start['option'] or ''}.../{_last_part(value)}"
+    parts = re.split(r"""("[^"\n]*"|'[^'\n]*')""", text)
+    for index, part in enumerate(parts):
+        if index % 2 and (found := _FOLDER_PATTERN.match(part[1:-1])) and found["root"]:
+            parts[index] = f"{part[0]}.../{_last_part(part[1:-1])}{part[-1]}"
+        else:
+            parts[index] = _FOLDER_PATTERN.sub(_shortened, part)
+    return "".join(parts)
+
+
+def _shortened(found: re.Match) -> str:
+    return found["kept"] or f"{found['option'] or ''}.../{_last_part(found['rest'])}"
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def data_name(dataset: str | None) -> str:
