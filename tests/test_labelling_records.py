@@ -76,12 +76,14 @@ def test_instances_are_numbered_without_gaps():
     assert number_instances(np.zeros((2, 2), int)).tolist() == [[0, 0], [0, 0]]
 
 
-@pytest.mark.parametrize(("highest", "mode"), [(254, "L"), (255, "I;16"), (40_000, "I;16")])
+@pytest.mark.parametrize(("highest", "mode"), [(5, "P"), (254, "P"), (255, "I;16"), (40_000, "I;16")])
 def test_maps_survive_encoding(highest, mode):
     label_map = np.array([[0, 1, -100], [2, highest, -100]], np.int32)
     encoded = encode_label_map(label_map)
     assert Image.open(io.BytesIO(encoded)).mode == mode
     assert (to_label_map(open_image(encoded)) == label_map).all()
+    for label_map in (np.zeros((1, 1), np.int32), np.full((3, 5), -100, np.int32)):
+        assert (to_label_map(open_image(encode_label_map(label_map))) == label_map).all()
 
 
 @pytest.mark.parametrize("wrong", [65535, -1])

@@ -119,7 +119,7 @@ def test_maps_cropped_to_the_grid_are_those_cropped_to_pixels_and_reduced(seed):
     pixels = JointTransform(plain, size, label_stride=1)(image, semantic, instance, seed)["semantic"]
     is_flipped = pixels[0, 0] > pixels[0, -1]
     for stride in (2, 4, 8):
-        sample = training_transform(size, scale, label_stride=stride)(image, semantic, instance, seed)
+        sample = training_transform(size, scale=scale, label_stride=stride)(image, semantic, instance, seed)
         # Flipped, it is the other one of the two pixels that are nearest to a cell's centre.
         expected = reduce_label_map(pixels.flip(1), stride).flip(1) if is_flipped else reduce_label_map(pixels, stride)
         assert torch.equal(sample["semantic"], expected)
@@ -131,3 +131,19 @@ def test_accelerators_are_not_asked_to_be_seeded():
     for seed in range(5):
         training_transform((32, 32))(*blocks(), seed=seed)
     assert len(torch.cuda._queued_calls) == before
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("image_size", [(97, 131), (40, 30), (300, 41)])
+def test_pixels_are_those_of_torchvision_s_own_pipeline(seed, image_size):
+    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*image_size, 3), dtype=np.uint8))
+    size, statistics = (48, 64), {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
+    crop = v2.RandomResizedCrop(size, (0.1, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    theirs = v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        scaled = theirs(image)
+    exact = training_transform(size, scale=(0.1, 1.0), **IDENTITY)(image, None, None, seed)["pixel_values"]
+    assert torch.equal((exact * 255).round(), (scaled * 255).round())
+    pixels = training_transform(size, scale=(0.1, 1.0), **statistics)(image, None, None, seed)["pixel_values"]
+    torch.testing.assert_close(pixels, v2.functional.normalize(scaled, **statistics), atol=2e-6, rtol=0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils.data import default_collate
 
 from .configuration_c2fmae import C2FMAEConfig
 from .constants import MASKING_STRATEGIES
@@ -75,7 +76,8 @@ class DataCollatorForC2FMAE:
                 f"samples: missing {missing}, got {sorted(samples[0])}. Pass the rows through C2FMAEDataset; with the "
                 "Trainer, remove_unused_columns must be False."
             )
-        pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
+        # Into shared memory where there are workers, which spares a copy of the batch.
+        pixel_values = default_collate([sample["pixel_values"] for sample in samples])
         semantic = torch.stack([sample["semantic"] for sample in samples])
         instance = torch.stack([sample["instance"] for sample in samples])
         keys: list[SampleKey] = [sample["sample_key"] for sample in samples]

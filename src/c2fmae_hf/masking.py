@@ -129,8 +129,9 @@ def mask_by_strategy(
         (`torch.LongTensor` of shape `(batch_size,)`): the strategy of each row, which is random masking where the maps
         that the drawn strategy needs say nothing.
     """
-    has_semantic = (semantic != IGNORE_INDEX).flatten(1).any(dim=1)
-    has_instance = (instance > NO_INSTANCE).flatten(1).any(dim=1) | has_semantic
+    # The ignore index is the lowest number of a map.
+    has_semantic = semantic.amax(dim=(1, 2)) > IGNORE_INDEX
+    has_instance = (instance.amax(dim=(1, 2)) > NO_INSTANCE) | has_semantic
     usable = torch.stack([has_semantic, has_instance, torch.ones_like(has_semantic)], dim=1)
     applied = torch.where(usable.gather(1, strategy[:, None])[:, 0], strategy, RANDOM)
 

@@ -76,27 +76,28 @@ def instance_labels_from_map(instance_map: torch.Tensor) -> torch.Tensor:
         instances, 0 elsewhere, -100 = ignore. Offsets are 0 outside instances.
     """
     batch_size, height, width = instance_map.shape
-    foreground = instance_map > NO_INSTANCE
-    # One number per (row of the batch, instance); everything that is no instance shares the row's number 0.
-    ids = torch.where(foreground, instance_map, NO_INSTANCE).flatten(1)
-    if ids.max() > ids.numel():  # too many numbers to count them all: the ranks of those that occur serve as well
-        ids = ids.unique(return_inverse=True)[1]
-    per_row = int(ids.max()) + 1
-    groups = (ids + per_row * torch.arange(batch_size, device=ids.device)[:, None]).flatten()
-
-    rows = (torch.arange(height, device=ids.device, dtype=torch.float64) + 0.5) / height
-    columns = (torch.arange(width, device=ids.device, dtype=torch.float64) + 0.5) / width
-    position = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flatten(1)  # (2, cells)
-    size = torch.bincount(groups, minlength=batch_size * per_row).clamp(min=1)
-    offsets = [
-        torch.bincount(groups, weights=axis.repeat(batch_size), minlength=len(size)).div_(size)[groups].float()
-        - axis.float().repeat(batch_size)
-        for axis in position
-    ]
-    field = torch.stack([offset.view(batch_size, height, width) for offset in offsets], dim=1) * foreground[:, None]
-
-    flag = foreground.float().masked_fill_(instance_map == IGNORE_INDEX, IGNORE_INDEX)
-    return torch.cat([field, flag[:, None]], dim=1)
+    cells, device = height * width, instance_map.device
+    flat = instance_map.flatten()
+    is_instance = flat > NO_INSTANCE
+    # Work on the cells of instances alone, which are few.
+    cell = is_instance.nonzero()[:, 0]
+    row = torch.div(cell, cells, rounding_mode="floor")
+    labels = torch.zeros(batch_size, 3, height, width, device=device)
+    if len(cell):
+        ids = flat[cell]
+        if ids.max() > flat.numel():  # too many numbers to count them all: the ranks of those that occur serve as well
+            ids = ids.unique(return_inverse=True)[1]
+        groups = ids + (int(ids.max()) + 1) * row  # one number per (row of the batch, instance)
+        size = torch.bincount(groups).clamp_(min=1)
+        axes = [(torch.arange(side, device=device, dtype=torch.float64) + 0.5) / side for side in (height, width)]
+        grid = [axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]
+        for channel, positions in enumerate(grid):
+            position = positions[cell - cells * row]
+            centre = torch.bincount(groups, weights=position).div_(size)
+            labels.view(-1)[cell + cells * (2 * row + channel)] = centre[groups].float() - position.float()
+    flag = is_instance.float().masked_fill_(flat == IGNORE_INDEX, IGNORE_INDEX)
+    labels[:, 2] = flag.view(batch_size, height, width)
+    return labels
 
 
 def instance_map_from_labels(

@@ -38,9 +38,11 @@ class JointTransform:
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         self.geometry = geometry
-        self.size = tuple(size)
+        self.size = (size[0], size[1])
         self.label_stride = label_stride
         self.mean, self.std = list(mean), list(std)
+        # Of 8-bit pixels: one pass less than scaling them first.
+        self._mean_255, self._std_255 = (255 * torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
 
     def __call__(
         self, image: Image.Image, semantic: np.ndarray | None, instance: np.ndarray | None, seed: int
@@ -55,25 +57,69 @@ class JointTransform:
         Returns:
             `pixel_values` `(3, height, width)` float32, `semantic` and `instance` `(height / s, width / s)` int64.
         """
-        sample: dict[str, torch.Tensor] = {"image": tv_tensors.Image(tvF.pil_to_tensor(image))}
-        for name, label_map in (("semantic", semantic), ("instance", instance)):
-            if label_map is not None:
-                sample[name] = tv_tensors.Mask(torch.from_numpy(label_map))
+        maps = {"semantic": semantic, "instance": instance}
         with _seeded(seed):
-            sample = self.geometry(sample)
-
-        pixels = tvF.to_dtype(sample["image"].as_subclass(torch.Tensor), torch.float32, scale=True)
-        result = {"pixel_values": tvF.normalize(pixels, self.mean, self.std, inplace=True)}
-        grid_size = tuple(side // self.label_stride for side in self.size)
-        for name in ("semantic", "instance"):
-            if name in sample:
-                cropped = sample[name].as_subclass(torch.Tensor)
-                if cropped.shape != grid_size:
-                    cropped = reduce_label_map(cropped, self.label_stride)
-                result[name] = cropped.long().contiguous()
+            pixels, grids = self.apply_geometry(image, {name: ids for name, ids in maps.items() if ids is not None})
+        result = {"pixel_values": pixels.to(torch.float32).sub_(self._mean_255).div_(self._std_255)}
+        for name in maps:
+            if name in grids:
+                result[name] = grids[name].long().contiguous()
             else:
-                result[name] = torch.full(grid_size, IGNORE_INDEX)
+                result[name] = torch.full([side // self.label_stride for side in self.size], IGNORE_INDEX)
         return result
+
+    def apply_geometry(
+        self, image: Image.Image, maps: dict[str, np.ndarray]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Pixels `(3, height, width)` uint8 of the size `size`, and maps on the label grid."""
+        sample: dict[str, torch.Tensor] = {"image": tv_tensors.Image(tvF.pil_to_tensor(image))}
+        sample.update({name: tv_tensors.Mask(torch.from_numpy(ids)) for name, ids in maps.items()})
+        sample = {name: value.as_subclass(torch.Tensor) for name, value in self.geometry(sample).items()}
+        pixels = sample.pop("image")
+        return pixels, {name: reduce_label_map(ids, self.label_stride) for name, ids in sample.items()}
+
+
+class RandomResizedCropAndFlip(JointTransform):
+    """
+    torchvision's random resized crop and horizontal flip: the same draws, the same pixels, and of the maps the pixel
+    nearest to each cell's centre, which is what [`reduce_label_map`] takes from a map of the image's output size. The
+    library's dispatch over a dictionary takes longer than the maps' crops themselves, and is left out.
+
+    Args:
+        size, label_stride, mean, std: As for [`JointTransform`].
+        scale (`tuple[float, float]`): Bounds of the crop's area relative to the image's.
+        ratio (`tuple[float, float]`): Bounds of its aspect.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        **options: Any,
+    ) -> None:
+        bicubic = v2.InterpolationMode.BICUBIC
+        crop = v2.RandomResizedCrop(size, scale, ratio, interpolation=bicubic, antialias=True)
+        super().__init__(v2.Compose([crop, v2.RandomHorizontalFlip()]), size, **options)
+        self.crop = crop
+
+    def apply_geometry(
+        self, image: Image.Image, maps: dict[str, np.ndarray]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        box = self.crop.make_params([image])
+        is_flipped = bool(torch.rand(1) < 0.5)
+        left, top = box["left"], box["top"]
+        # Cropped before it is copied to a tensor.
+        pixels = tvF.pil_to_tensor(image.crop((left, top, left + box["width"], top + box["height"])))
+        pixels = tvF.resize(pixels, list(self.size), self.crop.interpolation, antialias=True)
+        centres = []
+        for start, side, length in zip(("top", "left"), ("height", "width"), self.size):
+            cells = length // self.label_stride
+            centres.append(box[start] + ((np.arange(cells) + 0.5) * box[side] / cells).astype(np.int64))
+        rows, columns = centres
+        if is_flipped:
+            pixels, columns = pixels.flip(-1), columns[::-1]
+        return pixels, {name: torch.from_numpy(ids[rows[:, None], columns]) for name, ids in maps.items()}
 
 
 @contextmanager
@@ -90,45 +136,15 @@ def _seeded(seed: int) -> Iterator[None]:
         torch.default_generator.set_state(state)
 
 
-class RandomResizedCropToGrid(v2.RandomResizedCrop):
-    """
-    torchvision's random resized crop, with label maps brought to the label grid at once: the pixel nearest to each
-    cell's centre, which is what [`reduce_label_map`] takes from a map of the image's output size.
-
-    Args:
-        size (`tuple[int, int]`): Output `(height, width)` of the image.
-        label_stride (`int`): Pixels per label cell.
-        options: Of [`~torchvision.transforms.v2.RandomResizedCrop`].
-    """
-
-    def __init__(self, size: tuple[int, int], label_stride: int, **options) -> None:
-        super().__init__(size, **options)
-        self.grid_size = [side // label_stride for side in size]
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if not isinstance(inpt, tv_tensors.Mask):
-            return super().transform(inpt, params)
-        centres = []
-        for start, side, cells in zip(("top", "left"), ("height", "width"), self.grid_size):
-            centres.append(params[start] + ((torch.arange(cells) + 0.5) * params[side] / cells).long())
-        return tv_tensors.Mask(inpt.as_subclass(torch.Tensor)[centres[0][:, None], centres[1]])
-
-
-def training_transform(
-    size: tuple[int, int], scale: tuple[float, float] = (0.2, 1.0), label_stride: int = 4, **options
-) -> JointTransform:
+def training_transform(size: tuple[int, int], **options: Any) -> JointTransform:
     """
     Random resized crop and horizontal flip, the augmentation of MAE.
 
     Args:
         size (`tuple[int, int]`): Output `(height, width)`.
-        scale (`tuple[float, float]`): Bounds of the crop's area relative to the image's.
-        label_stride (`int`): Pixels per label cell.
-        options: `mean`, `std` of [`JointTransform`].
+        options: Of [`RandomResizedCropAndFlip`].
     """
-    bicubic = v2.InterpolationMode.BICUBIC
-    crop = RandomResizedCropToGrid(size, label_stride, scale=scale, interpolation=bicubic, antialias=True)
-    return JointTransform(v2.Compose([crop, v2.RandomHorizontalFlip()]), size, label_stride, **options)
+    return RandomResizedCropAndFlip(size, **options)
 
 
 def evaluation_transform(size: tuple[int, int], crop_ratio: float = 0.875, **options) -> JointTransform:
