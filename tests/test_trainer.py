@@ -267,8 +267,67 @@ def test_bad_arguments_are_named(values, message):
 def test_a_loss_that_is_not_finite_stops_the_run(config, rows, tmp_path):
     trainer = make_trainer(config, rows, tmp_path)
     trainer.model.decoder.stages["instance"].head.bias.data.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"step 0: expected finite losses, got .*'instance_loss': nan"):
+    with pytest.raises(FloatingPointError, match=r"step 0: .* of instance, image, got .*'instance_loss': nan"):
         trainer.train()
+
+
+class SetBias(TrainerCallback):
+    """Damages the model, as a faulty machine would, when training has come to a step."""
+
+    def __init__(self, step: int, value: float) -> None:
+        self.step, self.value = step, value
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            model.decoder.stages["semantic"].head.bias.data.fill_(self.value)
+
+
+def test_the_report_names_the_images_and_the_weights_before_are_saved(config, rows, tmp_path):
+    arguments = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer = make_trainer(config, rows, tmp_path, callbacks=[SetBias(3, float("inf"))], **arguments)
+    with pytest.raises(FloatingPointError, match=r"step 3: .* of semantic, instance, image, got .*'r\d"):
+        trainer.train()
+    report = json.loads((tmp_path / "non_finite.json").read_text())
+    (process,) = report["processes"]
+    # What is predicted from semantics is at fault with them.
+    assert process["granularities"] == ["semantic", "instance", "image"]
+    assert (report["step"], report["checkpoint"]) == (3, "checkpoint-3")
+    assert len(process["losses"]) == 2
+    assert len(set(process["image_ids"])) == 4
+    assert set(process["image_ids"]) <= set(rows["image_id"])
+    saved = C2FMAEForPreTraining.from_pretrained(tmp_path / "checkpoint-3")
+    damaged = "decoder.stages.semantic.head.bias"
+    assert all(value.isfinite().all() for name, value in saved.state_dict().items() if name != damaged)
+    assert json.loads((tmp_path / "checkpoint-3/trainer_state.json").read_text())["global_step"] == 3
+
+
+class FaultyGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(config, rows, tmp_path, max_grad_norm):
+    trainer = make_trainer(config, rows, tmp_path, max_grad_norm=max_grad_norm)
+    head = trainer.model.decoder.stages["image"].head
+    head.register_forward_hook(lambda module, inputs, output: FaultyGradient.apply(output))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with pytest.raises(FloatingPointError, match=r"step 0: .* of image, got .*gradient norm nan for \['r\d"):
+        trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+    assert (tmp_path / "checkpoint-0/model.safetensors").is_file()
+
+
+def test_evaluation_names_its_images(config, rows, tmp_path):
+    trainer = make_trainer(config, rows, tmp_path)
+    trainer.model.decoder.stages["instance"].head.bias.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"evaluation at step 0: .*'instance_loss': nan.*\['r0', 'r1'\]"):
+        trainer.evaluate()
 
 
 # Results

@@ -13,6 +13,7 @@ from .configuration_c2fmae import C2FMAEConfig
 from .constants import MASKING_STRATEGIES
 from .dataset import SampleKey
 from .masking import MaskingCurriculum, mask_by_strategy
+from .non_finite import encode_image_ids
 from .randomness import sample_seeds, sample_uniform
 from .targets import instance_labels_from_map
 
@@ -34,6 +35,8 @@ class DataCollatorForC2FMAE:
             evaluation losses of different times compare.
         return_mask_strategy (`bool`): Whether the batch also holds `mask_strategy` `(batch_size,)` int64, an index
             into `MASKING_STRATEGIES`, or `FALLBACK`. Not for the model: [`C2FMAETrainer`] takes it out and logs it.
+        return_image_ids (`bool`): Whether the batch also holds `image_ids`, see
+            [`~c2fmae_hf.non_finite.encode_image_ids`]; likewise, to name the images of a step that fails.
 
     Example (two photographs of 8 x 8 patches, on a label grid of 32 x 32):
 
@@ -50,6 +53,7 @@ class DataCollatorForC2FMAE:
     seed: int = 0
     evaluation_masking: str = "random"
     return_mask_strategy: bool = False
+    return_image_ids: bool = False
 
     def __post_init__(self) -> None:
         if self.evaluation_masking not in MASKING_STRATEGIES:
@@ -105,6 +109,8 @@ class DataCollatorForC2FMAE:
             batch["instance_labels"] = instance_labels_from_map(instance)
         if self.return_mask_strategy:
             batch["mask_strategy"] = torch.where(applied == drawn, applied, FALLBACK)
+        if self.return_image_ids:
+            batch["image_ids"] = encode_image_ids([sample["image_id"] for sample in samples])
         return batch
 
     def _draw_strategies(self, keys: Sequence[SampleKey], uniform: torch.Tensor) -> torch.Tensor:

@@ -103,6 +103,7 @@ class _RowReader:
         return {
             **self.transform(image, maps.get("semantic"), maps.get("instance"), seed),
             "sample_key": key,
+            "image_id": str(row.get("image_id") or f"row {key.index}"),
         }
 
     def _check_classes(self, semantic: np.ndarray) -> None:

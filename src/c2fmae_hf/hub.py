@@ -24,8 +24,9 @@ from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
+from .checkpoints import DurableTrainer
 from .evidence import RESULTS_FILE, Run, load_run, run_of_weights
 from .files import CHECKSUMS_KEY, file_sha256, write_json
 from .image_processing_c2fmae import C2FMAEImageProcessor
@@ -220,9 +221,9 @@ def publish_folder(
     return publication.run(private, create_pr, commit_message, commit_description)
 
 
-class PublishingTrainer(Trainer):
+class PublishingTrainer(DurableTrainer):
     """
-    A `Trainer` whose `push_to_hub` publishes as [`push_to_hub`] does: one commit, with a card of its records.
+    A [`DurableTrainer`] whose `push_to_hub` publishes as [`push_to_hub`] does: one commit, with a card of its records.
 
     `args.hub_token` is taken over and set to `None`: transformers saves the arguments beside the weights.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections import defaultdict
@@ -9,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .callbacks import CurriculumCallback
 from .constants import GRANULARITIES, MASKING_STRATEGIES
 from .data_collator import FALLBACK, DataCollatorForC2FMAE
 from .dataset import C2FMAEDataset, EpochSampler
+from .files import write_json
 from .hub import PublishingTrainer
+from .non_finite import REPORT_FILE, Watched
 from .progress import SharedProgress
 
 
@@ -31,7 +35,9 @@ class C2FMAETrainer(PublishingTrainer):
       processes), the curriculum's current probabilities, and the share of images masked by each strategy.
     - Norms, biases and tokens are not decayed. Weight decay, schedule and learning rate are the arguments'.
     - `push_to_hub` publishes in one commit, in the layout that timm loads too, with a card.
-    - A loss that is not finite raises `FloatingPointError` and names the granularity and the step.
+    - A loss or a gradient that is not finite stops the run before it reaches the weights: a checkpoint of them as they
+      are, `non_finite.json` and a `FloatingPointError` that name the step, the granularity and the images. With
+      float16, whose scaler skips such gradients, losses alone are watched.
 
     Args: those of [`~transformers.Trainer`]; `args` is a [`C2FMAETrainingArguments`].
     """
@@ -39,11 +45,13 @@ class C2FMAETrainer(PublishingTrainer):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self._averages = RunningAverages()
+        self._watched = Watched()
         progress = getattr(self.train_dataset, "progress", None)
         if isinstance(progress, SharedProgress):
             self.add_callback(CurriculumCallback(progress))
         if isinstance(self.data_collator, DataCollatorForC2FMAE):
             self.data_collator.return_mask_strategy = True
+            self.data_collator.return_image_ids = True
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -66,7 +74,7 @@ class C2FMAETrainer(PublishingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
         inputs = dict(inputs)
-        strategy = inputs.pop("mask_strategy", None)
+        strategy, image_ids = inputs.pop("mask_strategy", None), inputs.pop("image_ids", None)
         if isinstance(self.data_collator, DataCollatorForC2FMAE) and "bool_masked_pos" in inputs:
             num_patches = inputs["bool_masked_pos"].shape[1]
             inputs["num_masked"] = self.data_collator.config.num_masked_patches(num_patches)
@@ -74,15 +82,50 @@ class C2FMAETrainer(PublishingTrainer):
 
         values = {f"{name}_loss": outputs.get(f"{name}_loss") for name in GRANULARITIES}
         values = {name: value.detach().mean() for name, value in values.items() if value is not None}
-        if not torch.isfinite(loss).all():
-            losses = {name: value.item() for name, value in values.items()}
-            raise FloatingPointError(f"step {self.state.global_step}: expected finite losses, got {losses}")
+        watched = self._watched if model.training else Watched()
+        watched.add({"loss": loss.mean(), **values}, inputs, image_ids)
+        if not model.training and (report := watched.report()) is not None:
+            raise FloatingPointError(f"evaluation at step {self.state.global_step}: {_in_words(report)}")
         if strategy is not None and model.training:
             names = (*MASKING_STRATEGIES, "fallback")
             for index, name in enumerate(names[: FALLBACK + 1]):
                 values[f"masked_{name}"] = (strategy == index).float().mean()
         self._averages.add(values, weight=len(inputs["pixel_values"]))
         return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # The last thing that the library asks before it updates the weights.
+        norm = super()._get_grad_norm(model, grad_norm)
+        watched, self._watched = self._watched, Watched()
+        report = watched.report(norm if self.accelerator.scaler is None else None)
+        if self.accelerator.num_processes > 1:
+            fault = torch.tensor(float(report is not None), device=self.args.device)
+            is_at_fault = bool(self.accelerator.reduce(fault, reduction="sum") > 0)
+        else:
+            is_at_fault = report is not None
+        if is_at_fault:
+            self._stop(model, watched, report)
+        return norm
+
+    def _stop(self, model: nn.Module, watched: Watched, report: dict[str, Any] | None) -> None:
+        step, folder = self.state.global_step, Path(str(self.args.output_dir))
+        checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        if not checkpoint.is_dir():
+            self._save_checkpoint(model, trial=None)
+        if report is not None:
+            losses = [name for one in report["losses"] for name in GRANULARITIES if not _is_finite(one, name)]
+            report["granularities"] = sorted(set(losses), key=GRANULARITIES.index)
+            if not losses and self.accelerator.num_processes == 1:
+                report["granularities"] = watched.granularities_at_fault(self.accelerator.unwrap_model(model))
+        reports = gather_object([report])
+        if self.is_world_process_zero():
+            by_process = [{"process": rank, **one} for rank, one in enumerate(reports) if one is not None]
+            write_json(folder / REPORT_FILE, {"step": step, "checkpoint": checkpoint.name, "processes": by_process})
+        words = "; ".join(_in_words(one) for one in reports if one is not None)
+        raise FloatingPointError(
+            f"step {step}: {words}. {checkpoint} holds the weights as they were before this step, "
+            f"{folder / REPORT_FILE} this report"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -128,6 +171,16 @@ class C2FMAETrainer(PublishingTrainer):
         if output_dir.exists():
             shutil.rmtree(output_dir)
         temporary.rename(output_dir)
+
+
+def _is_finite(losses: dict[str, float], granularity: str) -> bool:
+    return math.isfinite(losses.get(f"{granularity}_loss", 0.0))
+
+
+def _in_words(report: dict[str, Any]) -> str:
+    names = f" of {', '.join(report['granularities'])}" if report.get("granularities") else ""
+    norm = "" if report["gradient_norm"] is None else f", gradient norm {report['gradient_norm']:g}"
+    return f"expected finite losses and gradients{names}, got {report['losses']}{norm} for {report['image_ids']}"
 
 
 class RunningAverages:
