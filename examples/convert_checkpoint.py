@@ -43,6 +43,7 @@ from c2fmae_hf import (
     C2FMAEForPreTraining,
     C2FMAEImageProcessor,
     C2FMAEModel,
+    C2FMAEPreTrainedModel,
 )
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae_hf.conversion import FORMATS, convert_from_c2fmae, convert_to_c2fmae, read_state_dict
@@ -52,6 +53,7 @@ from c2fmae_hf.preprocessing import (
     convert_processor_to_timm,
     convert_processor_to_vit,
     describe_processor,
+    effective_statistics,
 )
 from c2fmae_hf.repository import check_saved
 
@@ -148,6 +150,11 @@ def load_c2fmae(source: str, config: C2FMAEConfig, fields: dict[str, Any]) -> tu
     changes = {name: fields[name] for name in ("layer_norm_eps", "pooling") if fields[name] is not None}
     original = model_class.from_pretrained(source, dtype=torch.float32).eval()
     model = model_class.from_pretrained(source, dtype=torch.float32, **changes).eval()
+    saved = (config.architectures or [""])[0]
+    parts = {"ForPreTraining": "decoder", "ForImageClassification": "classifier", "ForSemanticSegmentation": "head"}
+    part = parts.get(saved.removeprefix("C2FMAE"))
+    if part is not None and not isinstance(model, C2FMAEForImageClassification):
+        logger.warning("Left out, as no part of the encoder: %s.", part)
     return model.image_encoder() if isinstance(model, C2FMAEForPreTraining) else model, original
 
 
@@ -307,12 +314,16 @@ def find_processor(options: argparse.Namespace, config: C2FMAEConfig) -> C2FMAEI
         if len(value) != config.num_channels:
             raise ValueError(f"{field}: expected a number for each of {config.num_channels} channels, got {value}")
         setattr(processor, field, value)
+    for field, value in zip(("image_mean", "image_std"), effective_statistics(processor)):
         setattr(config, field, value)
     return processor
 
 
 def convert(options: argparse.Namespace) -> float | None:
     model, original = load_source(options)
+    if not isinstance(original, C2FMAEPreTrainedModel):
+        is_path = Path(options.source).exists()
+        model.config.converted_from = Path(options.source).name if is_path else options.source
     processor = find_processor(options, model.config)
     target: Any = model if options.format == "c2fmae" else convert_from_c2fmae(model, options.format)
 

@@ -54,6 +54,9 @@ def load(name: str) -> tuple[c2fmae_hf.C2FMAEPreTrainedModel, Any]:
 
 def export(options: argparse.Namespace) -> dict[str, float]:
     model, processor = load(options.model)
+    if isinstance(model, c2fmae_hf.C2FMAEForPreTraining):
+        print("A pre-training model masks at random, which is not exported; its encoder is.")
+        model = model.image_encoder()
     config = model.config
     height, width = options.image_size or config.image_height_width
     pixel_values = None

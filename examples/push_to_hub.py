@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from c2fmae_hf.evidence import RESULTS_FILE, Run, load_run, run_of_weights
 from c2fmae_hf.hub import HubError, push_to_hub, write_repository
-from c2fmae_hf.model_card import CardFacts
+from c2fmae_hf.model_card import DEFAULT_LICENSE, CardFacts
 from c2fmae_hf.repository import load_saved
 from c2fmae_hf.run_record import RUN_FILE
 
@@ -34,6 +34,9 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("repo_id", help="name, or owner/name")
     parser.add_argument("--preview", type=Path, help="write the repository to this folder, and publish nothing")
     parser.add_argument("--run_folder", type=Path, help="records of the training; by default beside the model")
+    parser.add_argument(
+        "--pretraining_run", type=Path, help="records of the run that made the encoder it started from"
+    )
     parser.add_argument("--results", type=Path, nargs="*", default=[], help="results.json of further evaluations")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", help="branch; by default main")
@@ -41,21 +44,28 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--create_pr", action="store_true", help="open a pull request")
     parser.add_argument("--commit_message", help="first line of the commit's message")
     parser.add_argument("--no_custom_code", action="store_true", help="leave out the code for trust_remote_code")
-    parser.add_argument("--license", default=CardFacts.license, help="licence of the weights, as the Hub names it")
+    parser.add_argument(
+        "--license",
+        help="licence of the weights, as the Hub names it; by default apache-2.0, of converted weights none",
+    )
     parser.add_argument("--license_file", type=Path, help="its text; needed for all but apache-2.0")
     parser.add_argument("--datasets", nargs="*", default=[], help="names on the Hub of the training data")
     parser.add_argument("--base_model", help="name on the Hub of the model that was fine-tuned")
     parser.add_argument("--data", default=CardFacts.data, help="the card's words on data, labels and their licences")
     parser.add_argument("--limits", default=CardFacts.limits, help="the card's words on limits")
     options = parser.parse_args(args)
-    if options.license != CardFacts.license and options.license_file is None:
+    if options.license not in (None, DEFAULT_LICENSE) and options.license_file is None:
         parser.error(f"--license {options.license} needs --license_file")
+    if options.subfolder and ".." in Path(options.subfolder).parts:
+        parser.error(f"--subfolder: expected a folder of the repository, got {options.subfolder}")
     return options
 
 
-def find_runs(model: PreTrainedModel, folder: Path, run_folder: Path | None, results: list[Path]) -> list[Run]:
-    """The run that made the model, and those that judged it."""
-    runs = []
+def find_runs(model: PreTrainedModel, options: argparse.Namespace) -> list[Run]:
+    """The runs that made the encoder and the model, and those that judged it."""
+    runs, folder, run_folder = [], options.model, options.run_folder
+    if options.pretraining_run is not None:
+        runs.append(load_run(options.pretraining_run, "pretraining"))
     if run_folder is not None:
         runs.append(load_run(run_folder, "training"))
     else:
@@ -66,7 +76,7 @@ def find_runs(model: PreTrainedModel, folder: Path, run_folder: Path | None, res
                     runs.append(run)
                     break
                 print(f"{candidate} has the record of a run of other weights, which is left out.")
-    for number, path in enumerate(results, start=1):
+    for number, path in enumerate(options.results, start=1):
         runs.append(load_run(path, f"evaluation-{number}"))
     return runs
 
@@ -75,7 +85,7 @@ def publish(options: argparse.Namespace) -> str:
     model, processor = load_saved(options.model)
     common = {
         "processor": processor,
-        "runs": find_runs(model, options.model, options.run_folder, options.results),
+        "runs": find_runs(model, options),
         "facts": CardFacts(
             license=options.license,
             datasets=tuple(options.datasets),

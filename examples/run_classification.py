@@ -299,6 +299,7 @@ def main(args: list[str] | None = None) -> dict:
         report_to="none",
     )
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    token = training_args.hub_token  # the trainer takes it out of the arguments
     set_seed(training_args.seed)
     *data, id2label = load_rows(data_args, training_args.seed)
     protocol = "knn" if protocol_args.knn else "linear_probe" if protocol_args.linear_probe else "fine_tuning"
@@ -323,7 +324,7 @@ def main(args: list[str] | None = None) -> dict:
                 processor=processor,
                 runs=[load_run(folder, "training")],
                 private=training_args.hub_private_repo,
-                token=training_args.hub_token,
+                token=token,
                 revision=training_args.hub_revision,
             )
     for pooling, values in results["results"].items():

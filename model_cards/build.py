@@ -1,10 +1,11 @@
 """
-Write the zoo's cards, one for each size, into the folder of this script.
+Write the zoo's cards, one for each size, and the table of them, into the folder of this script.
 
     python model_cards/build.py
 
 A card is made of the size's configuration and of the records in `runs/<size>/<run>/` beside this script, if there are
-any: folders or files that a training script wrote. Cards are not edited: a test compares them with what this gives.
+any: folders or files that a training script wrote. Pre-training must be of that very architecture, and evaluations of
+the encoders that it gave. Cards are not edited: a test compares them with what this gives.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from c2fmae_hf import SIZES, C2FMAEConfig
-from c2fmae_hf.evidence import load_run
+from c2fmae_hf.evidence import Run, load_run, runs_of_architecture
+from c2fmae_hf.files import replace_file
 from c2fmae_hf.model_card import CardFacts, build_card
 
 
@@ -23,6 +25,14 @@ FACTS = CardFacts(
     data="There are no weights, and so no training data to speak of. The licence is that of the code. A card of "
     "published weights states what they were trained on, where the label maps come from, and the licences of both."
 )
+TABLE = "| size | card | weights | records of runs |\n| --- | --- | --- | --- |\n"
+
+
+def find_runs(size: str, folder: Path) -> list[Run]:
+    """The records in `runs/<size>/` of the folder; see [`runs_of_architecture`] for what is an error."""
+    paths = sorted((folder / "runs" / size).iterdir()) if (folder / "runs" / size).is_dir() else []
+    runs = [load_run(path, f"{size}/{path.stem}") for path in paths]
+    return runs_of_architecture(runs, C2FMAEConfig.from_size(size))
 
 
 def build(size: str, folder: Path) -> ModelCard:
@@ -33,18 +43,30 @@ def build(size: str, folder: Path) -> ModelCard:
         size (`str`): Of `SIZES`.
         folder: Holds the size's records in `runs/<size>/`.
     """
-    records = sorted((folder / "runs" / size).iterdir()) if (folder / "runs" / size).is_dir() else []
-    return build_card(
-        f"c2fmae-vit-{size}",
-        C2FMAEConfig.from_size(size),
-        "C2FMAEForPreTraining",
-        runs=[load_run(path, f"{size}/{path.stem}") for path in records],
-        facts=FACTS,
-    )
+    config = C2FMAEConfig.from_size(size)
+    name = f"c2fmae-vit-{size}"
+    return build_card(name, config, "C2FMAEForPreTraining", runs=find_runs(size, folder), facts=FACTS)
+
+
+def write_table(folder: Path) -> None:
+    """In the folder's `README.md`, in place of the table that is there."""
+    rows = []
+    for size in SIZES:
+        number = len(find_runs(size, folder))
+        rows.append(f"| {size} | [c2fmae-vit-{size}](c2fmae-vit-{size}.md) | none yet | {number or 'none yet'} |\n")
+    path = folder / "README.md"
+    before, _, rest = path.read_text(encoding="utf-8").partition(TABLE)
+    if not rest:
+        raise ValueError(f"{path}: expected the table {TABLE.splitlines()[0]!r}, found none")
+    lines = rest.splitlines(keepends=True)
+    while lines and lines[0].startswith("|"):
+        lines.pop(0)
+    with replace_file(path) as temporary:
+        temporary.write_text(before + TABLE + "".join(rows + lines), encoding="utf-8")
 
 
 def main(args: list[str] | None = None) -> list[Path]:
-    """Returns the files."""
+    """Returns the files of the cards."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent, help="by default this one")
     folder = parser.parse_args(args).folder
@@ -52,6 +74,7 @@ def main(args: list[str] | None = None) -> list[Path]:
     for size in SIZES:
         paths.append(folder / f"c2fmae-vit-{size}.md")
         build(size, folder).save(paths[-1])
+    write_table(folder)
     return paths
 
 

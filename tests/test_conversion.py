@@ -599,13 +599,19 @@ def assert_same_images(one: torch.Tensor, other: torch.Tensor, std: float) -> No
         {"size": {"height": 32, "width": 32}, "resample": 2},
         {"size": {"shortest_edge": 37}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}},
         {"size": {"height": 32, "width": 32}, "resample": 3, "do_normalize": False},
+        {
+            "size": {"height": 32, "width": 32},
+            "image_mean": [127.5] * 3,
+            "image_std": [63.75] * 3,
+            "do_rescale": False,
+        },
     ],
-    ids=["squashed", "cropped", "not normalised"],
+    ids=["squashed", "cropped", "not normalised", "not rescaled"],
 )
 def test_the_example_keeps_what_is_done_to_images(example, tmp_path, fields):
     source = vit(ViTForImageClassification, layer_norm_eps=1e-6, num_labels=3)
     source.save_pretrained(tmp_path / "vit")
-    ViTImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3, **fields).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(**{"image_mean": [0.5] * 3, "image_std": [0.25] * 3, **fields}).save_pretrained(tmp_path / "vit")
     expected = AutoImageProcessor.from_pretrained(tmp_path / "vit")(photograph(), return_tensors="pt").pixel_values
     example.main([str(tmp_path / "vit"), str(tmp_path / "c2fmae")])
     example.main([str(tmp_path / "c2fmae"), str(tmp_path / "back"), "--format", "vit"])
@@ -613,8 +619,8 @@ def test_the_example_keeps_what_is_done_to_images(example, tmp_path, fields):
         processor = AutoImageProcessor.from_pretrained(tmp_path / name)
         assert isinstance(processor, kind)
         assert torch.equal(processor(photograph(), return_tensors="pt").pixel_values, expected)
-    if fields.get("do_normalize", True):
-        assert_same_images(timm_transform(tmp_path / "c2fmae")(photograph())[None], expected, 0.25)
+    deviation = 0.25 if fields.get("do_normalize", True) else 1
+    assert_same_images(timm_transform(tmp_path / "c2fmae")(photograph())[None], expected, deviation)
 
 
 def timm_transform(folder: Path):
@@ -727,13 +733,26 @@ def test_the_example_on_files(example, tmp_path, capsys):
     assert example.main([str(tmp_path / "vit/model.safetensors"), str(tmp_path / "from-vit"), *options]) is None
 
 
-def test_the_example_on_a_pre_training_checkpoint(example, tmp_path):
+def test_the_example_on_a_pre_training_checkpoint(example, tmp_path, caplog):
     source = c2fmae(C2FMAEForPreTraining, input_granularities=("instance", "image"))
     source.save_pretrained(tmp_path / "source")
     assert example.main([str(tmp_path / "source"), str(tmp_path / "mae.pth"), "--format", "mae"]) < 1e-5
     model = convert_to_c2fmae(read_state_dict(tmp_path / "mae.pth"), num_attention_heads=4)
     images = pixels()
     assert_same(tokens(source, images), tokens(model, images))
+    assert "Left out, as no part of the encoder: decoder." in caplog.text
+
+
+def test_the_example_names_the_source(example, tmp_path):
+    vit(ViTModel, layer_norm_eps=1e-6).save_pretrained(tmp_path / "vit-of-others")
+    example.main([str(tmp_path / "vit-of-others"), str(tmp_path / "first")])
+    example.main([str(tmp_path / "first"), str(tmp_path / "second"), "--pooling", "cls"])
+    for folder in ("first", "second"):  # not the name of the copy
+        assert C2FMAEConfig.from_pretrained(tmp_path / folder).converted_from == "vit-of-others"
+    encoder = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)
+    assert convert_to_c2fmae(encoder).config.converted_from == "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    assert convert_to_c2fmae(timm_vit(num_classes=0).state_dict(), num_attention_heads=4).config.converted_from
+    assert c2fmae(C2FMAEModel).config.converted_from is None
 
 
 def test_the_example_asks_for_the_statistics_of_other_channels(example, tmp_path):

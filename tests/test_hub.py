@@ -346,13 +346,30 @@ def test_the_code_of_a_card_loads_what_it_is_of(hub_scene, tmp_path, request, mo
 
     Image.new("RGB", (50, 60), (200, 100, 50)).save(tmp_path / "photo.jpg")
     blocks = re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == (1 if "--subfolder" in where else 2)
+    assert len(blocks) == (1 if "--subfolder" in where else 3)
     for number, block in enumerate(blocks):
         out = run(hub_scene, f"import os\nos.chdir({str(tmp_path)!r})\n{block}")
         assert ("cat" in out) is (model_class is C2FMAEForImageClassification and number == 0)
     calls = [line for block in blocks for line in block.splitlines() if f'"{name}"' in line]
     assert calls
     assert all(f'"{name}"{said}' in line for line in calls)
+
+
+def test_the_guide_s_code_runs(hub_scene, tmp_path, encoders):
+    """The blocks of docs/hub.md that need a network, in their order."""
+    text = (EXAMPLES.parent / "docs/hub.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^<!-- needs a network -->\n```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 3
+    run(hub_scene, PUSH, hub_scene.folder / "whole", "me/c2fmae-vit-tiny")
+    whole = C2FMAEForPreTraining.from_pretrained(hub_scene.folder / "whole")
+    classes = {"id2label": {0: "rose", 1: "tulip"}, "label2id": {"rose": 0, "tulip": 1}}
+    model = C2FMAEForImageClassification(C2FMAEConfig(**{**whole.config.to_dict(), **classes}))
+    model.save_pretrained(tmp_path / "runs/1")
+    C2FMAEImageProcessor.from_config(model.config).save_pretrained(tmp_path / "runs/1")
+    Image.new("RGB", (50, 60), (200, 100, 50)).save(tmp_path / "photo.jpg")
+    for block in blocks:
+        run(hub_scene, f"import os\nos.chdir({str(tmp_path)!r})\n{block}")
+    assert hub_scene.hub.repositories["me/flowers"].private
 
 
 def test_a_new_version_replaces_what_is_ours_in_one_commit(hub_scene, encoders):
@@ -450,9 +467,64 @@ def test_the_trainer_says_before_training_what_would_fail_after_it(hub_scene, tm
         assert expected in result.err.splitlines()[-1]
         assert token not in result.out + result.err
         assert not list(tmp_path.glob("run/checkpoint-*"))
-    result = hub_scene.clients.run(script, recipe, "--hub_strategy", "every_save")
-    assert "hub_token: with hub_strategy" in result.err.splitlines()[-1]
     assert "other/not-ours" not in hub_scene.hub.repositories
+
+
+@pytest.mark.parametrize("protocol", ["fine_tuning", "linear_probe"])
+def test_fine_tuning_publishes_once_and_nothing_of_the_machine(hub_scene, tmp_path, encoders, protocol):
+    rows = make_rows(8, size=72).select_columns("image").add_column("label", [0, 1] * 4)
+    datasets.DatasetDict({"train": rows, "validation": rows.select(range(4))}).save_to_disk(tmp_path / "rows")
+    options = ["--image_size", 32, "--probe_epochs", 2, "--output_dir", tmp_path / "run", "--use_cpu", "true"]
+    options += ["--max_steps", 2, "--save_steps", 1, "--per_device_train_batch_size", 4, "--disable_tqdm", "true"]
+    options += [f"--{protocol}"] if protocol == "linear_probe" else []
+    hub = ["--push_to_hub", "true", "--hub_model_id", f"tuned-{protocol}", "--hub_token", TOKEN]  # no owner
+    rest = ["--model", encoders[0].folder, "--dataset_name", tmp_path / "rows"]
+    run(hub_scene, EXAMPLES / "run_classification.py", *rest, *options, *hub, token=None)
+    repository = hub_scene.hub.repositories[f"me/tuned-{protocol}"]
+    assert len(repository.commits) == 2  # the first is the Hub's own
+    assert "training_args.bin" not in repository.files
+    assert not [name for name in repository.files if name.startswith("checkpoint")]
+    assert {"README.md", "LICENSE", "runs/training/results.json"} <= set(repository.files)
+    assert f'"me/tuned-{protocol}"' in repository.files["README.md"].decode()
+    assert any((tmp_path / "run").rglob("training_args.bin")) is (protocol == "fine_tuning")
+
+
+SAVE_AND_PUSH = """
+import sys
+from c2fmae_hf import C2FMAEModel
+C2FMAEModel.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2], push_to_hub=True, private=True)
+"""
+
+
+def test_saving_with_publishing_is_publishing(hub_scene, tmp_path, encoders):
+    run(hub_scene, SAVE_AND_PUSH, encoders[0].folder, tmp_path / "by-saving")
+    repository = hub_scene.hub.repositories["me/by-saving"]
+    assert repository.private
+    assert len(repository.commits) == 2
+    assert {"README.md", "LICENSE", "model.safetensors", "preprocessor_config.json"} <= set(repository.files)
+    assert encoder_fingerprint(C2FMAEModel.from_pretrained(tmp_path / "by-saving")) == encoders[0].fingerprint
+
+
+def test_converted_weights_are_not_published_as_ours(hub_scene, tmp_path):
+    model = C2FMAEModel.from_pretrained(hub_scene.folder / "encoder")
+    model.config.converted_from = "others/vit"
+    model.save_pretrained(tmp_path / "converted")
+    result = hub_scene.clients.run(PUSH, tmp_path / "converted", "me/converted", token=TOKEN)
+    assert result.code == 1
+    assert "license: expected that of others/vit" in result.err.splitlines()[-1]
+    assert "me/converted" not in hub_scene.hub.repositories
+    (tmp_path / "TERMS").write_text("no commerce")
+    options = ("--license", "cc-by-nc-4.0", "--license_file", tmp_path / "TERMS")
+    run(hub_scene, PUSH, tmp_path / "converted", "me/converted", *options)
+    files = hub_scene.hub.repositories["me/converted"].files
+    assert files["LICENSE"] == b"no commerce"
+    assert "base_model: others/vit" in files["README.md"].decode()
+    # A run from them says before it what would fail after it.
+    recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="me/converted-too")
+    recipe_options = ("--config_overrides", json.dumps({"num_hidden_layers": 1, "converted_from": "others/vit"}))
+    result = hub_scene.clients.run(EXAMPLES / "run_pretraining.py", recipe, *recipe_options, token=TOKEN)
+    assert "the weights were converted from others/vit, whose licence must be stated" in result.err.splitlines()[-1]
+    assert "me/converted-too" not in hub_scene.hub.repositories
 
 
 def test_a_token_among_the_arguments_is_written_nowhere(hub_scene, tmp_path):

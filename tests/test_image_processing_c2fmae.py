@@ -32,10 +32,12 @@ def test_defaults():
     assert batch["pixel_values"].dtype == torch.float32
 
 
-def test_pixels_are_those_of_torchvision(processor):
+@pytest.mark.parametrize("size", [(90, 64), (101, 75), (64, 91)])
+def test_pixels_are_those_of_torchvision(processor, size):
+    """Also where the crop's margin is odd."""
     from c2fmae_hf.transforms import evaluation_transform
 
-    image = photo(90, 64)
+    image = photo(*size)
     expected = evaluation_transform((32, 32))(image, None, None, 0)["pixel_values"]
     assert torch.allclose(processor(image, return_tensors="pt")["pixel_values"][0], expected, atol=1e-5)
 

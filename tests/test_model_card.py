@@ -71,6 +71,7 @@ def runs(tmp_path_factory) -> Runs:
     run_example("run_pretraining", [*first, "--max_steps", "1"])
     run_example("run_pretraining", [*first, "--max_steps", "3", "--resume_from_checkpoint", "last"])
     streaming = ["--streaming", "true", "--num_semantic_classes", "5", "--eval_strategy", "no", "--max_steps", "1"]
+    streaming += ["--config_overrides", "{}"]  # a whole size
     streaming += ["--curriculum", "constant", "--curriculum_weights", "1", "0", "0.5"]
     run_example("run_pretraining", [*common, *pretraining, *streaming, "--output_dir", str(folder / "streaming")])
     run_example(
@@ -137,12 +138,14 @@ def build_script():
 
 
 def test_the_zoo_s_cards_are_what_the_command_gives(build_script, tmp_path):
+    (tmp_path / "README.md").write_text((CARDS / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     for path in build_script.main([str(tmp_path)]):
         committed = (CARDS / path.name).read_text(encoding="utf-8")
         assert committed == path.read_text(encoding="utf-8"), f"{path.name}: run python model_cards/build.py"
-    names = {f"c2fmae-vit-{size}.md" for size in SIZES}
+    names = {*(f"c2fmae-vit-{size}.md" for size in SIZES), "README.md"}
     assert {path.name for path in tmp_path.iterdir()} == names
-    assert {path.name for path in CARDS.glob("*.md")} == {*names, "README.md"}
+    assert {path.name for path in CARDS.glob("*.md")} == names
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (CARDS / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -171,12 +174,41 @@ def test_the_zoo_s_cards_claim_nothing(size):
 
 def test_records_beside_the_zoo_s_cards_become_results_without_weights(build_script, runs, tmp_path):
     (tmp_path / "runs/tiny").mkdir(parents=True)
-    (tmp_path / "runs/tiny/demo").symlink_to(runs.pretraining)
+    (tmp_path / "runs/tiny/demo").symlink_to(runs.streaming)
+    # What was measured with its encoder.
+    record = load_run(runs.classifier, "x").files["runs/x/results.json"]
+    record["run"]["starting_encoder"] = load_run(runs.streaming, "x").record["encoder"]
+    (tmp_path / "runs/tiny/labels.json").write_text(json.dumps(record))
     card = build_script.build("tiny", tmp_path)
     assert "**No weights published yet.**" in card.text
-    assert "`runs/tiny/demo/trainer_state.json:log_history." in card.text
+    assert "its records are in `runs/tiny/demo`" in card.text
+    names = [row[0] for row in results_of(card)]
+    assert "image classification, fine-tuning, mean pooling, from this encoder" in names
     assert card.data.eval_results is None  # a hub would take them for those of weights
     assert "Nothing was measured" in build_script.build("small", tmp_path).text
+    (tmp_path / "README.md").write_text(f"before\n\n{build_script.TABLE}| old |\n\nafter\n")
+    build_script.main([str(tmp_path)])
+    table = tables((tmp_path / "README.md").read_text())[0]
+    assert (tmp_path / "README.md").read_text().endswith("|\n\nafter\n")
+    assert [row[0] for row in table[2:]] == list(SIZES)
+    assert [row[3] for row in table[2:4]] == ["2", "none yet"]
+
+
+def test_records_of_another_architecture_are_none_of_a_size(build_script, runs, tmp_path):
+    (tmp_path / "runs/tiny").mkdir(parents=True)
+    path = tmp_path / "runs/tiny/demo"
+    path.symlink_to(runs.classifier)
+    with pytest.raises(ValueError, match=r"runs/tiny/demo: expected a run that started from an encoder of \[\]"):
+        build_script.build("tiny", tmp_path)
+    path.unlink()
+    path.symlink_to(runs.pretraining)  # of one block
+    with pytest.raises(ValueError, match=r"runs/tiny/demo: .* 'num_hidden_layers': 12.* got .*'num_hidden_layers': 1"):
+        build_script.build("tiny", tmp_path)
+    (tmp_path / "runs").rename(tmp_path / "others")
+    (tmp_path / "runs/huge").mkdir(parents=True)
+    (tmp_path / "runs/huge/demo").symlink_to(runs.streaming)
+    with pytest.raises(ValueError, match=r"runs/huge/demo: expected a run of the architecture"):
+        build_script.build("huge", tmp_path)
 
 
 # Cards of real runs
@@ -405,6 +437,59 @@ def test_results_that_are_no_numbers(classifier, value):
         figures_of(replace(run, files={"runs/training/results.json": content}))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"results": {"mean": {"top1_accuracy": 83.1}}}, r"results.mean.top1_accuracy: expected a share in \[0, 1\]"),
+        ({"protocol": "83.1 on ImageNet"}, r"protocol: expected one of \['', 'knn'"),
+        ({"run": {"task": "image_classification", "splits": {"validation": "a|b"}}}, "splits: expected the name of a"),
+    ],
+    ids=["per cent", "protocol", "split"],
+)
+def test_records_that_are_no_records(classifier, change, message):
+    run = classifier.runs[0]
+    content = {**run.files["runs/training/results.json"], **change}
+    with pytest.raises(ValueError, match=message):
+        figures_of(replace(run, files={"runs/training/results.json": content}))
+
+
+def test_data_and_base_model_of_the_records_are_metadata(pretraining, classifier):
+    run = classifier.runs[0]
+    record = run.files["runs/training/results.json"]
+    record["run"].update(data="me/labels", base_model="me/c2fmae-vit-tiny")
+    made_start = replace(pretraining.runs[0], role="made_start")
+    card = classifier.build(runs=[made_start, replace(run, role="made")])
+    assert (card.data.datasets, card.data.base_model) == (["me/labels"], "me/c2fmae-vit-tiny")
+    assert "No record says" not in card.text
+    assert card.text.count("one run; its records are in") == 2
+    stated = CardFacts(base_model="me/other", datasets=("me/more",))
+    card = classifier.build(runs=[run], facts=stated)
+    assert (card.data.datasets, card.data.base_model) == (["me/more"], "me/other")
+
+
+def test_what_was_converted_is_called_so_and_needs_a_licence(tmp_path):
+    config = C2FMAEConfig.from_size("tiny", converted_from="google/vit-tiny")
+    arguments = ("me/x", config, "C2FMAEModel")
+    with pytest.raises(ValueError, match=r"license: expected that of google/vit-tiny, from which .* got None"):
+        build_card(*arguments, files=FILES)
+    card = build_card(*arguments, files=FILES, facts=CardFacts(license="cc-by-nc-4.0"))
+    assert "The weights were made of those of `google/vit-tiny`, which is not ours." in card.text
+    assert (card.data.license, card.data.base_model) == ("cc-by-nc-4.0", "google/vit-tiny")
+    config.converted_from = "mae_pretrain_vit_tiny.pth"
+    assert build_card(*arguments, files=FILES, facts=CardFacts(license="other")).data.base_model is None
+
+
+def test_the_run_before_is_told_by_its_encoder(runs, tmp_path):
+    model, processor = load_saved(runs.classifier)
+    both = [load_run(runs.pretraining, "pretraining"), load_run(runs.classifier, "training")]
+    write_repository(model, tmp_path / "both", NAME, processor=processor, runs=both)
+    card = ModelCard.load(tmp_path / "both/README.md")
+    assert "Pre-training, one run; its records are in `runs/pretraining`." in card.text
+    assert {row[4].split("/")[1] for row in results_of(card)} == {"training"}
+    with pytest.raises(ValueError, match=r"expected a record of the weights to be published"):
+        write_repository(model, tmp_path / "alone", NAME, processor=processor, runs=both[:1])
+
+
 def test_a_record_of_other_weights_is_refused(pretraining, runs, tmp_path):
     model = randomized(C2FMAEForPreTraining(pretraining.config))
     with pytest.raises(ValueError, match=r"expected a record of the weights to be published"):
@@ -458,6 +543,10 @@ FORGERIES = {
     "words with other digits": lambda text: text + "\nAccuracy \uff18\uff13.\n",
     "words with a hidden number": lambda text: text + "\n<!-- 83.1 -->\n",
     "words with a code for a digit": lambda text: text + "\n&#56;&#51;\n",
+    "words with a word for it": lambda text: text + "\nEighty-three percent.\n",
+    "words with HTML": lambda text: text + "\n<b>best</b>\n",
+    "words with a picture": lambda text: text + "\n![best](https://example.org/chart.png)\n",
+    "words with a heading": lambda text: text + "\nState of the art\n=====\n",
     "words with a measure": lambda text: text + "\nmIoU-48 on ADE20K.\n",
     "no last section": lambda text: text.partition("\n## Data,")[0],
 }

@@ -194,6 +194,48 @@ def test_folders_that_hold_no_model(tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"]}')
     with pytest.raises(ValueError, match=r"architectures: expected the name of a model .* got 'NoSuchModel'"):
         load_saved(tmp_path)
+    for content in ("{", "[]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=r"config.json: expected a JSON object"):
+            load_saved(tmp_path)
+
+
+def test_weights_that_are_not_all_there_are_not_made_up(config, tmp_path):
+    build(C2FMAEForImageClassification, config).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {name: weights[name] for name in weights if not name.startswith("classifier")}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(
+        ValueError, match=r"expected all weights of C2FMAEForImageClassification, missing: \['classifier"
+    ):
+        load_saved(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no safetensors")
+    with pytest.raises(ValueError, match=r"expected whole safetensors files"):
+        load_saved(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "mean", "std"),
+    [
+        ({"do_normalize": False}, 0.0, 1.0),
+        ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3}, 0.5, 0.2),
+        ({"do_rescale": False, "do_normalize": False}, 0.0, 1 / 255),
+        ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, 0.5, 0.5),
+    ],
+    ids=["not normalised", "not rescaled", "neither", "another scale"],
+)
+def test_timm_is_told_what_the_processor_does(config, tmp_path, fields, mean, std):
+    model = build(C2FMAEModel, config)
+    processor = C2FMAEImageProcessor.from_config(model.config, resample=2, **fields)
+    save_repository(model, tmp_path, processor)
+    image = Image.effect_noise((60, 50), 60).convert("RGB")
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert (saved["image_mean"], saved["image_std"]) == (pytest.approx([mean] * 3), pytest.approx([std] * 3))
+    data_config = timm.data.resolve_data_config(pretrained_cfg=saved["pretrained_cfg"])
+    expected = timm.data.create_transform(**data_config, is_training=False)(image)
+    found = processor(image, return_tensors="pt")["pixel_values"][0]
+    assert (found - expected).abs().max() <= 2 / 255 / std  # two steps of 8-bit pixels
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "decoder.safetensors"])

@@ -63,12 +63,6 @@ class DurableTrainer(Trainer):
                 use_mtime=True,
             )
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder / name))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._staging:  # uploads read the files later, under their last name
-            super()._push_from_checkpoint(checkpoint_folder)
 
 
 __all__ = ["STAGING_FOLDER", "DurableTrainer"]

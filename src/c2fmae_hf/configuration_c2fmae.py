@@ -168,6 +168,12 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         add_fpn (`bool`, defaults to `False`): Whether `C2FMAEBackbone` makes a feature pyramid of its one
             (ViTDet) or four (BEiT) `out_features`: at four times, twice, once and half the patch grid's resolution.
 
+    Origin:
+
+    Args:
+        converted_from (`str`, *optional*): Name of the model of another library whose weights these are, or were
+            before they were trained further: its licence is theirs, and a card names it.
+
     Raises:
         `huggingface_hub.errors.StrictDataclassFieldValidationError`: for a value of the wrong type.
         `ValueError`: for a value out of range, naming the field, what was expected and what came.
@@ -217,6 +223,8 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
     add_fpn: bool = False
+
+    converted_from: str | None = None
 
     def __post_init__(self, **kwargs):
         for key in (*TIMM_KEYS, CHECKSUMS_KEY):

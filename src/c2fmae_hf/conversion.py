@@ -204,12 +204,13 @@ def convert_to_c2fmae(
         dtype (`torch.dtype`): Of the result. Half-precision weights, too, become float32 by default.
 
     Returns:
-        The model, in evaluation mode, with weights of its own.
+        The model, in evaluation mode, with weights of its own. Its configuration's `converted_from` names the source.
 
     Raises:
         `ValueError`: naming weights that are missing, have another shape or are of nothing that C2FMAE has (register
             tokens, layer scale, `fc_norm` ...), or a field that is not told, contradicts the source or cannot be had.
     """
+    origin = _name_of(source)
     source = getattr(source, "timm_model", source)  # of transformers' wrapper
     told: dict[str, Any] = {}
     if isinstance(source, nn.Module):
@@ -246,6 +247,7 @@ def convert_to_c2fmae(
     if has_head:
         num_labels, id2label = len(weights["head.weight"]), told.get("id2label") or {}
         fields.update({"id2label": id2label} if len(id2label) == num_labels else {"num_labels": num_labels})
+    fields["converted_from"] = origin
     # A stride that divides the patch: of four pixels, as everywhere, or half of a patch of 14.
     fields["label_stride"] = next(stride for stride in (4, 7, patch_size) if patch_size % stride == 0)
 
@@ -264,6 +266,14 @@ def convert_to_c2fmae(
         parts = sorted({re.sub(r"\.(\d|dense|weight|bias).*", "", name) for name in left_out})
         logger.warning("Left out, as no part of the encoder: %s (%d weights).", ", ".join(parts), len(left_out))
     return model.eval()
+
+
+def _name_of(source: Any) -> str:
+    """What the source calls itself: a name on the Hub, the last part of a path, or an architecture."""
+    cfg = getattr(source, "pretrained_cfg", None) or {}
+    names = (getattr(source, "name_or_path", None), cfg.get("hf_hub_id"), cfg.get("architecture"))
+    name = next((str(name) for name in names if name), "weights without a name")
+    return Path(name).name if Path(name).exists() or name.count("/") > 1 else name
 
 
 def _pair(value: Any) -> Any:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from torch import nn
 
 from .run_record import (
     RUN_FILE,
+    architecture_of,
     data_name,
     encoder_fingerprint,
     hide_folders,
@@ -47,6 +49,7 @@ METRICS = {
     "segm_map": ("mask AP, %", "mean_average_precision", True),
     "segm_map_50": ("mask AP50, %", "mean_average_precision", True),
 }
+PROTOCOLS = {"": "", "knn": "k-NN", "linear_probe": "linear probe", "fine_tuning": "fine-tuning"}
 HUB_TASKS = {
     "pretraining": "image-feature-extraction",
     "image_classification": "image-classification",
@@ -65,13 +68,14 @@ class Run:
             passwords and the folders of the machine that it ran on, since it is to be published.
         sources: Where each file is now.
         role: What it has to do with the weights that it is published with: it `"made"` them, it `"made_encoder"`, of
-            which these are another class, it `"judged"` them, or it `"transferred"` their encoder to a task. Its
-            figures are of these weights if it made or judged them.
+            which these are another class, it `"made_start"`, the encoder that they were trained from, it `"judged"`
+            them, or it `"transferred"` their encoder to a task. Its figures are of these weights if it made or judged
+            them.
     """
 
     files: dict[str, Any]
     sources: dict[str, Path] = field(default_factory=dict)
-    role: Literal["made", "made_encoder", "judged", "transferred"] = "made"
+    role: Literal["made", "made_encoder", "made_start", "judged", "transferred"] = "made"
 
     @property
     def record(self) -> dict[str, Any]:
@@ -90,13 +94,13 @@ class Run:
 
     @property
     def is_training(self) -> bool:
-        """Whether it trained the weights that it is published with, or their encoder."""
-        return self.role in ("made", "made_encoder")
+        """Whether it trained the weights that it is published with, their encoder, or what they started from."""
+        return self.role in ("made", "made_encoder", "made_start")
 
 
 def load_run(path: str | os.PathLike, name: str) -> Run:
     """
-    The records in a folder that a training script wrote, or one `results.json`.
+    The records in a folder that a training script wrote, or one `results.json`, whatever its name is now.
 
     Args:
         path: The folder, or the file.
@@ -108,8 +112,10 @@ def load_run(path: str | os.PathLike, name: str) -> Run:
     """
     path = Path(path)
     folder = path.parent if path.is_file() else path
-    wanted = [path.name] if path.is_file() else [RUN_FILE, RESULTS_FILE, STATE_FILE, DECODER_FILE]
+    wanted = [RUN_FILE, RESULTS_FILE, STATE_FILE, DECODER_FILE]
     found = {file: folder / file for file in wanted if (folder / file).is_file()}
+    if path.is_file():  # whatever its name is
+        found = {RESULTS_FILE: path}
     if not path.is_file() and not {RUN_FILE, RESULTS_FILE} & set(found):
         raise FileNotFoundError(f"{folder}: expected {RUN_FILE} or {RESULTS_FILE} of a training script, found neither")
     files = {}
@@ -144,6 +150,35 @@ def run_of_weights(run: Run, model: nn.Module) -> Run | None:
         return replace(run, role="made_encoder") if is_encoder_s else None
     is_start = record.get("starting_encoder") == encoder and kind in ("C2FMAEModel", "C2FMAEForPreTraining")
     return replace(run, role="transferred") if is_start else None
+
+
+def runs_of_architecture(runs: Sequence[Run], config: Any) -> list[Run]:
+    """
+    The runs with their roles towards an architecture whose weights are not at hand: pre-training of it, and what was
+    measured with the encoders that it gave.
+
+    Args:
+        config ([`C2FMAEConfig`]): Of the architecture.
+
+    Raises:
+        `ValueError`: naming a run of another architecture, or of an encoder that no run among these made.
+    """
+    expected, trained = architecture_of(config), []
+    for run in runs:
+        if run.record.get("task") == "pretraining":
+            if run.record.get("architecture") != expected:
+                found = run.record.get("architecture") or "none"
+                raise ValueError(f"{run.folder}: expected a run of the architecture {expected}, got one of {found}")
+            trained.append(replace(run, role="made"))
+    encoders = {run.record["encoder"] for run in trained}
+    others = [run for run in runs if run.record.get("task") != "pretraining"]
+    for run in others:
+        if run.record.get("starting_encoder") not in encoders:
+            raise ValueError(
+                f"{run.folder}: expected a run that started from an encoder of {[one.folder for one in trained]}, got "
+                "one of another"
+            )
+    return [*trained, *(replace(run, role="transferred") for run in others)]
 
 
 # Results
@@ -192,7 +227,7 @@ def figures_of(run: Run) -> list[Figure]:
     record = run.record
     task = record.get("task", "")
     figures: list[Figure] = []
-    if run.role == "made_encoder":  # what it measured is of the whole that it made
+    if run.role in ("made_encoder", "made_start"):  # what it measured is of the whole that it made
         return figures
     # Losses of fine-tuning are of weights along the way, its score is of those that are saved.
     is_scored = any(Path(file).name == RESULTS_FILE for file in run.files)
@@ -200,23 +235,29 @@ def figures_of(run: Run) -> list[Figure]:
     def add(words: str, metric: str, value: Any, file: str, place: str, is_last: bool = True) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{file}, {place}: expected a number, got {value!r}")
+        if METRICS[metric][2] and math.isfinite(value) and not 0 <= value <= 1:
+            raise ValueError(f"{file}, {place}: expected a share in [0, 1], got {value!r}")
         hub_task = HUB_TASKS.get(task, "image-classification")
         if run.role == "transferred":  # a result of another model
             words, is_last = f"{words}, from this encoder", False
         split = record.get("splits", {}).get("validation")
+        if split is not None and not re.fullmatch(r"[\w. -]+", split):
+            raise ValueError(f"{file}, splits: expected the name of a split, got {split!r}")
         figures.append(Figure(words, hub_task, data_of(run), metric, value, file, place, is_last, split))
 
     for file, content in run.files.items():
         kind = Path(file).name
         if kind == RESULTS_FILE:
-            protocol = content.get("protocol", "").replace("_", "-")
+            protocol = content.get("protocol", "")
+            if protocol not in PROTOCOLS:
+                raise ValueError(f"{file}, protocol: expected one of {list(PROTOCOLS)}, got {protocol!r}")
             for place, metric, value in _leaves(content.get("results", {}), "results"):
                 pooling = place.split(".")[1] if place.count(".") > 1 else ""
                 # Of the probes of a run one is saved; the other is of another head.
                 is_saved = pooling in ("", record.get("pooling", pooling)) or run.role != "made"
                 parts = (
                     task_name(task),
-                    protocol,
+                    PROTOCOLS[protocol],
                     pooling and f"{pooling} pooling",
                     "" if is_saved else "a head that is not here",
                 )

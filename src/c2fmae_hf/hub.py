@@ -14,7 +14,8 @@ import re
 import shutil
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FINGERPRINTS = ("starting_encoder", "starting_weights", "encoder", "weights")
-RECORD_PATTERN = re.compile(r"runs/(training|evaluation-\d+)/[^/]+\.json")
+RECORD_PATTERN = re.compile(r"runs/(pretraining|training|evaluation-\d+)/[^/]+\.json")
 ATTEMPTS = 5
 NOTHING = "Nothing was published"
 
@@ -93,9 +94,13 @@ def push_to_hub(
 
     Raises:
         [`HubError`]: if it cannot be published; what was there before is untouched.
-        `ValueError`: if a run's result belongs to other weights.
+        `ValueError`: if a run's result belongs to other weights, or weights that were converted have no licence.
     """
     facts = replace(facts or CardFacts(), tags=(*(facts.tags if facts else ()), *(tags or ())))
+    _check_name(repo_id)
+    if "/" not in repo_id:  # the card's code is to name its owner
+        publication = _Publication({}, repo_id, token, None, None)
+        repo_id = publication.explained(publication.full_name)
     with tempfile.TemporaryDirectory(prefix="c2fmae-hub-") as temporary:
         folder = Path(temporary) / "repository"
         try:
@@ -149,11 +154,8 @@ def write_repository(
     All files of the repository as they would be published, for looking at them first. Arguments and errors are those
     of [`push_to_hub`].
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError:
-        raise HubError(_bad_name(repo_id)) from None
-    runs = [_of_weights(run, model) for run in runs]
+    _check_name(repo_id)
+    runs = _of_weights(runs, model)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: expected a new or an empty folder, got one with files")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -179,22 +181,54 @@ def write_repository(
             subfolder=subfolder,
         )
         card.save(temporary / "README.md")
+        _check_secrets({path.relative_to(temporary).as_posix(): path for path in temporary.rglob("*")}, None)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _of_weights(run: Run, model: PreTrainedModel) -> Run:
-    """The run with its role; a record of other weights is an error."""
-    found = run_of_weights(run, model)
-    if found is None:
-        known = {name: str(run.record[name])[:12] for name in FINGERPRINTS if name in run.record}
-        raise ValueError(
-            f"{next(iter(run.sources.values()), 'run')}: expected a record of the weights to be published (encoder "
-            f"{encoder_fingerprint(model)[:12]}, weights {weights_fingerprint(model)[:12]}), got one of "
-            f"{known or 'unknown ones'}; evaluate these weights, or leave the record out"
-        )
-    return found
+def _check_name(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise HubError(_bad_name(repo_id)) from None
+
+
+def _check_secrets(files: Mapping[str, Path], secret: str | None) -> None:
+    """
+    Raises:
+        [`HubError`]: naming the file that holds something like a token.
+    """
+    for name, path in files.items():
+        if path.suffix in (".safetensors", ".png") or not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if TOKEN_PATTERN.search(text) or (secret and secret in text):
+            raise HubError(f"{name} holds what looks like an access token; remove it. Nothing was published")
+
+
+def _of_weights(runs: Sequence[Run], model: PreTrainedModel) -> list[Run]:
+    """The runs with their roles; a record of other weights is an error."""
+    found = [run_of_weights(run, model) for run in runs]
+    # What made the encoder that the weights were trained from belongs to their history.
+    starts = {run.record.get("starting_encoder") for run in found if run is not None and run.is_training}
+    result = []
+    for run, known in zip(runs, found):
+        if known is None and run.record.get("encoder") in starts - {None}:
+            known = replace(run, role="made_start")
+        if known is None:
+            raise ValueError(_other_weights(run, model))
+        result.append(known)
+    return result
+
+
+def _other_weights(run: Run, model: PreTrainedModel) -> str:
+    known = {name: str(run.record[name])[:12] for name in FINGERPRINTS if name in run.record}
+    return (
+        f"{next(iter(run.sources.values()), 'run')}: expected a record of the weights to be published (encoder "
+        f"{encoder_fingerprint(model)[:12]}, weights {weights_fingerprint(model)[:12]}), got one of "
+        f"{known or 'unknown ones'}; evaluate these weights, or leave the record out"
+    )
 
 
 def publish_folder(
@@ -223,12 +257,13 @@ def publish_folder(
 
 class PublishingTrainer(DurableTrainer):
     """
-    A [`DurableTrainer`] whose `push_to_hub` publishes as [`push_to_hub`] does: one commit, with a card of its records.
+    A [`DurableTrainer`] that publishes as [`push_to_hub`] does: once, in the end, in one commit, with a card of its
+    records. `args.hub_strategy` has no effect: what transformers uploads while it trains has no card, no licence and,
+    in `training_args.bin`, the folders of this machine.
 
     `args.hub_token` is taken over and set to `None`: transformers saves the arguments beside the weights.
 
     Raises:
-        `ValueError`: if `args.hub_token` is given and `args.hub_strategy` is not `end`.
         [`HubError`]: if it is to publish in the end, and could not.
     """
 
@@ -239,21 +274,21 @@ class PublishingTrainer(DurableTrainer):
         self._take_token()
 
     def _take_token(self) -> None:
-        if self.args.hub_token is None:
-            return
-        if self.args.push_to_hub and self.args.hub_strategy != "end":
-            # transformers then uploads while it trains, with the token of the arguments or the environment's.
-            raise ValueError(
-                f"hub_token: with hub_strategy {str(self.args.hub_strategy)!r} expected None, with the token in "
-                "HF_TOKEN or from `hf auth login`, got one"
-            )
-        self._hub_token, self.args.hub_token = self.args.hub_token, None
+        if self.args.hub_token is not None:
+            self._hub_token, self.args.hub_token = self.args.hub_token, None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository before the training, and say now what would fail after it."""
         if not self.is_world_process_zero():
             return
         self._take_token()
+        model = self.accelerator.unwrap_model(self.model)
+        origin = getattr(getattr(model.config, "backbone_config", None) or model.config, "converted_from", None)
+        if origin and self.args.push_to_hub:
+            raise HubError(
+                f"push_to_hub: the weights were converted from {origin}, whose licence must be stated; train without "
+                "it, and publish with examples/push_to_hub.py --license, or trainer.push_to_hub(facts=CardFacts(...))"
+            )
         args = self.args
         private = args.hub_private_repo if private is None else private
         name = args.hub_model_id or Path(str(args.output_dir)).absolute().name
@@ -261,6 +296,9 @@ class PublishingTrainer(DurableTrainer):
         publication.explained(publication.prepare, private)
         self.hub_model_id = publication.repo_id  # type: ignore[assignment]
         self.push_in_progress = None
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: see this class."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in transformers, but it publishes nothing: `push_to_hub` does, when the records of the run are there."""
@@ -297,7 +335,7 @@ class PublishingTrainer(DurableTrainer):
             runs = [run] if run_of_weights(run, model) is not None else []
         return push_to_hub(
             model,
-            args.hub_model_id or folder.absolute().name,
+            self.hub_model_id or args.hub_model_id or folder.absolute().name,
             processor=self.processing_class,
             runs=runs,
             commit_message=commit_message,
@@ -331,7 +369,7 @@ class _Publication:
     def run(
         self, private: bool | None, create_pr: bool, commit_message: str, commit_description: str | None
     ) -> CommitInfo:
-        self.check_secrets()
+        _check_secrets(self.files, self.secret)
         return self.explained(self._run, private, create_pr, commit_message, commit_description)
 
     def explained(self, function: Callable[..., T], *args) -> T:
@@ -342,7 +380,8 @@ class _Publication:
             [`HubError`]: nothing hangs on it, as a request with its headers would.
         """
         try:
-            return function(*args)
+            with _no_request_lines():
+                return function(*args)
         except HubError:
             raise
         except Exception as error:
@@ -351,6 +390,13 @@ class _Publication:
                 raise
         # Not in the block above: even `from None` keeps the error, and with it the token, as `__context__`.
         raise HubError(self.redact(explanation))
+
+    def full_name(self) -> str:
+        """The repository's name with its owner, who is the one that asks."""
+        if self.secret is None:
+            raise HubError(self.no_token())
+        self.account = self.attempt("asking who you are", self.api.whoami)
+        return f"{self.account['name']}/{self.repo_id}"
 
     def prepare(self, private: bool | None, create_pr: bool = False) -> None:
         """Who asks, and for their own repository that it is there."""
@@ -372,18 +418,6 @@ class _Publication:
         self.state = "It was published, but could not be checked"
         self.attempt("checking the result", self.check, info.pr_revision if create_pr else info.oid)
         return info
-
-    def check_secrets(self) -> None:
-        """
-        Raises:
-            [`HubError`]: naming the file that holds something like a token.
-        """
-        for name, path in self.files.items():
-            if path.suffix in (".safetensors", ".png"):
-                continue
-            text = path.read_text(encoding="utf-8", errors="replace")
-            if TOKEN_PATTERN.search(text) or (self.secret and self.secret in text):
-                raise HubError(f"{name} holds what looks like an access token; remove it. Nothing was published")
 
     def make_repository(self, private: bool | None) -> str:
         return self.api.create_repo(self.repo_id, private=private, exist_ok=True).repo_id
@@ -547,6 +581,18 @@ class _Publication:
     def redact(self, text: str) -> str:
         text = TOKEN_PATTERN.sub("***", text)
         return text.replace(self.secret, "***") if self.secret else text
+
+
+@contextmanager
+def _no_request_lines() -> Iterator[None]:
+    """The library's client logs addresses of storage, with the signatures that open them."""
+    client = logging.getLogger("httpx")
+    level = client.level
+    client.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        client.setLevel(level)
 
 
 def _bad_name(repo_id: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision.transforms.v2.functional as tvF
 from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
@@ -146,6 +147,13 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         elif isinstance(image, torch.Tensor) and image.dtype == torch.uint16:
             image = (image.to(torch.int32) / 257).round().to(torch.uint8)
         return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+
+    def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
+        """
+        As torchvision and timm crop, which round where the margin is odd. transformers' own cuts it off there, and the
+        crop of `"shortest_edge": 257` would be one pixel from the one that the other libraries evaluate.
+        """
+        return tvF.center_crop(image, [size.height, size.width])
 
     def _preprocess_image_like_inputs(
         self,

@@ -26,8 +26,10 @@ from .evidence import METRICS, Figure, Run, data_of, figures_of, resolve, task_n
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+HUB_NAME = r"[\w.-]+/[\w.-]+"
 WORDS_HEADING = "\n## Data, licences and limits\n"
 RESULTS_HEADING = "\n## Results\n"
+DEFAULT_LICENSE = "apache-2.0"
 DEFAULT_DATA = (
     "The training data, the origin of their label maps, and the licences of both are not stated. Weights may inherit "
     "obligations from both: ask before you rely on them."
@@ -93,15 +95,17 @@ class CardFacts:
     What no record knows.
 
     Args:
-        license (`str`): The weights' licence, as the Hub names it.
-        datasets: Names of datasets on the Hub that the weights were trained on.
-        base_model (*optional*): Name on the Hub of the model that was fine-tuned.
+        license (`str`, *optional*): The weights' licence, as the Hub names it. By default Apache-2.0; of weights that
+            were converted from another library's it must be given.
+        datasets: Names of datasets on the Hub that the weights were trained on; by default those of the records.
+        base_model (*optional*): Name on the Hub of the model that was trained further or converted; by default that of
+            the records or the configuration.
         data (`str`): On the data, the labels and their licences.
         limits (`str`): What the model is not to be used for.
         tags: Further tags.
     """
 
-    license: str = "apache-2.0"
+    license: str | None = None
     datasets: tuple[str, ...] = ()
     base_model: str | None = None
     data: str = DEFAULT_DATA
@@ -163,7 +167,8 @@ def build_card(
         `ModelCard`: with metadata that hubs read; it has passed [`check_card`].
 
     Raises:
-        `ValueError`: for a number in the facts that no record bears out, or a record that is not complete.
+        `ValueError`: for a number in the facts that no record bears out, a record that is not complete, or converted
+            weights without a licence.
     """
     address = _Address(name, revision, subfolder)
     text = _render(address, config, model_class, files, runs, facts or CardFacts(), parameters)
@@ -191,14 +196,21 @@ def _render(
     figures = [figure for run in runs for figure in figures_of(run)]
     published = [figure for figure in figures if figure.is_last and figure.is_finite] if files else []
     results = [_eval_result(address, figure) for figure in published]
+    origin = own.converted_from if own is not None else None
+    if origin and facts.license is None:
+        raise ValueError(
+            f"license: expected that of {origin}, from which the weights were converted (see its card, or its "
+            "authors' repository), got None"
+        )
+    license_name = facts.license or DEFAULT_LICENSE
     data = ModelCardData(
-        license=facts.license,
-        license_link="LICENSE" if facts.license == "other" else None,
+        license=license_name,
+        license_link="LICENSE" if license_name == "other" else None,
         library_name="transformers",
         pipeline_tag=kind.pipeline_tag,
         tags=[*_tags(config), *facts.tags],
-        datasets=list(facts.datasets) or None,
-        base_model=facts.base_model,
+        datasets=list(facts.datasets) or _datasets_of(runs) or None,
+        base_model=facts.base_model or _base_model_of(runs, origin),
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=address.name.rpartition("/")[2] if results else None,
         eval_results=results or None,
@@ -208,7 +220,9 @@ def _render(
         "([arXiv 2603.09955](https://arxiv.org/abs/2603.09955)): a method by which an encoder learns from semantic "
         "masks, instance masks and pixels through a cascaded decoder and a masking curriculum."
     )
-    if files and not any(run.record.get("task") == "pretraining" for run in runs):
+    if origin:
+        description += f" The weights were made of those of `{origin}`, which is not ours."
+    elif files and not any(run.record.get("task") == "pretraining" for run in runs):
         description += " No record says whether these weights were pre-trained by it."
     if own is None:
         description = f"{kind.description.removesuffix(' on the encoder')}. Its encoder is not C2FMAE's."
@@ -318,9 +332,11 @@ def _recorded(evidence: dict[str, Any], file: str, place: str, what: str) -> Any
 def _check_words(line: str, counts: set[str]) -> None:
     rest = _NAMED_NUMBERS.sub("", line)
     rest = re.sub(r"(?<![\w.,])\d+(?![.,]?\w)", lambda found: "" if found[0] in counts else found[0], rest)
-    if line.lstrip().startswith(("#", "|", "```")):
-        raise ValueError(f"card, {line!r}: expected plain words, without headings, tables and code")
-    if "%" in rest or any(character.isnumeric() for character in rest):
+    is_layout = line.lstrip().startswith(("#", "|", "```", "~~~")) or re.fullmatch(r"\s*(=+|-+)\s*", line)
+    if is_layout or "<" in line or "![" in line:
+        raise ValueError(f"card, {line!r}: expected plain words, without headings, tables, code, HTML and pictures")
+    has_number = any(character.isnumeric() for character in rest)
+    if has_number or re.search(r"%|\bper ?cent", rest, re.IGNORECASE):
         raise ValueError(
             f"card, {line!r}: expected no number but those of names, licences, years, and numbers of images in the "
             "records; what was measured belongs in a record, from which the card takes it"
@@ -347,6 +363,19 @@ def _own_config(config: PreTrainedConfig) -> C2FMAEConfig | None:
 def _tags(config: PreTrainedConfig) -> list[str]:
     own = ["c2fmae", "masked-autoencoder"] if _own_config(config) is not None else []
     return [*own, "vision", *(["timm"] if _is_timms(config) else [])]
+
+
+def _datasets_of(runs: Sequence[Run]) -> list[str]:
+    """Names on a hub of what the weights were trained on."""
+    names = [data_of(run) for run in runs if run.is_training]
+    return [name for name in dict.fromkeys(names) if re.fullmatch(HUB_NAME, name)]
+
+
+def _base_model_of(runs: Sequence[Run], origin: str | None) -> str | None:
+    """The name on a hub of what was trained further or, if that was converted, of the model that it was before."""
+    made = [run.record.get("base_model") for run in runs if run.role == "made"]
+    names = [name for name in (*made, origin) if isinstance(name, str) and re.fullmatch(HUB_NAME, name)]
+    return names[0] if names else None
 
 
 def _is_timms(config: PreTrainedConfig) -> bool:
@@ -486,7 +515,7 @@ def _usage(address: _Address, config: PreTrainedConfig, model_class: str, files:
         lines = _pipeline_lines(address, kind, files)
     blocks = [_python(*own, *lines)]
     if _is_timms(config) and not address.subfolder:
-        blocks += _use_without_package(address, kind, model_class, has_code="modeling_c2fmae.py" in files)
+        blocks += _use_without_package(address, kind, model_class, files)
     return "\n\n".join(blocks)
 
 
@@ -532,25 +561,42 @@ def _pipeline_lines(address: _Address, kind: Kind, files: Sequence[str]) -> list
     return [*lines, 'print(pipe("photo.jpg"))']
 
 
-def _use_without_package(address: _Address, kind: Kind, model_class: str, has_code: bool) -> list[str]:
+def _use_without_package(address: _Address, kind: Kind, model_class: str, files: Sequence[str]) -> list[str]:
+    has_code = "modeling_c2fmae.py" in files
     is_classifier = model_class == "C2FMAEForImageClassification"
     wrapper = "TimmWrapperForImageClassification" if is_classifier else "TimmWrapperModel"
     thing = "it" if is_classifier or model_class == "C2FMAEModel" else "the encoder"
+    outputs = "logits" if is_classifier else "features"
     lines = [
         "import timm",
-        f"from transformers import {f'{kind.auto_class}, ' if has_code else ''}{wrapper}",
+        "from PIL import Image",
+        f"from transformers import {wrapper}",
         "",
-        f'model = timm.create_model("{address.timm_name}", pretrained=True)',
+        f'model = timm.create_model("{address.timm_name}", pretrained=True).eval()',
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+        'pixel_values = transform(Image.open("photo.jpg").convert("RGB"))[None]',
+        f"{outputs} = model(pixel_values)",
+        "",
         f"model = {wrapper}.from_pretrained({address.arguments})",
+        "outputs = model(pixel_values)",
     ]
-    rest = ""
-    if has_code:
-        lines += [f"model = {kind.auto_class}.from_pretrained({address.arguments}, trust_remote_code=True)"]
-        rest = ", or by the code in this repository"
-        if thing != "it":
-            rest = " (the first two lines); the code in this repository loads all of it"
-    words = f"Without c2fmae-hf, timm loads {thing}, and so does transformers through its wrapper of timm{rest}:"
-    return [words, _python(*lines)]
+    blocks = [
+        f"Without c2fmae-hf, timm loads {thing}, and so does transformers through its wrapper of timm:",
+        _python(*lines),
+    ]
+    if not has_code:
+        return blocks
+    trust = f"{address.arguments}, trust_remote_code=True"
+    has_processor = "preprocessor_config.json" in files
+    lines = [
+        f"from transformers import {', '.join(['AutoImageProcessor'] * has_processor + [kind.auto_class])}",
+        "",
+        f"model = {kind.auto_class}.from_pretrained({trust})",
+        *[f"processor = AutoImageProcessor.from_pretrained({trust})"] * has_processor,
+    ]
+    whole = "" if thing == "it" else " all of it"
+    words = f"The code in this repository loads{whole or ' it'}, too. It runs on your machine: read it first."
+    return [*blocks, words, _python(*lines)]
 
 
 def _needs_package(config: PreTrainedConfig) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -351,9 +352,12 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
             loaded: Any = attempt(
                 f"{pretrained_model_name_or_path}: loading", lambda: load(**kwargs), DOWNLOAD_ATTEMPTS
             )
-        except SafetensorError:
+        except SafetensorError as error:
             cls._check_files(pretrained_model_name_or_path, **kwargs)  # says which file it is, and what to do
-            raise
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: expected whole safetensors files, got one that fails with {error}; "
+                "save or download it again"
+            ) from error
         except Exception as error:
             if not may_pass(error):
                 raise
@@ -398,6 +402,31 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
             )
         if config_file is not None:
             check_files(config_file)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *args,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        token: str | bool | None = None,
+        **kwargs,
+    ) -> None:
+        """
+        As in transformers, except for `push_to_hub`, which publishes by [`~C2FMAEPreTrainedModel.push_to_hub`]: the
+        folder's layout is for training on, and holds no card and no licence.
+
+        Args:
+            save_directory: The folder.
+            push_to_hub (`bool`): Whether to publish the model besides.
+            repo_id (`str`, *optional*): By default the folder's name.
+            token (*optional*), kwargs: Of `push_to_hub`, or, without it, of transformers' method.
+        """
+        if not push_to_hub:
+            super().save_pretrained(save_directory, *args, token=token, **kwargs)
+            return
+        super().save_pretrained(save_directory, *args)
+        self.push_to_hub(repo_id or os.path.basename(os.path.abspath(save_directory)), token=token, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs) -> Any:
         """

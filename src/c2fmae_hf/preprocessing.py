@@ -85,6 +85,9 @@ def _from_timm(data_config: dict[str, Any], config: C2FMAEConfig) -> dict[str, A
     if mode not in ("center", "squash") or (mode == "center" and height != width):
         shape = "" if height == width else f" of {height} x {width}"
         logger.warning("crop_mode: timm's %r%s cannot be expressed; the shorter side is resized.", mode, shape)
+    if interpolation.upper() not in PILImageResampling.__members__:
+        logger.warning("interpolation: timm's %r cannot be expressed; bicubic is taken.", interpolation)
+        interpolation = "bicubic"
     sides = [math.floor(side / share) for side in (height, width)]  # as timm rounds
     return {
         "size": dict(zip(("height", "width"), sides)) if mode == "squash" else {"shortest_edge": max(sides)},
@@ -95,10 +98,13 @@ def _from_timm(data_config: dict[str, Any], config: C2FMAEConfig) -> dict[str, A
 
 
 def convert_processor_to_timm(processor: C2FMAEImageProcessor) -> dict[str, Any]:
-    """The fields of timm's `pretrained_cfg` that have timm do the same."""
+    """The fields of timm's `pretrained_cfg` that have timm do the same. What it cannot is a warning in the log."""
+    mean, std = effective_statistics(processor)
+    if not processor.do_resize:
+        logger.warning("do_resize: timm resizes images, which the image processor does not.")
     fields: dict[str, Any] = {
-        "mean": list(processor.image_mean),
-        "std": list(processor.image_std),
+        "mean": mean,
+        "std": std,
         "interpolation": PILImageResampling(processor.resample).name.lower(),
     }
     size = dict(processor.size or {})
@@ -109,6 +115,21 @@ def convert_processor_to_timm(processor: C2FMAEImageProcessor) -> dict[str, Any]
         side = max(processor.crop_size["height"], processor.crop_size["width"])
         fields["crop_pct"] = _crop_share(side, size["shortest_edge"])
     return fields
+
+
+def effective_statistics(processor: Any) -> tuple[list[float], list[float]]:
+    """
+    Mean and standard deviation for pixels in [0, 1] that do what the processor does: a processor may leave out the
+    rescaling of 8-bit pixels or the normalisation, and has numbers for them nevertheless.
+    """
+    channels = len(processor.image_mean or [0.0] * 3)
+    mean, std = [0.0] * channels, [1.0] * channels
+    if processor.do_normalize:
+        mean, std = list(processor.image_mean), list(processor.image_std)
+    scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
+    if math.isclose(scale, 1):
+        return mean, std
+    return [value / scale for value in mean], [value / scale for value in std]
 
 
 def _crop_share(crop: int, resized: int) -> float:
@@ -131,8 +152,8 @@ def describe_processor(processor: C2FMAEImageProcessor) -> str:
     steps = []
     if processor.do_resize:
         edge = size.get("shortest_edge")
-        to = f"the shorter side to {edge}" if edge else f"to {size.get('height')} x {size.get('width')}"
-        steps.append(f"resized {to} ({PILImageResampling(processor.resample).name.lower()})")
+        to = f", the shorter side to {edge}" if edge else f" to {size.get('height')} x {size.get('width')}"
+        steps.append(f"resized{to} ({PILImageResampling(processor.resample).name.lower()})")
     if processor.do_center_crop:
         steps.append(f"cropped to {crop.get('height')} x {crop.get('width')}")
     if processor.do_normalize:

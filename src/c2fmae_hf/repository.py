@@ -36,7 +36,7 @@ from .modeling_c2fmae import (
     C2FMAEModel,
     C2FMAEPreTrainedModel,
 )
-from .preprocessing import convert_processor_to_timm
+from .preprocessing import convert_processor_to_timm, effective_statistics
 
 
 ENCODER_FILE = "model.safetensors"
@@ -84,12 +84,16 @@ def load_saved(folder: str | os.PathLike) -> tuple[PreTrainedModel, Any]:
 
     Raises:
         `FileNotFoundError`: if there is no `config.json`.
-        `ValueError`: if it names no class that is known, or the weights do not fit it.
+        `ValueError`: if it names no class that is known, or the weights are not exactly those of the class: what a
+            model lacks would be random.
     """
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{folder / CONFIG_FILE}: expected a saved model, found nothing")
-    names = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("architectures") or [None]
+    try:
+        names = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("architectures") or [None]
+    except (ValueError, AttributeError) as error:  # of JSON, of UTF-8, of something else than an object
+        raise ValueError(f"{folder / CONFIG_FILE}: expected a JSON object, {error}") from None
     model_class = getattr(c2fmae_hf, str(names[0]), None) or getattr(transformers, str(names[0]), None)
     if model_class is None:
         raise ValueError(
@@ -99,7 +103,15 @@ def load_saved(folder: str | os.PathLike) -> tuple[PreTrainedModel, Any]:
     processor = None
     if (folder / PROCESSOR_FILE).is_file():
         processor = AutoImageProcessor.from_pretrained(folder)
-    return model_class.from_pretrained(folder), processor
+    model, info = model_class.from_pretrained(folder, output_loading_info=True)
+    for kind in ("missing_keys", "mismatched_keys"):
+        if info[kind]:
+            names = sorted(str(name) for name in info[kind])
+            raise ValueError(
+                f"{folder}: expected all weights of {type(model).__name__}, {kind.replace('_keys', '')}: {names[:5]}"
+                f"{' ...' if len(names) > 5 else ''} ({len(names)}); save the model again"
+            )
+    return model, processor
 
 
 def save_repository(
@@ -155,7 +167,7 @@ def save_repository(
             timm_keys["pretrained_cfg"].update(convert_processor_to_timm(processor))
         changes = {**timm_keys, **_save_weights(model, folder)}
         if isinstance(processor, C2FMAEImageProcessor):
-            changes.update(image_mean=list(processor.image_mean), image_std=list(processor.image_std))
+            changes.update(zip(("image_mean", "image_std"), effective_statistics(processor)))
     if is_own and custom_code:
         changes["auto_map"] = _save_code(model, folder, processor)
     changes[CHECKSUMS_KEY] = {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}

@@ -22,7 +22,8 @@ from torch import nn
 
 PACKAGES = ("c2fmae-hf", "torch", "torchvision", "transformers", "timm", "datasets", "accelerate")
 RUN_FILE = "run.json"
-TOKEN_PATTERN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+ARCHITECTURE_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+TOKEN_PATTERN = re.compile(r"hf_(?:[A-Za-z0-9]{20,}|(?:oauth|jwt)_[\w.-]{20,})")
 _PASSWORD_PATTERN = re.compile(r"(?<=://)[^/\s]+@")
 # What follows an address's question mark may be a signature or a key.
 _QUERY_PATTERN = re.compile(r"(\w+://[^\s?#]+)\?[^\s#]*")
@@ -59,6 +60,7 @@ class RunRecord:
             "arguments": changed,
             # Now, while it can be seen whether a name is that of a local folder.
             "data": data_name(changed.get("dataset_name") or changed.get("coco_dir")),
+            "base_model": _hub_name(changed.get("model") or changed.get("model_name_or_path")),
             "rows": dict(rows),
             "splits": dict(splits),
             **details,
@@ -82,6 +84,7 @@ class RunRecord:
         if model is not None:
             content["encoder"] = encoder_fingerprint(model)
             content["weights"] = weights_fingerprint(model)
+            content["architecture"] = architecture_of(getattr(model, "config", None))
         return content
 
 
@@ -200,7 +203,20 @@ def _shortened(found: re.Match) -> str:
 
 
 def _last_part(path: str) -> str:
+    if re.fullmatch(r"(?:/|[A-Za-z]:\\)?(?:home|Users)[/\\][^/\\]+[/\\]?", path, re.IGNORECASE):
+        return "home"
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def _hub_name(name: Any) -> str | None:
+    """A model's name on a hub; `None` for a folder, and an architecture without an owner."""
+    return name if isinstance(name, str) and name.count("/") == 1 and data_name(name) == name else None
+
+
+def architecture_of(config: Any) -> dict[str, Any]:
+    """The encoder's sizes, in any model on it; empty if the configuration has other names for them."""
+    config = getattr(config, "backbone_config", None) or config
+    return {name: getattr(config, name) for name in ARCHITECTURE_FIELDS if hasattr(config, name)}
 
 
 def data_name(dataset: str | None) -> str:

@@ -24,7 +24,6 @@ class C2FMAETrainingArguments(TrainingArguments):
       always returns a loss; `prediction_loss_only=True`, since predictions are as large as the images.
     - `ddp_find_unused_parameters=False`: every parameter gets a gradient in every step.
     - `logging_steps=10`: a short run is logged too.
-    - `hub_strategy="end"`: what is published is the result, not its checkpoints.
     - `logging_nan_inf_filter=False`: a loss that is not finite stops the run instead of vanishing from the logs.
 
     Args:
@@ -70,9 +69,6 @@ class C2FMAETrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Whether DistributedDataParallel looks for parameters without a gradient."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or a share of all below 1."})
-    hub_strategy: str = field(  # type: ignore[assignment]
-        default="end", metadata={"help": "When push_to_hub publishes; other than at the end, checkpoints as they are."}
-    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Must stay False: a loss that is not finite stops the run."}
     )
