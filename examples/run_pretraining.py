@@ -33,7 +33,6 @@ from c2fmae_hf.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.dataset import (
     MAP_COLUMNS,
     C2FMAEDataset,
-    C2FMAEIterableDataset,
     count_semantic_classes,
     load_splits,
     semantic_id2label,
@@ -42,6 +41,7 @@ from c2fmae_hf.decoder_evaluation import evaluate_decoder
 from c2fmae_hf.files import write_json
 from c2fmae_hf.progress import SharedProgress
 from c2fmae_hf.run_record import RUN_FILE, RunRecord
+from c2fmae_hf.streaming import C2FMAEIterableDataset
 from c2fmae_hf.trainer import C2FMAETrainer
 from c2fmae_hf.training_args import C2FMAETrainingArguments
 from c2fmae_hf.transforms import evaluation_transform, training_transform
@@ -68,7 +68,13 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many rows only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many rows only."})
     streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed. Set max_steps."})
-    shuffle_buffer: int = field(default=2048, metadata={"help": "Rows that streaming shuffles among."})
+    shuffle_rows: int = field(
+        default=8192, metadata={"help": "Rows that streaming shuffles among each other, and holds in memory."}
+    )
+    on_bad_row: str = field(
+        default="raise",
+        metadata={"help": "Of a row that cannot be used: stop, or take the next.", "choices": ["raise", "skip"]},
+    )
     min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest area of a training crop."})
     num_drawn: int = field(default=6, metadata={"help": "Rows of reconstruction.png; 0 draws no figures."})
 
@@ -107,7 +113,6 @@ def load_rows(data_args: DataArguments, seed: int):
         raise ValueError(f"train_split: expected one of {sorted(splits)}, got {data_args.train_split!r}")
     train, held_out = splits[data_args.train_split], splits.get(data_args.validation_split)
     if data_args.streaming:
-        train = train.shuffle(seed=seed, buffer_size=data_args.shuffle_buffer)
         if held_out is not None and data_args.max_eval_samples is not None:
             held_out = held_out.take(data_args.max_eval_samples)
         return train, held_out, data_args.validation_split
@@ -124,7 +129,7 @@ def load_rows(data_args: DataArguments, seed: int):
     return train, held_out, name
 
 
-def build_config(model_args: ModelArguments, rows) -> C2FMAEConfig:
+def build_config(model_args: ModelArguments, rows, on_bad_row: str) -> C2FMAEConfig:
     """The model's configuration, with the dataset's semantic classes."""
     overrides = {"image_size": model_args.image_size, **json.loads(model_args.config_overrides or "{}")}
     if "semantic" in overrides.get("granularities", ["semantic"]):
@@ -133,7 +138,7 @@ def build_config(model_args: ModelArguments, rows) -> C2FMAEConfig:
         if number is None:
             if isinstance(rows, datasets.IterableDataset):
                 raise ValueError("num_semantic_classes: expected a number, since a stream cannot be counted, got None")
-            number = count_semantic_classes(rows)
+            number = count_semantic_classes(rows, on_bad_row)
         overrides.update(num_semantic_classes=number, semantic_id2label=names)
     return C2FMAEConfig.from_size(model_args.size, **overrides)
 
@@ -159,7 +164,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     if model_args.model_name_or_path is not None:
         model = C2FMAEForPreTraining.from_pretrained(model_args.model_name_or_path)
     else:
-        model = C2FMAEForPreTraining(build_config(model_args, train_rows))
+        model = C2FMAEForPreTraining(build_config(model_args, train_rows, data_args.on_bad_row))
     config = model.config
     processor = C2FMAEImageProcessor.from_config(config)
 
@@ -172,6 +177,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         "map_columns": [name for name in MAP_COLUMNS if name in needed],
         "num_semantic_classes": config.num_semantic_classes,
         "seed": training_args.seed,
+        "on_bad_row": data_args.on_bad_row,
     }
     transform_options = {
         "label_stride": config.label_stride,
@@ -185,6 +191,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         training_transform(size, scale=(data_args.min_crop_scale, 1.0), **transform_options),
         progress=SharedProgress(),
         **options,
+        **({"shuffle_rows": data_args.shuffle_rows} if data_args.streaming else {}),
     )
     eval_dataset = None
     if held_out_rows is not None:

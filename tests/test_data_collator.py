@@ -23,7 +23,7 @@ from c2fmae_hf.transforms import evaluation_transform, training_transform
 
 
 def collate(config, **options) -> DataCollatorForC2FMAE:
-    return DataCollatorForC2FMAE(config, return_mask_strategy=True, **options)
+    return DataCollatorForC2FMAE(config, return_diagnostics=True, **options)
 
 
 def test_a_batch(config, dataset):

@@ -14,7 +14,6 @@ from torch.utils.data import BatchSampler
 
 from c2fmae_hf.dataset import (
     C2FMAEDataset,
-    C2FMAEIterableDataset,
     EpochSampler,
     SampleKey,
     count_semantic_classes,
@@ -22,6 +21,7 @@ from c2fmae_hf.dataset import (
     semantic_id2label,
 )
 from c2fmae_hf.progress import SharedProgress
+from c2fmae_hf.streaming import C2FMAEIterableDataset
 from c2fmae_hf.transforms import evaluation_transform, training_transform
 from testing_utils import make_rows, png
 
@@ -198,47 +198,6 @@ def test_progress_is_bounded():
     assert progress.current == 0.5
     with pytest.raises(ValueError, match=r"progress: expected a number in \[0, 1\], got 1.5"):
         progress.set_current(1.5)
-
-
-# Streaming
-
-
-def test_streaming_starts_over_and_counts(rows):
-    progress = SharedProgress()
-    progress.start_epoch(0, start=0.0, per_sample=0.01)
-    stream = C2FMAEIterableDataset(rows.to_iterable_dataset(), TRANSFORM, progress=progress)
-    keys = [sample["sample_key"] for _, sample in zip(range(30), stream)]
-    assert [key.index for key in keys] == list(range(30))
-    assert keys[29].progress == pytest.approx(0.29)
-
-
-def test_streaming_evaluation_ends(rows):
-    stream = C2FMAEIterableDataset(rows.to_iterable_dataset(), evaluation_transform((32, 32)))
-    samples = list(stream)
-    assert len(samples) == 12
-    assert samples[0]["sample_key"].progress is None
-
-
-def test_streaming_workers_share_the_rows(rows):
-    stream = C2FMAEIterableDataset(rows.to_iterable_dataset(num_shards=2), evaluation_transform((32, 32)))
-    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2)
-    pixels = [sample["pixel_values"].sum().item() for sample in loader]
-    dataset = C2FMAEDataset(rows, evaluation_transform((32, 32)))
-    assert sorted(pixels) == pytest.approx(sorted(dataset[i]["pixel_values"].sum().item() for i in range(12)))
-
-
-def test_streaming_with_more_workers_than_shards_says_so(rows):
-    stream = C2FMAEIterableDataset(rows.to_iterable_dataset(), TRANSFORM, progress=SharedProgress())
-    loader = torch.utils.data.DataLoader(stream, batch_size=4, num_workers=2, collate_fn=list)
-    with pytest.raises(ValueError, match=r"worker 1 of 2, got none; the stream has 1 shard"):
-        for _ in zip(range(20), loader):
-            pass
-
-
-def test_streaming_names_missing_columns(rows):
-    stream = rows.remove_columns("semantic").to_iterable_dataset()
-    with pytest.raises(ValueError, match=r"missing \['semantic'\]"):
-        C2FMAEIterableDataset(stream, TRANSFORM)
 
 
 # Sources and classes

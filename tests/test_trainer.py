@@ -11,8 +11,9 @@ from transformers import AutoImageProcessor, AutoModel, TrainerCallback
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
 from c2fmae_hf.data_collator import DataCollatorForC2FMAE
-from c2fmae_hf.dataset import C2FMAEDataset, C2FMAEIterableDataset
+from c2fmae_hf.dataset import C2FMAEDataset
 from c2fmae_hf.progress import SharedProgress
+from c2fmae_hf.streaming import C2FMAEIterableDataset
 from c2fmae_hf.trainer import C2FMAETrainer
 from c2fmae_hf.training_args import C2FMAETrainingArguments
 from c2fmae_hf.transforms import evaluation_transform, training_transform

@@ -23,7 +23,7 @@ def test_reconstruction(config, dataset, tmp_path, granularities):
         }
     )
     model = C2FMAEForPreTraining(config).train()
-    batch = DataCollatorForC2FMAE(config, return_mask_strategy=True)([dataset[i] for i in range(3)])
+    batch = DataCollatorForC2FMAE(config, return_diagnostics=True)([dataset[i] for i in range(3)])
     processor = C2FMAEImageProcessor.from_config(config)
     draw_reconstruction(model, batch, processor, tmp_path / "figures" / "reconstruction.png", title="three rows")
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["reconstruction.png"]

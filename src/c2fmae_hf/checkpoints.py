@@ -31,6 +31,9 @@ class DurableTrainer(Trainer):
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, STAGING_FOLDER) if self._staging else folder
 
+    def _add_to_checkpoint(self, folder: Path) -> None:
+        """For subclasses: write further files into a checkpoint, in the process that saves."""
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial))
         staging = folder / STAGING_FOLDER
@@ -49,6 +52,7 @@ class DurableTrainer(Trainer):
         if self.state.best_global_step and (best.exists() or best.name == name):
             self.state.best_model_checkpoint = str(best)  # where it will be, not where it was written
         if saves:
+            self._add_to_checkpoint(staging / name)
             self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
             sync_tree(staging / name)
             if (folder / name).exists():  # of an earlier run, whose files would mingle with these

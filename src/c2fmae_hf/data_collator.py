@@ -18,6 +18,8 @@ from .randomness import sample_seeds, sample_uniform
 from .targets import instance_labels_from_map
 
 
+# Of a batch what is not for the model.
+DIAGNOSTICS = ("mask_strategy", "image_ids", "num_skipped")
 # `mask_strategy` of a row that was to be masked by regions but has no usable map, and so was masked at random.
 FALLBACK = len(MASKING_STRATEGIES)
 
@@ -33,10 +35,10 @@ class DataCollatorForC2FMAE:
         seed (`int`): Seed of the masks.
         evaluation_masking (`str`): The one strategy that masks evaluation samples, always the same way, so that
             evaluation losses of different times compare.
-        return_mask_strategy (`bool`): Whether the batch also holds `mask_strategy` `(batch_size,)` int64, an index
-            into `MASKING_STRATEGIES`, or `FALLBACK`. Not for the model: [`C2FMAETrainer`] takes it out and logs it.
-        return_image_ids (`bool`): Whether the batch also holds `image_ids`, see
-            [`~c2fmae_hf.non_finite.encode_image_ids`]; likewise, to name the images of a step that fails.
+        return_diagnostics (`bool`): Whether the batch also holds what [`C2FMAETrainer`] takes out before the model
+            sees it: `mask_strategy` `(batch_size,)` int64, an index into `MASKING_STRATEGIES`, or `FALLBACK`;
+            `image_ids`, see [`~c2fmae_hf.non_finite.encode_image_ids`], to name the images of a step that fails; and
+            `num_skipped` `(batch_size,)` int64, how many bad rows were passed over for a sample.
 
     Example (two photographs of 8 x 8 patches, on a label grid of 32 x 32):
 
@@ -52,8 +54,7 @@ class DataCollatorForC2FMAE:
     curriculum: MaskingCurriculum = field(default_factory=MaskingCurriculum)
     seed: int = 0
     evaluation_masking: str = "random"
-    return_mask_strategy: bool = False
-    return_image_ids: bool = False
+    return_diagnostics: bool = False
 
     def __post_init__(self) -> None:
         if self.evaluation_masking not in MASKING_STRATEGIES:
@@ -107,10 +108,10 @@ class DataCollatorForC2FMAE:
             batch["semantic_labels"] = semantic
         if "instance" in needed:
             batch["instance_labels"] = instance_labels_from_map(instance)
-        if self.return_mask_strategy:
+        if self.return_diagnostics:
             batch["mask_strategy"] = torch.where(applied == drawn, applied, FALLBACK)
-        if self.return_image_ids:
             batch["image_ids"] = encode_image_ids([sample["image_id"] for sample in samples])
+            batch["num_skipped"] = torch.tensor([sample["num_skipped"] for sample in samples])
         return batch
 
     def _draw_strategies(self, keys: Sequence[SampleKey], uniform: torch.Tensor) -> torch.Tensor:

@@ -8,15 +8,16 @@ image's size, or of that size at a stride; a row without one holds `None`); `ima
 from __future__ import annotations
 
 import glob
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, Sampler
 from tqdm.auto import tqdm
 
 from .constants import IGNORE_INDEX
@@ -26,7 +27,12 @@ from .randomness import sample_seeds
 from .transforms import JointTransform
 
 
+logger = logging.getLogger(__name__)
+
 MAP_COLUMNS = ("semantic", "instance")
+OnBadRow = Literal["raise", "skip"]
+# So many bad rows one after another are no accident.
+MAX_SKIPPED = 1000
 # A list of `ClassLabel`: the classes that occur in a row. Its feature carries the names of all classes.
 CLASSES_COLUMN = "semantic_classes"
 
@@ -63,12 +69,21 @@ class EpochSampler(Sampler[SampleKey]):
             yield SampleKey(index, epoch, self.progress.at(position))
 
 
-class _RowReader:
+class RowReader:
     """Decodes and checks one row; shared by the map-style and the streaming dataset."""
 
     def __init__(
-        self, transform: JointTransform, map_columns: Sequence[str], num_semantic_classes: int | None, seed: int
+        self,
+        transform: JointTransform,
+        map_columns: Sequence[str],
+        num_semantic_classes: int | None,
+        seed: int,
+        on_bad_row: OnBadRow,
     ) -> None:
+        if on_bad_row not in get_args(OnBadRow):
+            raise ValueError(f"on_bad_row: expected one of {get_args(OnBadRow)}, got {on_bad_row!r}")
+        self.on_bad_row = on_bad_row
+        self.told: set[int] = set()
         self.transform = transform
         self.map_columns = tuple(map_columns)
         self.num_semantic_classes = num_semantic_classes
@@ -83,8 +98,12 @@ class _RowReader:
                 'granularities=("image",) and random masking.'
             )
 
-    def __call__(self, row: Mapping[str, Any], key: SampleKey) -> dict[str, Any]:
-        label = f"row {key.index}" + (f" ({row['image_id']})" if row.get("image_id") else "")
+    def __call__(
+        self, row: Mapping[str, Any], key: SampleKey, index: int | None = None, num_skipped: int = 0
+    ) -> dict[str, Any]:
+        """The sample of a row; `index` is the row's own number where it stands in for another."""
+        index = key.index if index is None else index
+        label = f"row {index}" + (f" ({row['image_id']})" if row.get("image_id") else "")
         column = "image"
         try:
             image = to_rgb(open_image(row["image"]))
@@ -103,8 +122,25 @@ class _RowReader:
         return {
             **self.transform(image, maps.get("semantic"), maps.get("instance"), seed),
             "sample_key": key,
-            "image_id": str(row.get("image_id") or f"row {key.index}"),
+            "image_id": str(row.get("image_id") or f"row {index}"),
+            "num_skipped": num_skipped,
         }
+
+    def pass_over(self, index: int, number: int, error: ValueError) -> None:
+        """
+        Go on after a bad row, or raise its error.
+
+        Args:
+            index (`int`): Of the row.
+            number (`int`): Of bad rows one after another.
+        """
+        if self.on_bad_row == "raise":
+            raise error
+        if number >= MAX_SKIPPED:
+            raise ValueError(f"dataset: expected rows that can be read, got {number} bad ones in a row: {error}")
+        if index not in self.told:
+            self.told.add(index)
+            logger.warning("Skipped: %s", error)
 
     def _check_classes(self, semantic: np.ndarray) -> None:
         if self.num_semantic_classes is not None and semantic.max() >= self.num_semantic_classes:
@@ -134,6 +170,8 @@ class C2FMAEDataset(Dataset):
         seed (`int`): Crops and flips are a function of (seed, epoch, row).
         progress ([`SharedProgress`], *optional*): Given for training. Without it the dataset is for evaluation:
             every epoch sees the same samples.
+        on_bad_row (`str`): `raise`, or `skip`: the next good row stands in for one that cannot be used, with crops and
+            masks of its own; a sample's `num_skipped` counts the bad ones, and each is named once in the log.
 
     Raises:
         `ValueError`: if there are no rows or columns are missing; on access, if a row cannot be decoded or its maps do
@@ -148,10 +186,12 @@ class C2FMAEDataset(Dataset):
         num_semantic_classes: int | None = None,
         seed: int = 0,
         progress: SharedProgress | None = None,
+        on_bad_row: OnBadRow = "raise",
     ) -> None:
         if len(rows) == 0:
             raise ValueError("dataset: expected at least one row, got an empty dataset")
-        self.read_row = _RowReader(transform, map_columns, num_semantic_classes, seed)
+        self.read_row = RowReader(transform, map_columns, num_semantic_classes, seed, on_bad_row)
+        self.on_bad_row = on_bad_row
         if isinstance(rows, datasets.Dataset):
             self.read_row.check_columns(rows.column_names)
             rows = undecoded(rows)
@@ -170,58 +210,13 @@ class C2FMAEDataset(Dataset):
             key = SampleKey(index, 0, None)
             if self.progress is not None:
                 key = SampleKey(index, self.progress.epoch, self.progress.current)
-        return self.read_row(self.rows[key.index], key)
-
-
-class C2FMAEIterableDataset(IterableDataset):
-    """
-    A streaming dataset for pre-training. It starts over (with the next shuffle) whenever its rows are used up, so that
-    a run of `max_steps` sees one endless epoch; in evaluation it ends. A sample's index is its position in the stream,
-    so that crops and masks are the same again only with the same number of data-loading workers.
-
-    Args: as for [`C2FMAEDataset`], with `rows` a `datasets.IterableDataset`.
-
-    Raises:
-        `ValueError`: as for [`C2FMAEDataset`]; also if a worker has no row to read.
-    """
-
-    def __init__(
-        self,
-        rows: datasets.IterableDataset,
-        transform: JointTransform,
-        map_columns: Sequence[str] = MAP_COLUMNS,
-        num_semantic_classes: int | None = None,
-        seed: int = 0,
-        progress: SharedProgress | None = None,
-    ) -> None:
-        self.read_row = _RowReader(transform, map_columns, num_semantic_classes, seed)
-        if rows.column_names is not None:
-            self.read_row.check_columns(rows.column_names)
-        self.rows = undecoded(rows)
-        self.progress = progress
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        worker_id, num_workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        count = 0
-        for epoch in range(2**31):
-            self.rows.set_epoch(epoch)
-            count_before = count
-            for row in self.rows:
-                if count == 0:
-                    self.read_row.check_columns(list(row))
-                # The position in the stream: workers take turns.
-                position = count * num_workers + worker_id
-                progress = None if self.progress is None else self.progress.at(position)
-                count += 1
-                yield self.read_row(row, SampleKey(position, 0, progress))
-            if self.progress is None:
-                return
-            if count == count_before:
-                raise ValueError(
-                    f"dataset: expected at least one row for data-loading worker {worker_id} of {num_workers}, got "
-                    f"none; the stream has {self.rows.num_shards} shard(s). Use at most that many workers."
-                )
+        for num_skipped in range(len(self.rows)):
+            index = (key.index + num_skipped) % len(self.rows)
+            try:
+                return self.read_row(self.rows[index], key, index, num_skipped)
+            except ValueError as error:
+                self.read_row.pass_over(index, num_skipped + 1, error)
+        raise ValueError(f"dataset: expected rows that can be read, got {len(self.rows)} that all cannot")
 
 
 def semantic_id2label(features: datasets.Features | None) -> dict[int, str] | None:
@@ -236,10 +231,14 @@ def semantic_id2label(features: datasets.Features | None) -> dict[int, str] | No
     return dict(enumerate(class_label.names))
 
 
-def count_semantic_classes(rows: datasets.Dataset) -> int:
+def count_semantic_classes(rows: datasets.Dataset, on_bad_row: OnBadRow = "raise") -> int:
     """
     Number of semantic classes of a dataset that does not carry their names: one more than the highest id in its maps.
     Reads every semantic map once.
+
+    Args:
+        rows: With a column `semantic`.
+        on_bad_row (`str`): `raise`, or `skip` for maps that cannot be decoded.
 
     Raises:
         `ValueError`: if a map cannot be decoded, naming the row, or if all of them are empty.
@@ -252,7 +251,8 @@ def count_semantic_classes(rows: datasets.Dataset) -> int:
         try:
             highest = max(highest, int(to_label_map(open_image(row["semantic"])).max()))
         except ValueError as error:
-            raise ValueError(f"row {index}, column 'semantic': {error}") from error
+            if on_bad_row == "raise":
+                raise ValueError(f"row {index}, column 'semantic': {error}") from error
     if highest < 0:
         raise ValueError("dataset, column 'semantic': expected at least one class id, got only the ignore value")
     return highest + 1

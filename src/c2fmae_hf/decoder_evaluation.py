@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .constants import IGNORE_INDEX, NO_INSTANCE
-from .data_collator import DataCollatorForC2FMAE
+from .data_collator import DIAGNOSTICS, DataCollatorForC2FMAE
 from .image_processing_c2fmae import C2FMAEImageProcessor
 from .metrics.scores import PanopticCounts, confusion_matrix, iou_scores, panoptic_from_instances
 from .modeling_c2fmae import C2FMAEForPreTraining
@@ -51,10 +51,8 @@ def evaluate_decoder(
     for start in tqdm(range(0, number, batch_size), desc="Evaluating the decoder", mininterval=1):
         samples: list[dict[str, Any]] = [dataset[index] for index in range(start, min(start + batch_size, number))]
         batch = collator(samples)
-        batch.pop("mask_strategy", None)
-        outputs = model(
-            **{name: value.to(model.device) for name, value in batch.items()}, interpolate_pos_encoding=True
-        )
+        inputs = {name: value.to(model.device) for name, value in batch.items() if name not in DIAGNOSTICS}
+        outputs = model(**inputs, interpolate_pos_encoding=True)
         height, width = batch["pixel_values"].shape[2:]
         grid_size = (height // config.patch_size, width // config.patch_size)
         cells = config.label_cells_per_side

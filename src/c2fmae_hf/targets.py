@@ -81,20 +81,21 @@ def instance_labels_from_map(instance_map: torch.Tensor) -> torch.Tensor:
     is_instance = flat > NO_INSTANCE
     # Work on the cells of instances alone, which are few.
     cell = is_instance.nonzero()[:, 0]
-    row = torch.div(cell, cells, rounding_mode="floor")
     labels = torch.zeros(batch_size, 3, height, width, device=device)
     if len(cell):
-        ids = flat[cell]
+        row = torch.div(cell, cells, rounding_mode="floor")
+        ids = flat.index_select(0, cell)
         if ids.max() > flat.numel():  # too many numbers to count them all: the ranks of those that occur serve as well
             ids = ids.unique(return_inverse=True)[1]
         groups = ids + (int(ids.max()) + 1) * row  # one number per (row of the batch, instance)
         size = torch.bincount(groups).clamp_(min=1)
+        in_row, target = cell - cells * row, cell + cells * 2 * row
         axes = [(torch.arange(side, device=device, dtype=torch.float64) + 0.5) / side for side in (height, width)]
-        grid = [axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]
-        for channel, positions in enumerate(grid):
-            position = positions[cell - cells * row]
-            centre = torch.bincount(groups, weights=position).div_(size)
-            labels.view(-1)[cell + cells * (2 * row + channel)] = centre[groups].float() - position.float()
+        for channel, axis in enumerate(torch.meshgrid(*axes, indexing="ij")):
+            positions = axis.flatten()
+            centre = torch.bincount(groups, weights=positions.index_select(0, in_row)).div_(size)
+            offset = centre.float().index_select(0, groups) - positions.float().index_select(0, in_row)
+            labels.view(-1).index_copy_(0, target + cells * channel, offset)
     flag = is_instance.float().masked_fill_(flat == IGNORE_INDEX, IGNORE_INDEX)
     labels[:, 2] = flag.view(batch_size, height, width)
     return labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -14,16 +15,21 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, get_last_checkpoint
 
 from .callbacks import CurriculumCallback
 from .constants import GRANULARITIES, MASKING_STRATEGIES
-from .data_collator import FALLBACK, DataCollatorForC2FMAE
+from .data_collator import DIAGNOSTICS, FALLBACK, DataCollatorForC2FMAE
 from .dataset import C2FMAEDataset, EpochSampler
 from .files import write_json
 from .hub import PublishingTrainer
 from .non_finite import REPORT_FILE, Watched
 from .progress import SharedProgress
+from .streaming import C2FMAEIterableDataset
+
+
+STREAM_FILE = "stream_state.json"
+_STREAM_FOLDER = ".stream"
 
 
 class C2FMAETrainer(PublishingTrainer):
@@ -31,8 +37,10 @@ class C2FMAETrainer(PublishingTrainer):
     Pre-trains [`C2FMAEForPreTraining`] on a [`C2FMAEDataset`] or [`C2FMAEIterableDataset`].
 
     - The curriculum follows `global_step / max_steps` in every data-loading worker, and a resumed run continues it.
+    - A streaming dataset goes on where the checkpoint's `stream_state.json` says, without reading all before it again.
     - Logs, and so `trainer_state.json`, hold each granularity's loss (means over the logged steps, images and
-      processes), the curriculum's current probabilities, and the share of images masked by each strategy.
+      processes), the curriculum's current probabilities, the share of images masked by each strategy, and, where bad
+      rows are skipped, how many were since the run was started or resumed.
     - Norms, biases and tokens are not decayed. Weight decay, schedule and learning rate are the arguments'.
     - `push_to_hub` publishes in one commit, in the layout that timm loads too, with a card.
     - A loss or a gradient that is not finite stops the run before it reaches the weights: a checkpoint of them as they
@@ -46,12 +54,65 @@ class C2FMAETrainer(PublishingTrainer):
         super().__init__(*args, **kwargs)
         self._averages = RunningAverages()
         self._watched = Watched()
+        self._num_skipped = torch.zeros((), dtype=torch.long)
         progress = getattr(self.train_dataset, "progress", None)
         if isinstance(progress, SharedProgress):
             self.add_callback(CurriculumCallback(progress))
+        if isinstance(self.train_dataset, C2FMAEIterableDataset):
+            self.train_dataset.batch_size = self.args.train_batch_size
+        # Steps and batches before this run's first, and the checkpoint whose random state it takes up.
+        self._stream_start = (0, 0)
+        self._resumed_from: str | None = None
         if isinstance(self.data_collator, DataCollatorForC2FMAE):
-            self.data_collator.return_mask_strategy = True
-            self.data_collator.return_image_ids = True
+            self.data_collator.return_diagnostics = True
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """
+        As in transformers.
+
+        Raises:
+            `ValueError`: if a stream cannot go on where the checkpoint stopped: with other shards, another batch size,
+                shuffling or seed.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True
+        stream = self.train_dataset
+        if isinstance(stream, C2FMAEIterableDataset):
+            stream.state_folder = Path(str(self.args.output_dir)) / _STREAM_FOLDER
+            if self.args.should_save:
+                shutil.rmtree(stream.state_folder, ignore_errors=True)
+                stream.state_folder.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            if isinstance(resume_from_checkpoint, str):
+                self._resume_stream(stream, resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _resume_stream(self, stream: C2FMAEIterableDataset, checkpoint: str) -> None:
+        path = Path(checkpoint) / STREAM_FILE
+        if not path.is_file():
+            raise ValueError(f"{path}: expected where the stream stood, found nothing")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stream.load_state_dict(content)
+        self._stream_start = (content["step"], content["num_batches"])
+        self._resumed_from = checkpoint
+        # The stream itself begins there: the library is to skip nothing.
+        self.args.ignore_data_skip = True
+
+    def _add_to_checkpoint(self, folder: Path) -> None:
+        stream = self.train_dataset
+        if isinstance(stream, C2FMAEIterableDataset):
+            first_step, first_batch = self._stream_start
+            per_step = self.args.gradient_accumulation_steps * self.args.world_size
+            num_batches = first_batch + (self.state.global_step - first_step) * per_step
+            write_json(folder / STREAM_FILE, {"step": self.state.global_step, **stream.state_dict(num_batches)})
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        batches = super().get_batch_samples(*args, **kwargs)
+        if self._resumed_from is not None:
+            # The loader has drawn a number by now, as it had before the checkpoint.
+            self._load_rng_state(self._resumed_from)
+            self._resumed_from = None
+        return batches
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -74,7 +135,7 @@ class C2FMAETrainer(PublishingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
         inputs = dict(inputs)
-        strategy, image_ids = inputs.pop("mask_strategy", None), inputs.pop("image_ids", None)
+        strategy, image_ids, num_skipped = (inputs.pop(name, None) for name in DIAGNOSTICS)
         if isinstance(self.data_collator, DataCollatorForC2FMAE) and "bool_masked_pos" in inputs:
             num_patches = inputs["bool_masked_pos"].shape[1]
             inputs["num_masked"] = self.data_collator.config.num_masked_patches(num_patches)
@@ -90,6 +151,8 @@ class C2FMAETrainer(PublishingTrainer):
             names = (*MASKING_STRATEGIES, "fallback")
             for index, name in enumerate(names[: FALLBACK + 1]):
                 values[f"masked_{name}"] = (strategy == index).float().mean()
+        if num_skipped is not None and model.training:
+            self._num_skipped = self._num_skipped.to(num_skipped.device) + num_skipped.sum()
         self._averages.add(values, weight=len(inputs["pixel_values"]))
         return (loss, outputs) if return_outputs else loss
 
@@ -130,6 +193,9 @@ class C2FMAETrainer(PublishingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs = {**logs, **self._averages.pop(self)}
+            if getattr(self.train_dataset, "on_bad_row", "raise") == "skip":
+                skipped = self._num_skipped.to(self.args.device)
+                logs["skipped_rows"] = int(self.accelerator.reduce(skipped, reduction="sum"))
             if isinstance(self.data_collator, DataCollatorForC2FMAE):
                 progress = torch.tensor([self.state.global_step / max(self.state.max_steps, 1)])
                 weights = self.data_collator.curriculum.probabilities(progress)[0].tolist()

@@ -1,0 +1,125 @@
+"""
+The photographs of the study, decoded once: STL-10 with its masks, and Caltech-101 for transfer to classes that no mask
+has named. Both are Parquet files with the columns `image`, `semantic`, `instance`, `label` and `image_id`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as tvF
+
+from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
+from c2fmae_hf.dataset import undecoded
+from c2fmae_hf.decoding import open_image, to_rgb
+
+
+IMAGE_SIZE = 96
+# STL-10's masks are squares of six pixels; finer scores would mean nothing.
+GRID = 16
+NUM_CLASSES = 11
+
+
+@dataclass
+class Labelled:
+    """Images `(N, 3, 96, 96)` uint8 and their classes `(N,)`."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass
+class Masked:
+    """Images likewise, with classes and instances `(N, 16, 16)` of their squares."""
+
+    images: torch.Tensor
+    semantic: torch.Tensor
+    instance: torch.Tensor
+
+
+@dataclass
+class StudyData:
+    """
+    Args:
+        pretraining: Rows for [`C2FMAEDataset`], decoded: STL-10's masked photographs, but for those to score by.
+        train, test: STL-10 by class: what probes are trained on (a part of `pretraining`), and photographs that no
+            variant has seen in any form.
+        other_train, other_test: Caltech-101 by class.
+        mask_train, mask_test: STL-10's masks: a part of `pretraining`, and photographs that no variant has seen.
+    """
+
+    pretraining: list[dict[str, Any]]
+    train: Labelled
+    test: Labelled
+    other_train: Labelled
+    other_test: Labelled
+    mask_train: Masked
+    mask_test: Masked
+
+
+def load_study_data(folder: Path) -> StudyData:
+    """
+    Raises:
+        `FileNotFoundError`: naming a file that is not there.
+    """
+    train, test, val = (_rows(folder, f"stl10_seg_{name}.parquet") for name in ("train", "test", "val"))
+    unmasked = _rows(folder, "stl10_images_train.parquet")
+    caltech = [_rows(folder, f"caltech101_{name}.parquet") for name in ("train-*", "val")]
+    held_out = [_labelled(val), _labelled(unmasked)]
+    return StudyData(
+        pretraining=[_decoded(row) for rows in (train, test) for row in rows],
+        train=_labelled(train),
+        test=Labelled(torch.cat([one.images for one in held_out]), torch.cat([one.labels for one in held_out])),
+        other_train=_labelled(caltech[0]),
+        other_test=_labelled(caltech[1]),
+        mask_train=_masked(train),
+        mask_test=_masked(val),
+    )
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """Bytes to what encoders take."""
+    return tvF.normalize(images.float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
+
+
+def _rows(folder: Path, name: str) -> datasets.Dataset:
+    files = sorted(str(path) for path in folder.glob(name))
+    if not files:
+        raise FileNotFoundError(f"{folder / name}: expected the study's data, found nothing")
+    return undecoded(datasets.load_dataset("parquet", data_files=files, split="train"))
+
+
+def _decoded(row: dict[str, Any]) -> dict[str, Any]:
+    maps = {name: open_image(row[name]) for name in ("semantic", "instance")}
+    return {"image": to_rgb(open_image(row["image"])), **maps, "image_id": row["image_id"], "label": row["label"]}
+
+
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    """`(3, 96, 96)` uint8: the shorter side resized, the middle taken, as for classification."""
+    image = to_rgb(image)
+    if min(image.size) != IMAGE_SIZE:
+        image = tvF.resize(image, IMAGE_SIZE, tvF.InterpolationMode.BICUBIC)
+    return tvF.pil_to_tensor(tvF.center_crop(image, [IMAGE_SIZE, IMAGE_SIZE]))
+
+
+def _labelled(rows: Sequence[dict[str, Any]]) -> Labelled:
+    images = torch.stack([_to_tensor(open_image(row["image"])) for row in rows])
+    return Labelled(images, torch.tensor([row["label"] for row in rows]))
+
+
+def _masked(rows: Sequence[dict[str, Any]]) -> Masked:
+    step = IMAGE_SIZE // GRID
+
+    def squares(name: str) -> torch.Tensor:
+        maps = [np.asarray(open_image(row[name]))[step // 2 :: step, step // 2 :: step] for row in rows]
+        return torch.from_numpy(np.stack(maps).astype(np.int64))
+
+    images = torch.stack([_to_tensor(open_image(row["image"])) for row in rows])
+    return Masked(images, squares("semantic"), squares("instance"))

@@ -1,0 +1,149 @@
+"""One variant, one seed: a model on the study's photographs, for as many steps as its share of the compute allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import IMAGE_SIZE, StudyData
+from PIL import Image
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, ViTMAEConfig, ViTMAEForPreTraining, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from variants import DECODER, ENCODER, Variant
+
+from c2fmae_hf import C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel
+from c2fmae_hf.conversion import convert_to_c2fmae
+from c2fmae_hf.data_collator import DataCollatorForC2FMAE
+from c2fmae_hf.dataset import C2FMAEDataset
+from c2fmae_hf.labelling.classical import ClassicalLabeller
+from c2fmae_hf.labelling.records import PreparedImage
+from c2fmae_hf.progress import SharedProgress
+from c2fmae_hf.trainer import C2FMAETrainer
+from c2fmae_hf.training_args import C2FMAETrainingArguments
+from c2fmae_hf.transforms import training_transform
+
+
+BATCH_SIZE = 128
+TRAINING = {
+    "per_device_train_batch_size": BATCH_SIZE,
+    # Ten times MAE's rate, which is for 1600 epochs.
+    "base_learning_rate": 1.5e-3,
+    "logging_steps": 25,
+    "save_total_limit": 1,
+    "disable_tqdm": False,
+}
+# MAE's own decoder is half as deep as the encoder here, and as wide as ours.
+VIT_MAE_DECODER = {**DECODER, "decoder_num_hidden_layers": 2}
+
+
+def build_model(variant: Variant, seed: int) -> nn.Module:
+    set_seed(seed)
+    if variant.kind == "vit_mae":
+        fields = {name: value for name, value in ENCODER.items() if name in ViTMAEConfig().to_dict()}
+        return ViTMAEForPreTraining(
+            ViTMAEConfig(**fields, **VIT_MAE_DECODER, mask_ratio=0.75, norm_pix_loss=True, layer_norm_eps=1e-6)
+        )
+    classes = {"num_semantic_classes": {"annotated": 11, "objects": 2, "classical": 32}[variant.maps]}
+    config = C2FMAEConfig(**{**ENCODER, **DECODER, **classes, **variant.config})
+    if variant.kind == "supervised":
+        return C2FMAEForImageClassification(C2FMAEConfig(**{**config.to_dict(), "num_labels": 10}))
+    return C2FMAEForPreTraining(config)
+
+
+def encoder_of(model: nn.Module) -> C2FMAEModel:
+    """What is evaluated: the encoder, as this package's class."""
+    if isinstance(model, ViTMAEForPreTraining):
+        return convert_to_c2fmae(model.vit)
+    return model.image_encoder() if isinstance(model, C2FMAEForPreTraining) else model.c2fmae
+
+
+class LabelDataset(Dataset):
+    """The same crops, with the class of the whole image."""
+
+    def __init__(self, rows: C2FMAEDataset) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        return {"pixel_values": self.rows[index]["pixel_values"], "labels": self.rows.rows[index]["label"]}
+
+
+def pixels_only(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples])}
+
+
+def with_maps(rows: Sequence[dict[str, Any]], maps: str) -> list[dict[str, Any]]:
+    """The rows with a variant's maps in place of the annotators'."""
+    if maps == "annotated":
+        return list(rows)
+    if maps == "objects":
+        return [{**row, "semantic": row["semantic"].point(lambda value: min(value, 1))} for row in rows]
+    labeller = ClassicalLabeller(num_classes=32)
+    labeller.fit([row["image"] for row in rows[:: max(len(rows) // 256, 1)]])
+    labelled = []
+    for row in rows:
+        found = labeller.label([PreparedImage(row["image_id"], row["image"], b"")])[0]
+        semantic, instance = (Image.fromarray(one.astype("uint8")) for one in (found.semantic, found.instance))
+        labelled.append({**row, "semantic": semantic, "instance": instance})
+    return labelled
+
+
+def make_trainer(
+    variant: Variant, seed: int, data: StudyData, steps: int, folder: Path, num_workers: int, **arguments: Any
+) -> Trainer:
+    model = build_model(variant, seed)
+    rows = C2FMAEDataset(
+        with_maps(data.pretraining, variant.maps),
+        training_transform((IMAGE_SIZE, IMAGE_SIZE), label_stride=ENCODER["label_stride"]),
+        map_columns=() if variant.kind != "c2fmae" else ("semantic", "instance"),
+        seed=seed,
+        progress=SharedProgress(),
+    )
+    args = C2FMAETrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        seed=seed,
+        dataloader_num_workers=num_workers,
+        report_to="none",
+        save_steps=max(steps // 6, 1),
+        **{**TRAINING, **variant.training, **arguments},
+    )
+    if variant.kind == "supervised":
+        args.label_names = ["labels"]
+        return Trainer(model=model, args=args, train_dataset=LabelDataset(rows))
+    collator: Any = pixels_only
+    if variant.kind == "c2fmae":
+        collator = DataCollatorForC2FMAE(model.config, curriculum=args.get_curriculum(), seed=seed)
+    return C2FMAETrainer(model=model, args=args, train_dataset=rows, data_collator=collator)
+
+
+def pretrain(
+    variant: Variant, seed: int, data: StudyData, steps: int, folder: Path, num_workers: int = 1, **arguments: Any
+) -> tuple[C2FMAEModel, dict[str, Any]]:
+    """
+    The encoder, and what is known of its training. A run that was interrupted goes on from its last checkpoint.
+
+    Args:
+        steps (`int`): Of `BATCH_SIZE` photographs each.
+        folder: Of the checkpoints.
+    """
+    trainer = make_trainer(variant, seed, data, steps, folder, num_workers, **arguments)
+    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    output = trainer.train(resume_from_checkpoint=checkpoint)
+    last = [entry for entry in trainer.state.log_history if "loss" in entry][-1:]
+    known = {
+        "steps": steps,
+        "images": steps * BATCH_SIZE,
+        "epochs": round(steps * BATCH_SIZE / len(data.pretraining), 2),
+        "seconds": round(output.metrics["train_runtime"], 1),
+        "resumed": checkpoint is not None,
+        "parameters": sum(value.numel() for value in trainer.model.parameters()),
+        "last_losses": {name: value for name, value in (last or [{}])[0].items() if name.endswith("loss")},
+    }
+    return encoder_of(trainer.model).eval(), known

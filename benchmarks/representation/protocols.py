@@ -1,0 +1,132 @@
+"""
+What an encoder is worth, by protocols that leave it frozen: linear probe and k nearest neighbours (by the package's
+own `features`), a linear layer that segments patches, and the share of attention that stays inside the object.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from data import GRID, NUM_CLASSES, Labelled, Masked, StudyData, normalise
+from torch import nn
+
+from c2fmae_hf import C2FMAEModel
+from c2fmae_hf.features import LinearProbe, extract_features, weighted_knn
+from c2fmae_hf.metrics.scores import confusion_matrix, iou_scores
+
+
+EVALUATION_BATCH = 256
+ATTENTION_LAYERS = 2
+
+
+def evaluate(encoder: C2FMAEModel, data: StudyData, seed: int) -> dict[str, float]:
+    """Shares in [0, 1] by name."""
+    results: dict[str, float] = {}
+    for prefix, train, test in (("", data.train, data.test), ("caltech101_", data.other_train, data.other_test)):
+        results.update({f"{prefix}{name}": value for name, value in judge_classes(encoder, train, test, seed).items()})
+    results["patch_mean_iou"] = judge_patches(encoder, data.mask_train, data.mask_test, seed)
+    results.update(judge_attention(encoder, data.mask_test))
+    return results
+
+
+def judge_classes(encoder: C2FMAEModel, train: Labelled, test: Labelled, seed: int) -> dict[str, float]:
+    """Top-1 accuracy of the probe, of plain and mirrored photographs, and of the neighbours; mean-pooled features."""
+
+    def features(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        batches = (
+            {"pixel_values": normalise(part), "labels": truth}
+            for part, truth in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH))
+        )
+        return extract_features(encoder, batches)[0]["mean"]
+
+    num_classes = int(train.labels.max()) + 1
+    plain, tested = features(train.images, train.labels), features(test.images, test.labels)
+    mirrored = features(train.images.flip(-1), train.labels)
+    torch.manual_seed(seed)
+    probe = LinearProbe(plain.shape[1], num_classes).fit(
+        torch.cat([plain, mirrored]), torch.cat([train.labels, train.labels]), seed=seed
+    )
+    with torch.no_grad():
+        probed = probe(tested)
+    neighbours = weighted_knn(plain, train.labels, tested, num_classes)
+    scores = {"linear_probe": probed, "knn": neighbours}
+    return {name: (score.argmax(dim=1) == test.labels).float().mean().item() for name, score in scores.items()}
+
+
+@torch.inference_mode()
+def patch_tokens(encoder: C2FMAEModel, images: torch.Tensor) -> torch.Tensor:
+    """`(N, patches, width)` of the last layer."""
+    parts = [encoder(normalise(part)).last_hidden_state[:, 1:] for part in images.split(EVALUATION_BATCH)]
+    return torch.cat(parts).clone()
+
+
+def to_patches(squares: torch.Tensor, side: int) -> torch.Tensor:
+    """Squares `(N, 16, 16)` by patch: `(N, side ** 2, squares of a patch)`."""
+    step = GRID // side
+    return squares.unflatten(1, (side, step)).unflatten(3, (side, step)).transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+def judge_patches(encoder: C2FMAEModel, train: Masked, test: Masked, seed: int, epochs: int = 20) -> float:
+    """Mean IoU of a linear layer that tells the class of each square from its patch's token."""
+    side = encoder.config.grid_size[0]
+    tokens, truth = patch_tokens(encoder, train.images).flatten(0, 1), to_patches(train.semantic, side).flatten(0, 1)
+    torch.manual_seed(seed)
+    squares = truth.shape[1]
+    head = nn.Sequential(
+        nn.BatchNorm1d(tokens.shape[1], affine=False), nn.Linear(tokens.shape[1], squares * NUM_CLASSES)
+    )
+    batch_size = 4096
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
+    steps = epochs * (len(tokens) // batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        if step % (len(tokens) // batch_size) == 0:
+            order = torch.randperm(len(tokens)).split(batch_size)
+        index = order[step % (len(tokens) // batch_size)]
+        scores = head(tokens[index]).unflatten(1, (squares, NUM_CLASSES))
+        loss = nn.functional.cross_entropy(scores.flatten(0, 1), truth[index].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    head.eval()
+    with torch.no_grad():
+        scores = head(patch_tokens(encoder, test.images).flatten(0, 1)).unflatten(1, (squares, NUM_CLASSES))
+    found, expected = scores.argmax(dim=-1), to_patches(test.semantic, side).flatten(0, 1)
+    matrix = confusion_matrix(found.numpy(), expected.numpy(), NUM_CLASSES)
+    return float(iou_scores(matrix)["mean_iou"])
+
+
+@torch.inference_mode()
+def judge_attention(encoder: C2FMAEModel, data: Masked) -> dict[str, float]:
+    """
+    Of the attention of patches inside an object, in the last layers and over all heads, the share that other patches
+    of the same object get of what all patches get; beside it the share that the object has of the picture, which even
+    attention to everything would give. Objects of fewer than 4 patches are left out.
+    """
+    side = encoder.config.grid_size[0]
+    # A patch belongs to the instance that most of its squares have.
+    patches = to_patches(data.instance, side).mode(dim=-1).values
+    implementation = encoder.config._attn_implementation
+    encoder.set_attn_implementation("eager")
+    shares, areas = [], []
+    try:
+        for images, instances in zip(data.images.split(EVALUATION_BATCH), patches.split(EVALUATION_BATCH)):
+            attentions = encoder(normalise(images), output_attentions=True).attentions[-ATTENTION_LAYERS:]
+            attention = torch.stack([one[:, :, 1:, 1:].mean(dim=1) for one in attentions]).mean(dim=0)
+            attention = attention / attention.sum(dim=-1, keepdim=True)
+            for weights, ids in zip(attention, instances):
+                for instance in ids.unique().tolist():
+                    inside = ids == instance
+                    if instance > 0 and inside.sum() >= 4:
+                        shares.append(weights[inside][:, inside].sum(dim=-1).mean().item())
+                        areas.append(inside.float().mean().item())
+    finally:
+        encoder.set_attn_implementation(implementation)
+    mean = torch.tensor([shares, areas], dtype=torch.double).mean(dim=1).tolist()
+    return {"attention_in_object": mean[0], "object_area": mean[1]}
+
+
+def summary(results: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {100 * value:.1f}" for name, value in results.items())

@@ -1,0 +1,148 @@
+"""
+Does coarse-to-fine learning work? Pre-train the variants of one table, with several seeds, at equal compute, and judge
+their encoders.
+
+    python benchmarks/representation/study.py --data shared/data
+    python benchmarks/representation/study.py --data shared/data --variants mae cascade curriculum --seeds 0 1 2
+    python benchmarks/representation/study.py --data shared/data --calibrate
+
+Compute is that of `--epochs` of MAE: how much longer than MAE's a step of each variant takes is measured first, in
+turns, on an otherwise idle machine (`calibration.json`), and its steps are fewer accordingly. `--equal steps` gives
+all the same number of steps instead.
+
+Each run ends as `<output>/<variant>-<seed>.json` and is skipped when that is there; one that was interrupted goes on.
+`summarise.py` makes the tables and figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import StudyData, load_study_data
+from pretrain import BATCH_SIZE, make_trainer, pretrain
+from protocols import evaluate, summary
+from variants import MAIN, VARIANTS
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from common import in_turns, machine
+
+from c2fmae_hf.files import write_json
+from c2fmae_hf.run_record import hide_tokens
+
+
+CALIBRATION = "calibration.json"
+
+
+def step_of(variant: str, data: StudyData, folder: Path) -> Callable[[], None]:
+    """One training step on one batch, without the loading of it."""
+    trainer = make_trainer(VARIANTS[variant], 0, data, 10, folder, num_workers=0)
+    model = trainer.model.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    for name in ("mask_strategy", "image_ids"):
+        batch.pop(name, None)
+    optimizer = trainer.create_optimizer()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def calibrate(args: argparse.Namespace, data: StudyData) -> dict[str, Any]:
+    """Median over the turns of a step's time relative to MAE's in the same turn."""
+    names = [name for name in VARIANTS if VARIANTS[name].maps == "annotated"]
+    small = StudyData(data.pretraining[: 2 * BATCH_SIZE], *list(vars(data).values())[1:])
+    seconds = in_turns({name: step_of(name, small, args.work / "calibration") for name in names}, args.rounds, 2)
+    ratios = {
+        name: float(torch.tensor([own / mae for own, mae in zip(values, seconds["mae"])]).median())
+        for name, values in seconds.items()
+    }
+    for name, variant in VARIANTS.items():  # other maps cost what the annotators' do
+        ratios.setdefault(name, ratios["cascade"] if variant.kind == "c2fmae" else 1.0)
+    medians = {name: float(torch.tensor(values).median()) for name, values in seconds.items()}
+    return {"machine": machine("cpu"), "seconds": medians, "times_mae": ratios, "rounds": args.rounds}
+
+
+def parse(args: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(MAIN))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--epochs", type=float, default=20, help="of MAE, whose compute all get")
+    parser.add_argument("--equal", choices=("compute", "steps"), default="compute")
+    parser.add_argument("--calibrate", action="store_true", help="measure the steps' times, and do nothing else")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of the calibration")
+    parser.add_argument("--num_workers", type=int, default=1, help="that load data")
+    parser.add_argument("--threads", type=int, help="of the computation; by default all")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision")
+    parser.add_argument("--work", type=Path, default=Path("runs/representation"), help="checkpoints and encoders")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    return parser.parse_args(args)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    data = load_study_data(args.data)
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.calibrate:
+        found = calibrate(args, data)
+        write_json(args.output / CALIBRATION, found)
+        print("\n".join(f"{name}: {ratio:.2f} times MAE's step" for name, ratio in found["times_mae"].items()))
+        return
+    import json
+
+    ratios = {}
+    if args.equal == "compute":
+        path = args.output / CALIBRATION
+        if not path.is_file():
+            raise SystemExit(f"{path}: expected what --calibrate measures, found nothing")
+        ratios = json.loads(path.read_text(encoding="utf-8"))["times_mae"]
+    for seed in args.seeds:
+        for name in args.variants:
+            run(args, data, name, seed, ratios.get(name, 1.0))
+
+
+def run(args: argparse.Namespace, data: StudyData, name: str, seed: int, ratio: float) -> None:
+    suffix = "" if args.equal == "compute" else "-equal_steps"
+    path = args.output / f"{name}-{seed}{suffix}.json"
+    if path.is_file():
+        return
+    folder = args.work / path.stem
+    steps = round(args.epochs * len(data.pretraining) / BATCH_SIZE / ratio)
+    variant = VARIANTS[name]
+    started = time.perf_counter()
+    options = {"bf16": args.bf16, **({} if torch.cuda.is_available() else {"use_cpu": True})}
+    encoder, known = pretrain(variant, seed, data, steps, folder, args.num_workers, **options)
+    encoder.cpu().save_pretrained(folder / "encoder")
+    results = evaluate(encoder, data, seed)
+    content = {
+        "variant": name,
+        "words": variant.words,
+        "seed": seed,
+        "equal": args.equal,
+        "mae_epochs": args.epochs,
+        "step_times_mae": ratio,
+        **known,
+        "results": results,
+        "all_seconds": round(time.perf_counter() - started, 1),
+        "command": hide_tokens(sys.argv),
+        "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
+    }
+    write_json(path, content)
+    print(f"{name}, seed {seed}: {summary(results)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The study's variants: one table. All have the same encoder, data, crops and optimiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+# An eight-block ViT for 96 x 96 pixels: 64 patches of 12 pixels.
+ENCODER = {
+    "image_size": 96,
+    "patch_size": 12,
+    "hidden_size": 192,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 3,
+    "intermediate_size": 768,
+    "label_stride": 4,
+    "num_semantic_classes": 11,
+}
+DECODER = {
+    "decoder_hidden_size": 128,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 4,
+    "decoder_intermediate_size": 512,
+}
+RANDOM = {"curriculum": "constant", "curriculum_weights": [0.0, 0.0, 1.0]}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """
+    Args:
+        words: What a table calls it.
+        config: Fields of [`C2FMAEConfig`] that differ from the study's.
+        training: Fields of [`C2FMAETrainingArguments`] that differ.
+        kind: `c2fmae`; `vit_mae`, transformers' model with its own decoder; or `supervised`, a classifier.
+        maps: Whose label maps: the annotators', those of objects without classes, or the classical labeller's.
+    """
+
+    words: str
+    config: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    kind: Literal["c2fmae", "vit_mae", "supervised"] = "c2fmae"
+    maps: Literal["annotated", "objects", "classical"] = "annotated"
+
+
+VARIANTS = {
+    "mae": Variant("MAE (transformers' ViTMAE)", kind="vit_mae"),
+    "image": Variant("image alone, our decoder", {"granularities": ["image"]}, RANDOM),
+    "parallel": Variant("three granularities, parallel decoders", {"decoder_type": "parallel"}, RANDOM),
+    "cascade": Variant("three granularities, cascade", training=RANDOM),
+    "cascade_semantic": Variant(
+        "cascade, semantic-guided masks", training={**RANDOM, "curriculum_weights": [1.0, 0.0, 0.0]}
+    ),
+    "cascade_instance": Variant(
+        "cascade, instance-guided masks", training={**RANDOM, "curriculum_weights": [0.0, 1.0, 0.0]}
+    ),
+    "curriculum": Variant("cascade, curriculum from coarse to fine"),
+    "reversed": Variant(
+        "cascade, curriculum from fine to coarse", training={"curriculum_order": ["random", "instance", "semantic"]}
+    ),
+    "parallel_curriculum": Variant("parallel decoders, curriculum", {"decoder_type": "parallel"}),
+    "all_inputs": Variant(
+        "cascade, encoder shown all granularities",
+        {"input_granularities": ["semantic", "instance", "image"]},
+        RANDOM,
+    ),
+    "visible": Variant("cascade, labels of visible patches too", {"supervise_visible_labels": True}, RANDOM),
+    "visible_curriculum": Variant(
+        "cascade, curriculum, labels of visible patches too", {"supervise_visible_labels": True}
+    ),
+    "no_instance": Variant("cascade without instances", {"granularities": ["semantic", "image"]}, RANDOM),
+    "labels_less": Variant(
+        "cascade, labels weigh a third", {"loss_weights": {"semantic": 1 / 3, "instance": 1 / 3, "image": 1.0}}, RANDOM
+    ),
+    "labels_more": Variant(
+        "cascade, labels weigh three times", {"loss_weights": {"semantic": 3.0, "instance": 3.0, "image": 1.0}}, RANDOM
+    ),
+    "deep_stages": Variant("cascade, two blocks a stage", {"decoder_num_hidden_layers": 2}, RANDOM),
+    "objects": Variant("cascade, maps without classes", training=RANDOM, maps="objects"),
+    "classical": Variant("cascade, maps of the classical labeller", training=RANDOM, maps="classical"),
+    "supervised": Variant("supervised by the class alone", kind="supervised"),
+}
+MAIN = ("mae", "image", "parallel", "cascade", "curriculum", "reversed")

@@ -1,0 +1,119 @@
+"""
+A training run that kills itself (SIGKILL: no clean-up of any kind) at a given moment, and goes on from the last
+checkpoint when it is started again; for `test_kill_and_resume.py`.
+
+    python tests/killed_run.py FOLDER map|stream WORKERS ACCUMULATION MOMENT
+
+MOMENT is `never`, or `step-K`, `evaluation-K` (in the middle of it), `checkpoint-K` (weights are written, the
+optimizer is not) or `rename-K` (all is written, under its temporary name). Prints the fingerprint of the final weights
+and the losses of every step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import c2fmae_hf.checkpoints
+from c2fmae_hf import C2FMAEConfig
+from c2fmae_hf.run_record import weights_fingerprint
+from test_trainer import make_trainer
+from testing_utils import make_rows
+
+
+MAX_STEPS = 24
+KEYS = (
+    "step",
+    "loss",
+    "semantic_loss",
+    "instance_loss",
+    "image_loss",
+    "masked_semantic",
+    "masked_random",
+    "grad_norm",
+)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DieAt(TrainerCallback):
+    def __init__(self, kind: str, step: int) -> None:
+        self.kind, self.step = kind, step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.kind == "step" and state.global_step == self.step:
+            die()
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self.kind == "evaluation" and state.global_step == self.step:
+            die()
+
+
+def main(folder: str, source: str, num_workers: str, accumulation: str, moment: str) -> None:
+    kind, _, step = moment.partition("-")
+    config = C2FMAEConfig(
+        image_size=32,
+        patch_size=8,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        decoder_hidden_size=32,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=64,
+        num_semantic_classes=5,
+        drop_path_rate=0.1,
+        decoder_prediction_ratio=0.5,
+    )
+    trainer = make_trainer(
+        config,
+        make_rows(22),
+        folder,
+        streaming=source == "stream",
+        callbacks=[DieAt(kind, int(step or -1))],
+        max_steps=MAX_STEPS,
+        gradient_accumulation_steps=int(accumulation),
+        per_device_train_batch_size=2,
+        dataloader_num_workers=int(num_workers),
+        eval_strategy="steps",
+        eval_steps=4,
+        save_strategy="steps",
+        save_steps=3,
+        save_total_limit=2,
+    )
+    if kind == "checkpoint":
+        save = trainer._save_optimizer_and_scheduler
+
+        def save_or_die(output_dir: str) -> None:
+            if trainer.state.global_step == int(step):
+                die()
+            save(output_dir)
+
+        trainer._save_optimizer_and_scheduler = save_or_die
+    if kind == "rename":
+        sync = c2fmae_hf.checkpoints.sync_tree
+
+        def sync_or_die(path: Path) -> None:
+            sync(path)
+            if trainer.state.global_step == int(step):
+                die()
+
+        c2fmae_hf.checkpoints.sync_tree = sync_or_die
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if os.path.isdir(folder) else None)
+    losses = [[entry[key] for key in KEYS] for entry in trainer.state.log_history if "loss" in entry]
+    print(json.dumps({"weights": weights_fingerprint(trainer.model), "losses": losses}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,76 @@
+"""Runs that are killed again and again, and end with the weights of one that never was."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from c2fmae_hf.checkpoints import STAGING_FOLDER
+from hub_clients import Clients
+from killed_run import MAX_STEPS
+
+
+SCRIPT = Path(__file__).with_name("killed_run.py")
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """Each run is a process of its own; the libraries are imported once. No Hub is there, and none is asked."""
+    started = Clients("http://127.0.0.1:9", tmp_path_factory.mktemp("home"))
+    yield started
+    started.close()
+
+
+def run(processes, folder: Path, *arguments: object) -> dict | None:
+    """What a run prints; `None` if it was killed."""
+    result = processes.run(SCRIPT, folder, *arguments, environment={"HF_HUB_OFFLINE": "1"})
+    if result.code == -signal.SIGKILL:
+        return None
+    assert result.code == 0, result.err[-3000:]
+    return json.loads(result.out.strip().splitlines()[-1])
+
+
+def draw_moments(seed: int, count: int) -> list[str]:
+    """Moments of every kind along a run, at random steps."""
+    generator = random.Random(seed)
+    steps = sorted(generator.sample(range(1, MAX_STEPS), count))
+    moments = []
+    for step in steps:
+        kind = generator.choice(["step", "step", "checkpoint", "rename", "evaluation"])
+        every = {"checkpoint": 3, "rename": 3, "evaluation": 4}.get(kind, 1)
+        moments.append(f"{kind}-{min(-(-step // every) * every, MAX_STEPS - 1 if kind == 'step' else MAX_STEPS)}")
+    return moments
+
+
+def check(processes, folder: Path, source: str, accumulation: int, moments: list[str], workers: list[int]) -> None:
+    whole = run(processes, folder / "whole", source, workers[0], accumulation, "never")
+    assert whole is not None
+    assert len(whole["losses"]) == MAX_STEPS
+    for number, moment in enumerate(moments):
+        assert run(processes, folder / "run", source, workers[number % len(workers)], accumulation, moment) is None
+        for checkpoint in (folder / "run").glob("checkpoint-*"):  # none of them is half there
+            assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"} <= {
+                path.name for path in checkpoint.iterdir()
+            }
+        if moment.startswith(("checkpoint", "rename")):
+            assert (folder / "run" / STAGING_FOLDER).is_dir()
+    resumed = run(processes, folder / "run", source, workers[-1], accumulation, "never")
+    assert resumed == whole  # bit for bit: every loss of every step, and all weights
+
+
+@pytest.mark.parametrize("source", ["map", "stream"])
+def test_killed_once_of_each_kind(processes, tmp_path, source):
+    check(processes, tmp_path, source, 2, ["checkpoint-6", "evaluation-8", "step-10", "rename-15"], [0, 2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [[0], [2, 0, 1]], ids=["no workers", "changing workers"])
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("source", ["map", "stream"])
+def test_killed_ten_times_at_random(processes, tmp_path, source, accumulation, workers):
+    moments = draw_moments(seed=accumulation + len(workers), count=10)
+    check(processes, tmp_path, source, accumulation, moments, workers)
