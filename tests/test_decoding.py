@@ -116,7 +116,9 @@ def test_sources(tmp_path):
     ("value", "message"),
     [
         (PHOTO[:-400], "cannot be decoded: .*truncated"),
-        (b"", "cannot be opened: none of the formats JPEG"),
+        (b"", "expected an encoded image, got zero bytes"),
+        ("", "expected an encoded image, got an empty path"),
+        (b"x", "cannot be opened: none of the formats JPEG"),
         (b"\xff\xd8\xff", "cannot be opened"),
         (b"<html>404</html>", "cannot be opened"),
         ("/no/such/file", "cannot be opened: .*No such file"),

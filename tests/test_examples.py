@@ -110,7 +110,7 @@ def test_a_finished_output_folder_is_not_overwritten(run_pretraining, recipe, tm
 @pytest.mark.parametrize(
     "options",
     [
-        ["--streaming", "true", "--num_semantic_classes", "5", "--eval_strategy", "no", "--shuffle_buffer", "8"],
+        ["--streaming", "true", "--num_semantic_classes", "5", "--eval_strategy", "no", "--shuffle_rows", "8"],
         [
             "--config_overrides",
             '{"granularities":["image"]}',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -34,23 +35,30 @@ def run(processes, folder: Path, *arguments: object) -> dict | None:
     return json.loads(result.out.strip().splitlines()[-1])
 
 
-def draw_moments(seed: int, count: int) -> list[str]:
-    """Moments of every kind along a run, at random steps."""
-    generator = random.Random(seed)
-    steps = sorted(generator.sample(range(1, MAX_STEPS), count))
-    moments = []
-    for step in steps:
-        kind = generator.choice(["step", "step", "checkpoint", "rename", "evaluation"])
-        every = {"checkpoint": 3, "rename": 3, "evaluation": 4}.get(kind, 1)
-        moments.append(f"{kind}-{min(-(-step // every) * every, MAX_STEPS - 1 if kind == 'step' else MAX_STEPS)}")
-    return moments
+def last_checkpoint(folder: Path) -> int:
+    return max((int(path.name.partition("-")[2]) for path in folder.glob("checkpoint-*")), default=0)
 
 
-def check(processes, folder: Path, source: str, accumulation: int, moments: list[str], workers: list[int]) -> None:
+def draw_moment(generator: random.Random, last: int) -> str:
+    """Of any kind, soon after the last checkpoint."""
+    kind = generator.choice(["step", "checkpoint", "rename", "evaluation"])
+    if kind == "step":
+        return f"step-{generator.randint(last, min(last + 5, MAX_STEPS - 1))}"
+    every = 4 if kind == "evaluation" else 3
+    steps = range(last - last % every + every, MAX_STEPS + 1, every)
+    return f"{kind}-{generator.choice(steps[:2])}"
+
+
+def check(
+    processes, folder: Path, source: str, accumulation: int, moments: Sequence[str | None], workers: list[int]
+) -> None:
+    """`None` is a random moment."""
+    generator = random.Random(accumulation + len(workers))
     whole = run(processes, folder / "whole", source, workers[0], accumulation, "never")
     assert whole is not None
     assert len(whole["losses"]) == MAX_STEPS
-    for number, moment in enumerate(moments):
+    for number, given in enumerate(moments):
+        moment = given or draw_moment(generator, last_checkpoint(folder / "run"))
         assert run(processes, folder / "run", source, workers[number % len(workers)], accumulation, moment) is None
         for checkpoint in (folder / "run").glob("checkpoint-*"):  # none of them is half there
             assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"} <= {
@@ -72,5 +80,4 @@ def test_killed_once_of_each_kind(processes, tmp_path, source):
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("source", ["map", "stream"])
 def test_killed_ten_times_at_random(processes, tmp_path, source, accumulation, workers):
-    moments = draw_moments(seed=accumulation + len(workers), count=10)
-    check(processes, tmp_path, source, accumulation, moments, workers)
+    check(processes, tmp_path, source, accumulation, [None] * 10, workers)

@@ -56,8 +56,11 @@ def to_label_map(image: Image.Image) -> np.ndarray:
         `np.ndarray` of shape `(height, width)`, int32, -100 = ignore.
 
     Raises:
-        `ValueError`: for several channels or floating-point values.
+        `ValueError`: for several channels, floating-point values, ids that 16 bits do not hold, or a file that was
+            compressed with losses, which are other ids.
     """
+    if image.format in ("JPEG", "MPO"):
+        raise ValueError(f"expected a label map stored without losses, such as PNG, got {image.format}")
     if image.mode in ("1", "L", "P"):
         ignore = IGNORE_INDEX_8BIT
     elif image.mode.startswith("I"):
@@ -65,6 +68,8 @@ def to_label_map(image: Image.Image) -> np.ndarray:
     else:
         raise ValueError(f"expected a single-channel 8- or 16-bit label map, got an image of mode {image.mode!r}")
     ids = np.asarray(image)
+    if ids.dtype.itemsize > 2 and (ids.min() < 0 or ids.max() > IGNORE_INDEX_16BIT):
+        raise ValueError(f"expected ids in [0, {IGNORE_INDEX_16BIT}], got [{ids.min()}, {ids.max()}]")
     label_map = ids.astype(np.int32)
     label_map[ids == ignore] = IGNORE_INDEX
     return label_map
@@ -88,6 +93,8 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
         if not isinstance(value, (bytes, str)):
             raise ValueError(f"expected an encoded image, a path or a PIL image, got {type(value).__name__}")
+        if len(value) == 0:
+            raise ValueError(f"expected an encoded image, got {'zero bytes' if value == b'' else 'an empty path'}")
         try:
             image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value, formats=IMAGE_FORMATS)
         except UnidentifiedImageError as error:
