@@ -49,7 +49,8 @@ def main() -> None:
     size, batch, pixels, *_ = contents[0]["settings"].split(", ")
     machine = contents[0]["machine"]
     place = machine.get("device") or f"{machine['cores']} CPU cores"
-    axes.set_xlabel(f"images/s of a pre-training step (ViT-{size.title()}/16, {pixels}, {batch}, {place})", fontsize=9)
+    axes.set_xlabel("images/s of a pre-training step", fontsize=9)
+    axes.set_title(f"ViT-{size.title()}/16, {pixels}, {batch}, {place}", fontsize=10)
     save_figure(figure, args.output)
     print(args.output)
 

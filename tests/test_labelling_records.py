@@ -76,7 +76,7 @@ def test_instances_are_numbered_without_gaps():
     assert number_instances(np.zeros((2, 2), int)).tolist() == [[0, 0], [0, 0]]
 
 
-@pytest.mark.parametrize(("highest", "mode"), [(5, "P"), (254, "P"), (255, "I;16"), (40_000, "I;16")])
+@pytest.mark.parametrize(("highest", "mode"), [(5, "L"), (254, "L"), (255, "I;16"), (40_000, "I;16")])
 def test_maps_survive_encoding(highest, mode):
     label_map = np.array([[0, 1, -100], [2, highest, -100]], np.int32)
     encoded = encode_label_map(label_map)
@@ -84,6 +84,18 @@ def test_maps_survive_encoding(highest, mode):
     assert (to_label_map(open_image(encoded)) == label_map).all()
     for label_map in (np.zeros((1, 1), np.int32), np.full((3, 5), -100, np.int32)):
         assert (to_label_map(open_image(encode_label_map(label_map))) == label_map).all()
+
+
+def test_a_palette_where_it_makes_a_map_smaller():
+    y, x = np.mgrid[:300, :400]
+    label_map = ((y // 37) * 3 + ((x - 200) ** 2 + (y - 150) ** 2 < 8000)).astype(np.int32)
+    encoded, grey = encode_label_map(label_map), io.BytesIO()
+    image = Image.open(io.BytesIO(encoded))
+    Image.fromarray(label_map.astype(np.uint8)).save(grey, "PNG", optimize=True)
+    assert image.mode == "P"
+    assert len(encoded) < len(grey.getvalue())
+    assert (to_label_map(image) == label_map).all()
+    assert len(image.convert("RGB").getcolors()) == len(np.unique(label_map))  # what a viewer shows
 
 
 @pytest.mark.parametrize("wrong", [65535, -1])
