@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-all quality style clean
+.PHONY: demo test test-floors test-all quality style clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -25,6 +25,17 @@ demo: $(VENV)/.installed
 ## The tests, without those marked slow.
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow" tests
+
+## The same tests with the oldest versions that setup.py allows, which uv finds.
+test-floors: .venv-floors/.installed
+	.venv-floors/bin/python -m pytest -m "not slow" tests
+
+.venv-floors/.installed: setup.py pyproject.toml
+	test -d .venv-floors || $(PYTHON) -m venv .venv-floors
+	.venv-floors/bin/python -m pip install --quiet uv
+	.venv-floors/bin/uv pip install --quiet --python .venv-floors/bin/python --resolution lowest-direct --editable ".[test]"
+	.venv-floors/bin/python -c "import torchvision, timm, transformers, c2fmae_hf"
+	touch $@
 
 ## All tests, with transformers' own common tests for models, backbones and image processors.
 test-all: $(VENV)/.installed

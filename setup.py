@@ -16,11 +16,11 @@ INSTALL_REQUIRES = [
     "timm>=1.0.20",
     "huggingface-hub>=1.33",
     "safetensors>=0.8",
-    "datasets>=4.0",
+    "datasets>=5.1",  # before, streams do not always resume where they stopped
     "evaluate>=0.4.5",
     "accelerate>=1.5",
-    "numpy>=1.26",
-    "pillow>=11",
+    "numpy>=2.0",
+    "pillow>=11.3",  # AVIF
     "pyyaml>=6",
     "jinja2>=3.1",  # model cards
 ]
@@ -30,7 +30,7 @@ EXTRAS_REQUIRE = {
     "viz": ["matplotlib>=3.9"],
     # label_images.py and validate_dataset.py; also `make demo`, whose photographs ship with the first two
     "label": [
-        "scikit-image>=0.24",
+        "scikit-image>=0.25",
         "scikit-learn>=1.5",
         "threadpoolctl>=3.1",
         "pycocotools>=2.0.7",
@@ -40,9 +40,9 @@ EXTRAS_REQUIRE = {
         "matplotlib>=3.9",
     ],
     # run_object_detection.py; `evaluate.evaluator`
-    "detection": ["pycocotools>=2.0.7", "scipy>=1.11"],
+    "detection": ["pycocotools>=2.0.7", "scipy>=1.13"],
     # ONNX: written, checked, and verified against the model
-    "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+    "export": ["onnx>=1.17", "onnxscript>=0.6", "onnxruntime>=1.20"],
     # labelling on a cluster
     "ray": ["ray[data]>=2.40"],
     "pytest": ["pytest>=8", "parameterized>=0.9", "torchmetrics>=1.6"],

@@ -34,18 +34,19 @@ from transformers import (
 )
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEImageProcessor
-from c2fmae_hf.arguments import find_checkpoint, parse_arguments
+from c2fmae_hf.arguments import HubArguments, find_checkpoint, parse_arguments, run_script
 from c2fmae_hf.classification import (
     ImageClassificationTrainer,
     ImageLabelDataset,
     build_classifier,
     classification_transforms,
+    resize_images,
 )
 from c2fmae_hf.dataset import load_train_and_validation
 from c2fmae_hf.evidence import load_run
 from c2fmae_hf.features import LinearProbe, extract_features, load_encoder, pixel_statistics, weighted_knn
 from c2fmae_hf.files import write_json
-from c2fmae_hf.hub import push_to_hub
+from c2fmae_hf.hub import HubError, check_license, push_to_hub
 from c2fmae_hf.metrics import load_metric
 from c2fmae_hf.repository import load_saved
 from c2fmae_hf.run_record import RunRecord
@@ -94,10 +95,10 @@ class ProtocolArguments:
     )
 
 
-GROUPS = (ModelArguments, DataArguments, ProtocolArguments, TrainingArguments)
+GROUPS = (ModelArguments, DataArguments, ProtocolArguments, TrainingArguments, HubArguments)
 
 
-def find_mistake(_, __, protocol_args: ProtocolArguments, training_args: TrainingArguments) -> str | None:
+def find_mistake(_, __, protocol_args: ProtocolArguments, training_args: TrainingArguments, *___) -> str | None:
     if protocol_args.linear_probe and protocol_args.knn:
         return "--linear_probe and --knn: choose one"
     if training_args.push_to_hub and protocol_args.knn:
@@ -160,10 +161,16 @@ def start_record(model, model_args, data_args, protocol_args, training_args, dat
     return RunRecord("image_classification", arguments, rows, splits, starting_model=model)
 
 
-def judge_features(model_args, data_args, protocol_args, training_args, data, id2label) -> tuple[dict, dict]:
+def judge_features(model_args, data_args, protocol_args, training_args, hub_args, data, id2label) -> tuple[dict, dict]:
     """k-NN or linear probe on frozen features, for each pooling that the encoder has."""
     train_rows, validation_rows = data
     encoder = load_encoder(model_args.model, model_args.from_scratch, image_size=data_args.image_size)
+    if training_args.push_to_hub:  # say now what would fail after the work
+        if not isinstance(encoder.config, C2FMAEConfig):
+            raise HubError(
+                f"--push_to_hub and --linear_probe: expected a C2FMAE encoder, got {encoder.config.model_type}"
+            )
+        check_license(encoder, hub_args.publishing()["card_facts"], hub_args.publishing()["license_text"])
     encoder = encoder.to(training_args.device)
     record = start_record(encoder, model_args, data_args, protocol_args, training_args, data)
     processor = build_processor(model_args.model, encoder.config, data_args.image_size, data_args.crop_ratio)
@@ -227,6 +234,7 @@ def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, f
     config.label2id = {label: index for index, label in id2label.items()}
     model = C2FMAEForImageClassification(config)
     model.c2fmae.load_state_dict(encoder.state_dict())
+    resize_images(model, processor.crop_size["height"])
     weight, bias = probe.fold()
     with torch.no_grad():
         model.classifier.weight.copy_(weight)
@@ -236,7 +244,7 @@ def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, f
     return model
 
 
-def fine_tune(model_args, data_args, protocol_args, training_args, data, id2label) -> tuple[dict, dict]:
+def fine_tune(model_args, data_args, protocol_args, training_args, hub_args, data, id2label) -> tuple[dict, dict]:
     train_rows, validation_rows = data
     if model_args.evaluate_only:
         model = AutoModelForImageClassification.from_pretrained(model_args.model)
@@ -272,6 +280,7 @@ def fine_tune(model_args, data_args, protocol_args, training_args, data, id2labe
         label_smoothing=protocol_args.label_smoothing,
         layer_decay=protocol_args.layer_decay,
         ema_decay=protocol_args.ema_decay,
+        **hub_args.publishing(),
     )
     record = start_record(model, model_args, data_args, protocol_args, training_args, data)
     if not model_args.evaluate_only:
@@ -288,7 +297,7 @@ def fine_tune(model_args, data_args, protocol_args, training_args, data, id2labe
 
 
 def main(args: list[str] | None = None) -> dict:
-    model_args, data_args, protocol_args, training_args = parse_arguments(
+    model_args, data_args, protocol_args, training_args, hub_args = parse_arguments(
         GROUPS,
         args,
         __doc__,
@@ -305,7 +314,7 @@ def main(args: list[str] | None = None) -> dict:
     protocol = "knn" if protocol_args.knn else "linear_probe" if protocol_args.linear_probe else "fine_tuning"
     started = time.perf_counter()
     run = fine_tune if protocol == "fine_tuning" else judge_features
-    scores, record = run(model_args, data_args, protocol_args, training_args, data, id2label)
+    scores, record = run(model_args, data_args, protocol_args, training_args, hub_args, data, id2label)
     results = {
         "protocol": protocol,
         "results": scores,
@@ -326,6 +335,8 @@ def main(args: list[str] | None = None) -> dict:
                 private=training_args.hub_private_repo,
                 token=token,
                 revision=training_args.hub_revision,
+                facts=hub_args.publishing()["card_facts"],
+                license_text=hub_args.publishing()["license_text"],
             )
     for pooling, values in results["results"].items():
         print(f"{protocol}, {pooling}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
@@ -334,4 +345,4 @@ def main(args: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -28,7 +28,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, TrainingArguments, set_seed
 
 from c2fmae_hf import C2FMAEImageProcessor, MaskRCNNForObjectDetection
-from c2fmae_hf.arguments import find_checkpoint, parse_arguments
+from c2fmae_hf.arguments import HubArguments, find_checkpoint, parse_arguments, run_script
 from c2fmae_hf.dataset import load_train_and_validation, semantic_id2label
 from c2fmae_hf.detection import DetectionTrainer, Mask2FormerTrainer, build_mask2former, build_mask_rcnn
 from c2fmae_hf.features import pixel_statistics
@@ -91,7 +91,7 @@ class ProtocolArguments:
     ema_decay: float | None = field(default=None, metadata={"help": "Average the weights with this decay."})
 
 
-GROUPS = (ModelArguments, DataArguments, ProtocolArguments, TrainingArguments)
+GROUPS = (ModelArguments, DataArguments, ProtocolArguments, TrainingArguments, HubArguments)
 
 
 def find_mistake(model_args: ModelArguments, data_args: DataArguments, *others) -> str | None:
@@ -181,7 +181,7 @@ def draw(trainer: DetectionTrainer, number: int, path: Path, least_score: float 
 
 
 def main(args: list[str] | None = None) -> dict:
-    model_args, data_args, protocol_args, training_args = parse_arguments(
+    model_args, data_args, protocol_args, training_args, hub_args = parse_arguments(
         GROUPS,
         args,
         __doc__,
@@ -203,6 +203,7 @@ def main(args: list[str] | None = None) -> dict:
         eval_dataset=DetectionDataset(validation),
         layer_decay=protocol_args.layer_decay,
         ema_decay=protocol_args.ema_decay,
+        **hub_args.publishing(),
         **options,
     )
     record = RunRecord(
@@ -243,4 +244,4 @@ def main(args: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -28,7 +28,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
-from c2fmae_hf.arguments import find_checkpoint, parse_arguments
+from c2fmae_hf.arguments import HubArguments, find_checkpoint, parse_arguments, run_script
 from c2fmae_hf.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.dataset import (
     MAP_COLUMNS,
@@ -95,7 +95,7 @@ class ModelArguments:
     )
 
 
-GROUPS = (DataArguments, ModelArguments, C2FMAETrainingArguments)
+GROUPS = (DataArguments, ModelArguments, C2FMAETrainingArguments, HubArguments)
 
 
 def find_mistake(_, model_args: ModelArguments, *others) -> str | None:
@@ -144,7 +144,7 @@ def build_config(model_args: ModelArguments, rows, on_bad_row: str) -> C2FMAECon
 
 
 def main(args: list[str] | None = None) -> C2FMAETrainer:
-    data_args, model_args, training_args = parse_arguments(
+    data_args, model_args, training_args, hub_args = parse_arguments(
         GROUPS, args, __doc__, required=("dataset_name",), check=find_mistake
     )
     logging.basicConfig(format="%(message)s", level=logging.INFO)
@@ -229,6 +229,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         eval_dataset=eval_dataset,
         data_collator=collator,
         processing_class=processor,
+        **hub_args.publishing(),
     )
     trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
     if eval_dataset is not None:
@@ -276,4 +277,4 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

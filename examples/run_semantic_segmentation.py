@@ -22,7 +22,7 @@ import numpy as np
 from transformers import AutoModelForSemanticSegmentation, TrainingArguments, set_seed
 
 from c2fmae_hf import C2FMAEImageProcessor
-from c2fmae_hf.arguments import find_checkpoint, parse_arguments
+from c2fmae_hf.arguments import HubArguments, find_checkpoint, parse_arguments, run_script
 from c2fmae_hf.dataset import count_semantic_classes, load_train_and_validation, semantic_id2label
 from c2fmae_hf.decoding import to_rgb
 from c2fmae_hf.features import pixel_statistics
@@ -78,7 +78,7 @@ class ProtocolArguments:
     ema_decay: float | None = field(default=None, metadata={"help": "Average the weights with this decay."})
 
 
-GROUPS = (ModelArguments, DataArguments, ProtocolArguments, TrainingArguments)
+GROUPS = (ModelArguments, DataArguments, ProtocolArguments, TrainingArguments, HubArguments)
 
 
 def load_rows(data_args: DataArguments, seed: int):
@@ -130,7 +130,7 @@ def draw(trainer: SemanticSegmentationTrainer, rows, id2label: dict[int, str], n
 
 
 def main(args: list[str] | None = None) -> dict:
-    model_args, data_args, protocol_args, training_args = parse_arguments(
+    model_args, data_args, protocol_args, training_args, hub_args = parse_arguments(
         GROUPS,
         args,
         __doc__,
@@ -179,6 +179,7 @@ def main(args: list[str] | None = None) -> dict:
         ema_decay=protocol_args.ema_decay,
         window=data_args.image_size if data_args.sliding_window else None,
         stride=data_args.window_stride,
+        **hub_args.publishing(),
     )
     record = RunRecord(
         "semantic_segmentation",
@@ -220,4 +221,4 @@ def main(args: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -222,7 +222,9 @@ def test_one_class_and_absent_classes(example, folders, tmp_path, caplog):
     "path", sorted((EXAMPLES / "configs" / "classification").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_recipes_are_understood(example, path):
-    model_args, data_args, _, training_args = example.parse_arguments(example.GROUPS, [str(path), "--use_cpu", "true"])
+    model_args, data_args, _, training_args, _ = example.parse_arguments(
+        example.GROUPS, [str(path), "--use_cpu", "true"]
+    )
     assert model_args.model
     assert data_args.image_size % 8 == 0
     assert training_args.num_train_epochs in (5, 100)

@@ -124,7 +124,7 @@ def assert_equal_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Te
 def test_timm_encoders(options):
     source = timm_vit(**options)
     model = convert_to_c2fmae(source)
-    images = pixels(*model.config.image_height_width, source.in_chans)
+    images = pixels(*model.config.image_height_width, source.patch_embed.proj.in_channels)
     assert type(model) is C2FMAEModel
     assert not model.training
     assert_same(tokens(source, images), tokens(model, images))

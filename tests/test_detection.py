@@ -475,7 +475,9 @@ def test_collation():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_understood(example, path):
-    model_args, data_args, _, training_args = example.parse_arguments(example.GROUPS, [str(path), "--use_cpu", "true"])
+    model_args, data_args, _, training_args, _ = example.parse_arguments(
+        example.GROUPS, [str(path), "--use_cpu", "true"]
+    )
     assert example.find_mistake(model_args, data_args) is None
     if model_args.detector == "mask_rcnn" and model_args.detector_options:
         assert set(json.loads(model_args.detector_options)) <= set(SMALL)

@@ -160,7 +160,7 @@ def test_bad_arguments_are_named(run_pretraining, recipe, tmp_path, capsys):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid(run_pretraining, path):
-    data_args, model_args, training_args = run_pretraining.parse_arguments(
+    data_args, model_args, training_args, _ = run_pretraining.parse_arguments(
         run_pretraining.GROUPS, [str(path), "--use_cpu", "true"]
     )
     assert data_args.dataset_name

@@ -453,6 +453,7 @@ def test_no_log_holds_a_token(hub_scene, token, code):
     assert result.code == code, result.err[-3000:]
     assert "/api/whoami-v2" in result.err  # the logs are on
     assert TOKENS[token] not in result.out + result.err
+    assert "HTTP Request" not in result.err  # the library's client would log addresses of storage, signed
 
 
 def test_the_trainer_says_before_training_what_would_fail_after_it(hub_scene, tmp_path):
@@ -470,11 +471,27 @@ def test_the_trainer_says_before_training_what_would_fail_after_it(hub_scene, tm
     assert "other/not-ours" not in hub_scene.hub.repositories
 
 
+CLASSIFY = """
+import sys
+import c2fmae_hf, timm, torch
+from PIL import Image
+from transformers import pipeline
+pipe = pipeline("image-classification", sys.argv[1])
+classes = pipe(Image.new("RGB", (50, 60), (200, 100, 50)))
+encoder = timm.create_model(f"hf-hub:{sys.argv[1]}", pretrained=True).eval()
+pixels = torch.randn(1, 3, 64, 64)
+with torch.no_grad():
+    torch.testing.assert_close(encoder(pixels), pipe.model(pixels).logits)
+print(list(pipe.model.config.image_height_width), len(classes))
+"""
+
+
 @pytest.mark.parametrize("protocol", ["fine_tuning", "linear_probe"])
 def test_fine_tuning_publishes_once_and_nothing_of_the_machine(hub_scene, tmp_path, encoders, protocol):
     rows = make_rows(8, size=72).select_columns("image").add_column("label", [0, 1] * 4)
     datasets.DatasetDict({"train": rows, "validation": rows.select(range(4))}).save_to_disk(tmp_path / "rows")
-    options = ["--image_size", 32, "--probe_epochs", 2, "--output_dir", tmp_path / "run", "--use_cpu", "true"]
+    # Other images than the encoder was pre-trained on.
+    options = ["--image_size", 64, "--probe_epochs", 2, "--output_dir", tmp_path / "run", "--use_cpu", "true"]
     options += ["--max_steps", 2, "--save_steps", 1, "--per_device_train_batch_size", 4, "--disable_tqdm", "true"]
     options += [f"--{protocol}"] if protocol == "linear_probe" else []
     hub = ["--push_to_hub", "true", "--hub_model_id", f"tuned-{protocol}", "--hub_token", TOKEN]  # no owner
@@ -486,6 +503,8 @@ def test_fine_tuning_publishes_once_and_nothing_of_the_machine(hub_scene, tmp_pa
     assert not [name for name in repository.files if name.startswith("checkpoint")]
     assert {"README.md", "LICENSE", "runs/training/results.json"} <= set(repository.files)
     assert f'"me/tuned-{protocol}"' in repository.files["README.md"].decode()
+    out = run(hub_scene, CLASSIFY, f"me/tuned-{protocol}")
+    assert out.splitlines()[-1] == "[64, 64] 2"
     assert any((tmp_path / "run").rglob("training_args.bin")) is (protocol == "fine_tuning")
 
 
@@ -523,8 +542,38 @@ def test_converted_weights_are_not_published_as_ours(hub_scene, tmp_path):
     recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="me/converted-too")
     recipe_options = ("--config_overrides", json.dumps({"num_hidden_layers": 1, "converted_from": "others/vit"}))
     result = hub_scene.clients.run(EXAMPLES / "run_pretraining.py", recipe, *recipe_options, token=TOKEN)
-    assert "the weights were converted from others/vit, whose licence must be stated" in result.err.splitlines()[-1]
+    assert "license: expected that of others/vit" in result.err.splitlines()[-1]
     assert "me/converted-too" not in hub_scene.hub.repositories
+
+
+LICENSES = """
+import sys
+from transformers import ViTConfig, ViTModel
+from c2fmae_hf import C2FMAEModel
+from c2fmae_hf.hub import HubError, push_to_hub
+from c2fmae_hf.model_card import CardFacts
+own = C2FMAEModel.from_pretrained(sys.argv[1])
+theirs = C2FMAEModel.from_pretrained(sys.argv[1])
+theirs.name_or_path = "others/encoder"  # where it was loaded from
+foreign = ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
+cases = ((own, CardFacts(license="mit")), (theirs, None), (foreign, None), (foreign, CardFacts(license="other")))
+for model, facts in cases:
+    try:
+        push_to_hub(model, "me/licensed", facts=facts)
+    except HubError as error:
+        print(error)
+print(push_to_hub(theirs, "me/licensed", facts=CardFacts(license="mit"), license_text="Permission").commit_url)
+"""
+
+
+def test_weights_of_others_need_a_licence_and_it_its_text(hub_scene):
+    lines = run(hub_scene, LICENSES, hub_scene.folder / "encoder").splitlines()
+    assert "license_text: expected the text of mit, got None. Nothing was published" in lines[0]
+    assert "license: expected that of others/encoder, of which the weights were made" in lines[1]
+    assert "license: expected that of another library's model" in lines[2]
+    assert "license_text: expected the text of other, got None" in lines[3]
+    assert hub_scene.hub.repositories["me/licensed"].files["LICENSE"] == b"Permission"
+    assert len(lines) == 5
 
 
 def test_a_token_among_the_arguments_is_written_nowhere(hub_scene, tmp_path):

@@ -71,7 +71,7 @@ def runs(tmp_path_factory) -> Runs:
     run_example("run_pretraining", [*first, "--max_steps", "1"])
     run_example("run_pretraining", [*first, "--max_steps", "3", "--resume_from_checkpoint", "last"])
     streaming = ["--streaming", "true", "--num_semantic_classes", "5", "--eval_strategy", "no", "--max_steps", "1"]
-    streaming += ["--config_overrides", "{}"]  # a whole size
+    streaming += ["--config_overrides", "{}", "--image_size", "224"]  # a whole size
     streaming += ["--curriculum", "constant", "--curriculum_weights", "1", "0", "0.5"]
     run_example("run_pretraining", [*common, *pretraining, *streaming, "--output_dir", str(folder / "streaming")])
     run_example(
@@ -601,9 +601,12 @@ def test_numbers_that_words_may_not_have(pretraining, words):
 
 
 def test_names_in_the_metadata_are_names(pretraining):
-    for facts in (CardFacts(base_model="me/base at 83.1"), CardFacts(datasets=("a b",)), CardFacts(license="83.1 %")):
-        with pytest.raises(ValueError, match=r"metadata: expected the name of a licence, dataset or model"):
+    for facts in (CardFacts(base_model="me/base at 83.1"), CardFacts(datasets=("a b",))):
+        with pytest.raises(ValueError, match=r"metadata: expected the name of a dataset or model"):
             pretraining.build(facts=facts)
+    for license in ("83.1 %", "MIT", "Apache-2.0"):
+        with pytest.raises(ValueError, match=r"metadata: expected a licence as the Hub names it"):
+            pretraining.build(facts=CardFacts(license=license))
 
 
 # Records

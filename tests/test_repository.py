@@ -194,6 +194,10 @@ def test_folders_that_hold_no_model(tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"]}')
     with pytest.raises(ValueError, match=r"architectures: expected the name of a model .* got 'NoSuchModel'"):
         load_saved(tmp_path)
+    for name in ("pipeline", "C2FMAEConfig"):  # of the libraries, but no models
+        (tmp_path / "config.json").write_text(json.dumps({"architectures": [name]}))
+        with pytest.raises(ValueError, match=rf"expected the name of a model .* got '{name}'"):
+            load_saved(tmp_path)
     for content in ("{", "[]"):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(ValueError, match=r"config.json: expected a JSON object"):
@@ -279,6 +283,9 @@ with torch.no_grad():
         encoder = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         found["timm"] = encoder.forward_features(tensors["pixels"])
 save_file({name: value.contiguous() for name, value in found.items()}, outputs)
+whole.save_pretrained(f"{outputs}-saved")
+again = type(whole).from_pretrained(f"{outputs}-saved")
+assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
 try:
     AutoModel.from_pretrained(folder, trust_remote_code=False)
 except ValueError as error:

@@ -27,12 +27,12 @@ from c2fmae_hf.training_args import C2FMAETrainingArguments
 from c2fmae_hf.transforms import training_transform
 
 
-BATCH_SIZE = 128
+BATCH_SIZE = 32
 TRAINING = {
     "per_device_train_batch_size": BATCH_SIZE,
-    # Ten times MAE's rate, which is for 1600 epochs.
-    "base_learning_rate": 1.5e-3,
-    "logging_steps": 25,
+    # Small batches and a high rate: a thousand steps of 128 photographs are too few to learn to look at patches at all.
+    "base_learning_rate": 4e-3,
+    "logging_steps": 100,
     "save_total_limit": 1,
     "disable_tqdm": False,
 }
@@ -44,9 +44,16 @@ def build_model(variant: Variant, seed: int) -> nn.Module:
     set_seed(seed)
     if variant.kind == "vit_mae":
         fields = {name: value for name, value in ENCODER.items() if name in ViTMAEConfig().to_dict()}
-        return ViTMAEForPreTraining(
+        model = ViTMAEForPreTraining(
             ViTMAEConfig(**fields, **VIT_MAE_DECODER, mask_ratio=0.75, norm_pix_loss=True, layer_norm_eps=1e-6)
         )
+        # As the authors' code does and ours; transformers' normal weights are three times smaller at this width.
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+        patches = model.vit.embeddings.patch_embeddings.projection.weight
+        nn.init.xavier_uniform_(patches.data.view(len(patches), -1))
+        return model
     classes = {"num_semantic_classes": {"annotated": 11, "objects": 2, "classical": 32}[variant.maps]}
     config = C2FMAEConfig(**{**ENCODER, **DECODER, **classes, **variant.config})
     if variant.kind == "supervised":

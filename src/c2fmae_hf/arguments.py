@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+
+from .hub import HubError
+from .model_card import CardFacts
 
 
 def find_checkpoint(args: TrainingArguments) -> str | None:
@@ -26,6 +29,30 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
         folder = str(args.output_dir)
         return get_last_checkpoint(folder) if Path(folder).is_dir() else None
     return str(resume)
+
+
+@dataclass
+class HubArguments:
+    """What publishing needs to know besides the `hub_*` arguments of transformers."""
+
+    hub_license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the weights, as the Hub names it; by default apache-2.0."},
+    )
+    hub_license_file: str | None = field(default=None, metadata={"help": "Its text, for all but apache-2.0."})
+
+    def publishing(self) -> dict[str, Any]:
+        """Arguments of [`~c2fmae_hf.hub.PublishingTrainer`]."""
+        text = Path(self.hub_license_file).read_text(encoding="utf-8") if self.hub_license_file else None
+        return {"card_facts": CardFacts(license=self.hub_license), "license_text": text}
+
+
+def run_script(main: Callable[[], Any]) -> None:
+    """A script as a program: what a Hub refuses is one line, without a traceback."""
+    try:
+        main()
+    except HubError as error:
+        raise SystemExit(str(error)) from None
 
 
 def parse_arguments(

@@ -23,6 +23,8 @@ from .dataset import undecoded
 from .decoding import open_image, to_rgb
 from .features import encoder_config
 from .fine_tuning import FineTuningTrainer, named_classes
+from .modeling_c2fmae import C2FMAEForImageClassification
+from .positions import resize_position_table
 
 
 def build_classifier(
@@ -50,8 +52,31 @@ def build_classifier(
     options: dict[str, Any] = {"image_size": image_size, "pooling": pooling, "drop_path_rate": drop_path_rate}
     config = encoder_config(name, from_scratch, **options, **named_classes(id2label))
     if from_scratch:
-        return AutoModelForImageClassification.from_config(config)
-    return AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+        model = AutoModelForImageClassification.from_config(config)
+    else:
+        model = AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+    if image_size is not None and isinstance(model, C2FMAEForImageClassification):
+        resize_images(model, image_size)
+    return model
+
+
+def resize_images(model: C2FMAEForImageClassification, image_size: int) -> None:
+    """
+    Make the side of square images the model's own, with positions resampled as for images of another size, so that
+    pipelines, timm and the published model take what it was trained on.
+
+    Raises:
+        `ValueError`: if it is no multiple of the patch size.
+    """
+    config, encoder = model.config, model.c2fmae
+    former = config.grid_size
+    if config.image_height_width == (image_size, image_size):
+        return
+    config.image_size = image_size
+    config.check_values()
+    table = encoder.pos_embed
+    positions = resize_position_table(table[:, 1:], former, config.grid_size)
+    encoder.pos_embed = torch.cat([table[:, :1], positions], dim=1)
 
 
 class ImageLabelDataset(Dataset):

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: `@strict` checks the fields against their annotations' real types.
 import json
+import math
 import os
 from typing import Any, Literal
 
@@ -90,6 +91,8 @@ TIMM_KEYS = (
     "pretrained_cfg",
     "model_args",
 )
+
+_MOST = 4096
 
 # Of what `save_pretrained` writes, only the encoder's parameters carry timm's names at the root of the state dict.
 _ENCODER_CLASS = "C2FMAEModel"
@@ -234,6 +237,10 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         self.input_granularities = list(self.input_granularities)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
+        for field in ("num_channels", "num_hidden_layers"):  # of which lists are made
+            value = getattr(self, field)
+            if not isinstance(value, int) or value > _MOST:
+                raise ValueError(f"C2FMAEConfig.{field}: expected an integer up to {_MOST}, got {value!r}")
         is_colour = self.num_channels == len(IMAGENET_MEAN)
         gray = [0.5] * self.num_channels
         self.image_mean = list(self.image_mean or (IMAGENET_MEAN if is_colour else gray))
@@ -250,6 +257,24 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
+        """
+        As in transformers.
+
+        Raises:
+            `ValueError`: for what is no mapping, or holds what the library stumbles over; else as at construction.
+        """
+        if not isinstance(config_dict, dict):
+            raise ValueError(f"C2FMAEConfig: expected a mapping, got {type(config_dict).__name__}")
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
+            # Fields are read before their types are checked.
+            raise ValueError(
+                f"C2FMAEConfig: expected fields of other types, {type(error).__name__}: {error}"
+            ) from error
 
     @classmethod
     def from_size(cls, size: str, **overrides) -> "C2FMAEConfig":
@@ -307,6 +332,16 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         for field in positive.split():
             check(getattr(self, field) > 0, field, "a positive integer", getattr(self, field))
+        for field in ("layer_norm_eps", "initializer_range"):
+            value = getattr(self, field)
+            check(0 < value < math.inf, field, "a positive number", value)
+        for field, values in (
+            ("image_mean", self.image_mean or ()),
+            ("image_std", self.image_std or ()),
+            ("loss_weights", (self.loss_weights or {}).values()),
+            ("instance_offset_weight", [self.instance_offset_weight]),
+        ):
+            check(all(map(math.isfinite, values)), field, "finite numbers", getattr(self, field))
         for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             check(0 <= getattr(self, field) < 1, field, "a number in [0, 1)", getattr(self, field))
         check(0 < self.mask_ratio < 1, "mask_ratio", "a number in (0, 1)", self.mask_ratio)

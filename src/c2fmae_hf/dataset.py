@@ -64,7 +64,7 @@ class EpochSampler(Sampler[SampleKey]):
 
     def __iter__(self) -> Iterator[SampleKey]:
         epoch = self.progress.epoch
-        generator = torch.Generator().manual_seed(int(sample_seeds(self.seed, [epoch], [-1])[0] >> 1))
+        generator = torch.Generator().manual_seed(int(sample_seeds(self.seed, [epoch], [-1])[0]) >> 1)
         for position, index in enumerate(torch.randperm(self.num_rows, generator=generator).tolist()):
             yield SampleKey(index, epoch, self.progress.at(position))
 
@@ -118,7 +118,7 @@ class RowReader:
         except ValueError as error:
             raise ValueError(f"{label}, column {column!r}: {error}") from error
         # torch's seeds are signed.
-        seed = int(sample_seeds(self.seed, [key.epoch], [key.index])[0] >> 1)
+        seed = int(sample_seeds(self.seed, [key.epoch], [key.index])[0]) >> 1
         return {
             **self.transform(image, maps.get("semantic"), maps.get("instance"), seed),
             "sample_key": key,

@@ -170,7 +170,7 @@ def runs_of_architecture(runs: Sequence[Run], config: Any) -> list[Run]:
                 found = run.record.get("architecture") or "none"
                 raise ValueError(f"{run.folder}: expected a run of the architecture {expected}, got one of {found}")
             trained.append(replace(run, role="made"))
-    encoders = {run.record["encoder"] for run in trained}
+    encoders = {run.record.get("encoder") for run in trained} - {None}
     others = [run for run in runs if run.record.get("task") != "pretraining"]
     for run in others:
         if run.record.get("starting_encoder") not in encoders:

@@ -31,11 +31,11 @@ from .checkpoints import DurableTrainer
 from .evidence import RESULTS_FILE, Run, load_run, run_of_weights
 from .files import CHECKSUMS_KEY, file_sha256, write_json
 from .image_processing_c2fmae import C2FMAEImageProcessor
-from .model_card import CardFacts, build_card
+from .model_card import DEFAULT_LICENSE, CardFacts, build_card, own_config
 from .modeling_c2fmae import C2FMAEPreTrainedModel
 from .repository import INDEX_FILE, PROCESSOR_FILE, save_repository
 from .retries import attempt, error_chain, failure_behind, in_short, may_pass, status_of
-from .run_record import RUN_FILE, TOKEN_PATTERN, encoder_fingerprint, weights_fingerprint
+from .run_record import RUN_FILE, TOKEN_PATTERN, encoder_fingerprint, hub_name, weights_fingerprint
 
 
 logger = logging.getLogger(__name__)
@@ -93,8 +93,9 @@ def push_to_hub(
         `CommitInfo`: of the commit that holds everything.
 
     Raises:
-        [`HubError`]: if it cannot be published; what was there before is untouched.
-        `ValueError`: if a run's result belongs to other weights, or weights that were converted have no licence.
+        [`HubError`]: if it cannot be published, or weights of others have no licence; what was there before is
+            untouched.
+        `ValueError`: if a run's result belongs to other weights.
     """
     facts = replace(facts or CardFacts(), tags=(*(facts.tags if facts else ()), *(tags or ())))
     _check_name(repo_id)
@@ -156,6 +157,7 @@ def write_repository(
     """
     _check_name(repo_id)
     runs = _of_weights(runs, model)
+    check_license(model, facts, license_text, runs)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: expected a new or an empty folder, got one with files")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -192,6 +194,29 @@ def _check_name(repo_id: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError:
         raise HubError(_bad_name(repo_id)) from None
+
+
+def check_license(
+    model: PreTrainedModel, facts: CardFacts | None, license_text: str | None, runs: Sequence[Run] = ()
+) -> None:
+    """
+    Weights that others have made, or that were trained further from such, are not ours to license.
+
+    Raises:
+        [`HubError`]: if they have no licence, or another licence than Apache-2.0 has no text.
+    """
+    name = facts.license if facts is not None else None
+    own = own_config(model.config)
+    others = [own.converted_from if own is not None else model.name_or_path or "another library's model"]
+    others += [hub_name(model.name_or_path), *(run.record.get("base_model") for run in runs if run.role == "made")]
+    origin = next(filter(None, others), None)
+    if origin and name is None:
+        raise HubError(
+            f"license: expected that of {origin}, of which the weights were made (see its card, or its authors' "
+            f"repository; --license or --hub_license, and its text), got None. {NOTHING}"
+        )
+    if name not in (None, DEFAULT_LICENSE) and license_text is None:
+        raise HubError(f"license_text: expected the text of {name}, got None. {NOTHING}")
 
 
 def _check_secrets(files: Mapping[str, Path], secret: str | None) -> None:
@@ -263,13 +288,19 @@ class PublishingTrainer(DurableTrainer):
 
     `args.hub_token` is taken over and set to `None`: transformers saves the arguments beside the weights.
 
+    Args: those of [`~transformers.Trainer`], and
+        card_facts ([`CardFacts`], *optional*), license_text (`str`, *optional*): For `push_to_hub`.
+
     Raises:
-        [`HubError`]: if it is to publish in the end, and could not.
+        [`HubError`]: if it is to publish in the end, and could not, or weights of others without a licence.
     """
 
     _hub_token: str | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, card_facts: CardFacts | None = None, license_text: str | None = None, **kwargs: Any
+    ) -> None:
+        self._card_facts, self._license_text = card_facts, license_text
         super().__init__(*args, **kwargs)
         self._take_token()
 
@@ -282,13 +313,8 @@ class PublishingTrainer(DurableTrainer):
         if not self.is_world_process_zero():
             return
         self._take_token()
-        model = self.accelerator.unwrap_model(self.model)
-        origin = getattr(getattr(model.config, "backbone_config", None) or model.config, "converted_from", None)
-        if origin and self.args.push_to_hub:
-            raise HubError(
-                f"push_to_hub: the weights were converted from {origin}, whose licence must be stated; train without "
-                "it, and publish with examples/push_to_hub.py --license, or trainer.push_to_hub(facts=CardFacts(...))"
-            )
+        if self.args.push_to_hub:
+            check_license(self.accelerator.unwrap_model(self.model), self._card_facts, self._license_text)
         args = self.args
         private = args.hub_private_repo if private is None else private
         name = args.hub_model_id or Path(str(args.output_dir)).absolute().name
@@ -329,10 +355,10 @@ class PublishingTrainer(DurableTrainer):
         args = self.args
         folder = Path(str(args.output_dir))
         model = self.accelerator.unwrap_model(self.model)
-        runs = []
+        runs = list(kwargs.pop("runs", ()))
         if any((folder / name).is_file() for name in (RUN_FILE, RESULTS_FILE)):
             run = load_run(folder, "training")
-            runs = [run] if run_of_weights(run, model) is not None else []
+            runs += [run] if run_of_weights(run, model) is not None else []
         return push_to_hub(
             model,
             self.hub_model_id or args.hub_model_id or folder.absolute().name,
@@ -342,7 +368,7 @@ class PublishingTrainer(DurableTrainer):
             token=token or self._hub_token,
             revision=revision or args.hub_revision,
             private=args.hub_private_repo if private is None else private,
-            **kwargs,
+            **{"facts": self._card_facts, "license_text": self._license_text, **kwargs},
         )
 
 
@@ -586,13 +612,14 @@ class _Publication:
 @contextmanager
 def _no_request_lines() -> Iterator[None]:
     """The library's client logs addresses of storage, with the signatures that open them."""
-    client = logging.getLogger("httpx")
-    level = client.level
-    client.setLevel(max(level, logging.WARNING))
+    clients = {client: client.level for client in map(logging.getLogger, ("httpx", "httpx2"))}  # by its version
+    for client, level in clients.items():
+        client.setLevel(max(level, logging.WARNING))
     try:
         yield
     finally:
-        client.setLevel(level)
+        for client, level in clients.items():
+            client.setLevel(level)
 
 
 def _bad_name(repo_id: str) -> str:

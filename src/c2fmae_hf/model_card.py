@@ -192,7 +192,7 @@ def _render(
     facts: CardFacts,
     parameters: dict[str, int] | None,
 ) -> str:
-    kind, own = _kind_of(model_class), _own_config(config)
+    kind, own = _kind_of(model_class), own_config(config)
     figures = [figure for run in runs for figure in figures_of(run)]
     published = [figure for figure in figures if figure.is_last and figure.is_finite] if files else []
     results = [_eval_result(address, figure) for figure in published]
@@ -281,11 +281,11 @@ def check_card(
     for line in (*tags, *words.splitlines()):
         _check_words(line, counts)
     datasets, base_model = card.data.datasets or [], card.data.base_model
-    for value in (*([datasets] if isinstance(datasets, str) else datasets), base_model or "-", card.data.license):
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(card.data.license)):
+        raise ValueError(f"card, metadata: expected a licence as the Hub names it, got {card.data.license!r}")
+    for value in (*([datasets] if isinstance(datasets, str) else datasets), base_model or "-"):
         if not re.fullmatch(r"[\w.+-]+(/[\w.-]+)?", str(value)):
-            raise ValueError(
-                f"card, metadata: expected the name of a licence, dataset or model on a hub, got {value!r}"
-            )
+            raise ValueError(f"card, metadata: expected the name of a dataset or model on a hub, got {value!r}")
 
     facts = CardFacts(str(card.data.license), tuple(datasets), base_model, "", "", tuple(tags))  # type: ignore[arg-type]
     address = _Address(name, revision, subfolder)
@@ -352,7 +352,7 @@ def _kind_of(model_class: str) -> Kind:
     return Kind(f"A {model_class} on the encoder", tags[0], model_class)
 
 
-def _own_config(config: PreTrainedConfig) -> C2FMAEConfig | None:
+def own_config(config: PreTrainedConfig) -> C2FMAEConfig | None:
     """The encoder's, in a model on it, too; `None` if the encoder is another library's."""
     for candidate in (config, getattr(config, "backbone_config", None)):
         if isinstance(candidate, C2FMAEConfig):
@@ -361,7 +361,7 @@ def _own_config(config: PreTrainedConfig) -> C2FMAEConfig | None:
 
 
 def _tags(config: PreTrainedConfig) -> list[str]:
-    own = ["c2fmae", "masked-autoencoder"] if _own_config(config) is not None else []
+    own = ["c2fmae", "masked-autoencoder"] if own_config(config) is not None else []
     return [*own, "vision", *(["timm"] if _is_timms(config) else [])]
 
 
@@ -418,7 +418,7 @@ def _eval_result(address: _Address, figure: Figure) -> EvalResult:
 
 def count_parameters(config: PreTrainedConfig, model_class: str) -> dict[str, int]:
     """Parameters of a C2FMAE configuration's encoder and decoder, without their memory; tables are no parameters."""
-    own = _own_config(config)
+    own = own_config(config)
     if own is None:
         return {}
     with torch.device("meta"):

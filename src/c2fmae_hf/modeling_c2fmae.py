@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -406,10 +407,10 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
-        *args,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
         push_to_hub: bool = False,
-        repo_id: str | None = None,
-        token: str | bool | None = None,
+        *args,
         **kwargs,
     ) -> None:
         """
@@ -417,16 +418,18 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
         folder's layout is for training on, and holds no card and no licence.
 
         Args:
-            save_directory: The folder.
+            save_directory: The folder; its name is the repository's, if there is no `repo_id`.
+            is_main_process, state_dict: As in transformers; only the main process publishes.
             push_to_hub (`bool`): Whether to publish the model besides.
-            repo_id (`str`, *optional*): By default the folder's name.
-            token (*optional*), kwargs: Of `push_to_hub`, or, without it, of transformers' method.
+            args, kwargs: Of transformers' method, and of `push_to_hub`.
         """
-        if not push_to_hub:
-            super().save_pretrained(save_directory, *args, token=token, **kwargs)
-            return
-        super().save_pretrained(save_directory, *args)
-        self.push_to_hub(repo_id or os.path.basename(os.path.abspath(save_directory)), token=token, **kwargs)
+        saving = inspect.signature(super().save_pretrained).parameters
+        for_hub = {name: kwargs.pop(name) for name in list(kwargs) if push_to_hub and name not in saving}
+        if push_to_hub and "token" in kwargs:
+            for_hub["token"] = kwargs.pop("token")
+        super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
+        if push_to_hub and is_main_process:
+            self.push_to_hub(for_hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **for_hub)
 
     def push_to_hub(self, repo_id: str, **kwargs) -> Any:
         """
@@ -434,7 +437,11 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
         loads too. See [`~c2fmae_hf.hub.push_to_hub`] for the arguments.
         """
         # By name: files of relative imports are published along, for use without this package.
-        return importlib.import_module("c2fmae_hf.hub").push_to_hub(self, repo_id, **kwargs)
+        try:
+            hub = importlib.import_module("c2fmae_hf.hub")
+        except ModuleNotFoundError as error:
+            raise ImportError("push_to_hub: publishing C2FMAE needs the package c2fmae-hf; install it") from error
+        return hub.push_to_hub(self, repo_id, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

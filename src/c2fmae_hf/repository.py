@@ -95,7 +95,7 @@ def load_saved(folder: str | os.PathLike) -> tuple[PreTrainedModel, Any]:
     except (ValueError, AttributeError) as error:  # of JSON, of UTF-8, of something else than an object
         raise ValueError(f"{folder / CONFIG_FILE}: expected a JSON object, {error}") from None
     model_class = getattr(c2fmae_hf, str(names[0]), None) or getattr(transformers, str(names[0]), None)
-    if model_class is None:
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise ValueError(
             f"{folder / CONFIG_FILE}, architectures: expected the name of a model of c2fmae_hf or transformers, got "
             f"{names[0]!r}"
@@ -103,7 +103,8 @@ def load_saved(folder: str | os.PathLike) -> tuple[PreTrainedModel, Any]:
     processor = None
     if (folder / PROCESSOR_FILE).is_file():
         processor = AutoImageProcessor.from_pretrained(folder)
-    model, info = model_class.from_pretrained(folder, output_loading_info=True)
+    loaded: Any = model_class.from_pretrained(folder, output_loading_info=True)
+    model, info = loaded
     for kind in ("missing_keys", "mismatched_keys"):
         if info[kind]:
             names = sorted(str(name) for name in info[kind])

@@ -22,7 +22,11 @@ from torch import nn
 
 PACKAGES = ("c2fmae-hf", "torch", "torchvision", "transformers", "timm", "datasets", "accelerate")
 RUN_FILE = "run.json"
-ARCHITECTURE_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+ARCHITECTURE_FIELDS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size", "image_size"),
+    *("num_channels", "qkv_bias", "granularities", "input_granularities", "decoder_type", "decoder_hidden_size"),
+    *("decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_intermediate_size", "mask_ratio"),
+)
 TOKEN_PATTERN = re.compile(r"hf_(?:[A-Za-z0-9]{20,}|(?:oauth|jwt)_[\w.-]{20,})")
 _PASSWORD_PATTERN = re.compile(r"(?<=://)[^/\s]+@")
 # What follows an address's question mark may be a signature or a key.
@@ -60,7 +64,7 @@ class RunRecord:
             "arguments": changed,
             # Now, while it can be seen whether a name is that of a local folder.
             "data": data_name(changed.get("dataset_name") or changed.get("coco_dir")),
-            "base_model": _hub_name(changed.get("model") or changed.get("model_name_or_path")),
+            "base_model": hub_name(changed.get("model") or changed.get("model_name_or_path")),
             "rows": dict(rows),
             "splits": dict(splits),
             **details,
@@ -208,13 +212,13 @@ def _last_part(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
-def _hub_name(name: Any) -> str | None:
+def hub_name(name: Any) -> str | None:
     """A model's name on a hub; `None` for a folder, and an architecture without an owner."""
     return name if isinstance(name, str) and name.count("/") == 1 and data_name(name) == name else None
 
 
 def architecture_of(config: Any) -> dict[str, Any]:
-    """The encoder's sizes, in any model on it; empty if the configuration has other names for them."""
+    """What the table of sizes and the card say of a model; of another library's what has the same names."""
     config = getattr(config, "backbone_config", None) or config
     return {name: getattr(config, name) for name in ARCHITECTURE_FIELDS if hasattr(config, name)}
 
@@ -268,7 +272,7 @@ def _processor_name() -> str:
 def encoder_fingerprint(model: nn.Module) -> str:
     """
     SHA-256 of the encoder's weights, whatever file, class or device they are in: by it a result is known to be of
-    these weights and no others.
+    these weights and no others. The table of positions does not count, which is resampled for images of another size.
 
     Args:
         model: A C2FMAE model; of any other model all weights count.
@@ -277,7 +281,8 @@ def encoder_fingerprint(model: nn.Module) -> str:
     state = model.state_dict()
     if any(prefix in name for name in state):
         state = {name.partition(prefix)[2]: value for name, value in state.items() if prefix in name}
-    return _fingerprint({name: value for name, value in state.items() if not name.startswith("label_embed.")})
+    left_out = ("label_embed.", "pos_embed")
+    return _fingerprint({name: value for name, value in state.items() if not name.startswith(left_out)})
 
 
 @torch.no_grad()

@@ -179,7 +179,7 @@ class C2FMAEIterableDataset(IterableDataset):
             epoch, turn = epoch + 1, 0
 
     def _shuffled(self, items: list[Any], epoch: int, number: int) -> list[Any]:
-        generator = torch.Generator().manual_seed(int(sample_seeds(self.seed, [epoch], [number])[0] >> 1))
+        generator = torch.Generator().manual_seed(int(sample_seeds(self.seed, [epoch], [number])[0]) >> 1)
         return [items[index] for index in torch.randperm(len(items), generator=generator).tolist()]
 
     # Where it stands

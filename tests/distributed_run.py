@@ -1,0 +1,81 @@
+"""
+A training run for `torchrun`, or of one process; for `test_distributed.py`.
+
+    torchrun --nproc_per_node 2 tests/distributed_run.py OUTPUT '{"max_steps": 6}' [--stream] [--resume]
+
+Writes `rank-<n>.json` for each process: the images and masks of every batch that it trained on, and, in the first, the
+logged losses; and `weights.safetensors`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers.trainer_utils import get_last_checkpoint
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from c2fmae_hf import C2FMAEConfig
+from c2fmae_hf.non_finite import decode_image_ids
+from test_trainer import make_trainer
+from testing_utils import make_rows
+
+
+CONFIG = C2FMAEConfig(
+    image_size=32,
+    patch_size=8,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    decoder_hidden_size=32,
+    decoder_num_attention_heads=2,
+    decoder_intermediate_size=64,
+    num_semantic_classes=5,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    parser.add_argument("arguments", type=json.loads)
+    parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--resume", action="store_true")
+    options = parser.parse_args()
+    trainer = make_trainer(CONFIG, make_rows(16), options.output, streaming=options.stream, **options.arguments)
+    trainer.eval_dataset.rows = trainer.eval_dataset.rows.select(range(4))
+    batches: list[dict] = []
+    compute_loss = trainer.compute_loss
+
+    def watched(model, inputs, *args, **kwargs):
+        if model.training:
+            batches.append(
+                {
+                    "step": trainer.state.global_step,
+                    "images": decode_image_ids(inputs["image_ids"]),
+                    "masks": inputs["bool_masked_pos"].int().tolist(),
+                }
+            )
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = watched
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(options.output)) if options.resume else None)
+    metrics = trainer.evaluate()
+    losses = [entry for entry in trainer.state.log_history if "loss" in entry]
+    rank = trainer.args.process_index
+    content = {"batches": batches, "losses": losses, "metrics": metrics}
+    (options.output / f"rank-{rank}.json").write_text(json.dumps(content))
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if rank == 0:
+        weights = {name: torch.as_tensor(value).clone() for name, value in state.items()}
+        save_file(weights, options.output / "weights.safetensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""
+Coverage-guided fuzzing of what reads files of strangers: images, label maps and configurations.
+
+    python tests/fuzz.py maps -max_total_time=3600 runs/fuzz/maps
+    python tests/fuzz.py config -max_total_time=3600 runs/fuzz/config
+
+Needs `pip install atheris`. The options are libFuzzer's; the folder keeps what reached new code. Anything else than a
+`ValueError` (or, of configurations, what transformers raises for a file that is none) is a finding, and ends the run
+with the input in a file `crash-*`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import atheris
+
+
+with atheris.instrument_imports(include=["PIL", "c2fmae_hf.decoding", "c2fmae_hf.configuration_c2fmae"]):
+    import numpy as np
+    from huggingface_hub.errors import StrictDataclassError
+    from PIL import Image
+
+    from c2fmae_hf import C2FMAEConfig
+    from c2fmae_hf.constants import IGNORE_INDEX
+    from c2fmae_hf.decoding import expand_label_map, open_image, to_label_map, to_rgb
+
+
+warnings.simplefilter("ignore")
+MAX_PIXELS = 1 << 22
+
+
+def seeds(kind: str, folder: Path) -> None:
+    """Something to begin with: of images files of every format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "config":
+        (folder / "seed").write_bytes(bytes(range(200)))
+        return
+    image = Image.fromarray(np.arange(12 * 9 * 3, dtype=np.uint8).reshape(12, 9, 3))
+    for format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "TGA"):
+        for mode in ("RGB", "L", "P", "1"):
+            buffer = io.BytesIO()
+            try:
+                image.convert(mode).save(buffer, format)
+            except OSError:
+                continue
+            (folder / f"seed-{format}-{mode}").write_bytes(buffer.getvalue())
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(108, dtype=np.uint16).reshape(12, 9)).save(buffer, "PNG")
+    (folder / "seed-PNG-16").write_bytes(buffer.getvalue())
+
+
+def read_maps(content: bytes) -> None:
+    try:
+        image = open_image(content, MAX_PIXELS)
+    except ValueError:
+        return
+    try:
+        rgb = to_rgb(image)
+        assert rgb.mode == "RGB"
+        assert min(rgb.size) > 0
+    except ValueError:
+        pass
+    try:
+        label_map = to_label_map(image)
+    except ValueError:
+        return
+    assert label_map.shape == (image.height, image.width)
+    assert label_map.dtype == np.int32
+    assert ((label_map >= 0) | (label_map == IGNORE_INDEX)).all()
+    with contextlib.suppress(ValueError):
+        expand_label_map(label_map, (image.height * 2, image.width * 2))
+
+
+# The library's own fields it reads as it likes.
+FIELDS = {name: getattr(C2FMAEConfig(num_hidden_layers=2), name) for name in C2FMAEConfig.__annotations__}
+
+
+def a_value(data: atheris.FuzzedDataProvider, depth: int = 0) -> Any:
+    """Anything that JSON can hold."""
+    kind = data.ConsumeIntInRange(0, 7 if depth < 2 else 5)
+    if kind == 6:
+        return [a_value(data, depth + 1) for _ in range(data.ConsumeIntInRange(0, 4))]
+    if kind == 7:
+        return {
+            data.ConsumeUnicodeNoSurrogates(8): a_value(data, depth + 1) for _ in range(data.ConsumeIntInRange(0, 3))
+        }
+    return (
+        None,
+        data.ConsumeBool(),
+        data.ConsumeIntInRange(-3, 300),
+        data.ConsumeInt(8),
+        data.ConsumeFloat(),
+        data.ConsumeUnicodeNoSurrogates(12),
+    )[kind]
+
+
+def read_config(content: bytes) -> None:
+    """A configuration with other values in a few of its fields; or any JSON at all."""
+    data = atheris.FuzzedDataProvider(content)
+    found: Any = a_value(data)
+    if data.ConsumeIntInRange(0, 9) > 0:
+        changes = {data.PickValueInList(list(FIELDS)): a_value(data) for _ in range(data.ConsumeIntInRange(1, 3))}
+        found = {**FIELDS, **changes}
+    try:
+        config = C2FMAEConfig.from_dict(json.loads(json.dumps(found)))
+    except (ValueError, StrictDataclassError):
+        return
+    again = C2FMAEConfig.from_dict(json.loads(config.to_json_string(use_diff=False)))
+    assert again.to_dict() == config.to_dict()
+    config.timm_keys()
+
+
+def main() -> None:
+    kind = sys.argv.pop(1)
+    folder = Path(sys.argv[-1])
+    seeds(kind, folder)
+    atheris.Setup(sys.argv, {"maps": read_maps, "config": read_config}[kind])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

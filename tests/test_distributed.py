@@ -1,0 +1,140 @@
+"""Pre-training in two processes, which is that of one: the same images, masks, losses and weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).with_name("distributed_run.py")
+# Of losses, and of weights after plain gradient descent: sums of gradients are added up in another order.
+TOLERANCE = 1e-5
+# AdamW makes steps of the learning rate's size of gradients that are all but zero, and so of their rounding.
+ADAMW_TOLERANCE = 1e-4
+# Plain gradient descent, so that weights differ as gradients do.
+PLAIN = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "warmup_steps": 0}
+
+
+@dataclass
+class Run:
+    folder: Path
+
+    def rank(self, number: int) -> dict:
+        return json.loads((self.folder / f"rank-{number}.json").read_text())
+
+    def images(self, number: int, step: int) -> list[str]:
+        return [name for batch in self.rank(number)["batches"] if batch["step"] == step for name in batch["images"]]
+
+    def losses(self) -> list[list[float]]:
+        names = ("loss", "semantic_loss", "instance_loss", "image_loss", "masked_semantic", "grad_norm")
+        return [[entry[name] for name in names] for entry in self.rank(0)["losses"]]
+
+    def difference(self, other: Run) -> float:
+        own, others = (load_file(run.folder / "weights.safetensors") for run in (self, other))
+        assert own.keys() == others.keys()
+        return max((own[name] - others[name]).abs().max().item() for name in own)
+
+
+def start(processes: int, script: Path, *arguments: object) -> None:
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += [str(script), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def run(folder: Path, processes: int, *options: str, **arguments) -> Run:
+    """Eight images a step in all, whatever the number of processes is."""
+    arguments = {
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "per_device_train_batch_size": 4 // processes,
+        "gradient_accumulation_steps": 2,
+        **arguments,
+    }
+    if processes > 1:
+        arguments["ddp_backend"] = "gloo"
+    start(processes, SCRIPT, folder, json.dumps(arguments), *options)
+    return Run(folder)
+
+
+def resumed(before: Run, folder: Path, processes: int, *options: str, **arguments) -> Run:
+    """From the checkpoint at half time."""
+    folder.mkdir()
+    shutil.copytree(before.folder / "checkpoint-3", folder / "checkpoint-3")
+    return run(folder, processes, "--resume", *options, **arguments)
+
+
+def check_equal(one: Run, other: Run, tolerance: float = ADAMW_TOLERANCE) -> None:
+    for ours, theirs in zip(one.losses(), other.losses(), strict=True):
+        assert ours == pytest.approx(theirs, abs=TOLERANCE)
+    assert one.difference(other) <= tolerance
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> Run:
+    return run(tmp_path_factory.mktemp("one"), 1, **PLAIN)
+
+
+def test_two_processes_are_one(tmp_path, single):
+    pair = run(tmp_path / "two", 2, **PLAIN)
+    check_equal(pair, single, TOLERANCE)
+    # Two steps of eight are an epoch of 16 images: every one once, and in each step those of the single process.
+    for step in range(6):
+        together = pair.images(0, step) + pair.images(1, step)
+        assert sorted(together) == sorted(single.images(0, step))
+        assert len(pair.images(0, step)) == 4
+    for epoch in range(3):
+        steps = (2 * epoch, 2 * epoch + 1)
+        seen = [name for rank in range(2) for step in steps for name in pair.images(rank, step)]
+        assert sorted(seen) == sorted(f"r{index}" for index in range(16))
+    masks = [[mask for batch in pair.rank(rank)["batches"] for mask in batch["masks"]] for rank in range(2)]
+    assert all(mask not in masks[1] for mask in masks[0])
+    alone = [mask for batch in single.rank(0)["batches"] for mask in batch["masks"]]
+    assert sorted(masks[0] + masks[1]) == sorted(alone)
+    # Of four images the last batch is full; of others some are counted twice, as accelerate fills it.
+    for name in ("eval_loss", "eval_semantic_loss", "eval_instance_loss", "eval_image_loss"):
+        assert pair.rank(0)["metrics"][name] == pytest.approx(single.rank(0)["metrics"][name], abs=TOLERANCE)
+
+
+def test_a_checkpoint_of_two_processes_goes_on_in_one_and_back(tmp_path):
+    """With AdamW, whose state goes along."""
+    pair = run(tmp_path / "two", 2)
+    check_equal(resumed(pair, tmp_path / "one", 1), pair)
+    check_equal(resumed(pair, tmp_path / "again", 2), pair)
+
+
+def test_sharded_weights_are_trained_as_whole_ones(tmp_path):
+    """By PyTorch's `fully_shard`; the Trainer's `fsdp` shards on accelerators alone, and says nothing of it."""
+    runs = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        start(processes, SCRIPT.with_name("sharded_run.py"), folder)
+        runs.append(Run(folder))
+    losses = [json.loads((one.folder / "losses.json").read_text()) for one in runs]
+    assert losses[0] == pytest.approx(losses[1], abs=TOLERANCE)
+    assert runs[0].difference(runs[1]) <= TOLERANCE
+
+
+def test_streams_of_two_processes_are_those_of_one(tmp_path):
+    """As many images from a batch, so that accumulation makes up for the second process."""
+    one = run(tmp_path / "one", 1, "--stream", per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    pair = run(tmp_path / "two", 2, "--stream")
+    check_equal(pair, one)
+    for step in range(6):
+        assert sorted(pair.images(0, step) + pair.images(1, step)) == sorted(one.images(0, step))
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    check_equal(resumed(pair, tmp_path / "resumed", 1, "--stream", **options), pair)
