@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-floors test-all quality style clean
+.PHONY: demo test test-floors test-all quality audit style clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -46,6 +46,13 @@ quality: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	-$(MAKE) audit
+
+## Known vulnerabilities of what is installed; without a network it finds nothing to say. `quality` shows them, too.
+audit: $(VENV)/.installed
+	@$(BIN)/pip-audit --skip-editable --progress-spinner off > .audit 2>&1; \
+	grep "could not be audited" .audit | wc -l | xargs echo "packages that could not be audited:"; \
+	grep -v "could not be audited" .audit | head -40; ! grep -q "known vulnerabilit.*in" .audit; found=$$?; rm -f .audit; exit $$found
 
 ## Mend what `quality` can mend.
 style: $(VENV)/.installed

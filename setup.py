@@ -33,20 +33,20 @@ EXTRAS_REQUIRE = {
         "scikit-image>=0.25",
         "scikit-learn>=1.5",
         "threadpoolctl>=3.1",
-        "pycocotools>=2.0.7",
+        "pycocotools>=2.0.8",
         "filelock>=3.13",
         "pyarrow>=17",
         "tqdm>=4.66",
         "matplotlib>=3.9",
     ],
     # run_object_detection.py; `evaluate.evaluator`
-    "detection": ["pycocotools>=2.0.7", "scipy>=1.13"],
+    "detection": ["pycocotools>=2.0.8", "scipy>=1.13"],
     # ONNX: written, checked, and verified against the model
     "export": ["onnx>=1.17", "onnxscript>=0.6", "onnxruntime>=1.20"],
     # labelling on a cluster
     "ray": ["ray[data]>=2.40"],
-    "pytest": ["pytest>=8", "parameterized>=0.9", "torchmetrics>=1.6"],
-    "quality": ["ruff>=0.14", "mypy>=1.18", "types-PyYAML"],
+    "pytest": ["pytest>=8", "hypothesis>=6.100", "parameterized>=0.9", "torchmetrics>=1.6"],
+    "quality": ["ruff>=0.14", "mypy>=1.18", "types-PyYAML", "pip-audit>=2.7"],
 }
 EXTRAS_REQUIRE["test"] = [
     *(package for extra in ("label", "detection", "export", "ray") for package in EXTRAS_REQUIRE[extra]),

@@ -120,6 +120,47 @@ def test_webdataset_tar_files(tmp_path, ending):
     assert [prepare_image(record, OutputOptions()).image.size for record in records] == [(64, 48)] * 10
 
 
+def test_a_tar_file_reaches_nothing_outside_of_it(tmp_path):
+    """Names that climb out of a folder are names of images, links are left out, and nothing is written."""
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(encode(photograph(9)))
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars/photos.tar", "w") as tar:
+        for name in ("../../climbing.jpg", "/tmp/absolute.jpg", "C:\\windows.jpg", "a/../../b.jpg"):
+            add(tar, name, encode(photograph(1)))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            link = tarfile.TarInfo(f"link-{kind.decode()}.jpg")
+            link.type, link.linkname = kind, str(secret)
+            tar.addfile(link)
+        device = tarfile.TarInfo("device.jpg")
+        device.type = tarfile.CHRTYPE
+        tar.addfile(device)
+    before = sorted(tmp_path.rglob("*"))
+    source = open_source(str(tmp_path / "tars/photos.tar"))
+    records = [record for part in source.parts(10) for record in source.read(part)]
+    assert [record.image_id for record in records] == [
+        "../../climbing.jpg",
+        "/tmp/absolute.jpg",
+        "C:\\windows.jpg",
+        "a/../../b.jpg",
+    ]
+    assert all(record.value == encode(photograph(1)) for record in records)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_tar_file_s_bombs_are_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("c2fmae_hf.labelling.sources.MAX_FILE_BYTES", 100_000)
+    with tarfile.open(tmp_path / "photos.tar.gz", "w:gz") as tar:
+        add(tar, "a.jpg", encode(photograph(1)))
+        add(tar, "bomb.jpg", bytes(1_000_000))
+        add(tar, "c.jpg", encode(photograph(2)))
+    source = open_source(str(tmp_path / "photos.tar.gz"))
+    first, bomb, last = (record for part in source.parts(10) for record in source.read(part))
+    assert first.value
+    assert last.value
+    assert (bomb.value, bomb.error) == (None, "expected at most 100000 bytes, got 1000000")
+
+
 def test_what_is_left_of_a_damaged_tar_file_is_kept(tmp_path):
     with tarfile.open(tmp_path / "whole.tar", "w") as tar:
         for index in range(6):

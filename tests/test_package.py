@@ -40,6 +40,26 @@ def test_public_names_exist_and_are_documented():
         assert isinstance(value, dict) or value.__doc__, name
 
 
+# By which a file of a stranger could run code, and what is refused in their arguments.
+RUNS_CODE = {"eval", "exec", "__import__", "os.system", "pickle.load", "pickle.loads", "marshal.loads", "yaml.load"}
+RUNS_CODE |= {"numpy.load", "np.load", "joblib.load", "dill.load", "subprocess.getoutput"}
+REFUSED_ARGUMENTS = {("shell", True), ("trust_remote_code", True), ("allow_pickle", True), ("weights_only", False)}
+
+
+def test_nothing_runs_code_of_files(repository):
+    """In the package and the scripts: no pickle, no `eval`, no remote code, PyTorch's files with `weights_only`."""
+    for path in sorted([*(repository / "src").rglob("*.py"), *(repository / "examples").rglob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name, where = ast.unparse(node.func), f"{path.name}:{node.lineno}"
+            assert name not in RUNS_CODE, where
+            given = {(one.arg, getattr(one.value, "value", None)) for one in node.keywords}
+            assert not given & REFUSED_ARGUMENTS, where
+            if name == "torch.load":
+                assert ("weights_only", True) in given, where
+
+
 def modules_in_order(repository: Path) -> list[str]:
     """CONTRIBUTING's table of modules, in the order in which data flows."""
     section = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where things live")[2]

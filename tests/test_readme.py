@@ -1,4 +1,4 @@
-"""What README.md, docs/hub.md and model_cards/README.md tell people to run is run, on small stand-ins."""
+"""What README.md and some other documents tell people to run is run, on small stand-ins."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from testing_utils import make_rows, require_timm_local_dir
 
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "docs/hub.md", "model_cards/README.md")
+DOCUMENTS = ("README.md", "docs/hub.md", "docs/long_runs.md", "model_cards/README.md")
 # A comment before a block, which readers do not see.
 NEEDS_NETWORK = "<!-- needs a network -->"
+NEEDS_CLUSTER = "<!-- needs a cluster -->"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Block:
     language: str
     code: str
     needs_network: bool
+    needs_cluster: bool
 
     def __str__(self) -> str:
         return f"{self.document}:{self.line}"
@@ -43,7 +45,13 @@ def blocks_of(document: str) -> list[Block]:
     text = (ROOT / document).read_text(encoding="utf-8")
     found = re.finditer(r"^(?:(<!-- [^\n]* -->)\n)?```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [
-        Block(document, text.count("\n", 0, match.start()) + 1, match[2], match[3], match[1] == NEEDS_NETWORK)
+        Block(
+            document,
+            text.count("\n", 0, match.start()) + 1,
+            match[2],
+            match[3],
+            *(match[1] == need for need in (NEEDS_NETWORK, NEEDS_CLUSTER)),
+        )
         for match in found
     ]
 
@@ -54,7 +62,7 @@ RUNNABLE = [block for block in PYTHON if not block.needs_network]
 COMMANDS = [
     pytest.param(words, id=f"{block}: {' '.join(words)[:60]}")
     for block in BLOCKS
-    if block.language == "bash"
+    if block.language == "bash" and not block.needs_cluster
     for words in (shlex.split(line, comments=True) for line in block.code.splitlines())
     if words
 ]
@@ -245,7 +253,8 @@ def test_options_that_documents_name_exist():
         known |= set(re.findall(r'"(--\w+)"', path.read_text(encoding="utf-8")))
         for group in getattr(load_example(path.stem), "GROUPS", ()):
             known |= {f"--{entry.name}" for entry in fields(group)}
-    known |= {"--nproc_per_node"}  # torchrun's
+    known |= {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_id"}  # torchrun's
     for document in DOCUMENTS:
         text = (ROOT / document).read_text(encoding="utf-8")
+        text = re.sub(rf"{NEEDS_CLUSTER}\n```.*?```", "", text, flags=re.DOTALL)  # options of a scheduler
         assert set(re.findall(r"(?<!-)--[a-z]\w+", text)) <= known, document

@@ -30,7 +30,7 @@ from c2fmae_hf.transforms import training_transform
 BATCH_SIZE = 32
 TRAINING = {
     "per_device_train_batch_size": BATCH_SIZE,
-    # Small batches and a high rate: a thousand steps of 128 photographs are too few to learn to look at patches at all.
+    # Small batches and a high rate: in a thousand steps of 128 photographs no model learns to look at patches.
     "base_learning_rate": 4e-3,
     "logging_steps": 100,
     "save_total_limit": 1,

@@ -85,7 +85,12 @@ class C2FMAETrainer(PublishingTrainer):
             self.accelerator.wait_for_everyone()
             if isinstance(resume_from_checkpoint, str):
                 self._resume_stream(stream, resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        if isinstance(stream, C2FMAEIterableDataset) and self.args.should_save:
+            assert stream.state_folder is not None
+            shutil.rmtree(stream.state_folder, ignore_errors=True)
+            stream.state_folder = None
+        return output
 
     def _resume_stream(self, stream: C2FMAEIterableDataset, checkpoint: str) -> None:
         path = Path(checkpoint) / STREAM_FILE

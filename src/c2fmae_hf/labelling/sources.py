@@ -58,6 +58,8 @@ IMAGE_SUFFIXES = frozenset(
         ".arw",
     ]
 )
+# In a compressed tar file, gigabytes may be a few bytes.
+MAX_FILE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -283,8 +285,12 @@ class TarSource(ImageSource):
                     elif PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
                         count += 1
                         if count > skip:
-                            path = _text(member.name)
-                            images.append(SourceRecord(prefix + path, f"{part.where}: {path}", _extract(tar, member)))
+                            path, where = _text(member.name), f"{part.where}: {_text(member.name)}"
+                            if member.size > MAX_FILE_BYTES:
+                                error = f"expected at most {MAX_FILE_BYTES} bytes, got {member.size}"
+                                images.append(SourceRecord(prefix + path, where, None, error=error))
+                            else:
+                                images.append(SourceRecord(prefix + path, where, _extract(tar, member)))
                 yield from (replace(image, label=label) for image in images)
                 images = []
                 tar.fileobj.seek(tar.offset)  # type: ignore[union-attr]
@@ -299,6 +305,8 @@ class TarSource(ImageSource):
 
     @staticmethod
     def _parse_label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int | None:
+        if member.size > 64:
+            return None
         text = _extract(tar, member).decode("utf-8", "replace").strip()
         return int(text) if text.isdigit() else None
 

@@ -1,0 +1,36 @@
+"""The study's command on a few steps: what it measures is no evidence, that it runs and resumes is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+def test_the_study_runs_and_goes_on(repository, shared_data, tmp_path):
+    scripts = repository / "benchmarks/representation"
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "calibration.json").write_text(json.dumps({"times_mae": {"mae": 1.0, "curriculum": 1.25}}))
+    command = [sys.executable, scripts / "study.py", "--data", shared_data, "--variants", "mae", "curriculum"]
+    command += ["--epochs", "0.05", "--num_workers", "0", "--output", results, "--work", tmp_path / "work"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    for _ in range(2):
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        written = {path.name: path.stat().st_mtime_ns for path in results.glob("*-0.json")}
+        assert set(written) == {"mae-0.json", "curriculum-0.json"}
+    runs = {name: json.loads((results / f"{name}-0.json").read_text()) for name in ("mae", "curriculum")}
+    assert runs["mae"]["steps"] == 10
+    assert runs["curriculum"]["steps"] == 8  # for the same compute
+    for run in runs.values():
+        assert all(0 <= value <= 1 for value in run["results"].values())
+        assert run["results"]["linear_probe"] > 0.1
+    command = [sys.executable, str(scripts / "summarise.py"), "--results", str(results)]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "cascade, curriculum from coarse to fine | 1 |" in table
+    assert (results / "evidence.png").stat().st_size > 1000
