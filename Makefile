@@ -28,7 +28,7 @@ test: $(VENV)/.installed
 
 ## The same tests with the oldest versions that setup.py allows, which uv finds.
 test-floors: .venv-floors/.installed
-	.venv-floors/bin/python -m pytest -m "not slow" tests
+	.venv-floors/bin/python -m pytest -p no:warnings -m "not slow" tests
 
 .venv-floors/.installed: setup.py pyproject.toml
 	test -d .venv-floors || $(PYTHON) -m venv .venv-floors

@@ -113,9 +113,8 @@ def read_config(content: bytes) -> None:
     except (ValueError, StrictDataclassError):
         return
     again = C2FMAEConfig.from_dict(json.loads(config.to_json_string(use_diff=False)))
-    # As text, since NaN in fields that are not ours is unlike itself.
-    first, second = (json.dumps(one.to_dict(), sort_keys=True, default=str) for one in (config, again))
-    assert first == second
+    for name in FIELDS:  # what else is there is the library's
+        assert getattr(config, name) == getattr(again, name), name
     config.timm_keys()
 
 

@@ -249,6 +249,8 @@ def test_links_lead_somewhere(document):
 def test_options_that_documents_name_exist():
     """In prose, too: `--like_this`."""
     known = set()
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        known |= set(re.findall(r'"(--\w+)"', path.read_text(encoding="utf-8")))
     for path in (ROOT / "examples").glob("*.py"):
         known |= set(re.findall(r'"(--\w+)"', path.read_text(encoding="utf-8")))
         for group in getattr(load_example(path.stem), "GROUPS", ()):
