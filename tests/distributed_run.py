@@ -21,24 +21,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from c2fmae_hf import C2FMAEConfig
 from c2fmae_hf.non_finite import decode_image_ids
 from test_trainer import make_trainer
-from testing_utils import make_rows
+from testing_utils import make_rows, small_config
 
 
-CONFIG = C2FMAEConfig(
-    image_size=32,
-    patch_size=8,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=64,
-    decoder_hidden_size=32,
-    decoder_num_attention_heads=2,
-    decoder_intermediate_size=64,
-    num_semantic_classes=5,
-)
+CONFIG = small_config()
 
 
 def main() -> None:

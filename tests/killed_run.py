@@ -24,10 +24,9 @@ from transformers.trainer_utils import get_last_checkpoint
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import c2fmae_hf.checkpoints
-from c2fmae_hf import C2FMAEConfig
 from c2fmae_hf.run_record import weights_fingerprint
 from test_trainer import make_trainer
-from testing_utils import make_rows
+from testing_utils import make_rows, small_config
 
 
 MAX_STEPS = 24
@@ -62,20 +61,7 @@ class DieAt(TrainerCallback):
 
 def main(folder: str, source: str, num_workers: str, accumulation: str, moment: str) -> None:
     kind, _, step = moment.partition("-")
-    config = C2FMAEConfig(
-        image_size=32,
-        patch_size=8,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        decoder_hidden_size=32,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=64,
-        num_semantic_classes=5,
-        drop_path_rate=0.1,
-        decoder_prediction_ratio=0.5,
-    )
+    config = small_config(drop_path_rate=0.1, decoder_prediction_ratio=0.5)
     trainer = make_trainer(
         config,
         make_rows(22),

@@ -22,6 +22,14 @@ require_timm_local_dir = pytest.mark.skipif(
 )
 
 
+def small_config(**fields) -> C2FMAEConfig:
+    """Of a model that trains in milliseconds, for scripts without fixtures."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    decoder = {"decoder_hidden_size": 32, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 64}
+    images = {"image_size": 32, "patch_size": 8, "num_semantic_classes": 5}
+    return C2FMAEConfig(**{**sizes, **decoder, **images, **fields})
+
+
 def with_fields(config: C2FMAEConfig, **fields) -> C2FMAEConfig:
     """The configuration with other fields."""
     derived = {"loss_weights": None, "out_features": None, "out_indices": None}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -83,7 +83,7 @@ class RowReader:
         if on_bad_row not in get_args(OnBadRow):
             raise ValueError(f"on_bad_row: expected one of {get_args(OnBadRow)}, got {on_bad_row!r}")
         self.on_bad_row = on_bad_row
-        self.told: set[int] = set()
+        self.told: set[Hashable] = set()
         self.transform = transform
         self.map_columns = tuple(map_columns)
         self.num_semantic_classes = num_semantic_classes
@@ -126,20 +126,20 @@ class RowReader:
             "num_skipped": num_skipped,
         }
 
-    def pass_over(self, index: int, number: int, error: ValueError) -> None:
+    def pass_over(self, row: Hashable, number: int, error: ValueError) -> None:
         """
         Go on after a bad row, or raise its error.
 
         Args:
-            index (`int`): Of the row.
+            row: What tells it from others, so that each is logged once.
             number (`int`): Of bad rows one after another.
         """
         if self.on_bad_row == "raise":
             raise error
         if number >= MAX_SKIPPED:
             raise ValueError(f"dataset: expected rows that can be read, got {number} bad ones in a row: {error}")
-        if index not in self.told:
-            self.told.add(index)
+        if row not in self.told:
+            self.told.add(row)
             logger.warning("Skipped: %s", error)
 
     def _check_classes(self, semantic: np.ndarray) -> None:

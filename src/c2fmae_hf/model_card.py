@@ -95,8 +95,8 @@ class CardFacts:
     What no record knows.
 
     Args:
-        license (`str`, *optional*): The weights' licence, as the Hub names it. By default Apache-2.0; of weights that
-            were converted from another library's it must be given.
+        license (`str`, *optional*): The weights' licence, as the Hub names it. By default Apache-2.0; of weights of
+            others it must be given, see [`~c2fmae_hf.hub.check_license`].
         datasets: Names of datasets on the Hub that the weights were trained on; by default those of the records.
         base_model (*optional*): Name on the Hub of the model that was trained further or converted; by default that of
             the records or the configuration.

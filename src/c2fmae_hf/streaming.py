@@ -88,11 +88,13 @@ class C2FMAEIterableDataset(IterableDataset):
                 self.read_row.check_columns(list(row))
             key = SampleKey(count * num_workers + worker_id, 0, None)
             try:
-                yield self.read_row(row, key, num_skipped=num_skipped)
-                num_skipped, count = 0, count + 1
+                sample = self.read_row(row, key, num_skipped=num_skipped)
             except ValueError as error:
                 num_skipped += 1
-                self.read_row.pass_over(key.index, num_skipped, error)
+                self.read_row.pass_over((key.index, num_skipped), num_skipped, error)
+                continue
+            num_skipped, count = 0, count + 1
+            yield sample
 
     # Training
 
@@ -141,7 +143,7 @@ class C2FMAEIterableDataset(IterableDataset):
                     sample = self.read_row(row, key, num_skipped=num_skipped)
                 except ValueError as error:
                     num_skipped += 1
-                    self.read_row.pass_over(position, num_skipped, error)
+                    self.read_row.pass_over((position, num_skipped), num_skipped, error)
                     continue
                 count, num_skipped = count + 1, 0
                 if count > done:
