@@ -12,6 +12,7 @@ from data import GRID, NUM_CLASSES, Labelled, Masked, StudyData, normalise
 from torch import nn
 
 from c2fmae_hf import C2FMAEModel
+from c2fmae_hf.attention import attention_in_objects, attention_maps
 from c2fmae_hf.features import LinearProbe, extract_features, weighted_knn
 from c2fmae_hf.metrics.scores import confusion_matrix, iou_scores
 
@@ -100,32 +101,17 @@ def judge_patches(encoder: C2FMAEModel, train: Masked, test: Masked, seed: int, 
 
 @torch.inference_mode()
 def judge_attention(encoder: C2FMAEModel, data: Masked) -> dict[str, float]:
-    """
-    Of the attention of patches inside an object, in the last layers and over all heads, the share that other patches
-    of the same object get of what all patches get; beside it the share that the object has of the picture, which even
-    attention to everything would give. Objects of fewer than 4 patches are left out.
-    """
+    """The attention of the last layers, over all heads, that stays inside an object, and what even attention gives."""
     side = encoder.config.grid_size[0]
     # A patch belongs to the instance that most of its squares have.
-    patches = to_patches(data.instance, side).mode(dim=-1).values
-    implementation = encoder.config._attn_implementation
-    encoder.set_attn_implementation("eager")
-    shares, areas = [], []
-    try:
-        for images, instances in zip(data.images.split(EVALUATION_BATCH), patches.split(EVALUATION_BATCH)):
-            attentions = encoder(normalise(images), output_attentions=True).attentions[-ATTENTION_LAYERS:]
-            attention = torch.stack([one[:, :, 1:, 1:].mean(dim=1) for one in attentions]).mean(dim=0)
-            attention = attention / attention.sum(dim=-1, keepdim=True)
-            for weights, ids in zip(attention, instances):
-                for instance in ids.unique().tolist():
-                    inside = ids == instance
-                    if instance > 0 and inside.sum() >= 4:
-                        shares.append(weights[inside][:, inside].sum(dim=-1).mean().item())
-                        areas.append(inside.float().mean().item())
-    finally:
-        encoder.set_attn_implementation(implementation)
-    mean = torch.tensor([shares, areas], dtype=torch.double).mean(dim=1).tolist()
-    return {"attention_in_object": mean[0], "object_area": mean[1]}
+    instances = to_patches(data.instance, side).mode(dim=-1).values
+    found = []
+    for images, ids in zip(data.images.split(EVALUATION_BATCH), instances.split(EVALUATION_BATCH)):
+        maps = attention_maps(encoder, normalise(images))[-ATTENTION_LAYERS:, :, :, 1:, 1:]
+        maps = maps / maps.sum(dim=-1, keepdim=True)
+        found.append(torch.stack(attention_in_objects(maps.mean(dim=(0, 2)), ids)))
+    share, area = torch.cat(found, dim=1).double().mean(dim=1).tolist()
+    return {"attention_in_object": share, "object_area": area}
 
 
 def summary(results: dict[str, Any]) -> str:
