@@ -26,9 +26,14 @@ def test_maps_are_those_of_the_encoder_which_is_left_as_it_was(encoder):
 
 def test_the_attention_is_set_back_after_an_error(encoder):
     before = encoder.config._attn_implementation
-    with pytest.raises(RuntimeError, match="stop"), eager_attention(encoder):
-        assert encoder.config._attn_implementation == "eager"
-        raise RuntimeError("stop")
+
+    def fail() -> None:
+        with eager_attention(encoder):
+            assert encoder.config._attn_implementation == "eager"
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     assert encoder.config._attn_implementation == before
 
 

@@ -108,7 +108,6 @@ def judge_attention(encoder: C2FMAEModel, data: Masked) -> dict[str, float]:
     found = []
     for images, ids in zip(data.images.split(EVALUATION_BATCH), instances.split(EVALUATION_BATCH)):
         maps = attention_maps(encoder, normalise(images))[-ATTENTION_LAYERS:, :, :, 1:, 1:]
-        maps = maps / maps.sum(dim=-1, keepdim=True)
         found.append(torch.stack(attention_in_objects(maps.mean(dim=(0, 2)), ids)))
     share, area = torch.cat(found, dim=1).double().mean(dim=1).tolist()
     return {"attention_in_object": share, "object_area": area}
