@@ -64,8 +64,12 @@ class StudyData:
     mask_test: Masked
 
 
-def load_study_data(folder: Path) -> StudyData:
+def load_study_data(folder: Path, with_pretraining: bool = True) -> StudyData:
     """
+    Args:
+        folder: Of the Parquet files.
+        with_pretraining (`bool`): Whether `pretraining` is wanted; otherwise it is empty.
+
     Raises:
         `FileNotFoundError`: naming a file that is not there.
     """
@@ -74,7 +78,7 @@ def load_study_data(folder: Path) -> StudyData:
     caltech = [_rows(folder, f"caltech101_{name}.parquet") for name in ("train-*", "val")]
     held_out = [_labelled(val), _labelled(unmasked)]
     return StudyData(
-        pretraining=[_decoded(row) for rows in (train, test) for row in rows],
+        pretraining=[_decoded(row) for rows in (train, test) for row in rows] if with_pretraining else [],
         train=_labelled(train),
         test=Labelled(torch.cat([one.images for one in held_out]), torch.cat([one.labels for one in held_out])),
         other_train=_labelled(caltech[0]),

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, ViTMAEConfig, ViTMAEForPreTraining, set_seed
 from transformers.trainer_utils import get_last_checkpoint
-from variants import DECODER, ENCODER, Variant
+from variants import DECODER, ENCODERS, Variant
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel
 from c2fmae_hf.conversion import convert_to_c2fmae
@@ -21,6 +21,7 @@ from c2fmae_hf.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.dataset import C2FMAEDataset
 from c2fmae_hf.labelling.classical import ClassicalLabeller
 from c2fmae_hf.labelling.records import PreparedImage
+from c2fmae_hf.positions import sincos_position_table
 from c2fmae_hf.progress import SharedProgress
 from c2fmae_hf.trainer import C2FMAETrainer
 from c2fmae_hf.training_args import C2FMAETrainingArguments
@@ -40,25 +41,47 @@ TRAINING = {
 VIT_MAE_DECODER = {**DECODER, "decoder_num_hidden_layers": 2}
 
 
-def build_model(variant: Variant, seed: int) -> nn.Module:
+def build_model(variant: Variant, seed: int, encoder: str = "small") -> nn.Module:
     set_seed(seed)
     if variant.kind == "vit_mae":
-        fields = {name: value for name, value in ENCODER.items() if name in ViTMAEConfig().to_dict()}
+        fields = {name: value for name, value in ENCODERS[encoder].items() if name in ViTMAEConfig().to_dict()}
         model = ViTMAEForPreTraining(
             ViTMAEConfig(**fields, **VIT_MAE_DECODER, mask_ratio=0.75, norm_pix_loss=True, layer_norm_eps=1e-6)
         )
-        # As the authors' code does and ours; transformers' normal weights are three times smaller at this width.
-        for module in model.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-        patches = model.vit.embeddings.patch_embeddings.projection.weight
-        nn.init.xavier_uniform_(patches.data.view(len(patches), -1))
+        initialise_as_authors(model)
         return model
     classes = {"num_semantic_classes": {"annotated": 11, "objects": 2, "classical": 32}[variant.maps]}
-    config = C2FMAEConfig(**{**ENCODER, **DECODER, **classes, **variant.config})
+    config = C2FMAEConfig(**{**ENCODERS[encoder], **DECODER, **classes, **variant.config})
     if variant.kind == "supervised":
         return C2FMAEForImageClassification(C2FMAEConfig(**{**config.to_dict(), "num_labels": 10}))
-    return C2FMAEForPreTraining(config)
+    model = C2FMAEForPreTraining(config)
+    for stage in model.decoder.stages.values():
+        embed = stage.embed_prediction
+        if variant.feedback == "detached":
+            stage.embed_prediction = lambda logits, embed=embed: embed(logits.detach())
+        elif variant.feedback == "none":
+            stage.embed_prediction = lambda logits: logits.new_zeros(())
+    return model
+
+
+@torch.no_grad()
+def initialise_as_authors(model: ViTMAEForPreTraining) -> None:
+    """
+    The authors' initialisation, which is ours, too. Of transformers' model without pre-trained weights the position
+    tables of encoder and decoder and both tokens stay zero, so that it cannot tell one masked patch from another, and
+    its normal weights are three times smaller at this width.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+    embeddings, decoder = model.vit.embeddings, model.decoder
+    patches = embeddings.patch_embeddings.projection.weight
+    nn.init.xavier_uniform_(patches.view(len(patches), -1))
+    side = model.config.image_size // model.config.patch_size
+    for table in (embeddings.position_embeddings, decoder.decoder_pos_embed):
+        table.copy_(nn.functional.pad(sincos_position_table(table.shape[-1], (side, side)), (0, 0, 1, 0)))
+    for token in (embeddings.cls_token, decoder.mask_token):
+        nn.init.normal_(token, std=model.config.initializer_range)
 
 
 def encoder_of(model: nn.Module) -> C2FMAEModel:
@@ -101,18 +124,10 @@ def with_maps(rows: Sequence[dict[str, Any]], maps: str) -> list[dict[str, Any]]
     return labelled
 
 
-def make_trainer(
-    variant: Variant, seed: int, data: StudyData, steps: int, folder: Path, num_workers: int, **arguments: Any
-) -> Trainer:
-    model = build_model(variant, seed)
-    rows = C2FMAEDataset(
-        with_maps(data.pretraining, variant.maps),
-        training_transform((IMAGE_SIZE, IMAGE_SIZE), label_stride=ENCODER["label_stride"]),
-        map_columns=() if variant.kind != "c2fmae" else ("semantic", "instance"),
-        seed=seed,
-        progress=SharedProgress(),
-    )
-    args = C2FMAETrainingArguments(
+def make_arguments(
+    variant: Variant, seed: int, steps: int, folder: Path, num_workers: int, **arguments: Any
+) -> C2FMAETrainingArguments:
+    return C2FMAETrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         seed=seed,
@@ -121,6 +136,20 @@ def make_trainer(
         save_steps=max(steps // 6, 1),
         **{**TRAINING, **variant.training, **arguments},
     )
+
+
+def make_trainer(
+    variant: Variant, seed: int, data: StudyData, steps: int, folder: Path, num_workers: int, **arguments: Any
+) -> Trainer:
+    model = build_model(variant, seed)
+    rows = C2FMAEDataset(
+        with_maps(data.pretraining, variant.maps),
+        training_transform((IMAGE_SIZE, IMAGE_SIZE), label_stride=ENCODERS["small"]["label_stride"]),
+        map_columns=() if variant.kind != "c2fmae" else ("semantic", "instance"),
+        seed=seed,
+        progress=SharedProgress(),
+    )
+    args = make_arguments(variant, seed, steps, folder, num_workers, **arguments)
     if variant.kind == "supervised":
         args.label_names = ["labels"]
         return Trainer(model=model, args=args, train_dataset=LabelDataset(rows))

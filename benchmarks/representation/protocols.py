@@ -21,13 +21,21 @@ EVALUATION_BATCH = 256
 ATTENTION_LAYERS = 2
 
 
-def evaluate(encoder: C2FMAEModel, data: StudyData, seed: int) -> dict[str, float]:
-    """Shares in [0, 1] by name."""
+def evaluate(encoder: C2FMAEModel, data: StudyData, seed: int, fine_tune: bool = False) -> dict[str, float]:
+    """
+    Shares in [0, 1] by name.
+
+    Args:
+        encoder: On the device that is to work.
+        fine_tune (`bool`): Whether also to train the encoder itself for segmentation, at last: it changes it.
+    """
     results: dict[str, float] = {}
     for prefix, train, test in (("", data.train, data.test), ("caltech101_", data.other_train, data.other_test)):
         results.update({f"{prefix}{name}": value for name, value in judge_classes(encoder, train, test, seed).items()})
     results["patch_mean_iou"] = judge_patches(encoder, data.mask_train, data.mask_test, seed)
     results.update(judge_attention(encoder, data.mask_test))
+    if fine_tune:
+        results["fine_tuned_mean_iou"] = judge_fine_tuning(encoder, data.mask_train, data.mask_test, seed)
     return results
 
 
@@ -58,7 +66,8 @@ def judge_classes(encoder: C2FMAEModel, train: Labelled, test: Labelled, seed: i
 @torch.inference_mode()
 def patch_tokens(encoder: C2FMAEModel, images: torch.Tensor) -> torch.Tensor:
     """`(N, patches, width)` of the last layer."""
-    parts = [encoder(normalise(part)).last_hidden_state[:, 1:] for part in images.split(EVALUATION_BATCH)]
+    device = encoder.device
+    parts = [encoder(normalise(part.to(device))).last_hidden_state[:, 1:] for part in images.split(EVALUATION_BATCH)]
     return torch.cat(parts).clone()
 
 
@@ -72,11 +81,12 @@ def judge_patches(encoder: C2FMAEModel, train: Masked, test: Masked, seed: int, 
     """Mean IoU of a linear layer that tells the class of each square from its patch's token."""
     side = encoder.config.grid_size[0]
     tokens, truth = patch_tokens(encoder, train.images).flatten(0, 1), to_patches(train.semantic, side).flatten(0, 1)
+    truth = truth.to(tokens.device)
     torch.manual_seed(seed)
     squares = truth.shape[1]
     head = nn.Sequential(
         nn.BatchNorm1d(tokens.shape[1], affine=False), nn.Linear(tokens.shape[1], squares * NUM_CLASSES)
-    )
+    ).to(tokens.device)
     batch_size = 4096
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
     steps = epochs * (len(tokens) // batch_size)
@@ -94,9 +104,43 @@ def judge_patches(encoder: C2FMAEModel, train: Masked, test: Masked, seed: int, 
     head.eval()
     with torch.no_grad():
         scores = head(patch_tokens(encoder, test.images).flatten(0, 1)).unflatten(1, (squares, NUM_CLASSES))
-    found, expected = scores.argmax(dim=-1), to_patches(test.semantic, side).flatten(0, 1)
-    matrix = confusion_matrix(found.numpy(), expected.numpy(), NUM_CLASSES)
-    return float(iou_scores(matrix)["mean_iou"])
+    return mean_iou(scores, to_patches(test.semantic, side).flatten(0, 1))
+
+
+def mean_iou(scores: torch.Tensor, expected: torch.Tensor) -> float:
+    """Of class scores `(..., classes)` against classes `(...)`."""
+    found = scores.argmax(dim=-1).cpu()
+    return float(iou_scores(confusion_matrix(found.numpy(), expected.numpy(), NUM_CLASSES))["mean_iou"])
+
+
+def judge_fine_tuning(
+    encoder: C2FMAEModel, train: Masked, test: Masked, seed: int, epochs: int = 8, batch_size: int = 64
+) -> float:
+    """The same linear layer, trained together with the encoder, on photographs that are mirrored at random."""
+    side, device = encoder.config.grid_size[0], encoder.device
+    squares = (GRID // side) ** 2
+    torch.manual_seed(seed)
+    head = nn.Linear(encoder.config.hidden_size, squares * NUM_CLASSES).to(device)
+    images, truth = normalise(train.images.to(device)), train.semantic.to(device)
+    parameters = [*encoder.train().parameters(), *head.parameters()]
+    steps = epochs * (len(images) // batch_size)
+    optimizer = torch.optim.AdamW(parameters, lr=3e-4, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-4, steps, pct_start=0.1)
+    for _ in range(epochs):
+        for index in torch.randperm(len(images))[: steps // epochs * batch_size].split(batch_size):
+            flips = torch.rand(len(index)).to(device) < 0.5
+            pixels, classes = images[index], truth[index]
+            pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
+            classes = to_patches(torch.where(flips[:, None, None], classes.flip(-1), classes), side)
+            scores = head(encoder(pixels).last_hidden_state[:, 1:]).unflatten(-1, (squares, NUM_CLASSES))
+            loss = nn.functional.cross_entropy(scores.flatten(0, 2), classes.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        scores = head(patch_tokens(encoder.eval(), test.images)).unflatten(-1, (squares, NUM_CLASSES))
+    return mean_iou(scores, to_patches(test.semantic, side))
 
 
 @torch.inference_mode()
@@ -107,8 +151,8 @@ def judge_attention(encoder: C2FMAEModel, data: Masked) -> dict[str, float]:
     instances = to_patches(data.instance, side).mode(dim=-1).values
     found = []
     for images, ids in zip(data.images.split(EVALUATION_BATCH), instances.split(EVALUATION_BATCH)):
-        maps = attention_maps(encoder, normalise(images))[-ATTENTION_LAYERS:, :, :, 1:, 1:]
-        found.append(torch.stack(attention_in_objects(maps.mean(dim=(0, 2)), ids)))
+        maps = attention_maps(encoder, normalise(images.to(encoder.device)))[-ATTENTION_LAYERS:, :, :, 1:, 1:]
+        found.append(torch.stack(attention_in_objects(maps.mean(dim=(0, 2)).cpu(), ids)))
     share, area = torch.cat(found, dim=1).double().mean(dim=1).tolist()
     return {"attention_in_object": share, "object_area": area}
 

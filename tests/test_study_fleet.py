@@ -1,0 +1,129 @@
+"""The study's runs on a GPU: the same crops, steps and schedule as the Trainer's, here without the graphs."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tvF
+
+from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
+from c2fmae_hf.trainer import C2FMAETrainer
+
+
+@pytest.fixture
+def scripts(repository, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository / "benchmarks/representation"))
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    yield
+    names = ("common", "data", "fleet", "gpu_data", "pretrain", "protocols", "variants")
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def rows():
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, (64, 12, 12, 3), dtype=np.uint8)
+    made = []
+    for label, pixels in enumerate(coarse):
+        ids = np.zeros((96, 96), dtype=np.uint8)
+        top, left = random.integers(0, 48, 2)
+        ids[top : top + 48, left : left + 40] = 1
+        image = Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC)
+        maps = {"semantic": Image.fromarray(ids * (1 + label % 10)), "instance": Image.fromarray(ids)}
+        made.append({"image": image, **maps, "label": label % 10, "image_id": str(label)})
+    return made
+
+
+def test_crops_are_torchvisions(scripts, rows):
+    from gpu_data import crop_images, crop_maps, draw_boxes
+
+    images = torch.stack([tvF.pil_to_tensor(row["image"]) for row in rows])
+    maps = torch.from_numpy(np.stack([np.asarray(row["semantic"]) for row in rows]))
+    boxes = draw_boxes(len(rows), 96, torch.Generator().manual_seed(0))
+    mean, std = (255 * torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    pixels, cells = crop_images(images, boxes) * std + mean, crop_maps(maps, boxes, 24)
+    differences = []
+    for index, box in enumerate(zip(*(values.tolist() for values in boxes))):
+        top, left, height, width, flipped = box
+        part = images[index, :, top : top + height, left : left + width]
+        expected = tvF.resize(part, [96, 96], InterpolationMode.BICUBIC, antialias=True)
+        grid = [
+            start + ((np.arange(24) + 0.5) * side / 24).astype(int) for start, side in ((top, height), (left, width))
+        ]
+        labels = maps[index][grid[0][:, None], grid[1]]
+        if flipped:
+            expected, labels = expected.flip(-1), labels.flip(-1)
+        differences.append((pixels[index] - expected).abs())
+        assert torch.equal(cells[index], labels.long())
+    found = torch.stack(differences)
+    assert found.max() < 2.01
+    assert (found > 0.5).float().mean() < 0.03
+
+
+def test_boxes_are_spread_as_torchvisions(scripts):
+    from gpu_data import draw_boxes
+    from torchvision.transforms import v2
+
+    torch.manual_seed(0)
+    crop, image = v2.RandomResizedCrop((96, 96), (0.2, 1.0), (3 / 4, 4 / 3)), Image.new("RGB", (96, 96))
+    expected = [crop.make_params([image]) for _ in range(2000)]
+    found = draw_boxes(20000, 96, torch.Generator().manual_seed(0))
+    for name in ("top", "left", "height", "width"):
+        theirs, ours = np.array([box[name] for box in expected]), getattr(found, name).numpy()
+        error = theirs.std() / len(theirs) ** 0.5
+        assert abs(theirs.mean() - ours.mean()) < 4 * error
+        assert ours.std() == pytest.approx(theirs.std(), rel=0.08)
+    assert found.flipped.float().mean() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["mae", "curriculum", "supervised"])
+def test_a_run_is_the_trainers(scripts, rows, tmp_path, name):
+    import fleet
+    from gpu_data import Photographs
+    from pretrain import build_model, make_arguments
+    from transformers import Trainer
+    from variants import VARIANTS
+
+    steps = 4  # two epochs of two batches
+    photographs = Photographs(rows, 0, 24, torch.device("cpu"))
+    run = fleet.Run(name, 0, steps, photographs, "small", bf16=False, folder=tmp_path)
+    seen = []
+
+    def remember(module, args, kwargs):
+        seen.append({key: value.clone() for key, value in kwargs.items() if isinstance(value, torch.Tensor)})
+
+    run.model.register_forward_pre_hook(remember, with_kwargs=True)
+    assert fleet.train([run], 1) == steps
+    assert len(seen) == steps
+    assert not torch.equal(seen[0]["pixel_values"], seen[2]["pixel_values"])
+
+    samples = [{key: value[row] for key, value in batch.items()} for batch in seen for row in range(32)]
+    args = make_arguments(
+        VARIANTS[name], 0, steps, tmp_path, 0, use_cpu=True, train_sampling_strategy="sequential", logging_steps=1
+    )
+    args.disable_tqdm = True
+    trainer_class = Trainer if name == "supervised" else C2FMAETrainer
+    trainer = trainer_class(model=build_model(VARIANTS[name], 0), args=args, train_dataset=samples)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    np.testing.assert_allclose(run.losses.tolist(), losses, rtol=1e-4)
+    for theirs, ours in zip(trainer.model.parameters(), run.model.parameters()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_peers_untrained_model_knows_positions(scripts):
+    from pretrain import build_model
+    from variants import VARIANTS
+
+    model = build_model(VARIANTS["mae"], 0).eval()
+    pixels, noise = torch.randn(1, 3, 96, 96), torch.linspace(0, 1, 64)[None]
+    with torch.no_grad():
+        logits = model(pixel_values=pixels, noise=noise).logits
+    hidden = logits[0, 16:]  # masked patches
+    assert (hidden - hidden[:1]).abs().amax(dim=1)[1:].min() > 1e-4
