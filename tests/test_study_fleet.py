@@ -91,15 +91,18 @@ def test_a_run_is_the_trainers(scripts, rows, tmp_path, name):
     from variants import VARIANTS
 
     steps = 4  # two epochs of two batches
-    photographs = Photographs(rows, 0, 24, torch.device("cpu"))
-    run = fleet.Run(name, 0, steps, photographs, "small", bf16=False, folder=tmp_path)
+    photographs = [Photographs(rows, seed, 24, torch.device("cpu")) for seed in (0, 1)]
+    ensemble = fleet.Ensemble([(name, 0), (name, 1)], photographs, steps, "small", tmp_path)
     seen = []
+    draw = ensemble.batch
 
-    def remember(module, args, kwargs):
-        seen.append({key: value.clone() for key, value in kwargs.items() if isinstance(value, torch.Tensor)})
+    def remember():
+        batch = draw()
+        seen.append({key: value[0].clone() for key, value in batch.items()})
+        return batch
 
-    run.model.register_forward_pre_hook(remember, with_kwargs=True)
-    assert fleet.train([run], 1) == steps
+    ensemble.batch = remember
+    assert fleet.train([ensemble]) == 2 * steps
     assert len(seen) == steps
     assert not torch.equal(seen[0]["pixel_values"], seen[2]["pixel_values"])
 
@@ -112,9 +115,42 @@ def test_a_run_is_the_trainers(scripts, rows, tmp_path, name):
     trainer = trainer_class(model=build_model(VARIANTS[name], 0), args=args, train_dataset=samples)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    np.testing.assert_allclose(run.losses.tolist(), losses, rtol=1e-4)
-    for theirs, ours in zip(trainer.model.parameters(), run.model.parameters()):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(ensemble.losses[:, 0].tolist(), losses, rtol=1e-4)
+    for key, value in trainer.model.named_parameters():
+        if value.requires_grad:
+            torch.testing.assert_close(ensemble.parameters[key][0], value, rtol=1e-3, atol=5e-5)
+    encoders = list(ensemble.encoders())
+    assert [entry[:2] for entry in encoders] == [(name, 0), (name, 1)]
+    weight = encoders[0][2].blocks[3].mlp.fc1.weight
+    expected = {key: value for key, value in trainer.model.named_parameters() if value.shape == weight.shape}
+    assert any(torch.allclose(weight, value, rtol=1e-3, atol=5e-5) for value in expected.values())
+
+
+@pytest.mark.parametrize("name", ["mae", "visible", "all_inputs", "parallel", "detached", "no_feedback", "supervised"])
+def test_models_side_by_side_are_each_alone(scripts, rows, tmp_path, monkeypatch, name):
+    import fleet
+    from gpu_data import Photographs
+
+    from c2fmae_hf import modeling_c2fmae
+
+    photographs = [Photographs(rows, seed, 24, torch.device("cpu")) for seed in (0, 1)]
+    ensemble = fleet.Ensemble([(name, 0), (name, 1)], photographs, 4, "small", tmp_path)
+    ensemble.draw_masks(0)
+    batch = ensemble.batch()
+    alone = [ensemble.loss_of(*ensemble.one(index, batch)) for index in range(2)]
+    torch.stack(alone).sum().backward()
+    gradients = [weights.grad.clone() for weights in ensemble.weights]
+    for weights in ensemble.weights:
+        weights.grad.zero_()
+    # Models look at inputs that lie on the CPU, where they may not be looked at side by side.
+    monkeypatch.setattr(modeling_c2fmae, "check_labels", lambda *args: None)
+    monkeypatch.setattr(modeling_c2fmae, "count_masked", lambda config, mask, patches, number: number)
+    losses = torch.vmap(ensemble.loss_of)(ensemble.parameters, batch)
+    losses.sum().backward()
+    torch.testing.assert_close(losses, torch.stack(alone))
+    for weights, expected in zip(ensemble.weights, gradients):
+        torch.testing.assert_close(weights.grad, expected, rtol=1e-3, atol=1e-5)
+        assert expected.abs().max() > 0
 
 
 def test_the_peers_untrained_model_knows_positions(scripts):

@@ -1,39 +1,38 @@
 """
 The study's runs on a GPU, many at once. A step of so small a model is a thousand tiny kernels that take longer to
-start than to run: here a whole step (batch, forward, backward, clipping, AdamW) is recorded once as a CUDA graph, and
-every run replays its own on a stream of its own, so that runs share the GPU.
+start than to run: here runs of the same architecture (seeds, and variants that differ in their masks) are one model
+whose weights have a further dimension (`torch.vmap`), and a whole step of it (batch, forward, backward, clipping,
+AdamW) is recorded once as a CUDA graph.
 
     python benchmarks/representation/fleet.py --data shared/data --variants mae cascade curriculum --seeds 0 1 2
 
 Models, initial weights, optimizer, schedule, masks and targets are those of `pretrain.py`; photographs are cropped on
 the GPU from another generator, and an epoch's last, incomplete batch is left out. All runs make the same number of
-steps. Results are written as `study.py` writes them; a run whose result is there is skipped. Without a GPU the runs
-step one by one, which tests do.
+steps. Results are written as `study.py` writes them; a run whose result is there is skipped. Without a GPU, which is
+for tests, models take their turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import json
 import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
-
-
-# So many streams run side by side; read when CUDA starts.
-os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 import torch
 from data import StudyData, load_study_data
 from gpu_data import Photographs
 from pretrain import BATCH_SIZE, build_model, encoder_of, make_arguments, with_maps
 from protocols import evaluate, summary
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import Trainer
 from variants import ENCODERS, MAIN, VARIANTS
@@ -52,190 +51,266 @@ from c2fmae_hf.trainer import C2FMAETrainer
 WARM_UP = 3
 
 
-class Run:
+def signature(name: str) -> str:
+    """What models must share to be trained as one: the same layers, losses and learning rate."""
+    variant = VARIANTS[name]
+    rate = variant.training.get("base_learning_rate")
+    return json.dumps([variant.kind, variant.config, variant.maps, variant.feedback, rate], sort_keys=True)
+
+
+class Ensemble:
     """
-    One variant and seed.
+    Models of one architecture that are trained side by side, as one model whose weights have a further dimension.
 
     Args:
-        name, seed: Which.
+        keys: Variant and seed of each.
+        photographs ([`Photographs`]): Of each; those of one seed share theirs.
         steps (`int`): In all.
-        photographs ([`Photographs`]): Shared with the other runs of this seed and these maps.
         encoder (`str`): Of `ENCODERS`.
-        bf16 (`bool`): Mixed precision.
-        folder: Of the encoder.
+        folder: Where trainers would write.
     """
 
     def __init__(
-        self, name: str, seed: int, steps: int, photographs: Photographs, encoder: str, bf16: bool, folder: Path
+        self,
+        keys: Sequence[tuple[str, int]],
+        photographs: Sequence[Photographs],
+        steps: int,
+        encoder: str,
+        folder: Path,
     ) -> None:
-        self.name, self.seed, self.steps, self.photographs = name, seed, steps, photographs
-        self.bf16, self.folder = bf16, folder
+        self.keys, self.steps, self.encoder = list(keys), steps, encoder
+        self.photographs = list({id(one): one for one in photographs}.values())
+        self.device = self.photographs[0].images.device
+        self.which = torch.tensor([self.photographs.index(one) for one in photographs], device=self.device)
         self.done = 0
         self.graph: torch.cuda.CUDAGraph | None = None
-        variant = VARIANTS[name]
-        device = photographs.images.device
-        args = make_arguments(variant, seed, steps, folder, 0, **({} if device.type == "cuda" else {"use_cpu": True}))
-        self.kind, self.curriculum = variant.kind, args.get_curriculum()
-        # The Trainer's own optimizer and schedule; only that a graph reads its rate from the GPU.
-        trainer_class = Trainer if variant.kind == "supervised" else C2FMAETrainer
-        trainer = trainer_class(model=build_model(variant, seed, encoder), args=args)
+        variant = VARIANTS[self.keys[0][0]]
+        self.kind = variant.kind
+        options = {} if self.device.type == "cuda" else {"use_cpu": True}
+        arguments = [make_arguments(VARIANTS[name], seed, steps, folder, 0, **options) for name, seed in keys]
+        self.curricula = [args.get_curriculum() for args in arguments]
+        args = arguments[0]
+
+        models = [build_model(VARIANTS[name], seed, encoder) for name, seed in keys]
+        # The Trainer's own groups and schedule.
+        trainer = (Trainer if self.kind == "supervised" else C2FMAETrainer)(model=models[0], args=args)
         trainer.create_optimizer_and_scheduler(steps)
-        self.model = trainer.model.to(device).train()
         schedule = trainer.lr_scheduler
         rates = [schedule.lr_lambdas[0](step) * schedule.base_lrs[0] for step in range(steps)]
-        self.rates = torch.tensor(rates, device=device)
-        self.rate = torch.zeros((), device=device)
+        self.rates = torch.tensor(rates, device=self.device)
+        self.rate = torch.zeros((), device=self.device)
+        self.max_norm = args.max_grad_norm
+        # The skeleton that weights are put into; nothing in these models depends on training or evaluation.
+        self.model = trainer.model.to(self.device).eval()
+        for module in self.model.modules():  # the written-out attention can be batched once more
+            if hasattr(module, "config"):
+                module.config._attn_implementation = "eager"
+        decayed = set(trainer.get_decay_parameter_names(self.model))
+        trained = [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
+        self.parameters: dict[str, torch.Tensor] = {}
+        self.weights: list[torch.Tensor] = []
+        groups = []
+        for is_decayed in (True, False):
+            named = [(name, value) for name, value in trained if (name in decayed) == is_decayed]
+            groups.append({"params": [self._flatten(models, named)], "weight_decay": args.weight_decay * is_decayed})
+        self.fixed_weights = {
+            **dict(self.model.named_buffers()),
+            **{name: value for name, value in self.model.named_parameters() if not value.requires_grad},
+        }
         self.optimizer = torch.optim.AdamW(
-            [{name: group[name] for name in ("params", "weight_decay")} for group in trainer.optimizer.param_groups],
+            groups,
             lr=self.rate,
             betas=(args.adam_beta1, args.adam_beta2),
             eps=args.adam_epsilon,
             fused=True,
-            capturable=device.type == "cuda",
+            capturable=self.device.type == "cuda",
         )
-        self.max_norm = args.max_grad_norm
-        self.losses = torch.zeros(steps, device=device)
-        self.counter = torch.zeros((), dtype=torch.long, device=device)
-        self.in_batch = torch.arange(BATCH_SIZE, device=device)
-        self.generator = torch.Generator(device)
+        self.losses = torch.zeros(steps, len(keys), device=self.device)
+        self.counter = torch.zeros((), dtype=torch.long, device=self.device)
+        self.in_batch = torch.arange(BATCH_SIZE, device=self.device)
+        self.generator = torch.Generator(self.device)
 
-        config, number = self.model.config, len(photographs)
+        config, number = self.model.config, len(self.photographs[0])
         num_patches = (config.image_size // config.patch_size) ** 2
-        self.inputs = {"pixel_values": photographs.buffers["pixel_values"]}
+        self.shared = ["pixel_values"]  # what models of one seed see alike
         self.fixed: dict[str, Any] = {}
+        self.masks: torch.Tensor | None = None
         if self.kind == "supervised":
-            self.inputs["labels"] = photographs.buffers["labels"]
-        elif self.kind == "vit_mae":
-            self.inputs["noise"] = torch.empty(number, num_patches, device=device)
+            self.shared.append("labels")
         else:
+            dtype = torch.float32 if self.kind == "vit_mae" else torch.bool
+            self.masks = torch.empty(number, len(keys), num_patches, dtype=dtype, device=self.device)
+        if self.kind == "c2fmae":
             needed = {*config.granularities, *config.input_granularities} - {"image"}
-            self.inputs.update({f"{one}_labels": photographs.buffers[f"{one}_labels"] for one in sorted(needed)})
-            self.inputs["bool_masked_pos"] = torch.empty(number, num_patches, dtype=torch.bool, device=device)
+            self.shared.extend(f"{one}_labels" for one in sorted(needed))
             self.fixed["num_masked"] = config.num_masked_patches(num_patches)
+
+    def _flatten(self, models: Sequence[nn.Module], named: Sequence[tuple[str, torch.Tensor]]) -> torch.Tensor:
+        """All these weights of all models as one tensor, and its gradient, that `parameters` are views of."""
+        states = [dict(model.named_parameters()) for model in models]
+        number = sum(value.numel() for _, value in named)
+        flat = torch.empty(len(models), number, device=self.device)
+        flat.grad = torch.zeros_like(flat)
+        start = 0
+        for name, value in named:
+            part = slice(start, start + value.numel())
+            shape = (len(models), *value.shape)
+            flat[:, part].view(shape).copy_(torch.stack([state[name].detach().to(self.device) for state in states]))
+            parameter = flat[:, part].view(shape).detach().requires_grad_()
+            parameter.grad = flat.grad[:, part].view(shape)
+            self.parameters[name] = parameter
+            start = part.stop
+        self.weights.append(flat)
+        return flat
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.photographs) // BATCH_SIZE
+        return len(self.photographs[0]) // BATCH_SIZE
 
     def draw_masks(self, epoch: int) -> None:
         """Those of an epoch, in place; a sample's progress is that of the step that sees it."""
-        self.generator.manual_seed(1_000_033 * (self.seed + 1) + epoch)
-        number, device = len(self.photographs), self.rates.device
-        if self.kind == "vit_mae":
-            self.inputs["noise"].uniform_(generator=self.generator)
-        elif self.kind == "c2fmae":
-            masks = self.inputs["bool_masked_pos"]
-            uniform = torch.rand(number, 1 + 2 * masks.shape[1], generator=self.generator, device=device)
-            progress = (self.done + torch.arange(number, device=device) // BATCH_SIZE) / self.steps
-            masks.copy_(
-                mask_by_strategy(
-                    self.photographs.buffers["semantic_labels"],
-                    self.photographs.instance,
-                    self.curriculum.draw(progress, uniform[:, 0]),
-                    uniform[:, 1:],
-                    num_masked=self.fixed["num_masked"],
-                    cells_per_side=self.model.config.label_cells_per_side,
-                    jitter=self.curriculum.jitter,
-                )[0]
-            )
+        if self.masks is None:
+            return
+        number = len(self.masks)
+        progress = (self.done + torch.arange(number, device=self.device) // BATCH_SIZE) / self.steps
+        for index, (_, seed) in enumerate(self.keys):
+            self.generator.manual_seed(1_000_033 * (seed + 1) + epoch)
+            if self.kind == "vit_mae":
+                noise = torch.rand(number, self.masks.shape[2], generator=self.generator, device=self.device)
+                self.masks[:, index] = noise
+                continue
+            photographs, curriculum = self.photographs[int(self.which[index])], self.curricula[index]
+            uniform = torch.rand(number, 1 + 2 * self.masks.shape[2], generator=self.generator, device=self.device)
+            assert photographs.instance is not None
+            self.masks[:, index] = mask_by_strategy(
+                photographs.buffers["semantic_labels"],
+                photographs.instance,
+                curriculum.draw(progress, uniform[:, 0]),
+                uniform[:, 1:],
+                num_masked=self.fixed["num_masked"],
+                cells_per_side=self.model.config.label_cells_per_side,
+                jitter=curriculum.jitter,
+            )[0]
+
+    def batch(self) -> dict[str, torch.Tensor]:
+        """The step's inputs, `(models, BATCH_SIZE, ...)`."""
+        index = self.counter % self.steps_per_epoch * BATCH_SIZE + self.in_batch
+        batch = {}
+        for name in self.shared:
+            by_seed = torch.stack([one.buffers[name].index_select(0, index) for one in self.photographs])
+            batch[name] = by_seed.index_select(0, self.which)
+        if self.masks is not None:
+            name = "noise" if self.kind == "vit_mae" else "bool_masked_pos"
+            batch[name] = self.masks.index_select(0, index).transpose(0, 1)
+        return batch
+
+    def loss_of(self, parameters: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Of one model."""
+        return torch.func.functional_call(
+            self.model, {**parameters, **self.fixed_weights}, kwargs={**batch, **self.fixed}
+        ).loss
+
+    def one(
+        self, index: int, batch: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """The weights and inputs of a single model."""
+        parameters = {name: value[index] for name, value in self.parameters.items()}
+        return parameters, {name: value[index] for name, value in batch.items()}
 
     def step(self) -> None:
         """One step of training; nothing in it waits for the GPU, or depends on what the CPU knows of it."""
-        step = self.counter.view(1)
-        index = self.counter % self.steps_per_epoch * BATCH_SIZE + self.in_batch
-        batch = {name: buffer.index_select(0, index) for name, buffer in self.inputs.items()}
+        step, batch = self.counter.view(1), self.batch()
         self.rate.copy_(self.rates.index_select(0, step)[0])
-        self.optimizer.zero_grad(set_to_none=True)
-        device = self.rates.device.type
-        with torch.autocast(device, torch.bfloat16, cache_enabled=False) if self.bf16 else nullcontext():
-            loss = self.model(**batch, **self.fixed).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm, foreach=True)
+        for weights in self.weights:
+            weights.grad.zero_()
+        if self.device.type == "cuda":
+            losses = torch.vmap(self.loss_of)(self.parameters, batch)
+        else:  # where the models look at their inputs
+            losses = torch.stack([self.loss_of(*self.one(index, batch)) for index in range(len(self.keys))])
+        losses.sum().backward()
+        norms = sum(weights.grad.square().sum(dim=1) for weights in self.weights).sqrt()
+        factor = (self.max_norm / (norms + 1e-6)).clamp(max=1)[:, None]
+        for weights in self.weights:
+            weights.grad.mul_(factor)
         self.optimizer.step()
-        self.losses.index_copy_(0, step, loss.detach().float().view(1))
+        self.losses.index_copy_(0, step, losses.detach().float()[None])
         self.counter.add_(1)
 
     def record(self) -> None:
-        """Record a step, and put everything back to where it was."""
-        start = [value.detach().clone() for value in self.model.parameters()]
-        self.stream = torch.cuda.Stream()
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        """Record a step as a graph, and put everything back to where it was."""
+        start = [weights.clone() for weights in self.weights]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 self.step()
-        torch.cuda.current_stream().wait_stream(self.stream)
-        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=self.stream):
+        with torch.cuda.graph(self.graph, stream=stream):
             self.step()
         with torch.no_grad():
-            for value, first in zip(self.model.parameters(), start):
-                value.copy_(first)
+            for weights, first in zip(self.weights, start):
+                weights.copy_(first)
             for state in self.optimizer.state.values():
                 for value in state.values():
                     value.zero_()
             self.counter.zero_()
 
     def advance(self) -> None:
-        if self.done >= self.steps:
-            return
         if self.graph is None:
             self.step()
         else:
-            with torch.cuda.stream(self.stream):
-                self.graph.replay()
+            self.graph.replay()
         self.done += 1
 
-    def known(self) -> dict[str, Any]:
-        """What is recorded of its training."""
-        last = self.losses[-min(100, self.steps) :].mean().item()
-        return {
-            "steps": self.steps,
-            "images": self.steps * BATCH_SIZE,
-            "epochs": round(self.steps * BATCH_SIZE / len(self.photographs), 2),
-            "parameters": sum(value.numel() for value in self.model.parameters()),
-            "last_losses": {"loss": last},
-            "curve": [round(part.mean().item(), 4) for part in self.losses.chunk(50)],
-        }
+    def encoders(self) -> Iterator[tuple[str, int, C2FMAEModel, dict[str, Any]]]:
+        """Of each model: variant, seed, encoder, and what is recorded of its training."""
+        for index, (name, seed) in enumerate(self.keys):
+            model = build_model(VARIANTS[name], seed, self.encoder)
+            state = {key: value[index].detach().cpu() for key, value in self.parameters.items()}
+            model.load_state_dict({**model.state_dict(), **state})
+            losses = self.losses[:, index]
+            known = {
+                "steps": self.steps,
+                "images": self.steps * BATCH_SIZE,
+                "epochs": round(self.steps * BATCH_SIZE / len(self.photographs[0]), 2),
+                "parameters": sum(value.numel() for value in model.parameters()),
+                "last_losses": {"loss": losses[-min(100, self.steps) :].mean().item()},
+                "curve": [round(part.mean().item(), 4) for part in losses.chunk(50)],
+            }
+            yield name, seed, encoder_of(model).eval(), known
 
 
-def train(runs: Sequence[Run], num_threads: int, seconds: float | None = None) -> int:
+def train(ensembles: Sequence[Ensemble], seconds: float | None = None) -> int:
     """
-    All runs to their last step, side by side.
+    All ensembles to their last step.
 
     Args:
-        num_threads (`int`): Of the CPU that start steps.
         seconds (`float`, *optional*): Stop after the epoch in which so much time has passed.
 
     Returns:
-        Steps that were made, of all runs together.
+        Steps that were made, of all models together.
     """
     synchronize()
-    started, epoch = time.perf_counter(), 0
-    shared = list({id(run.photographs): run.photographs for run in runs}.values())
-    parts = [list(runs[first::num_threads]) for first in range(num_threads)]
-
-    def advance(part: list[Run], number: int) -> None:
-        for _ in range(number):
-            for run in part:
-                run.advance()
-
-    bar = tqdm(total=sum(run.steps for run in runs), unit=" steps", mininterval=5)
-    with bar, ThreadPoolExecutor(num_threads) as pool:
-        while any(run.done < run.steps for run in runs):
+    started, epoch, made = time.perf_counter(), 0, 0
+    shared = list({id(one): one for ensemble in ensembles for one in ensemble.photographs}.values())
+    with tqdm(total=sum(one.steps * len(one.keys) for one in ensembles), unit=" steps", mininterval=5) as bar:
+        while any(one.done < one.steps for one in ensembles):
             if seconds is not None and time.perf_counter() - started > seconds:
                 break
             for photographs in shared:
                 photographs.draw(epoch)
-            for run in runs:
-                run.draw_masks(epoch)
+            for ensemble in ensembles:
+                ensemble.draw_masks(epoch)
+            for ensemble in ensembles:
+                number = min(ensemble.steps_per_epoch, ensemble.steps - ensemble.done)
+                for _ in range(number):
+                    ensemble.advance()
+                made += number * len(ensemble.keys)
+                bar.update(number * len(ensemble.keys))
             synchronize()
-            before = sum(run.done for run in runs)
-            list(pool.map(advance, parts, [runs[0].steps_per_epoch] * len(parts)))
-            synchronize()
-            bar.update(sum(run.done for run in runs) - before)
             epoch += 1
-    return sum(run.done for run in runs)
+    return made
 
 
 def synchronize() -> None:
@@ -274,9 +349,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=float, default=100)
     parser.add_argument("--encoder", choices=list(ENCODERS), default="small")
-    parser.add_argument("--bf16", action="store_true", help="mixed precision; otherwise float32 with TF32 products")
     parser.add_argument("--fine_tune", action="store_true", help="also fine-tune each encoder for segmentation")
-    parser.add_argument("--num_threads", type=int, default=2, help="that start steps")
     parser.add_argument("--num_evaluators", type=int, default=max((os.cpu_count() or 2) - 2, 1), help="processes")
     parser.add_argument("--seconds", type=float, help="stop training after so long, without results: to time it")
     parser.add_argument("--work", type=Path, default=Path("runs/fleet"), help="encoders")
@@ -297,60 +370,63 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.perf_counter()
     with evaluators(args.data, args.num_evaluators) as pool:
         data = load_study_data(args.data)
-        photographs: dict[tuple[int, str], Photographs] = {}
         cells = ENCODERS[args.encoder]["image_size"] // ENCODERS[args.encoder]["label_stride"]
         rows = {maps: with_maps(data.pretraining, maps) for maps in {VARIANTS[name].maps for name, _ in wanted}}
-        runs = []
-        for name, seed in wanted:
-            key = (seed, VARIANTS[name].maps)
-            if key not in photographs:
-                photographs[key] = Photographs(rows[key[1]], seed, cells, device)
-            steps = round(args.epochs * (len(photographs[key]) // BATCH_SIZE))
-            folder = args.work / paths[name, seed].stem
-            runs.append(Run(name, seed, steps, photographs[key], args.encoder, args.bf16, folder))
-        gc.collect()
-        gc.freeze()  # recording collects garbage, in what is there by now for nothing
+        photographs = {
+            (maps, seed): Photographs(rows[maps], seed, cells, device) for maps in rows for seed in args.seeds
+        }
+        ensembles = []
+        for _, group in groupby(sorted(wanted, key=by_signature), key=by_signature):
+            members = list(group)
+            theirs = [photographs[VARIANTS[name].maps, seed] for name, seed in members]
+            steps = round(args.epochs * (len(theirs[0]) // BATCH_SIZE))
+            ensembles.append(Ensemble(members, theirs, steps, args.encoder, args.work))
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # of what is recorded; crops stay exact
-            for run in runs:
-                run.draw_masks(0)
-                run.record()
+            for ensemble in ensembles:
+                ensemble.draw_masks(0)
+                ensemble.record()
             torch.set_float32_matmul_precision("highest")
         ready = time.perf_counter()
-        made = train(runs, args.num_threads, args.seconds)
+        made = train(ensembles, args.seconds)
         trained = time.perf_counter()
         print(
-            f"{len(runs)} runs: ready after {ready - started:.1f} s, {made} steps in {trained - ready:.1f} s, "
-            f"{made / (trained - ready):.0f} a second, {made * BATCH_SIZE / (trained - ready):.0f} images a second",
+            f"{len(wanted)} runs in {len(ensembles)} ensembles: ready after {ready - started:.1f} s, {made} steps in "
+            f"{trained - ready:.1f} s, {made * BATCH_SIZE / (trained - ready):.0f} images a second",
             flush=True,
         )
         if args.seconds is not None:
             return
-        futures = {}
-        for run in runs:
-            encoder_of(run.model).eval().cpu().save_pretrained(run.folder / "encoder")
-            futures[run] = pool.submit(
-                evaluate_in_worker, run.folder / "encoder", run.seed, args.fine_tune, device.type
-            )
-        for run, future in futures.items():
+        futures = []
+        for ensemble in ensembles:
+            for name, seed, encoder, known in ensemble.encoders():
+                folder = args.work / paths[name, seed].stem / "encoder"
+                encoder.save_pretrained(folder)
+                future = pool.submit(evaluate_in_worker, folder, seed, args.fine_tune, device.type)
+                futures.append((name, seed, known, future))
+        for name, seed, known, future in futures:
             results = future.result()
             content = {
-                "variant": run.name,
-                "words": VARIANTS[run.name].words,
-                "seed": run.seed,
+                "variant": name,
+                "words": VARIANTS[name].words,
+                "seed": seed,
                 "equal": "steps",
                 "encoder": args.encoder,
-                **run.known(),
-                "photographs": {name: len(getattr(data, name).images) for name in ("train", "test", "other_test")},
-                "runs_at_once": len(runs),
+                **known,
+                "photographs": {part: len(getattr(data, part).images) for part in ("train", "test", "other_test")},
+                "runs_at_once": len(wanted),
                 "seconds": round(trained - ready, 1),
                 "results": results,
                 "command": hide_tokens(sys.argv),
                 "machine": machine(device.type),
             }
-            write_json(paths[run.name, run.seed], content)
-            print(f"{run.name}, seed {run.seed}: {summary(results)}", flush=True)
+            write_json(paths[name, seed], content)
+            print(f"{name}, seed {seed}: {summary(results)}", flush=True)
         print(f"evaluated in {time.perf_counter() - trained:.1f} s", flush=True)
+
+
+def by_signature(key: tuple[str, int]) -> str:
+    return signature(key[0])
 
 
 if __name__ == "__main__":
