@@ -34,7 +34,7 @@ from pretrain import BATCH_SIZE, build_model, encoder_of, make_arguments, with_m
 from protocols import evaluate, summary
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import Trainer
+from transformers import AttentionInterface, Trainer
 from variants import ENCODERS, MAIN, VARIANTS
 
 
@@ -43,12 +43,17 @@ from common import machine
 
 from c2fmae_hf import C2FMAEModel
 from c2fmae_hf.files import write_json
+from c2fmae_hf.modeling_c2fmae import eager_attention_forward
 from c2fmae_hf.masking import mask_by_strategy
 from c2fmae_hf.run_record import hide_tokens
 from c2fmae_hf.trainer import C2FMAETrainer
 
 
 WARM_UP = 3
+# Attention that can be batched once more. Under a name of its own: for "eager" the library makes masks that a graph
+# cannot record.
+WRITTEN_OUT = "written_out"
+AttentionInterface.register(WRITTEN_OUT, eager_attention_forward)
 
 
 def signature(name: str) -> str:
@@ -102,9 +107,9 @@ class Ensemble:
         self.max_norm = args.max_grad_norm
         # The skeleton that weights are put into; nothing in these models depends on training or evaluation.
         self.model = trainer.model.to(self.device).eval()
-        for module in self.model.modules():  # the written-out attention can be batched once more
+        for module in self.model.modules():
             if hasattr(module, "config"):
-                module.config._attn_implementation = "eager"
+                module.config._attn_implementation = WRITTEN_OUT
         decayed = set(trainer.get_decay_parameter_names(self.model))
         trained = [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
         self.parameters: dict[str, torch.Tensor] = {}
