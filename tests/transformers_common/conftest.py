@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+
+os.environ.setdefault("RUN_SLOW", "1")  # transformers' word for its own slow tests; none of them takes long here
+
 
 def pytest_ignore_collect(collection_path, config):
     return True if "not slow" in config.option.markexpr else None
