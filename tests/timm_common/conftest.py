@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import conformity
+
 
 def pytest_ignore_collect(collection_path, config):
     return True if "not slow" in config.option.markexpr else None
@@ -12,5 +14,6 @@ UPSTREAM_MARKERS = "base forward backward cfg cfg_nonstd torchscript features fx
 
 
 def pytest_configure(config):
+    conformity.install(config)
     for marker in UPSTREAM_MARKERS.split():
         config.addinivalue_line("markers", f"{marker}: of timm's own tests")

@@ -79,7 +79,9 @@ def make_model(model_class) -> tuple:
         num_labels=3,
     )
     # The detector resizes and normalises by itself.
-    processor = C2FMAEImageProcessor(do_resize=False, do_center_crop=False, do_normalize=False, patch_size=1, label_stride=1)
+    processor = C2FMAEImageProcessor(
+        do_resize=False, do_center_crop=False, do_normalize=False, patch_size=1, label_stride=1
+    )
     return MaskRCNNForObjectDetection(config), processor
 
 
