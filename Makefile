@@ -37,7 +37,7 @@ test-floors: .venv-floors/.installed
 	.venv-floors/bin/python -c "import torchvision, timm, transformers, c2fmae_hf"
 	touch $@
 
-## All tests, with transformers' own common tests for models, backbones and image processors.
+## All tests, with those that transformers and timm run on their own models (docs/conformity.md).
 test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest tests
 

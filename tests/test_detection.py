@@ -14,9 +14,9 @@ from pycocotools import mask as coco_mask
 from torchmetrics.detection import MeanAveragePrecision
 from transformers import AutoModelForObjectDetection, Mask2FormerForUniversalSegmentation, TrainingArguments, pipeline
 
-from c2fmae_hf import C2FMAEConfig, C2FMAEModel
+from c2fmae_hf import C2FMAEConfig, C2FMAEImageProcessor, C2FMAEModel
 from c2fmae_hf.detection import DetectionTrainer, build_mask_rcnn
-from c2fmae_hf.modeling_mask_rcnn import MaskRCNNOutput
+from c2fmae_hf.modeling_mask_rcnn import MaskRCNNForObjectDetection, MaskRCNNOutput
 from c2fmae_hf.objects import (
     CocoObjects,
     DetectionDataset,
@@ -312,6 +312,36 @@ def test_boxes_stay_exact_in_mixed_precision(encoders):
     assert features.dtype == torch.bfloat16
     assert proposals.dtype == loss.dtype == torch.float32
     assert not torch.equal(proposals, proposals.bfloat16().float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_loaded_in_half_precision_boxes_stay_exact(encoders, tmp_path, dtype):
+    torch.manual_seed(0)
+    model = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL).eval()
+    model.save_pretrained(tmp_path)
+    half = MaskRCNNForObjectDetection.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert half.dtype == half.backbone.dtype == dtype
+    image = torch.rand(3, 30, 50)
+    with torch.no_grad():
+        expected, found = model([image]).detections[0], half([image.to(dtype)]).detections[0]
+    assert found["boxes"].dtype == found["scores"].dtype == torch.float32
+    assert not torch.equal(found["boxes"], found["boxes"].to(dtype).float())
+    assert len(found["boxes"]) > 0
+    assert found["scores"][0] == pytest.approx(float(expected["scores"][0]), abs=0.02)
+
+
+def test_pipeline_takes_batches(encoders):
+    torch.manual_seed(0)
+    model = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL).eval()
+    processor = C2FMAEImageProcessor(
+        do_resize=False, do_center_crop=False, do_normalize=False, patch_size=1, label_stride=1
+    )
+    detect = pipeline("object-detection", model=model, image_processor=processor, device="cpu", threshold=0.0)
+    photos = [row["image"] for row in make_rows(3)]
+    alone = [detect(photo) for photo in photos]
+    assert all(alone)
+    for found, expected in zip(detect(photos, batch_size=2), alone):
+        assert [entry["box"] for entry in found] == [entry["box"] for entry in expected]
 
 
 def test_what_was_seen_before_makes_no_difference(encoders):

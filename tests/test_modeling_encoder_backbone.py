@@ -43,6 +43,19 @@ def test_the_map_of_the_grid_is_the_encoders_own(encoders, kind):
     assert torch.allclose(level.flatten(2).transpose(1, 2), tokens[:, 1:], atol=1e-5)
 
 
+def test_hidden_states_on_request(encoders):
+    backbone = build_backbone(encoders["vit"]).eval()
+    encoder = AutoModel.from_pretrained(encoders["vit"]).eval()
+    pixel_values = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert backbone(pixel_values).hidden_states is None
+        found = backbone(pixel_values, output_hidden_states=True).hidden_states
+        expected = encoder(pixel_values, output_hidden_states=True).hidden_states
+        assert isinstance(backbone(pixel_values, return_dict=False), tuple)
+    assert len(found) == len(expected) == 5
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected))
+
+
 def test_timm_architecture(tmp_path):
     backbone = build_backbone(TIMM, from_scratch=True, image_size=64, drop_path_rate=0.1).eval()
     pixel_values = torch.randn(1, 3, 96, 64)

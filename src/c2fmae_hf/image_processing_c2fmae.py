@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -380,6 +381,8 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         detections = getattr(outputs, "detections", None)
         if detections is None:
             raise ValueError("outputs: expected detections, got none; was the model in training mode?")
+        if isinstance(detections, Mapping):  # one image's, as a pipeline takes it out of a batch
+            detections = [detections]
         results = []
         for found in detections:
             kept = found["scores"] > threshold

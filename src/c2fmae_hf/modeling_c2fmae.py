@@ -1,6 +1,6 @@
 """PyTorch C2FMAE: encoder, cascaded decoder, losses, downstream heads, backbone."""
 
-from __future__ import annotations
+# Annotations are evaluated: transformers looks for `TransformersKwargs` among those of a forward.
 
 import functools
 import importlib
@@ -26,7 +26,8 @@ from transformers.modeling_outputs import (
     SemanticSegmenterOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import CONFIG_NAME, ModelOutput, cached_file
+from transformers.processing_utils import Unpack
+from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, cached_file
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -522,7 +523,7 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
         instance_labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         num_masked: int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -735,7 +736,7 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
         instance_labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         num_masked: int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> C2FMAEForPreTrainingOutput:
         """
         Args:
@@ -888,7 +889,7 @@ class C2FMAEForImageClassification(C2FMAEPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         """
         Args:
@@ -946,7 +947,7 @@ class C2FMAEForSemanticSegmentation(C2FMAEPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = True,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SemanticSegmenterOutput:
         """
         Args:
@@ -1050,7 +1051,9 @@ class C2FMAEBackbone(BackboneMixin, C2FMAEPreTrainedModel):
 
     @can_return_tuple
     @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True, **kwargs) -> BackboneOutput:
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
+    ) -> BackboneOutput:
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`).

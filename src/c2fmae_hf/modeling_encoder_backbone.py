@@ -20,8 +20,9 @@ from transformers import (
     TimmWrapperConfig,
     TimmWrapperModel,
 )
-from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_c2fmae import C2FMAEConfig
 from .features import encoder_config, patch_size_of
@@ -96,15 +97,22 @@ class EncoderBackbone(BackboneMixin, PreTrainedModel):
         """Channels of each feature map."""
         return [self.config.hidden_size] * (4 if self.fpn is not None else len(self.out_features))
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BackboneOutput:
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(
+        self, pixel_values: torch.Tensor, output_attentions: bool | None = None, **kwargs: Any
+    ) -> BackboneOutput:
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): Sides are multiples of the
                 patch size.
+            output_attentions, output_hidden_states (`bool`, *optional*): Whether to return the encoder's; timm's
+                encoders return neither.
 
         Returns:
             [`~transformers.modeling_outputs.BackboneOutput`]: As of `C2FMAEBackbone`.
         """
+        hidden_states = attentions = None
         size = self.config.patch_size
         grid = (pixel_values.shape[2] // size, pixel_values.shape[3] // size)
         chosen = [index for index, name in enumerate(self.stage_names) if name in self.out_features]
@@ -114,12 +122,17 @@ class EncoderBackbone(BackboneMixin, PreTrainedModel):
             maps = list(self.encoder(pixel_values, output_hidden_states=indices, do_pooling=False, norm=True)[-1])
         else:
             options = {"interpolate_pos_encoding": True} if self.takes_any_size else {}
-            hidden_states = self.encoder(pixel_values, output_hidden_states=True, **options).hidden_states
+            if output_attentions is None:
+                output_attentions = self.config.output_attentions
+            if output_attentions:
+                options["output_attentions"] = True
+            outputs = self.encoder(pixel_values, output_hidden_states=True, **options)
+            hidden_states, attentions = outputs.hidden_states, outputs.attentions
             norm = getattr(self.encoder, self.final_norm) if self.final_norm else nn.Identity()
             maps = [self._as_map(norm(hidden_states[index]), grid) for index in chosen]
         if self.fpn is not None:
             maps = self.fpn(maps)
-        return BackboneOutput(feature_maps=tuple(maps))
+        return BackboneOutput(feature_maps=tuple(maps), hidden_states=hidden_states, attentions=attentions)
 
     @staticmethod
     def _as_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

@@ -146,6 +146,8 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True  # if the encoder does
     _no_split_modules = []
+    # Loaded in half precision, the encoder and its pyramid are; boxes would lie on a grid of several pixels.
+    _keep_in_fp32_modules_strict = ["detector.rpn", "detector.roi_heads"]
 
     def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__(config)

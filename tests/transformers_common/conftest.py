@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+import conformity
+
+
+os.environ.setdefault("RUN_SLOW", "1")  # transformers' word for its own slow tests; none of them takes long here
+
 
 def pytest_ignore_collect(collection_path, config):
     return True if "not slow" in config.option.markexpr else None
@@ -15,5 +22,6 @@ UPSTREAM_MARKERS = (
 
 
 def pytest_configure(config):
+    conformity.install(config)
     for marker in UPSTREAM_MARKERS.split():
         config.addinivalue_line("markers", f"{marker}: of transformers' own tests")

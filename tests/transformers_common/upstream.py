@@ -1,61 +1,18 @@
 """
 transformers' own common tests, out of the source distribution of the installed version.
 
-The wheel does not hold them. They are fetched once with pip and kept in the user's cache; the variable
-C2FMAE_TRANSFORMERS_SDIST may name the archive instead. Its modules import sub-packages that the distribution leaves
-out; those are stubbed, each with its reason.
+Its modules import sub-packages that the distribution leaves out; those are stubbed, each with its reason.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.machinery
-import os
-import subprocess
 import sys
-import tarfile
-import tempfile
 import types
-from pathlib import Path
 
-import pytest
-import transformers
+import source_distributions
 
 
 PACKAGE = "transformers_upstream_tests"
-
-
-def find_tests() -> Path:
-    """The folder of the installed version's tests; skips the calling module where it cannot be had."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "c2fmae_hf"
-    folder = cache / f"transformers-{transformers.__version__}-tests"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as temporary:
-        with tarfile.open(_find_archive(temporary)) as archive:
-            members = [m for m in archive.getmembers() if m.isfile() and Path(m.name).parts[1] == "tests"]
-            archive.extractall(temporary, members=members, filter="data")
-        unpacked = next(Path(temporary).glob("transformers-*/tests"))
-        (unpacked / "__init__.py").touch()  # read by a module, but not distributed
-        unpacked.rename(folder)
-    return folder
-
-
-def _find_archive(temporary: str) -> Path:
-    if given := os.environ.get("C2FMAE_TRANSFORMERS_SDIST"):
-        return Path(given)
-    requirement = f"transformers=={transformers.__version__}"
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", requirement]
-    subprocess.run([*command, "-d", temporary], capture_output=True, timeout=600)
-    archives = list(Path(temporary).glob("transformers-*.tar.gz"))
-    if not archives:
-        pytest.skip(
-            f"the source distribution of {requirement} could not be fetched; set C2FMAE_TRANSFORMERS_SDIST to its "
-            "archive",
-            allow_module_level=True,
-        )
-    return archives[0]
 
 
 def _stub(name: str, **contents: object) -> None:
@@ -89,10 +46,6 @@ def _install_stubs() -> None:
 
 def load(module: str) -> types.ModuleType:
     """An upstream test module, by its name without `.py`."""
-    if PACKAGE not in sys.modules:
-        package = types.ModuleType(PACKAGE)
-        package.__path__ = [str(find_tests())]
-        package.__spec__ = importlib.machinery.ModuleSpec(PACKAGE, None, is_package=True)
-        sys.modules[PACKAGE] = package
+    if f"{PACKAGE}.utils" not in sys.modules:
         _install_stubs()
-    return importlib.import_module(f"{PACKAGE}.{module}")
+    return source_distributions.load("transformers", module)
