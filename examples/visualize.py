@@ -336,7 +336,7 @@ def draw(
 
 def describe(models: Sequence[ViewedModel], photos: Sequence[Photo], args: GalleryArguments) -> list[str]:
     """The head of the page."""
-    notes = []
+    notes = ["Photographs are shown as a model sees them: their middle, at its size."]
     for viewed in models:
         config = viewed.config
         size = " x ".join(str(side) for side in config.image_height_width)

@@ -48,7 +48,6 @@ from .views import (
 
 _STRATEGY_COLOURS = dict(zip(MASKING_STRATEGIES, PALETTE[[0, 1, 3]] / 255))
 _LINES = (("o-", PALETTE[0]), ("s--", PALETTE[5]), ("^:", PALETTE[2]))
-_NOT_PREDICTED = "Light grey: visible patches, which are not predicted."
 _NO_INSTANCE = "Nearly black: no instance."
 
 
@@ -82,11 +81,14 @@ def _facts(
         "image": names[0] if len(names) == 1 else f"{len(names)} images: {', '.join(names)}",
     }
     if num_masked is not None:
-        num_patches = viewed[0].config.num_patches
-        facts["masked"] = f"{num_masked} of {num_patches} patches ({num_masked / num_patches:.0%})"
+        facts["masked"] = _masked(viewed[0].config, num_masked)
     if seed is not None:
         facts["seed"] = str(seed)
     return facts
+
+
+def _masked(config: C2FMAEConfig, num_masked: int) -> str:
+    return f"{num_masked} of {config.num_patches} patches ({num_masked / config.num_patches:.0%})"
 
 
 def _headline(facts: Mapping[str, str]) -> str:
@@ -126,6 +128,15 @@ def _class_legend(*named_maps: tuple[np.ndarray | None, Mapping[int, str], str])
             area[name] += int(count)
             colours[name] = colour_ids(np.array([[label]]))[0, 0]
     return {name: colours[name] for name, _ in area.most_common()}
+
+
+def _gaps(viewed: ViewedModel) -> str:
+    """What predicted maps show where patches are visible."""
+    if not {"semantic", "instance"} & set(viewed.granularities):
+        return ""
+    if viewed.config.supervise_visible_labels:
+        return "Semantics and instances of visible patches are predicted, too: this model was trained on them."
+    return "Light grey: visible patches, which are not predicted."
 
 
 def _borrowed(config: C2FMAEConfig) -> str:
@@ -184,7 +195,7 @@ def draw_strategies(
         f"The regions are the maps {photo.maps_from}." if photo.maps_from else "",
         "" if photo.shares_classes or not photo.maps_from else "Their classes and colours are not the checkpoint's.",
         f"No maps, hence no {' or '.join(missing)} masking." if missing else "",
-        _NOT_PREDICTED if {"semantic", "instance"} & set(viewed.granularities) else "",
+        _gaps(viewed),
         _NO_INSTANCE if "instance" in viewed.granularities else "",
         _borrowed(config) if "image" in viewed.granularities else "",
     )
@@ -344,7 +355,7 @@ def draw_maps(
         "Masked: from one random mask, which the photograph below shows."
         if len(cells) > 1
         else "Masked: from one random mask.",
-        "" if config.supervise_visible_labels else _NOT_PREDICTED,
+        _gaps(viewed),
         unmasked,
         f"Known: the map {photo.maps_from}." if photo.are_known else "",
         "" if is_shared else "Its classes are not the checkpoint's: colours do not compare between the two.",
@@ -567,21 +578,22 @@ def draw_comparison(
         seed, mask_ratio: As for [`draw_strategies`].
     """
     rows: list[list[np.ndarray | None]] = []
-    classes = []
+    classes, spoken = [], []
     for position, (model, photo, features) in enumerate(zip(viewed, photos, pca)):
         config = model.config
-        place = [
-            int((index + 0.5) / total * own)
-            for index, total, own in zip(patch, viewed[0].config.grid_size, config.grid_size)
-        ]
-        own_patch = (place[0], place[1])
+        sides = zip(patch, viewed[0].config.grid_size, config.grid_size)
+        row, column = (int((index + 0.5) / total * own) for index, total, own in sides)
         everywhere = Prediction()
         rebuilt: np.ndarray | None = None
+        what = "no decoder, predicts nothing"
         if model.whole is not None:
             mask, _ = strategy_mask(photo, config, "random", seed, mask_ratio)
             everywhere = predict_everywhere(model, photo, seed, mask_ratio)
             rebuilt = predict(model, photo, mask).image
-        weights = photo_attention(model, photo)[-1].mean(dim=0)[own_patch[0] * config.grid_size[1] + own_patch[1]]
+            passes = f"{everywhere.passes} complementary masks" if everywhere.passes else "one pass without a mask"
+            what = f"{_masked(config, count_masked(config, mask_ratio))} masked; semantics and instances from {passes}"
+        spoken.append(f"Row {position + 1}: {model.name}, {what}.")
+        weights = photo_attention(model, photo)[-1].mean(dim=0)[row * config.grid_size[1] + column]
         other = position > 0 and model.label_names != viewed[0].label_names
         classes.append((everywhere.semantic, model.label_names, f" ({position + 1})" if other else ""))
         rows.append(
@@ -590,27 +602,24 @@ def draw_comparison(
                 _map_picture(everywhere.semantic, config),
                 _map_picture(everywhere.instance, config, NO_INSTANCE),
                 enlarge(features, config.patch_size),
-                _heat(weights.numpy(), config, own_patch),
+                _heat(weights.numpy(), config, (row, column)),
             ]
         )
     columns = ["pixels", "semantics", "instances", "features", "attention"]
     kept = [index for index in range(len(columns)) if any(row[index] is not None for row in rows)]
     marked = _outlined(_pixels(viewed[0], photos[0]), patch, viewed[0].config.patch_size)
     cells = [[None if position else marked, *(row[index] for index in kept)] for position, row in enumerate(rows)]
-    facts = _facts(viewed, photos[:1], count_masked(viewed[0].config, mask_ratio), seed)
+    facts = _facts(viewed, photos[:1], seed=seed)
     row_names = [str(position + 1) for position in range(len(viewed))]
     column_names = ["photograph", *(columns[index] for index in kept)]
     draw_grid(cells, path, column_names, row_names, _class_legend(*classes), _headline(facts))
-    without = [model.name for model in viewed if model.whole is None]
+    predicts = any(model.whole is not None for model in viewed)
     caption = _sentences(
-        " ".join(f"Row {position + 1}: {model.name}." for position, model in enumerate(viewed)),
-        "Pixels: masked patches (one random mask) rebuilt; semantics and instances: of every patch, from "
-        "complementary masks, as above."
-        if len(without) < len(viewed)
-        else "",
+        *spoken,
+        "Pixels: what is rebuilt under one random mask; semantics and instances: of every patch." if predicts else "",
+        "Classes followed by a number are those of that row alone." if any(suffix for *_, suffix in classes) else "",
         "Features: principal components of each checkpoint on its own, whose colours do not compare between rows. "
         "Attention: of the outlined patch in the last layer, mean over heads.",
-        f"{' and '.join(without)} has no decoder and predicts nothing." if without else "",
     )
     return Picture(Path(path), "Side by side", caption, facts)
 

@@ -81,7 +81,7 @@ def load_viewed_model(name: str, device: str | torch.device = "cpu") -> ViewedMo
     class_name = (config_dict.get("architectures") or [C2FMAEModel.__name__])[0]
     is_whole = class_name == C2FMAEForPreTraining.__name__
     model_class = C2FMAEForPreTraining if is_whole else C2FMAEModel
-    if getattr(modeling_c2fmae, class_name, None) is None:
+    if not isinstance(getattr(modeling_c2fmae, class_name, None), type):
         raise ValueError(f"{name}, architectures: expected a model of c2fmae_hf, got {class_name!r}")
     model = model_class.from_pretrained(name).to(device).eval()
     if model.config.num_channels != 3:
@@ -318,8 +318,7 @@ def predict_everywhere(
     whole = _read(viewed, photo, _average(_run(viewed, photo, masks), config.num_patches))
     if not config.supervise_visible_labels:
         return replace(whole, passes=len(masks))
-    unmasked = predict(viewed, photo, torch.zeros(config.num_patches, dtype=torch.bool))
-    return replace(unmasked, image=whole.image, passes=0)
+    return replace(_read(viewed, photo, _run_unmasked(viewed, photo)), image=whole.image, passes=0)
 
 
 def _run(viewed: ViewedModel, photo: Photo, masks: torch.Tensor) -> C2FMAEForPreTrainingOutput:
@@ -327,6 +326,18 @@ def _run(viewed: ViewedModel, photo: Photo, masks: torch.Tensor) -> C2FMAEForPre
     pixel_values = photo.pixel_values.expand(len(masks), -1, -1, -1)
     device = viewed.whole.device
     return viewed.whole.eval()(pixel_values.to(device), bool_masked_pos=masks.to(device))
+
+
+def _run_unmasked(viewed: ViewedModel, photo: Photo) -> C2FMAEForPreTrainingOutput:
+    """Labels of all patches, all of them visible. The model's own forward would compute a loss of no pixels."""
+    assert viewed.whole is not None
+    device, config = viewed.whole.device, viewed.config
+    patch_ids = torch.arange(config.num_patches, device=device)[None]
+    tokens = viewed.encoder(photo.pixel_values[None].to(device)).last_hidden_state
+    logits = viewed.whole.decoder(tokens, patch_ids, patch_ids, 0, config.grid_size)
+    return C2FMAEForPreTrainingOutput(
+        semantic_logits=logits.get("semantic"), instance_logits=logits.get("instance"), patch_ids=patch_ids
+    )
 
 
 def _average(outputs: C2FMAEForPreTrainingOutput, num_patches: int) -> C2FMAEForPreTrainingOutput:
