@@ -134,7 +134,7 @@ def check_page(written: list[Path]) -> Page:
 
 
 def test_labelled_dataset(visualize, config, saved_rows, tmp_path):
-    config = with_fields(config, image_size=64, semantic_id2label=NAMES)
+    config = with_fields(config, image_size=[64, 48], semantic_id2label=NAMES)
     model = save_model(config, tmp_path / "models" / "whole")
     args = ["--model", model, "--dataset_name", saved_rows, "--num_images", "2", "--seed", "3", "--patches", "1,2"]
     written = visualize.main([*args, "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
@@ -145,7 +145,7 @@ def test_labelled_dataset(visualize, config, saved_rows, tmp_path):
         *(f"00-r0-{name}.png" for name in own),
         *(f"01-r4-{name}.png" for name in own),
     ]
-    for words in ("48 of 64 patches (75%)", "the maps of the dataset", "through 4 masks", "seed"):
+    for words in ("36 of 48 patches (75%)", "the maps of the dataset", "through 4 masks", "seed"):
         assert words in page.text
     command = page.text[page.text.index("python examples/visualize.py") :]
     assert "--patches 1,2" in command

@@ -25,7 +25,10 @@ from .figures import (
     colour_ids,
     draw_grid,
     enlarge,
+    heat_colours,
+    new_canvas,
     new_figure,
+    place_picture,
     save_figure,
 )
 from .masking import MaskingCurriculum
@@ -124,7 +127,7 @@ def _class_legend(*named_maps: tuple[np.ndarray | None, Mapping[int, str], str])
         if ids is None:
             continue
         for label, count in zip(*np.unique(ids[ids >= 0], return_counts=True)):
-            name = f"{names.get(int(label), f'class {label}')}{suffix}"
+            name = f"{_short(names.get(int(label), f'class {label}'), 24)}{suffix}"
             area[name] += int(count)
             colours[name] = colour_ids(np.array([[label]]))[0, 0]
     return {name: colours[name] for name, _ in area.most_common()}
@@ -234,8 +237,6 @@ def draw_curriculum(
         curriculum ([`MaskingCurriculum`], *optional*): By default linear, coarse to fine.
         num_frames (`int`): Times, at least 2.
     """
-    from matplotlib.patches import Rectangle
-
     curriculum = curriculum or MaskingCurriculum()
     config, pixels = viewed.config, _pixels(viewed, photo)
     times = np.linspace(0, 1, num_frames).tolist()
@@ -247,22 +248,21 @@ def draw_curriculum(
     aspect = pixels.shape[0] / pixels.shape[1]
     top, plot, bottom, name = 0.62, 0.9, 0.9, 0.26
     height = top + len(rows) * (side * aspect + name + 0.04) + 0.1 + plot + bottom
-    figure = new_figure(GRID_WIDTH, height, GRID_DPI)
+    figure, canvas = new_canvas(height)
+    from matplotlib.patches import Rectangle
+
     for line, row in enumerate(rows):
         y = height - top - (line + 1) * (side * aspect + name + 0.04) + name
         for column, frame in enumerate(row):
             x = left + column * (side + gap)
-            axes = figure.add_axes((x / GRID_WIDTH, y / height, side / GRID_WIDTH, side * aspect / height))
-            axes.set_axis_off()
             seen = masked_photo(pixels, frame.mask, config.patch_size, UNKNOWN_COLOUR)
-            axes.imshow(seen, interpolation="antialiased")
+            place_picture(canvas, seen, x, y, side, side * aspect)
             colour = tuple(_STRATEGY_COLOURS[frame.strategy])
-            border = Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor=colour, linewidth=5)
-            border.set_clip_on(False)
-            axes.add_patch(border)
-            axes.text(0.5, -0.04, frame.strategy, transform=axes.transAxes, ha="center", va="top", fontsize=12)
+            canvas.add_patch(Rectangle((x, y), side, side * aspect, fill=False, edgecolor=colour, linewidth=5))
+            canvas.text(x + side / 2, y - 0.05, frame.strategy, ha="center", va="top", fontsize=12)
             if line == 0:
-                axes.set_title(f"t = {frame.progress:.1f}", fontsize=GRID_FONT, pad=5)
+                time = f"t = {frame.progress:.1f}"
+                canvas.text(x + side / 2, y + side * aspect + 0.06, time, ha="center", va="bottom", fontsize=GRID_FONT)
     # Its t axis runs through the middles of the frames.
     width = GRID_WIDTH - 2 * left - side
     axes = figure.add_axes(((left + side / 2) / GRID_WIDTH, bottom / height, width / GRID_WIDTH, plot / height))
@@ -369,10 +369,8 @@ def draw_maps(
 
 def _heat(weights: np.ndarray, config: C2FMAEConfig, patch: tuple[int, int]) -> np.ndarray:
     """What one patch attends to `(N,)` in cividis, up to its own maximum, with the patch outlined."""
-    import matplotlib
-
-    colours = matplotlib.colormaps["cividis"](weights / max(weights.max(), 1e-12))[:, :3]
-    picture = enlarge_patches((colours * 255).round().astype(np.uint8), config.grid_size, config.patch_size)
+    colours = heat_colours(weights / max(weights.max(), 1e-12))
+    picture = enlarge_patches(colours, config.grid_size, config.patch_size)
     return _outlined(picture, patch, config.patch_size)
 
 
@@ -477,14 +475,14 @@ def draw_attention_in_objects(
         photos: Those of each model.
         path: Where to write.
     """
-    from matplotlib.ticker import MaxNLocator
-
     found = [objects_attention(model, own) for model, own in zip(viewed, photos)]
     if any(result is None for result in found):
         return None
     curves = [result for result in found if result is not None]
     height = 4.5 + 0.3 * len(viewed)
     figure = new_figure(GRID_WIDTH, height, GRID_DPI)
+    from matplotlib.ticker import MaxNLocator
+
     axes = figure.add_axes((0.1, 0.75 / height, 0.88, 2.6 / height))
     spoken = []
     for model, result, (style, colour) in zip(viewed, curves, _LINES):
@@ -497,7 +495,8 @@ def draw_attention_in_objects(
     even = curves[0].even
     axes.axhline(even, color="black", linewidth=1.5, linestyle=(0, (6, 4)), label="even attention")
     axes.set_ylim(0, 1.15 * max(even, *(result.shares.max() for result in curves)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer", fontsize=GRID_FONT)
     axes.tick_params(labelsize=13)
