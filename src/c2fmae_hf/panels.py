@@ -156,7 +156,8 @@ def draw_strategies(
     viewed: ViewedModel, photo: Photo, path: str | os.PathLike, seed: int = 0, mask_ratio: float | None = None
 ) -> Picture:
     """
-    A row for each masking strategy: the photograph, what is left of it, and what the decoder makes of that.
+    A row for each masking strategy: its regions (of random masking the photograph), what is left of the photograph, and
+    what the decoder makes of that.
 
     Args:
         viewed ([`~c2fmae_hf.views.ViewedModel`]): With a decoder.
