@@ -33,32 +33,27 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from c2fmae_hf.arguments import parse_arguments
+from c2fmae_hf.captions import Picture
 from c2fmae_hf.dataset import MAP_COLUMNS, load_splits, semantic_id2label, undecoded
 from c2fmae_hf.decoding import expand_label_map, open_image, to_label_map, to_rgb
-from c2fmae_hf.gallery import Section, write_gallery
-from c2fmae_hf.labelling.sources import FolderSource
-from c2fmae_hf.masking import MaskingCurriculum
-from c2fmae_hf.panels import (
-    Picture,
+from c2fmae_hf.encoder_panels import (
     draw_attention,
     draw_attention_heads,
     draw_attention_in_objects,
-    draw_comparison,
-    draw_curriculum,
     draw_features,
-    draw_maps,
-    draw_strategies,
     spread,
 )
+from c2fmae_hf.encoder_views import choose_patches, feature_pictures, parse_patch
+from c2fmae_hf.gallery import Section, write_gallery
+from c2fmae_hf.labelling.sources import FolderSource
+from c2fmae_hf.masking import MaskingCurriculum
+from c2fmae_hf.panels import draw_comparison, draw_curriculum, draw_maps, draw_strategies
 from c2fmae_hf.run_record import hide_folders, hide_tokens
 from c2fmae_hf.views import (
     Photo,
     ViewedModel,
-    choose_patches,
     count_masked,
-    feature_pictures,
     load_viewed_model,
-    parse_patch,
     prepare_photo,
     with_predicted_maps,
 )

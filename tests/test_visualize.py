@@ -15,20 +15,18 @@ import torch
 from PIL import Image
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEImageProcessor
+from c2fmae_hf.captions import Picture
 from c2fmae_hf.constants import IGNORE_INDEX, MASKING_STRATEGIES
+from c2fmae_hf.encoder_panels import spread
+from c2fmae_hf.encoder_views import choose_patches, feature_pictures, objects_attention, parse_patch
 from c2fmae_hf.gallery import Section, write_gallery
 from c2fmae_hf.masking import MaskingCurriculum
-from c2fmae_hf.panels import Picture, spread
 from c2fmae_hf.views import (
     Photo,
     ViewedModel,
-    choose_patches,
     complementary_masks,
     curriculum_frames,
-    feature_pictures,
     load_viewed_model,
-    objects_attention,
-    parse_patch,
     predict,
     predict_everywhere,
     prepare_photo,

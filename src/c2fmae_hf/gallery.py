@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from .captions import Picture
 from .files import replace_file
-from .panels import Picture
 
 
 TEMPLATE = Path(__file__).with_name("gallery_template.html")
