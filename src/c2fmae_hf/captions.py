@@ -83,7 +83,7 @@ def photo_pixels(viewed: ViewedModel, photo: Photo) -> np.ndarray:
 
 
 def map_picture(ids: np.ndarray | None, config: C2FMAEConfig, background: int | None = None) -> np.ndarray | None:
-    """A map of ids on the label grid in colours and at the photograph's size; see [`~c2fmae_hf.figures.colour_ids`]."""
+    """A map of ids on the label grid in colours, at the photograph's size; see [`~c2fmae_hf.figures.colour_ids`]."""
     return None if ids is None else enlarge(colour_ids(ids, background), config.label_stride)
 
 
