@@ -22,7 +22,7 @@ from testing_utils import make_rows, require_timm_local_dir
 
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "docs/hub.md", "docs/long_runs.md", "model_cards/README.md")
+DOCUMENTS = ("README.md", "docs/hub.md", "docs/long_runs.md", "docs/gallery.md", "model_cards/README.md")
 # A comment before a block, which readers do not see.
 NEEDS_NETWORK = "<!-- needs a network -->"
 NEEDS_CLUSTER = "<!-- needs a cluster -->"
@@ -191,10 +191,15 @@ def run_or_parse(script: str, args: list[str]) -> None:
     elif script == "validate_dataset":
         module.main(args)
     else:
-        required = {"run_pretraining": ("dataset_name",), "label_images": ("source", "output_dir")}
+        required = {
+            "run_pretraining": ("dataset_name",),
+            "label_images": ("source", "output_dir"),
+            "visualize": ("model", "output_dir"),
+        }
+        trains = script not in ("label_images", "visualize")
         parse_arguments(
             module.GROUPS,
-            [*args, *([] if script == "label_images" else ["--use_cpu", "true"])],
+            [*args, *(["--use_cpu", "true"] if trains else [])],
             required=() if has_rest else required.get(script, ("model", "dataset_name")),
             check=None if has_rest else getattr(module, "find_mistake", None),
         )

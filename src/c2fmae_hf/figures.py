@@ -14,6 +14,7 @@ from .files import replace_file
 
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -34,6 +35,7 @@ PALETTE = np.array(
 _TONES = (1.0, 0.62, 1.38, 0.8, 1.2, 0.45)
 UNKNOWN_COLOUR = (222, 222, 222)
 _BACKGROUND_COLOUR = (30, 30, 30)
+_NEEDS_MATPLOTLIB = 'figures need matplotlib: pip install "c2fmae-hf[viz]"'
 
 
 def colour_ids(ids: np.ndarray, background: int | None = None) -> np.ndarray:
@@ -59,33 +61,44 @@ def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def new_figure(width: float, height: float) -> Figure:
+def heat_colours(values: np.ndarray) -> np.ndarray:
+    """Values `(...)` in [0, 1] in cividis, from dark blue to yellow, which the colour-blind see: `(..., 3)` uint8."""
+    try:
+        from matplotlib import colormaps
+    except ImportError as error:
+        raise ImportError(_NEEDS_MATPLOTLIB) from error
+    return (colormaps["cividis"](values)[..., :3] * 255).round().astype(np.uint8)
+
+
+def new_figure(width: float, height: float, dpi: int = 100) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('figures need matplotlib: pip install "c2fmae-hf[viz]"') from error
+        raise ImportError(_NEEDS_MATPLOTLIB) from error
     # Without pyplot: no global state, no display.
-    return Figure(figsize=(width, height), dpi=100)
+    return Figure(figsize=(width, height), dpi=dpi)
 
 
-def _legend_columns(width: float, names: Collection[str]) -> int:
-    """How many class names of font size 9 fit beside each other in `width` inches."""
+def _legend_columns(width: float, names: Collection[str], fontsize: float = 9) -> int:
+    """How many class names of a font size fit beside each other in `width` inches."""
     longest = max((len(name) for name in names), default=0)
-    return max(int(width / (0.5 + 0.07 * longest)), 1)
+    return max(int(width / ((0.5 + 0.07 * longest) * fontsize / 9)), 1)
 
 
-def draw_legend(figure: Figure, colours: Mapping[str, np.ndarray], bottom: float, lines: int = 1) -> None:
+def draw_legend(
+    figure: Figure, colours: Mapping[str, np.ndarray], bottom: float, lines: int = 1, fontsize: float = 9
+) -> None:
     """Class names in so many lines; those that do not fit are left out."""
     from matplotlib.patches import Patch
 
-    columns = _legend_columns(figure.get_figwidth(), colours)
+    columns = _legend_columns(figure.get_figwidth(), colours, fontsize)
     handles = [Patch(color=tuple(colour / 255), label=name) for name, colour in colours.items()][: lines * columns]
     figure.legend(
         handles=handles,
         loc="lower left",
         bbox_to_anchor=(0.0, bottom),
         ncols=columns,
-        fontsize=9,
+        fontsize=fontsize,
         frameon=False,
         borderaxespad=0.0,
         columnspacing=1.2,
@@ -134,6 +147,86 @@ def draw_panels(
         wspace=0.03,
         hspace=0.03,
     )
+    save_figure(figure, path)
+
+
+# Of figures that are shown at half their size, on a telephone: 960 pixels wide, with large letters.
+GRID_WIDTH, GRID_DPI, GRID_FONT = 8.0, 120, 15
+_MAX_LEGEND_LINES = 4
+
+
+def new_canvas(height: float) -> tuple[Figure, Axes]:
+    """
+    A figure of the grid's width with one invisible pair of axes in inches, the origin at the lower left: pictures are
+    placed in it with [`place_picture`]. Axes of their own take most of a figure's time.
+    """
+    figure = new_figure(GRID_WIDTH, height, GRID_DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(0, GRID_WIDTH)
+    axes.set_ylim(0, height)
+    axes.set_autoscale_on(False)
+    return figure, axes
+
+
+def place_picture(axes: Axes, picture: np.ndarray, x: float, y: float, width: float, height: float) -> None:
+    """A picture `(h, w, 3)` uint8 with its lower left corner at (x, y), in inches."""
+    extent = (x, x + width, y, y + height)
+    axes.imshow(picture, extent=extent, aspect="auto", interpolation="antialiased")
+
+
+def draw_grid(
+    cells: Sequence[Sequence[np.ndarray | None]],
+    path: str | os.PathLike,
+    column_names: Sequence[str] = (),
+    row_names: Sequence[str] = (),
+    legend: Mapping[str, np.ndarray] | None = None,
+    title: str = "",
+) -> None:
+    """
+    A PNG of rows of pictures, which stays readable at half its size.
+
+    Args:
+        cells: Rows of pictures `(height, width, 3)`, uint8, as many in each; `None` leaves a place empty.
+        path: Where to write.
+        column_names, row_names (*optional*): Above the first row, and to the left of each.
+        legend (*optional*): Colours `(3,)`, uint8, by name, the most important first; four lines are shown, and how
+            many names were left out.
+        title (`str`): Above all, in small letters.
+    """
+    legend = legend or {}
+    left = 0.42 if row_names else 0.02
+    columns = len(cells[0])
+    gap = 0.06
+    side = (GRID_WIDTH - left - 0.02 - gap * (columns - 1)) / columns
+    side = min(side, 2.6)
+    aspect = max(picture.shape[0] / picture.shape[1] for row in cells for picture in row if picture is not None)
+    legend_font = GRID_FONT - 1
+    per_line = _legend_columns(GRID_WIDTH, legend, legend_font)
+    lines = min(-(-len(legend) // per_line), _MAX_LEGEND_LINES)
+    surplus = len(legend) - lines * per_line
+    if surplus > 0:
+        legend = dict(list(legend.items())[: -surplus - 1])
+        legend[f"and {surplus + 1} more"] = np.full(3, 255)
+    top = (0.08 + 0.2 * (1 + title.count("\n")) if title else 0.05) + (0.29 if column_names else 0)
+    bottom = 0.05 + (0.12 + 0.27 * lines if lines else 0)
+    height = top + bottom + len(cells) * side * aspect + gap * (len(cells) - 1)
+    figure, axes = new_canvas(height)
+    for line, row in enumerate(cells):
+        for column, picture in enumerate(row):
+            x, y = left + column * (side + gap), height - top - (line + 1) * side * aspect - line * gap
+            middle = (x + side / 2, y + side * aspect / 2)
+            if picture is not None:
+                place_picture(axes, picture, x, y, side, side * aspect)
+            if line == 0 and column_names:
+                above = y + side * aspect + 0.05
+                axes.text(middle[0], above, column_names[column], fontsize=GRID_FONT, ha="center", va="bottom")
+            if column == 0 and row_names:
+                axes.text(0.2, middle[1], row_names[line], fontsize=GRID_FONT, rotation=90, ha="center", va="center")
+    if legend:
+        draw_legend(figure, legend, bottom=0.05 / height, lines=lines, fontsize=legend_font)
+    if title:
+        figure.text(0.02 / GRID_WIDTH, 1 - 0.05 / height, title, fontsize=11, ha="left", va="top", color="#444444")
     save_figure(figure, path)
 
 
