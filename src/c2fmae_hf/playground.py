@@ -217,7 +217,8 @@ class Playground:
         semantic = torch.full((1, *cells), IGNORE_INDEX)
         instance = torch.full((1, *cells), NO_INSTANCE)
         if "semantic" in means:
-            semantic = self.processor.post_process_semantic_segmentation(merged, grid_size=grid_size)[0][None].cpu()
+            found: Any = self.processor.post_process_semantic_segmentation(merged, grid_size=grid_size)
+            semantic = found[0][None].cpu()
         if "instance" in means:
             found = self.processor.post_process_instance_segmentation(merged, grid_size=grid_size)
             instance = found[0]["segmentation"][None].cpu()
