@@ -1,4 +1,4 @@
-"""What `examples/app` computes, and, marked slow, its page in a browser."""
+"""What `examples/app` computes; `test_app_page.py` looks at its page."""
 
 from __future__ import annotations
 

@@ -56,6 +56,8 @@ KEEP_UPLOADS = 3600
 # People who have the page open; each has a photograph of less than a megabyte in memory.
 MAX_SESSIONS = 500
 MAX_WAITING = 64
+# Of `instance_map_from_labels`.
+MAX_INSTANCES = 64
 
 CSS = """
 .gradio-container { max-width: 1160px !important; margin: 0 auto; }
@@ -103,7 +105,10 @@ def show_prediction(prediction: Prediction) -> str:
         ),
         "masked": ("Visible patches", "the photograph with the hidden patches in light grey"),
         "semantic": ("1. Semantics", f"predicted classes of the hidden patches: {classes}"),
-        "instance": ("2. Instances", f"{prediction.num_instances} predicted instances in the hidden patches"),
+        "instance": (
+            "2. Instances",
+            f"predicted instances of the hidden patches, {prediction.num_instances} in number",
+        ),
         "image": ("3. Pixels", "the photograph with predicted pixels in the hidden patches"),
     }
     figures = "".join(
@@ -123,11 +128,10 @@ def show_prediction(prediction: Prediction) -> str:
         for colour, text in entries
     )
     text = f"{prediction.num_masked} of {prediction.num_patches} patches are hidden, by {prediction.strategy} masking."
-    if prediction.num_instances is not None:
-        text += (
-            f" The model finds {prediction.num_instances} instances in them (64 are the most that are told apart); "
-            "their colours have no meaning, nearly black is none."
-        )
+    number = prediction.num_instances
+    if number is not None:
+        most = f" {number} (no more are told apart)" if number >= MAX_INSTANCES else f" {number}"
+        text += f" Instances found in them:{most}. Their colours have no meaning, nearly black is none."
     return (
         f'<div class="panels">{figures}</div><p class="note" id="counts">{text}</p>'
         f'<p class="note">Classes in the hidden patches, and their share of them:</p><ul class="legend">{legend}</ul>'
@@ -271,7 +275,7 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
                     elem_id="strategy",
                 )
                 ratios = gr.Slider(
-                    0.05, 0.95, value=ratio, step=0.05, label="Share of hidden patches", elem_id="ratio"
+                    0.05, 0.95, value=ratio, step=0.05, label="Share of hidden patches", buttons=[], elem_id="ratio"
                 )
                 seeds = gr.Number(
                     seed, precision=0, minimum=0, maximum=MAX_SEED, label="Seed: another one, another mask"
@@ -315,10 +319,19 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
                 elem_id="attention_map",
             )
             with gr.Column(min_width=280):
-                row = gr.Slider(1, rows, value=place[0], step=1, precision=0, label="Row of the patch")
-                column = gr.Slider(1, columns, value=place[1], step=1, precision=0, label="Column of the patch")
+                row = gr.Slider(1, rows, value=place[0], step=1, precision=0, buttons=[], label="Row of the patch")
+                column = gr.Slider(
+                    1, columns, value=place[1], step=1, precision=0, buttons=[], label="Column of the patch"
+                )
                 layer = gr.Slider(
-                    1, config.num_hidden_layers, value=place[2], step=1, precision=0, label="Layer", elem_id="layer"
+                    1,
+                    config.num_hidden_layers,
+                    value=place[2],
+                    step=1,
+                    precision=0,
+                    buttons=[],
+                    label="Layer",
+                    elem_id="layer",
                 )
                 head = gr.Dropdown(
                     [("Mean of all heads", 0), *((f"Head {i + 1}", i + 1) for i in range(config.num_attention_heads))],
