@@ -141,6 +141,7 @@ def server(checkpoint, tmp_path_factory) -> Iterator[Server]:
     server = start_server(tmp_path_factory.mktemp("server"), command)
     yield server
     stop_server(server)
+    assert sorted(path.name for path in APP.iterdir() if path.is_file()) == ["README.md", "app.py", "requirements.txt"]
     log = server.log.read_text()
     assert str(APP) not in log, log  # as it would be in a traceback; Gradio logs those of requests that it refuses
     with pytest.raises(OSError, match="refused"):
@@ -289,8 +290,9 @@ def test_bad_uploads_get_a_message_and_change_nothing(visit, tmp_path, name):
     path.write_bytes(BAD_FILES[name][0])
     before = visit.source("#panel-image"), visit.source("#attention_photo")
     text = visit.upload(path)
-    assert re.match(rf"The uploaded file cannot be used: .*({BAD_FILES[name][1]})", text)
+    assert re.match(rf"The uploaded file was not taken \(.*({BAD_FILES[name][1]})", text)
     assert "Error" not in text.replace("DecompressionBombError", "")
+    assert text.endswith("What was shown before stays.")
     assert visit.page.locator("#status [role=alert]").count() == 1
     assert (visit.source("#panel-image"), visit.source("#attention_photo")) == before
     # And the next one is taken.
@@ -401,6 +403,12 @@ def test_bad_requests_get_a_message(server):
     client = Client(server.address, verbose=False, analytics_enabled=False, download_files=False)
     assert "choose or upload one" in str(client.predict("random", 0.5, 0, api_name="/predict"))
     assert "choose or upload one" in str(client.predict(1, 1, 1, 0, api_name="/attention"))
+    for address in ("https://example.com/a.png", "http://127.0.0.1:1/a.png", "/etc/passwd"):
+        sent = {"path": address, "meta": {"_type": "gradio.FileData"}}
+        with pytest.raises(AppError) as caught:
+            client.predict(sent, "random", 0.5, 0, 1, 1, 1, 0, api_name="/upload")
+        if ":" in address:
+            assert "Addresses are not fetched" in str(caught.value)
     for wrong in (("columns", 0.5, 0), ("random", 7, 0), ("random", 0.5, -3)):
         with pytest.raises(AppError) as caught:
             client.predict(*wrong, api_name="/predict")

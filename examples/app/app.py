@@ -17,6 +17,7 @@ import base64
 import html
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +52,7 @@ EXAMPLES = {
 # What people see whose photograph was dropped, since others needed the memory or an hour has passed.
 GONE = "There is no photograph any more: choose or upload one."
 MAX_FILE_SIZE = "30mb"
-# Uploads lie in a temporary folder and are deleted when they are so many seconds old.
+# Uploads lie in a temporary folder; every twelfth of this time, in seconds, those that are older are deleted.
 KEEP_UPLOADS = 3600
 # People who have the page open; each has a photograph of less than a megabyte in memory.
 MAX_SESSIONS = 500
@@ -65,7 +66,7 @@ CSS = """
 /* Gradio keeps room for a preview, and thumbnails from becoming small. */
 #examples .grid-wrap { min-height: 0; height: auto; }
 #examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)); }
-#examples .caption-label { font-size: 0.75rem; padding: 1px 6px; right: 0; bottom: 0; }
+#examples .caption-label { max-width: 100%; font-size: 0.75rem; padding: 1px 6px; right: 0; bottom: 0; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
 .panels figure { margin: 0; max-width: 330px; }
 .panels img { width: 100%; display: block; image-rendering: pixelated; border-radius: 4px; }
@@ -80,7 +81,7 @@ CSS = """
 #status:not(:has(p)) { display: none; }
 @media (max-width: 640px) {
   .gradio-container .main { padding: 12px !important; }
-  #examples .caption-label { font-size: 0.65rem; padding: 0 4px; }
+  #examples .caption-label { max-width: 100%; font-size: 0.65rem; padding: 0 4px; }
 }
 :focus-visible { outline: 3px solid #0072b2 !important; outline-offset: 2px; }
 """
@@ -97,7 +98,7 @@ def as_source(picture: np.ndarray, lossless: bool) -> str:
 
 def show_prediction(prediction: Prediction) -> str:
     """Pictures, numbers and legend as HTML."""
-    classes = ", ".join(name for name, _, _ in prediction.classes[:5])
+    classes = ", ".join(name for name, _, share in prediction.classes[:5] if share > 0)
     texts = {
         "regions": (
             "0. Guessed regions",
@@ -117,10 +118,7 @@ def show_prediction(prediction: Prediction) -> str:
         for name, (title, alt) in texts.items()
         if name in prediction.panels
     )
-    entries = [
-        (colour, f"{name}, {share:.0%}" if share >= 0.005 else f"{name}, less than 1%")
-        for name, colour, share in prediction.classes
-    ]
+    entries = [(colour, f"{name}, {show_share(share)}") for name, colour, share in prediction.classes]
     entries.append((np.array(UNKNOWN_COLOUR), "hidden (in the input), shown and so not predicted (in maps)"))
     legend = "".join(
         f'<li><span class="swatch" style="background: rgb({", ".join(map(str, colour))})"></span>'
@@ -138,6 +136,12 @@ def show_prediction(prediction: Prediction) -> str:
     )
 
 
+def show_share(share: float) -> str:
+    if share == 0:
+        return "in the guessed regions alone"
+    return f"{share:.0%}" if share >= 0.005 else "less than 1%"
+
+
 def show_message(text: str, is_error: bool = False) -> str:
     kind = 'class="alert" role="alert"' if is_error else 'class="note" role="status"'
     return f"<p {kind}>{html.escape(text)}</p>" if text else ""
@@ -148,6 +152,21 @@ def show_weights(facts: WeightsFacts) -> str:
         f'<p class="weights"><strong>Weights:</strong> <code>{html.escape(facts.folder)}</code>, '
         f"{html.escape(facts.architecture)}. {html.escape(facts.training)}</p>"
     )
+
+
+def refuse_addresses(component: gr.components.Component) -> None:
+    """
+    Keep Gradio from fetching what is at an address that a client sends in place of a file. On the instance: Gradio
+    would write a file beside this one for a class of ours.
+    """
+    move = component.async_move_resource_to_block_cache
+
+    async def move_file(path: str | Path | None) -> str | None:
+        if re.match(r"\s*\w+://", str(path)):
+            raise gr.Error("Addresses are not fetched: upload the file itself.", print_exception=False)
+        return await move(path)
+
+    component.async_move_resource_to_block_cache = move_file
 
 
 def make_theme() -> gr.themes.Base:
@@ -191,22 +210,24 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
             show_message(text),
         )
 
-    def open_value(value: object, name: str, settings: Sequence) -> Sequence:
+    def open_value(value: object, name: str, settings: Sequence, example: int | None = None) -> Sequence:
         """A photograph and all that is shown of it; or, of a bad one, only a message: what was there stays."""
         try:
             photograph = playground.open(value)
             shown = predict(photograph, *settings[:3]), *attend(photograph, *settings[3:])
         except ValueError as error:
-            return show_message(f"{name} cannot be used: {error}.", is_error=True), gr.skip(), *[gr.skip()] * 4
-        return show_message(" ".join((f"{name} is shown.", *photograph.notes))), photograph, *shown
+            text = f"{name} was not taken ({error}). What was shown before stays."
+            return show_message(text, is_error=True), *[gr.skip()] * 6
+        text = " ".join((f"{name} is shown.", *photograph.notes))
+        return show_message(text), photograph, *shown, gr.Gallery(selected_index=example)
 
     def on_example(event: gr.SelectData, *settings):
-        name = list(pictures)[int(event.index)]
-        return open_value(pictures[name], f"The example “{captions[event.index]}”", settings)
+        index = int(event.index)
+        return open_value(list(pictures.values())[index], f"The example “{captions[index]}”", settings, index)
 
     def on_upload(path: str | None, *settings):
         if path is None:
-            return show_message("No file came.", is_error=True), gr.skip(), *[gr.skip()] * 4
+            return show_message("No file came.", is_error=True), *[gr.skip()] * 6
         return open_value(str(path), "The uploaded file", settings)
 
     def on_settings(photograph: Photograph | None, strategy: str, ratio: float, seed: int):
@@ -233,7 +254,9 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
         return row + 1, column + 1, *on_place(photograph, row + 1, column + 1, layer, head)
 
     with gr.Blocks(
-        title="C2FMAE: from semantics to pixels", analytics_enabled=False, delete_cache=(KEEP_UPLOADS, KEEP_UPLOADS)
+        title="C2FMAE: from semantics to pixels",
+        analytics_enabled=False,
+        delete_cache=(KEEP_UPLOADS // 12, KEEP_UPLOADS),
     ) as app:
         photograph = gr.State(None, time_to_live=KEEP_UPLOADS)
         gr.Markdown(
@@ -259,11 +282,12 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
                     elem_id="examples",
                 )
                 upload = gr.UploadButton("Upload a photograph", file_types=["image"], elem_id="upload")
+                refuse_addresses(upload)
                 status = gr.HTML(elem_id="status")
                 gr.Markdown(
                     f"From {MIN_SIDE} pixels a side to {MAX_PIXELS // 10**6} million pixels, at most "
                     f"{MAX_FILE_SIZE[:-2]} MB. The middle of the photograph is used. Uploads stay on this server and "
-                    f"are deleted after {KEEP_UPLOADS // 60} minutes."
+                    f"are deleted after about {KEEP_UPLOADS // 60} minutes."
                 )
             with gr.Column(scale=2, min_width=300):
                 gr.Markdown("## What is hidden")
@@ -344,7 +368,7 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
         common = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"}
         masking, places = [strategies, ratios, seeds], [row, column, layer, head]
         views = [clickable, heat, attention_text]
-        everything = [status, photograph, panels, *views]
+        everything = [status, photograph, panels, *views, gallery]
         # Not the state's initial value: a visitor whose photograph was dropped would silently get another one.
         app.load(lambda: first, None, photograph, queue=False, api_visibility="private")
         gallery.select(on_example, [*masking, *places], everything, api_visibility="private", **common)

@@ -77,7 +77,8 @@ class Prediction:
         panels: `(height, width, 3)` uint8 by name, a pixel for each pixel or label cell: `masked`, and as the decoder
             has them `semantic`, `instance` and `image`; visible patches are light grey in the maps. `regions` is what
             the mask follows, without random masking.
-        classes: Name, colour `(3,)` uint8 and share of the masked area of each predicted class, the largest first.
+        classes: Name, colour `(3,)` uint8 and share of the masked area of each predicted class, the largest first;
+            then, with a share of 0, classes of the `regions` that were not predicted.
         strategy (`str`): How it was masked: random masking stands in where the label maps are empty.
         num_masked, num_patches (`int`).
         num_instances (`int`, *optional*): Predicted instances.
@@ -274,7 +275,7 @@ class Playground:
             found: Any = self.processor.post_process_semantic_segmentation(outputs, grid_size=(rows, columns))
             ids = found[0].cpu().numpy()
             panels["semantic"] = colour_ids(ids)
-            classes = self._classes(ids)
+            classes = self._classes(ids, photograph.semantic if used == "semantic" else None)
         if outputs.instance_logits is not None:
             found = self.processor.post_process_instance_segmentation(outputs, grid_size=(rows, columns))[0]
             is_visible = ~enlarge(hidden, config.label_cells_per_side)
@@ -286,12 +287,16 @@ class Playground:
             panels["image"] = pixels[0]
         return Prediction(panels, classes, used, num_masked, num_patches, num_instances)
 
-    def _classes(self, ids: np.ndarray) -> list[tuple[str, np.ndarray, float]]:
+    def _classes(self, ids: np.ndarray, regions: torch.Tensor | None) -> list[tuple[str, np.ndarray, float]]:
         names = {int(number): name for number, name in (self.config.semantic_id2label or {}).items()}
         present, counts = np.unique(ids[ids != IGNORE_INDEX], return_counts=True)
+        shares = dict(zip(present.tolist(), (counts / counts.sum()).tolist()))
+        if regions is not None:
+            for number in regions[regions != IGNORE_INDEX].unique().tolist():
+                shares.setdefault(number, 0.0)
         return [
-            (names.get(int(number), f"class {number}"), colour_ids(np.array([[number]]))[0, 0], float(share))
-            for number, share in sorted(zip(present, counts / counts.sum()), key=lambda pair: -pair[1])
+            (names.get(number, f"class {number}"), colour_ids(np.array([[number]]))[0, 0], share)
+            for number, share in sorted(shares.items(), key=lambda item: -item[1])
         ]
 
     def attention(
