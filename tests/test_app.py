@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import threading
 import zlib
@@ -12,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import SpaceCard
+from packaging.version import Version
 from PIL import Image
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
@@ -374,3 +377,18 @@ def test_a_processor_of_another_size_is_followed():
     found = playground.predict(photograph, "random", 0.5, 0)
     assert found.panels["image"].shape == (48, 64, 3)
     assert playground.attention(photograph, 5, 7, 0).weights.shape == (6, 8)
+
+
+# The files of a Space
+
+
+def test_the_settings_of_the_space(repository):
+    card = SpaceCard.load(repository / "examples/app/README.md").data
+    assert (card.sdk, card.app_file, card.license) == ("gradio", "app.py", "apache-2.0")
+    assert len(card.to_dict()["short_description"]) <= 60  # as the Hub has it
+    setup = (repository / "setup.py").read_text(encoding="utf-8")
+    oldest = re.search(r'"gradio>=([\d.]+)"', setup)[1]
+    assert Version(card.sdk_version) >= Version(oldest)
+    lines = (repository / "examples/app/requirements.txt").read_text(encoding="utf-8").splitlines()
+    requirements = [line for line in lines if not line.startswith("#")]
+    assert [line for line in requirements if f'"{line}"' not in setup] == []
