@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from c2fmae_hf import C2FMAEForPreTraining, C2FMAEImageProcessor
+from c2fmae_hf.playground import Playground, WeightsFacts
 from test_app import BAD_FILES, GOOD_FILES, encoded, gradient, write_record
 from testing_utils import randomized, small_config
 
@@ -413,6 +414,20 @@ def test_bad_requests_get_a_message(server):
         with pytest.raises(AppError) as caught:
             client.predict(*wrong, api_name="/predict")
         assert "app.py" not in str(caught.value)
+
+
+def test_a_model_of_pixels_alone_has_a_page():
+    spec = importlib.util.spec_from_file_location("page_of_examples_app", APP / "app.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = C2FMAEForPreTraining(small_config(granularities=["image"]))
+    playground = Playground(model)
+    components = module.build_app(playground, WeightsFacts("folder", "architecture", "training")).blocks.values()
+    choices = next(one.choices for one in components if getattr(one, "elem_id", None) == "strategy")
+    assert choices == [("Random", "random")]
+    shown = next(one.value for one in components if getattr(one, "elem_id", None) == "panels")
+    assert re.findall(r'id="panel-(\w+)"', shown) == ["masked", "image"]
+    assert "Instances" not in shown
 
 
 def test_a_folder_without_weights_is_named(tmp_path):

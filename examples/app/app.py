@@ -130,9 +130,10 @@ def show_prediction(prediction: Prediction) -> str:
     if number is not None:
         most = f" {number} (no more are told apart)" if number >= MAX_INSTANCES else f" {number}"
         text += f" Instances found in them:{most}. Their colours have no meaning, nearly black is none."
+    heading = "Colours, and the share that classes have of the hidden patches:" if prediction.classes else "Colours:"
     return (
         f'<div class="panels">{figures}</div><p class="note" id="counts">{text}</p>'
-        f'<p class="note">Classes in the hidden patches, and their share of them:</p><ul class="legend">{legend}</ul>'
+        f'<p class="note">{heading}</p><ul class="legend">{legend}</ul>'
     )
 
 
