@@ -37,8 +37,14 @@ test-floors: .venv-floors/.installed
 	.venv-floors/bin/python -c "import torchvision, timm, transformers, c2fmae_hf"
 	touch $@
 
-## All tests, with those that transformers and timm run on their own models (docs/conformity.md).
-test-all: $(VENV)/.installed
+# Apart from the rest, since Gradio takes an older Pillow than what `make test` has.
+$(VENV)/.installed-app: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[dev,app-test]"
+	touch $@
+
+## All tests, with those that transformers and timm run on their own models (docs/conformity.md), and the page of
+## examples/app in the system's Chromium, where there is one.
+test-all: $(VENV)/.installed-app
 	$(BIN)/python -m pytest tests
 
 ## Lint, formatting, types.

@@ -43,6 +43,8 @@ EXTRAS_REQUIRE = {
     "detection": ["pycocotools>=2.0.8", "scipy>=1.13"],
     # ONNX: written, checked, and verified against the model
     "export": ["onnx>=1.17", "onnxscript>=0.6", "onnxruntime>=1.20"],
+    # examples/app; Gradio 6 holds Pillow below 13
+    "app": ["gradio>=6.31", "matplotlib>=3.9", "scikit-image>=0.25", "scikit-learn>=1.5"],
     # labelling on a cluster
     "ray": ["ray[data]>=2.44"],
     "pytest": ["pytest>=8", "hypothesis>=6.100", "parameterized>=0.9", "torchmetrics>=1.6"],
@@ -52,6 +54,8 @@ EXTRAS_REQUIRE["test"] = [
     *(package for extra in ("label", "detection", "export", "ray") for package in EXTRAS_REQUIRE[extra]),
     *EXTRAS_REQUIRE.pop("pytest"),
 ]
+# Its page in a browser, which is the system's Chromium
+EXTRAS_REQUIRE["app-test"] = [*EXTRAS_REQUIRE["app"], "playwright>=1.55"]
 EXTRAS_REQUIRE["dev"] = [*EXTRAS_REQUIRE["test"], *EXTRAS_REQUIRE["quality"]]
 
 setup(

@@ -22,33 +22,17 @@ from pathlib import Path
 import datasets
 import numpy as np
 from PIL import Image
-from skimage import color, data
-from sklearn.datasets import load_sample_images
 
 from c2fmae_hf.labelling.classical import ClassicalLabeller
 from c2fmae_hf.labelling.records import encode_label_map, number_instances
 from c2fmae_hf.labelling.shards import dataset_features
+from c2fmae_hf.photographs import embedded_photographs
 
 
-# Of scikit-image; those that need no download.
-PHOTOGRAPHS = "astronaut brick camera chelsea coffee coins grass gravel rocket"
 TILE_SIZE = 192
 NUM_CLASSES = 8
 # The right-hand part of every photograph, as wide as a tile, is held out.
 STRIDE = {"train": 32, "validation": 64}
-
-
-def load_photographs() -> dict[str, np.ndarray]:
-    """The photographs by name, `(height, width, 3)` uint8."""
-    photographs = {name: getattr(data, name)() for name in PHOTOGRAPHS.split()}
-    photographs["motorcycle"] = data.stereo_motorcycle()[0]
-    samples = load_sample_images()
-    for filename, image in zip(samples.filenames, samples.images):
-        photographs[Path(filename).stem] = image
-    return {
-        name: color.gray2rgb(image).astype(np.uint8) if image.ndim == 2 else image
-        for name, image in photographs.items()
-    }
 
 
 def tile_origins(height: int, width: int, split: str) -> Iterator[tuple[int, int]]:
@@ -66,11 +50,7 @@ def encode_jpeg(image: np.ndarray) -> dict:
 
 
 def make_dataset() -> datasets.DatasetDict:
-    photographs = {
-        name: Image.fromarray(pixels)
-        for name, pixels in load_photographs().items()
-        if pixels.shape[1] >= 2 * TILE_SIZE
-    }
+    photographs = {name: image for name, image in embedded_photographs().items() if image.width >= 2 * TILE_SIZE}
     # Whole photographs are labelled, at their own size, so that tiles of one agree.
     labeller = ClassicalLabeller(NUM_CLASSES, working_size=1024, scale=100).fit(photographs.values())
     rows: dict[str, list[dict]] = {"train": [], "validation": []}

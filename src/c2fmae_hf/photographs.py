@@ -1,0 +1,77 @@
+"""Photographs that people hand in, and those that ship inside scikit-image and scikit-learn (`label` extra)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from .decoding import open_image, to_rgb
+
+
+# Limits of our choice for images of strangers: larger ones take too much memory, smaller ones show nothing.
+MAX_PIXELS = 50_000_000
+MIN_SIDE = 32
+# What is longer is cut to its middle before it is resized: a strip of 32 x 1,000,000 pixels would grow to 2 billion.
+MAX_ASPECT = 4
+# Of scikit-image; those that need no download.
+_SKIMAGE_NAMES = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "rocket")
+
+
+def embedded_photographs(names: Sequence[str] | None = None) -> dict[str, Image.Image]:
+    """
+    Photographs that need no download, RGB.
+
+    Args:
+        names (*optional*): Which, in the wished order; by default all that there are.
+
+    Raises:
+        `ValueError`: for a name that is not one of them.
+    """
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    loaders = {name: getattr(data, name) for name in _SKIMAGE_NAMES}
+    loaders["motorcycle"] = lambda: data.stereo_motorcycle()[0]
+    samples = load_sample_images()
+    for filename, pixels in zip(samples.filenames, samples.images):
+        loaders[Path(filename).stem] = lambda pixels=pixels: pixels
+    wanted = list(loaders if names is None else names)
+    if unknown := [name for name in wanted if name not in loaders]:
+        raise ValueError(f"names: expected some of {list(loaders)}, got {unknown}")
+    return {name: Image.fromarray(loaders[name]()).convert("RGB") for name in wanted}
+
+
+def open_photograph(value: Any, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, list[str]]:
+    """
+    A photograph from an unknown hand, as a viewer shows it.
+
+    Args:
+        value: As for [`~c2fmae_hf.decoding.open_image`].
+        max_pixels (`int`): A larger image is refused before it is read.
+
+    Returns:
+        The image, 8-bit RGB, rotated as its EXIF orientation says, its longer side at most `MAX_ASPECT` times the
+        shorter; and sentences about what was done to it that a person would want to know.
+
+    Raises:
+        `ValueError`: if it is no image, or one that is too large, too small or damaged.
+    """
+    image = open_image(value, max_pixels)
+    if min(image.size) < MIN_SIDE:
+        raise ValueError(f"expected at least {MIN_SIDE} pixels a side, got {image.width} x {image.height}")
+    notes = []
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        notes.append(f"The file holds {frames} pictures; the first is used.")
+    if image.getexif().get(0x0112, 1) != 1:  # orientation
+        notes.append("The photograph was rotated as its EXIF orientation says.")
+    if image.mode == "CMYK":
+        notes.append("Its CMYK colours were converted to RGB without a colour profile.")
+    image = to_rgb(image)
+    longest = MAX_ASPECT * min(image.size)
+    if max(image.size) > longest:
+        notes.append(f"Of {image.width} x {image.height} pixels the middle was cut out.")
+        image = ImageOps.fit(image, (min(image.width, longest), min(image.height, longest)), Image.Resampling.NEAREST)
+    return image, notes

@@ -1,0 +1,429 @@
+"""
+One photograph, one mask, and what a pre-trained model makes of them: what `examples/app` computes. Needs no Gradio;
+drawing attention needs the `viz` extra (matplotlib).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from .attention import attention_maps
+from .constants import GRANULARITIES, IGNORE_INDEX, MASKING_STRATEGIES, NO_INSTANCE
+from .evidence import STATE_FILE, Run, data_of, load_run, run_of_weights
+from .figures import UNKNOWN_COLOUR, colour_ids, enlarge
+from .image_processing_c2fmae import C2FMAEImageProcessor
+from .masking import mask_by_strategy
+from .modeling_c2fmae import C2FMAEForPreTraining, C2FMAEForPreTrainingOutput
+from .photographs import open_photograph
+from .randomness import sample_seeds, sample_uniform
+from .repository import ENCODER_FILE, INDEX_FILE, load_saved
+from .run_record import RUN_FILE
+
+
+MAX_SEED = 2**31 - 1
+_WEIGHT_FILES = (ENCODER_FILE, INDEX_FILE)
+
+
+@dataclass(frozen=True)
+class WeightsFacts:
+    """
+    Which weights these are, as far as their folder says.
+
+    Args:
+        folder (`str`): Its last two names.
+        architecture (`str`): In words.
+        training (`str`): Steps and data, of the run whose record has these weights' fingerprint; or why they are not
+            known.
+    """
+
+    folder: str
+    architecture: str
+    training: str
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """
+    What the model is shown, and what it takes the label maps to be, since a photograph has none.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(1, 3, height, width)`).
+        semantic, instance (`torch.LongTensor` of shape `(1, height / s, width / s)`): Of
+            [`Playground.predict_label_maps`].
+        notes: Sentences about what was done to the file.
+    """
+
+    pixel_values: torch.Tensor
+    semantic: torch.Tensor
+    instance: torch.Tensor
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """
+    Pictures of one masked photograph.
+
+    Args:
+        panels: `(height, width, 3)` uint8 by name, a pixel for each pixel or label cell: `masked`, and as the decoder
+            has them `semantic`, `instance` and `image`; visible patches are light grey in the maps. `regions` is what
+            the mask follows, without random masking.
+        classes: Name, colour `(3,)` uint8 and share of the masked area of each predicted class, the largest first;
+            then, with a share of 0, classes of the `regions` that were not predicted.
+        strategy (`str`): How it was masked: random masking stands in where the label maps are empty.
+        num_masked, num_patches (`int`).
+        num_instances (`int`, *optional*): Predicted instances.
+    """
+
+    panels: dict[str, np.ndarray]
+    classes: list[tuple[str, np.ndarray, float]]
+    strategy: str
+    num_masked: int
+    num_patches: int
+    num_instances: int | None = None
+
+
+@dataclass(frozen=True)
+class PatchAttention:
+    """
+    What one patch attends to.
+
+    Args:
+        weights: `(rows, columns)` float32; with `class_token` they add up to 1.
+        class_token (`float`).
+    """
+
+    weights: np.ndarray
+    class_token: float
+
+
+class Playground:
+    """
+    A pre-trained model to be asked by several threads; one of them computes at a time.
+
+    Args:
+        model ([`C2FMAEForPreTraining`]): Put into evaluation mode.
+        processor ([`C2FMAEImageProcessor`], *optional*): By default that of the model's configuration.
+    """
+
+    def __init__(self, model: C2FMAEForPreTraining, processor: C2FMAEImageProcessor | None = None) -> None:
+        self.model = model.eval()
+        self.config = model.config
+        self.processor = processor or C2FMAEImageProcessor.from_config(model.config)
+        # Also because attention is asked for by changing the model's attention for the time of the call.
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike) -> Playground:
+        """
+        Raises:
+            `FileNotFoundError`: if there is no such folder, or no `config.json` or safetensors in it.
+            `ValueError`: if it holds another model than `C2FMAEForPreTraining`, or not all of its weights.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder}: expected a folder of a pre-training model, found none; `make demo` makes "
+                "runs/demo/c2fmae-vit-tiny-pretraining"
+            )
+        if (folder / "config.json").is_file() and not any((folder / name).is_file() for name in _WEIGHT_FILES):
+            raise FileNotFoundError(f"{folder}: expected one of {', '.join(_WEIGHT_FILES)}, found neither")
+        model, processor = load_saved(folder)
+        if not isinstance(model, C2FMAEForPreTraining):
+            raise ValueError(
+                f"{folder}: expected a C2FMAEForPreTraining, whose decoder predicts, got a {type(model).__name__}; "
+                "pass the folder of the whole model, such as runs/demo/c2fmae-vit-tiny-pretraining"
+            )
+        return cls(model, processor)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patches per column and per row of a photograph."""
+        side = self.processor.crop_size
+        return side["height"] // self.config.patch_size, side["width"] // self.config.patch_size
+
+    @property
+    def strategies(self) -> list[str]:
+        """The masking strategies for which this model can predict the label maps."""
+        return [name for name in MASKING_STRATEGIES if name == "random" or name in self.config.granularities]
+
+    def open(self, value: Any) -> Photograph:
+        """
+        Args:
+            value: A file, its content or a PIL image, as for [`~c2fmae_hf.photographs.open_photograph`].
+
+        Raises:
+            `ValueError`: if it is not a photograph that can be shown; the message is for the one who sent it.
+        """
+        image, notes = open_photograph(value)
+        pixel_values = self.processor(image, return_tensors="pt")["pixel_values"].to(self.model.device)
+        with self._lock:
+            semantic, instance = self.predict_label_maps(pixel_values)
+        return Photograph(pixel_values, semantic, instance, tuple(notes))
+
+    @torch.no_grad()
+    def predict_label_maps(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Label maps of unlabelled photographs by the model itself, which predicts masked patches only: the patches are
+        dealt into 1 / (1 - mask ratio) hands, each is the visible part once, and a patch's predictions in the passes
+        in which it was masked are averaged. Our choice; the hands are always the same.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(1, 3, height, width)`).
+
+        Returns:
+            `semantic` and `instance`, `(1, height / s, width / s)` int64; -100, or 0, where the decoder has no such
+            stage.
+        """
+        config = self.config
+        grid_size = (pixel_values.shape[2] // config.patch_size, pixel_values.shape[3] // config.patch_size)
+        num_patches = grid_size[0] * grid_size[1]
+        num_hands = min(max(round(1 / (1 - config.mask_ratio)), 2), num_patches)
+        num_visible = num_patches // num_hands
+        order = sample_uniform(sample_seeds(0, [0], [0]), num_patches)[0].argsort().to(pixel_values.device)
+        hands = order[: num_hands * num_visible].view(num_hands, num_visible)
+        masked = torch.ones(num_hands, num_patches, dtype=torch.bool, device=pixel_values.device)
+        masked.scatter_(1, hands, False)
+
+        sums: dict[str, torch.Tensor] = {}
+        for mask in masked:  # one at a time: as little memory as a single prediction
+            outputs = self.model(pixel_values, bool_masked_pos=mask[None], interpolate_pos_encoding=True)
+            for name in ("semantic", "instance"):
+                logits = getattr(outputs, f"{name}_logits")
+                if logits is not None:
+                    total = sums.setdefault(name, logits.new_zeros(num_patches, *logits.shape[2:]))
+                    # Offsets stay as they are, scores are averaged as probabilities.
+                    scores = self.model.decoder.stages[name].as_prediction(logits[0])
+                    total.index_add_(0, outputs.patch_ids[0], scores)
+        counts = masked.sum(dim=0)[:, None, None]
+        means = {name: (total / counts)[None] for name, total in sums.items()}
+        if "instance" in means:  # back to the logit that the post-processing takes
+            flag = means["instance"][..., 2:].clamp(1e-6, 1 - 1e-6)
+            means["instance"] = torch.cat([means["instance"][..., :2], flag.logit()], dim=-1)
+        merged = C2FMAEForPreTrainingOutput(
+            semantic_logits=means.get("semantic"),
+            instance_logits=means.get("instance"),
+            patch_ids=torch.arange(num_patches, device=pixel_values.device)[None],
+        )
+        cells = tuple(side * config.label_cells_per_side for side in grid_size)
+        semantic = torch.full((1, *cells), IGNORE_INDEX)
+        instance = torch.full((1, *cells), NO_INSTANCE)
+        if "semantic" in means:
+            found: Any = self.processor.post_process_semantic_segmentation(merged, grid_size=grid_size)
+            semantic = found[0][None].cpu()
+        if "instance" in means:
+            found = self.processor.post_process_instance_segmentation(merged, grid_size=grid_size)
+            instance = found[0]["segmentation"][None].cpu()
+        return semantic, instance
+
+    @torch.no_grad()
+    def predict(self, photograph: Photograph, strategy: str, mask_ratio: float, seed: int) -> Prediction:
+        """
+        Args:
+            photograph ([`Photograph`]).
+            strategy (`str`): One of [`Playground.strategies`].
+            mask_ratio (`float`): In (0, 1); at least one patch is masked and one stays visible.
+            seed (`int`): Of the mask, in [0, 2**31).
+
+        Raises:
+            `ValueError`: for a strategy, ratio or seed that is none of these.
+        """
+        if strategy not in self.strategies:
+            raise ValueError(f"strategy: expected one of {self.strategies}, got {strategy!r}")
+        if not isinstance(mask_ratio, (int, float)) or not 0 < mask_ratio < 1:
+            raise ValueError(f"mask_ratio: expected a number between 0 and 1, got {mask_ratio!r}")
+        if not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seed: expected a whole number in [0, {MAX_SEED}], got {seed!r}")
+        config, pixel_values = self.config, photograph.pixel_values
+        rows, columns = (side // config.patch_size for side in pixel_values.shape[2:])
+        num_patches = rows * columns
+        num_masked = min(max(round(mask_ratio * num_patches), 1), num_patches - 1)
+        mask, applied = mask_by_strategy(
+            photograph.semantic,
+            photograph.instance,
+            torch.tensor([MASKING_STRATEGIES.index(strategy)]),
+            sample_uniform(sample_seeds(seed, [0], [0]), 2 * num_patches),
+            num_masked,
+            config.label_cells_per_side,
+        )
+        with self._lock:
+            outputs = self.model(
+                pixel_values, bool_masked_pos=mask.to(pixel_values.device), interpolate_pos_encoding=True
+            )
+
+        used = MASKING_STRATEGIES[int(applied)]
+        hidden = mask[0].view(rows, columns).numpy()
+        photo = self.processor.to_pixels(pixel_values)[0]
+        panels: dict[str, np.ndarray] = {}
+        if used == "semantic":
+            panels["regions"] = colour_ids(photograph.semantic[0].numpy())
+        elif used == "instance":
+            panels["regions"] = colour_ids(photograph.instance[0].numpy(), background=NO_INSTANCE)
+        is_hidden = enlarge(hidden, config.patch_size)[..., None]
+        panels["masked"] = np.where(is_hidden, np.array(UNKNOWN_COLOUR, dtype=np.uint8), photo)
+        classes, num_instances = [], None
+        if outputs.semantic_logits is not None:
+            found: Any = self.processor.post_process_semantic_segmentation(outputs, grid_size=(rows, columns))
+            ids = found[0].cpu().numpy()
+            panels["semantic"] = colour_ids(ids)
+            classes = self._classes(ids, photograph.semantic if used == "semantic" else None)
+        if outputs.instance_logits is not None:
+            found = self.processor.post_process_instance_segmentation(outputs, grid_size=(rows, columns))[0]
+            is_visible = ~enlarge(hidden, config.label_cells_per_side)
+            ids = np.where(is_visible, IGNORE_INDEX, found["segmentation"].cpu().numpy())
+            panels["instance"] = colour_ids(ids, background=NO_INSTANCE)
+            num_instances = len(found["segments_info"])
+        if outputs.image_logits is not None:
+            pixels = self.processor.post_process_reconstruction(outputs, pixel_values, config.norm_pix_loss)
+            panels["image"] = pixels[0]
+        return Prediction(panels, classes, used, num_masked, num_patches, num_instances)
+
+    def _classes(self, ids: np.ndarray, regions: torch.Tensor | None) -> list[tuple[str, np.ndarray, float]]:
+        names = {int(number): name for number, name in (self.config.semantic_id2label or {}).items()}
+        present, counts = np.unique(ids[ids != IGNORE_INDEX], return_counts=True)
+        shares = dict(zip(present.tolist(), (counts / counts.sum()).tolist()))
+        if regions is not None:
+            for number in regions[regions != IGNORE_INDEX].unique().tolist():
+                shares.setdefault(number, 0.0)
+        return [
+            (names.get(number, f"class {number}"), colour_ids(np.array([[number]]))[0, 0], share)
+            for number, share in sorted(shares.items(), key=lambda item: -item[1])
+        ]
+
+    def attention(
+        self, photograph: Photograph, row: int, column: int, layer: int, head: int | None = None
+    ) -> PatchAttention:
+        """
+        What a patch of the unmasked photograph attends to.
+
+        Args:
+            photograph ([`Photograph`]).
+            row, column (`int`): The patch, from 0.
+            layer (`int`): Block of the encoder, from 0.
+            head (`int`, *optional*): From 0; by default the mean of all.
+
+        Raises:
+            `ValueError`: for one that does not exist.
+        """
+        rows, columns = (side // self.config.patch_size for side in photograph.pixel_values.shape[2:])
+        limits = {
+            "row": (row, rows),
+            "column": (column, columns),
+            "layer": (layer, self.config.num_hidden_layers),
+            "head": (0 if head is None else head, self.config.num_attention_heads),
+        }
+        for name, (value, limit) in limits.items():
+            if not isinstance(value, int) or not 0 <= value < limit:
+                raise ValueError(f"{name}: expected a whole number in [0, {limit}), got {value!r}")
+        with self._lock:
+            maps = attention_maps(self.model.c2fmae, photograph.pixel_values)[layer, 0]
+        weights = (maps.mean(dim=0) if head is None else maps[head])[1 + row * columns + column].cpu()
+        return PatchAttention(weights[1:].view(rows, columns).numpy(), float(weights[0]))
+
+    def draw_photograph(self, photograph: Photograph, row: int, column: int) -> np.ndarray:
+        """What the model is shown, with a frame around one patch: `(k * height, k * width, 3)` uint8."""
+        photo = self.processor.to_pixels(photograph.pixel_values)[0]
+        return self._framed(photo, row, column)
+
+    def draw_attention(self, photograph: Photograph, attention: PatchAttention, row: int, column: int) -> np.ndarray:
+        """
+        The square root of attention over the photograph in grey, from dark blue (none) to yellow (the most of any
+        patch), which readers of all colour vision and of grey prints can order; a frame around the patch that attends.
+        As [`draw_photograph`].
+        """
+        from matplotlib import colormaps
+
+        photo = self.processor.to_pixels(photograph.pixel_values)[0]
+        # Without the root, a single patch that draws much of all attention leaves the others in the dark.
+        weights = np.sqrt(attention.weights / max(float(attention.weights.max()), 1e-12))
+        colours = enlarge(colormaps["cividis"](weights)[..., :3] * 255, self.config.patch_size)
+        grey = np.asarray(Image.fromarray(photo).convert("L"), dtype=np.float64)[..., None]
+        picture = np.clip(colours + 0.15 * (grey - grey.mean()), 0, 255).astype(np.uint8)
+        return self._framed(picture, row, column)
+
+    def _framed(self, picture: np.ndarray, row: int, column: int) -> np.ndarray:
+        factor = max(448 // picture.shape[1], 1)
+        image = Image.fromarray(enlarge(picture, factor))
+        side = self.config.patch_size * factor
+        box = (column * side, row * side, (column + 1) * side - 1, (row + 1) * side - 1)
+        draw = ImageDraw.Draw(image)
+        # White within black is seen on any ground.
+        draw.rectangle(box, outline="black", width=5)
+        draw.rectangle(tuple(np.add(box, (1, 1, -1, -1))), outline="white", width=3)
+        return np.asarray(image)
+
+    def patch_at(self, x: float, y: float, size: tuple[int, int]) -> tuple[int, int]:
+        """
+        Args:
+            x, y (`float`): A place in a picture of [`draw_photograph`].
+            size (`tuple[int, int]`): `(height, width)` of that picture.
+
+        Returns:
+            Row and column of the patch there, from 0; the nearest, outside the picture.
+        """
+        rows, columns = self.grid_size
+        row, column = int(y * rows / size[0]), int(x * columns / size[1])
+        return min(max(row, 0), rows - 1), min(max(column, 0), columns - 1)
+
+
+def facts_of_weights(folder: str | os.PathLike, model: C2FMAEForPreTraining) -> WeightsFacts:
+    """
+    What a folder and its records say: those in the folder, beside it (where the training script leaves them) and in
+    its `runs`. A record counts if it holds the weights' fingerprint.
+    """
+    folder = Path(folder).resolve()
+    config = model.config
+    height, width = config.image_height_width
+    number = sum(parameter.numel() for parameter in model.parameters())
+    stages = ", ".join(name for name in GRANULARITIES if name in config.granularities)
+    architecture = (
+        f"{type(model).__name__}, {number / 1e6:.1f} million parameters: an encoder of {config.num_hidden_layers} "
+        f"blocks, width {config.hidden_size}, patches of {config.patch_size} pixels, for photographs of {height} x "
+        f"{width} pixels; a {config.decoder_type} decoder of {stages}"
+    )
+    candidates = [folder, folder.parent, *sorted(path for path in folder.glob("runs/*") if path.is_dir())]
+    training, others = None, 0
+    for candidate in candidates:
+        if not (candidate / RUN_FILE).is_file():
+            continue
+        try:
+            run = run_of_weights(load_run(candidate, "training"), model)
+        except ValueError:
+            run = None
+        if run is None or run.role != "made":
+            others += 1
+            continue
+        training = _training_of(run)
+        break
+    if training is None:
+        training = "There is no record of how these weights were trained."
+        if others:
+            training += " The records beside them are of other weights."
+    return WeightsFacts("/".join(folder.parts[-2:]).lstrip("/"), architecture, training)
+
+
+def _training_of(run: Run) -> str:
+    record = run.record
+    steps = next(
+        (content.get("global_step") for file, content in run.files.items() if Path(file).name == STATE_FILE), None
+    )
+    parts = [
+        f"{steps:,} steps".replace(",", " ") if isinstance(steps, int) else "a number of steps that is not recorded"
+    ]
+    if isinstance(record.get("batch_size"), int):
+        parts.append(f"of {record['batch_size']} images")
+    parts.append(f"on the data set “{data_of(run)}”")
+    rows = (record.get("rows") or {}).get("train")
+    if isinstance(rows, int):
+        parts.append(f"({rows:,} training images)".replace(",", " "))
+    started = str(record.get("started") or "")[:10]
+    return f"Trained for {' '.join(parts)}" + (f", begun on {started}." if started else ".")
