@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-floors test-all quality audit style clean
+.PHONY: demo test test-floors test-all docs quality audit style clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -37,9 +37,19 @@ test-floors: .venv-floors/.installed
 	.venv-floors/bin/python -c "import torchvision, timm, transformers, c2fmae_hf"
 	touch $@
 
-## All tests, with transformers' own common tests for models, backbones and image processors.
-test-all: $(VENV)/.installed
+## All tests, with transformers' own common tests for models, backbones and image processors, and the documents' site.
+test-all: $(VENV)/.installed $(VENV)/.installed-docs
 	$(BIN)/python -m pytest tests
+
+## The documents as a site, build/docs/index.html: warnings are errors, links lead somewhere, nothing is loaded from afar.
+docs: $(VENV)/.installed-docs
+	rm -rf build/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --fresh-env -c docs/site -d build/doctrees . build/docs
+	$(BIN)/python docs/site/check_site.py build/docs
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
 
 ## Lint, formatting, types.
 quality: $(VENV)/.installed
