@@ -15,15 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 
 # What a browser fetches by itself, or may, before anybody clicks.
-LOADED = {
-    "img": "src",
-    "script": "src",
-    "iframe": "src",
-    "source": "src",
-    "video": "src",
-    "link": "href",
-    "use": "href",
-}
+LOADED = dict.fromkeys(("img", "script", "iframe", "source", "video"), "src") | {"link": "href", "use": "href"}
 LOADING_IN_STYLES = re.compile(r"(?:url\(|@import)\s*[\"']?\s*(?:https?:)?//[^)\"'\s]+")
 LOADING_IN_SCRIPTS = re.compile(r"(?:fetch|import|importScripts)\(\s*[\"'`](?:https?:)?//[^\"'`]+")
 

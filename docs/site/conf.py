@@ -90,9 +90,8 @@ def add_navigation(app: Sphinx, docname: str, source: list[str]) -> None:
     """Trees of contents, which would be noise where the documents are read as they are."""
     if docname == root_doc:
         for part, pages in NAVIGATION.items():
-            there = [
-                page for page in pages if any((ROOT / "docs" / f"{page}{end}").is_file() for end in (".md", ".rst"))
-            ]
+            files = ((page, ROOT / "docs" / page) for page in pages)
+            there = [page for page, file in files if any(file.with_suffix(end).is_file() for end in (".md", ".rst"))]
             there = [f"{TITLES[page]} <{page}>" if page in TITLES else page for page in there]
             source[0] += "\n".join(["", "```{toctree}", ":hidden:", f":caption: {part}", "", *there, "```", ""])
     elif docname == "model_cards/README":
@@ -118,9 +117,9 @@ def translate_docstring(app, what, name, obj, options, lines: list[str]) -> None
         return f":py:obj:`~{'' if name.startswith('c2fmae_hf.') else '.'}{name}`"
 
     text = re.sub(r"\[`([\w.~]+)`\]", reference, text)
-    # What a backtick of Markdown encloses may touch a letter afterwards (`id`s), which needs an escaped blank.
-    code = re.compile(r"(?<![`:\w])`([^`\n]+(?:\n\s*[^`\n]+)?)`(?!`)")
-    text = code.sub(lambda match: f"``{' '.join(match[1].split())}``\\ ", text)
+    # What backticks of Markdown enclose may touch a letter afterwards (`id`s), which needs an escaped blank.
+    code = re.compile(r"(?<![`:\w])`([^`\n]+(?:\n\s*[^`\n]+)?)`(?!`)(\w?)")
+    text = code.sub(lambda match: f"``{' '.join(match[1].split())}``" + (f"\\ {match[2]}" if match[2] else ""), text)
     text = re.sub(r"(?<![`\w])\|(?=\w)", r"\\|", text)  # |2t - 1| is no substitution
     lines[:] = text.splitlines()
 
@@ -129,6 +128,11 @@ def shorten_signature(app, what, name, obj, options, signature: str | None, retu
     """Of configurations and arguments, whose fields are listed below it, with those of the library there."""
     is_long = what == "class" and signature is not None and signature.count(": ") > 30
     return ("(**fields)", None) if is_long else None
+
+
+def skip_aliases(app: Sphinx, what, name, obj, skip, options) -> bool | None:
+    """Fields of a named tuple, whose generated docstrings say nothing."""
+    return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
 
 
 def names_of_others(app: Sphinx, env, node, contnode):
@@ -144,5 +148,6 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", add_navigation)
     app.connect("source-read", leave_out)
     app.connect("autodoc-process-signature", shorten_signature)
+    app.connect("autodoc-skip-member", skip_aliases)
     app.connect("missing-reference", names_of_others)
     app.connect("autodoc-process-docstring", translate_docstring, priority=400)
