@@ -266,7 +266,7 @@ def check_pyramid(names):
 
 CHECKS = {}
 for text, check in {
-    "auto.from_pretrained(": check_features,
+    "**processor(Image.open(": check_features,
     "outputs.last_hidden_state": check_features,
     "num_classes=0).eval()": check_same_photograph,
     'c2fmae-vit-tiny", pretrained=True, num_classes=0)\n': check_timm,
