@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-floors test-all quality audit style clean
+.PHONY: demo test test-floors test-all docs quality audit style clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -42,10 +42,20 @@ $(VENV)/.installed-app: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev,app-test]"
 	touch $@
 
-## All tests, with those that transformers and timm run on their own models (docs/conformity.md), and the page of
-## examples/app in the system's Chromium, where there is one.
-test-all: $(VENV)/.installed-app
+## All tests, with those that transformers and timm run on their own models (docs/conformity.md), the documents' site, and
+## the page of examples/app in the system's Chromium, where there is one.
+test-all: $(VENV)/.installed-app $(VENV)/.installed-docs
 	$(BIN)/python -m pytest tests
+
+## The documents as a site, build/docs/index.html: warnings are errors, links lead somewhere, nothing is loaded from afar.
+docs: $(VENV)/.installed-docs
+	rm -rf build/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --fresh-env -c docs/site -d build/doctrees . build/docs
+	$(BIN)/python docs/site/check_site.py build/docs
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
 
 ## Lint, formatting, types.
 quality: $(VENV)/.installed

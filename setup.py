@@ -47,6 +47,8 @@ EXTRAS_REQUIRE = {
     "app": ["gradio>=6.31", "matplotlib>=3.9", "scikit-image>=0.25", "scikit-learn>=1.5"],
     # labelling on a cluster
     "ray": ["ray[data]>=2.44"],
+    # `make docs`
+    "docs": ["sphinx>=8.1", "furo>=2024.8.6", "myst-parser>=4.0"],
     "pytest": ["pytest>=8", "hypothesis>=6.100", "parameterized>=0.9", "torchmetrics>=1.6"],
     "quality": ["ruff>=0.14", "mypy>=1.18", "types-PyYAML", "pip-audit>=2.7"],
 }
