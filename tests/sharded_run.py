@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from c2fmae_hf import C2FMAEForPreTraining
 from c2fmae_hf.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.dataset import C2FMAEDataset
+from c2fmae_hf.non_finite import Watched
 from c2fmae_hf.transforms import evaluation_transform
 from distributed_run import CONFIG
 from testing_utils import make_rows
@@ -58,6 +59,11 @@ def main(output: Path) -> None:
         batch = collator([dataset[index % 16] for index in indices][rank::world_size])
         loss = model(**batch).loss
         loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+        watched = Watched()
+        watched.add({"loss": loss}, batch, None)
+        assert watched.report(norm) is None
+        assert watched.report(norm * float("nan"))["gradient_norm"] != 0
         optimizer.step()
         optimizer.zero_grad()
         total = loss.detach() / world_size

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from .constants import GRANULARITIES
 
@@ -51,7 +52,8 @@ class Watched:
     def report(self, gradient_norm: Any = None) -> dict[str, Any] | None:
         """
         Args:
-            gradient_norm (`torch.Tensor` or `float`, *optional*): Of the update.
+            gradient_norm (`torch.Tensor` or `float`, *optional*): Of the update. A sharded one is put together, for
+                which all processes must call this.
 
         Returns:
             `None` if everything is finite; else `losses` and `image_ids` of the batches at fault (of all, if only the
@@ -59,6 +61,8 @@ class Watched:
         """
         scalars = [value.reshape(()).float() for losses in self.losses for value in losses.values()]
         if gradient_norm is not None:
+            if isinstance(gradient_norm, DTensor):
+                gradient_norm = gradient_norm.full_tensor()
             device = scalars[0].device if scalars else None
             scalars.append(torch.as_tensor(gradient_norm, dtype=torch.float32, device=device).reshape(()))
         if not scalars:
