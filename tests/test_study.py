@@ -33,4 +33,5 @@ def test_the_study_runs_and_goes_on(repository, shared_data, tmp_path):
     command = [sys.executable, str(scripts / "summarise.py"), "--results", str(results)]
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "cascade, curriculum from coarse to fine | 1 |" in table
-    assert (results / "evidence.png").stat().st_size > 1000
+    assert (results / "study.png").stat().st_size > 1000
+    assert (results / "compute.png").stat().st_size > 1000

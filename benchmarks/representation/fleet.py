@@ -8,8 +8,8 @@ AdamW) is recorded once as a CUDA graph.
 
 Models, initial weights, optimizer, schedule, masks and targets are those of `pretrain.py`; photographs are cropped on
 the GPU from another generator, and an epoch's last, incomplete batch is left out. All runs make the same number of
-steps. Results are written as `study.py` writes them; a run whose result is there is skipped. Without a GPU, which is
-for tests, models take their turns.
+steps. Results are added to `<output>/fleet-<encoder>-<epochs>.json`; a run whose result is there is skipped. Without a
+GPU, which is for tests, models take their turns.
 """
 
 from __future__ import annotations
@@ -365,10 +365,10 @@ def parse(args: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
-    suffix = f"-{args.encoder}-{args.epochs:g}"
-    keys = [(name, seed) for seed in args.seeds for name in args.variants]
-    paths = {(name, seed): args.output / f"{name}-{seed}{suffix}.json" for name, seed in keys}
-    wanted = [key for key, path in paths.items() if not path.is_file()]
+    path = args.output / f"fleet-{args.encoder}-{args.epochs:g}.json"
+    finished = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
+    there = {(run["variant"], run["seed"]) for run in finished}
+    wanted = [(name, seed) for seed in args.seeds for name in args.variants if (name, seed) not in there]
     if not wanted:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -405,28 +405,24 @@ def main(arguments: list[str] | None = None) -> None:
         futures = []
         for ensemble in ensembles:
             for name, seed, encoder, known in ensemble.encoders():
-                folder = args.work / paths[name, seed].stem / "encoder"
+                folder = args.work / path.stem / f"{name}-{seed}"
                 encoder.save_pretrained(folder)
                 future = pool.submit(evaluate_in_worker, folder, seed, args.fine_tune, device.type)
                 futures.append((name, seed, known, future))
-        for name, seed, known, future in futures:
+        for name, seed, known, future in tqdm(futures, desc="Judging", unit=" encoders"):
             results = future.result()
-            content = {
-                "variant": name,
-                "words": VARIANTS[name].words,
-                "seed": seed,
-                "equal": "steps",
-                "encoder": args.encoder,
-                **known,
-                "photographs": {part: len(getattr(data, part).images) for part in ("train", "test", "other_test")},
-                "runs_at_once": len(wanted),
-                "seconds": round(trained - ready, 1),
-                "results": results,
-                "command": hide_tokens(sys.argv),
-                "machine": machine(device.type),
-            }
-            write_json(paths[name, seed], content)
+            about = {"variant": name, "words": VARIANTS[name].words, "seed": seed, "equal": "steps"}
+            finished.append({**about, "encoder": args.encoder, **known, "results": results})
             print(f"{name}, seed {seed}: {summary(results)}", flush=True)
+        content = {
+            "command": hide_tokens(sys.argv),
+            "photographs": {part: len(getattr(data, part).images) for part in ("train", "test", "other_test")},
+            "runs_at_once": len(wanted),
+            "seconds": round(trained - ready, 1),
+            "machine": machine(device.type),
+            "runs": finished,
+        }
+        write_json(path, content)
         print(f"evaluated in {time.perf_counter() - trained:.1f} s", flush=True)
 
 

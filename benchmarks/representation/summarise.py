@@ -1,10 +1,12 @@
 """
-The study's tables and figure, from the files of `study.py`.
+The study's tables and figures, from the files of `study.py` and `fleet.py`.
 
     python benchmarks/representation/summarise.py
 
-Writes `evidence.json` (every cell of the table: mean, standard deviation, number of seeds) and `evidence.png` beside
-the results, and prints the table that `docs/evidence.md` has.
+A group is the runs of one command: `study` (files `<variant>-<seed>.json`) or a file `fleet-<encoder>-<epochs>.json`.
+Prints each group's table and comparisons, as `docs/evidence.md` has them, and writes beside the results
+`evidence.json` (mean, standard deviation and number of seeds of every cell), a bar chart of each group, and
+`compute.png`, scores over photographs seen.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from scipy.stats import t as student
 from variants import VARIANTS
 
 from c2fmae_hf.files import write_json
@@ -28,18 +31,53 @@ METRICS = {
     "caltech101_linear_probe": "Caltech-101 probe",
     "caltech101_knn": "Caltech-101 k-NN",
     "patch_mean_iou": "mean IoU",
+    "fine_tuned_mean_iou": "mean IoU, fine-tuned",
     "attention_in_object": "attention in object",
 }
 DRAWN = ("linear_probe", "knn", "caltech101_linear_probe", "patch_mean_iou")
+COMPARED = ("linear_probe", "knn", "caltech101_linear_probe", "patch_mean_iou", "attention_in_object")
 # Okabe and Ito's colours, which colour-blind people tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+LINES = {"mae": "o-", "parallel": "^:", "cascade": "s-", "curriculum": "D--"}
+# A question, the variant that would be better, and what it is held against.
+COMPARISONS = (
+    ("three granularities, against MAE", "cascade", "mae"),
+    ("our decoder of the image alone, against MAE's", "image", "mae"),
+    ("cascade, against parallel decoders", "cascade", "parallel"),
+    ("curriculum, against random masks", "curriculum", "cascade"),
+    ("coarse to fine, against fine to coarse", "curriculum", "reversed"),
+    ("semantic-guided masks, against random", "cascade_semantic", "cascade"),
+    ("instance-guided masks, against random", "cascade_instance", "cascade"),
+    ("curriculum in three steps, against linear", "curriculum_step", "curriculum"),
+    ("curriculum, regions mingle, against hardly", "curriculum_soft", "curriculum"),
+    ("curriculum with parallel decoders, against random masks", "parallel_curriculum", "parallel"),
+    ("labels of visible patches too", "visible", "cascade"),
+    ("the same with the curriculum", "visible_curriculum", "curriculum"),
+    ("predictions fed on, against not", "cascade", "no_feedback"),
+    ("with their gradient, against without", "cascade", "detached"),
+    ("instances, against none", "cascade", "no_instance"),
+    ("classes, against objects alone", "cascade", "objects"),
+    ("labels weigh a third", "labels_less", "cascade"),
+    ("labels weigh three times", "labels_more", "cascade"),
+    ("two blocks a stage", "deep_stages", "cascade"),
+    ("encoder shown all granularities", "all_inputs", "cascade"),
+    ("half the learning rate", "cascade_slow", "cascade"),
+    ("twice the learning rate", "cascade_fast", "cascade"),
+    ("MAE: half the learning rate", "mae_slow", "mae"),
+    ("MAE: twice the learning rate", "mae_fast", "mae"),
+)
 
 
-def load(folder: Path, equal: str) -> dict[str, list[dict[str, Any]]]:
-    """The runs by variant, in the table's order."""
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*-*.json"))]
-    chosen = [run for run in runs if run.get("equal") == equal]
-    return {name: found for name in VARIANTS if (found := [run for run in chosen if run["variant"] == name])}
+def load(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The runs by group."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "runs" in content:
+            groups[path.stem] = content["runs"]
+        elif "variant" in content:
+            groups.setdefault("study", []).append(content)
+    return groups
 
 
 def cell(values: Sequence[float]) -> dict[str, float]:
@@ -47,42 +85,79 @@ def cell(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.mean(values), "deviation": spread, "seeds": len(values)}
 
 
-def summarise(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    return {
-        name: {
-            "words": found[0]["words"],
-            "images": found[0]["images"],
-            "step_times_mae": found[0]["step_times_mae"],
-            **{metric: cell([run["results"][metric] for run in found]) for metric in METRICS},
-        }
-        for name, found in runs.items()
-    }
+def summarise(runs: Sequence[dict[str, Any]], ratios: dict[str, float]) -> dict[str, Any]:
+    """By variant, in the table's order."""
+    rows = {}
+    for name, variant in VARIANTS.items():
+        found = [run for run in runs if run["variant"] == name]
+        if found:
+            metrics = [metric for metric in METRICS if all(metric in run["results"] for run in found)]
+            rows[name] = {
+                "words": variant.words,
+                "images": found[0]["images"],
+                "step_times_mae": ratios.get(name),
+                **{metric: cell([run["results"][metric] for run in found]) for metric in metrics},
+            }
+    return rows
 
 
-def shown(found: dict[str, float]) -> str:
+def shown(found: dict[str, float] | None) -> str:
+    if found is None:
+        return ""
     spread = f" ± {100 * found['deviation']:.1f}" if found["seeds"] > 1 else ""
     return f"{100 * found['mean']:.1f}{spread}"
 
 
 def table(rows: dict[str, Any]) -> str:
-    head = ["variant", "seeds", "images seen", "cost of a step", *METRICS.values()]
+    metrics = [metric for metric in METRICS if any(metric in row for row in rows.values())]
+    head = ["variant", "seeds", "images seen", "cost of a step", *(METRICS[metric] for metric in metrics)]
     cells = [
         [
             row["words"],
             str(row["linear_probe"]["seeds"]),
             f"{row['images'] / 1000:.0f} k",
-            f"{row['step_times_mae']:.2f}",
-            *(shown(row[metric]) for metric in METRICS),
+            "" if row["step_times_mae"] is None else f"{row['step_times_mae']:.2f}",
+            *(shown(row.get(metric)) for metric in metrics),
         ]
         for row in rows.values()
     ]
-    lines = [head, ["---"] * len(head), *cells]
+    return markdown([head, ["---"] * len(head), *cells])
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def compare(rows: dict[str, Any]) -> str | None:
+    """
+    Differences of means with 95 % intervals, in points; the spread between seeds is taken to be the same for all
+    variants of a group, since two or three seeds alone say little of it.
+    """
+    lines = []
+    half: dict[str, float] = {}
+    for metric in COMPARED:
+        cells = [row[metric] for row in rows.values() if row[metric]["seeds"] > 1]
+        freedom = sum(one["seeds"] - 1 for one in cells)
+        if not freedom:
+            return None
+        pooled = (sum((one["seeds"] - 1) * one["deviation"] ** 2 for one in cells) / freedom) ** 0.5
+        half[metric] = float(student.ppf(0.975, freedom)) * pooled
+    for words, one, other in COMPARISONS:
+        if one in rows and other in rows:
+            cells = []
+            for metric in COMPARED:
+                difference = rows[one][metric]["mean"] - rows[other][metric]["mean"]
+                width = half[metric] * sum(1 / rows[name][metric]["seeds"] for name in (one, other)) ** 0.5
+                told = f"{100 * difference:+.1f} ± {100 * width:.1f}"
+                cells.append(f"**{told}**" if abs(difference) > width else told)
+            lines.append([words, *cells])
+    head = ["question", *(METRICS[metric] for metric in COMPARED)]
+    return markdown([head, ["---"] * len(head), *lines])
 
 
 def draw(rows: dict[str, Any], path: Path) -> None:
     """Bars with spread: one panel a metric, one bar a variant."""
-    figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 0.5 + 0.34 * len(rows)), sharey=True)
+    figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 0.8 + 0.34 * len(rows)), sharey=True)
     names = list(rows)
     for panel, metric, colour in zip(panels, DRAWN, COLOURS):
         means = [100 * rows[name][metric]["mean"] for name in names]
@@ -94,7 +169,39 @@ def draw(rows: dict[str, Any], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(names)), [rows[name]["words"] for name in names], fontsize=9)
     panels[0].invert_yaxis()
-    figure.tight_layout()
+    figure.text(0.01, 0.01, "Axes do not start at 0. Whiskers: standard deviation over the seeds.", fontsize=8)
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_compute(groups: dict[str, dict[str, Any]], path: Path) -> None:
+    """Scores over photographs seen, of the variants that several groups have."""
+    figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 3.4))
+    for panel, metric in zip(panels, DRAWN):
+        for (name, style), colour in zip(LINES.items(), COLOURS):
+            found = sorted((rows[name]["images"], rows[name][metric]) for rows in groups.values() if name in rows)
+            if found:
+                panel.errorbar(
+                    [images / 1000 for images, _ in found],
+                    [100 * score["mean"] for _, score in found],
+                    [0 if score["seeds"] == 1 else 100 * score["deviation"] for _, score in found],
+                    fmt=style,
+                    color=colour,
+                    capsize=2,
+                    label=VARIANTS[name].words,
+                )
+        panel.set_xscale("log")
+        ticks = sorted({rows[name]["images"] / 1000 for rows in groups.values() for name in LINES if name in rows})
+        panel.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+        panel.minorticks_off()
+        panel.set_xlabel("photographs seen, thousands")
+        panel.set_title(METRICS[metric] + ", %", fontsize=10)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -102,14 +209,23 @@ def draw(rows: dict[str, Any], path: Path) -> None:
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--equal", choices=("compute", "steps"), default="compute")
+    parser.add_argument("--figures", type=Path, help="folder of the figures, by default beside the results")
     options = parser.parse_args(args)
-    rows = summarise(load(options.results, options.equal))
-    if not rows:
-        raise SystemExit(f"{options.results}: expected files of study.py, found none")
-    write_json(options.results / "evidence.json", rows)
-    draw(rows, options.results / "evidence.png")
-    print(table(rows))
+    calibration = options.results / "calibration.json"
+    ratios = json.loads(calibration.read_text(encoding="utf-8"))["times_mae"] if calibration.is_file() else {}
+    groups = {name: summarise(runs, ratios) for name, runs in load(options.results).items()}
+    if not groups:
+        raise SystemExit(f"{options.results}: expected files of study.py or fleet.py, found none")
+    figures = options.figures or options.results
+    figures.mkdir(parents=True, exist_ok=True)
+    write_json(options.results / "evidence.json", groups)
+    for name, rows in groups.items():
+        draw(rows, figures / f"{name}.png")
+        print(f"## {name}\n\n{table(rows)}\n")
+        differences = compare(rows)
+        if differences is not None:
+            print(f"{differences}\n")
+    draw_compute(groups, figures / "compute.png")
 
 
 if __name__ == "__main__":
