@@ -44,7 +44,7 @@ DOCUMENTS = (
     "model_cards/README.md",
 )
 # A comment before a block, which readers do not see; it says what is needed, and what for.
-NEEDS = re.compile(r"<!-- needs a (network|cluster|GPU): \S.* -->")
+NEEDS = re.compile(r"<!-- needs a (network|cluster|GPU|Space): \S.* -->")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ RUNNABLE = [block for block in PYTHON if block.needs is None]
 COMMANDS = [
     pytest.param(words, id=f"{block}: {' '.join(words)[:60]}")
     for block in BLOCKS
-    if block.language == "bash" and block.needs != "cluster"
+    if block.language == "bash" and block.needs not in ("cluster", "Space")
     for words in (shlex.split(line, comments=True) for line in block.code.replace("\\\n", " ").splitlines())
     if words
 ]
@@ -402,8 +402,10 @@ def test_options_that_documents_name_exist():
     known = set()
     for path in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r'"(--\w+)"', path.read_text(encoding="utf-8")))
-    for path in (ROOT / "examples").glob("*.py"):
+    for path in (ROOT / "examples").rglob("*.py"):
         known |= set(re.findall(r'"(--\w+)"', path.read_text(encoding="utf-8")))
+        if path.parent.name == "app":
+            continue
         for group in getattr(load_example(path.stem), "GROUPS", ()):
             known |= {f"--{entry.name}" for entry in fields(group)}
     known |= {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_id"}  # torchrun's

@@ -1,8 +1,8 @@
 """
 What guided masks leave to see: of the crops of a data set, how many regions they have, and how many of them show.
 
-    python benchmarks/representation/guided_masks.py shared/data/stl10_seg_val.parquet --image_size 96 --cells_per_side 3
-    python benchmarks/representation/guided_masks.py shared/data/coco_panoptic_train.parquet --image_size 224
+    python benchmarks/representation/guided_masks.py stl10_seg_val.parquet --image_size 96 --cells_per_side 3
+    python benchmarks/representation/guided_masks.py coco_panoptic_train.parquet --image_size 224
 """
 
 from __future__ import annotations
