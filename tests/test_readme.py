@@ -400,7 +400,7 @@ def test_links_lead_somewhere(document):
 def test_options_that_documents_name_exist():
     """In prose, too: `--like_this`."""
     known = set()
-    for path in (ROOT / "benchmarks").glob("*.py"):
+    for path in (ROOT / "benchmarks").rglob("*.py"):
         known |= set(re.findall(r'"(--\w+)"', path.read_text(encoding="utf-8")))
     for path in (ROOT / "examples").rglob("*.py"):
         known |= set(re.findall(r'"(--\w+)"', path.read_text(encoding="utf-8")))
