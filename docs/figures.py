@@ -119,7 +119,7 @@ def draw_overview(example: Example, path: Path) -> None:
     for y in (0.71, 0.195):
         for left in lefts[:2]:
             arrow(figure, (left + width + 0.001, y), (left + 0.229, y))
-    figure.text(lefts[0], 0.955, "A cascaded decoder predicts, each stage from the one before", fontsize=TITLE + 1)
+    figure.text(lefts[0], 0.955, "What a cascaded decoder learns to predict, stage by stage", fontsize=TITLE + 1)
     figure.text(lefts[0], 0.44, "A curriculum hides three quarters of the patches", fontsize=TITLE + 1)
     save(figure, path)
 

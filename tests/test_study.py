@@ -35,3 +35,21 @@ def test_the_study_runs_and_goes_on(repository, shared_data, tmp_path):
     assert "cascade, curriculum from coarse to fine | 1 |" in table
     assert (results / "study.png").stat().st_size > 1000
     assert (results / "compute.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_fleet_runs_and_adds_to_its_results(repository, shared_data, tmp_path):
+    scripts = repository / "benchmarks/representation"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for variants in (["mae"], ["mae", "objects"]):
+        command = [sys.executable, scripts / "fleet.py", "--data", shared_data, "--variants", *variants]
+        command += ["--epochs", "0.02", "--num_evaluators", "1", "--output", tmp_path, "--work", tmp_path / "work"]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+    groups = json.loads((tmp_path / "fleet-small-0.02.json").read_text())
+    assert [[run["variant"] for run in group["runs"]] for group in groups] == [["mae"], ["objects"]]
+    for group in groups:
+        (run,) = group["runs"]
+        assert run["steps"] == 4
+        assert run["results"]["linear_probe"] > 0.1
+        assert group["photographs"] == {"train": 3735, "test": 4525, "other_test": 651}

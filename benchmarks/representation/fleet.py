@@ -8,7 +8,8 @@ AdamW) is recorded once as a CUDA graph.
 
 Models, initial weights, optimizer, schedule, masks and targets are those of `pretrain.py`; photographs are cropped on
 the GPU from another generator, and an epoch's last, incomplete batch is left out. All runs make the same number of
-steps. Results are added to `<output>/fleet-<encoder>-<epochs>.json`; a run whose result is there is skipped. Without a
+steps. Results are added to `<output>/fleet-<encoder>-<epochs>.json`, a list of what each command gave; a run whose
+result is there is skipped. Without a
 GPU, which is for tests, models take their turns.
 """
 
@@ -281,7 +282,6 @@ class Ensemble:
                 "epochs": round(self.steps * BATCH_SIZE / len(self.photographs[0]), 2),
                 "parameters": sum(value.numel() for value in model.parameters()),
                 "last_losses": {"loss": losses[-min(100, self.steps) :].mean().item()},
-                "curve": [round(part.mean().item(), 4) for part in losses.chunk(50)],
             }
             yield name, seed, encoder_of(model).eval(), known
 
@@ -366,8 +366,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / f"fleet-{args.encoder}-{args.epochs:g}.json"
-    finished = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
-    there = {(run["variant"], run["seed"]) for run in finished}
+    groups = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    there = {(run["variant"], run["seed"]) for group in groups for run in group["runs"]}
     wanted = [(name, seed) for seed in args.seeds for name in args.variants if (name, seed) not in there]
     if not wanted:
         return
@@ -409,20 +409,21 @@ def main(arguments: list[str] | None = None) -> None:
                 encoder.save_pretrained(folder)
                 future = pool.submit(evaluate_in_worker, folder, seed, args.fine_tune, device.type)
                 futures.append((name, seed, known, future))
+        runs = []
         for name, seed, known, future in tqdm(futures, desc="Judging", unit=" encoders"):
             results = future.result()
             about = {"variant": name, "words": VARIANTS[name].words, "seed": seed, "equal": "steps"}
-            finished.append({**about, "encoder": args.encoder, **known, "results": results})
+            runs.append({**about, "encoder": args.encoder, **known, "results": results})
             print(f"{name}, seed {seed}: {summary(results)}", flush=True)
-        content = {
+        group = {
             "command": hide_tokens(sys.argv),
             "photographs": {part: len(getattr(data, part).images) for part in ("train", "test", "other_test")},
             "runs_at_once": len(wanted),
             "seconds": round(trained - ready, 1),
             "machine": machine(device.type),
-            "runs": finished,
+            "runs": runs,
         }
-        write_json(path, content)
+        write_json(path, [*groups, group])
         print(f"evaluated in {time.perf_counter() - trained:.1f} s", flush=True)
 
 

@@ -73,8 +73,8 @@ def load(folder: Path) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if "runs" in content:
-            groups[path.stem] = content["runs"]
+        if isinstance(content, list):
+            groups[path.stem] = [run for group in content for run in group["runs"]]
         elif "variant" in content:
             groups.setdefault("study", []).append(content)
     return groups

@@ -32,7 +32,7 @@ from PIL import Image, ImageOps
 
 from c2fmae_hf.figures import UNKNOWN_COLOUR
 from c2fmae_hf.photographs import MAX_PIXELS, MIN_SIDE, embedded_photographs
-from c2fmae_hf.playground import MAX_SEED, Photograph, Playground, Prediction, WeightsFacts, facts_of_weights
+from c2fmae_hf.playground import MAX_SEED, Photograph, Pictures, Playground, WeightsFacts, facts_of_weights
 
 
 HERE = Path(__file__).resolve().parent
@@ -96,7 +96,7 @@ def as_source(picture: np.ndarray, lossless: bool) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def show_prediction(prediction: Prediction) -> str:
+def show_prediction(prediction: Pictures) -> str:
     """Pictures, numbers and legend as HTML."""
     classes = ", ".join(name for name, _, share in prediction.classes[:5] if share > 0)
     texts = {
@@ -325,23 +325,22 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
         )
         photo_value, heat_value, text_value = attend(first, *place)
         with gr.Row():
-            clickable = gr.Image(
-                photo_value,
-                label="Chosen patch",
-                alt_text="The photograph as the model sees it, with a frame around the chosen patch",
-                interactive=False,
-                buttons=[],
-                min_width=150,
-                elem_id="attention_photo",
-            )
-            heat = gr.Image(
-                heat_value,
-                label="Its attention",
-                alt_text="Attention of the chosen patch over the photograph; the numbers are below",
-                interactive=False,
-                buttons=[],
-                min_width=150,
-                elem_id="attention_map",
+            clickable, heat = (
+                gr.Image(value, label=label, alt_text=text, interactive=False, buttons=[], min_width=150, elem_id=name)
+                for name, value, label, text in (
+                    (
+                        "attention_photo",
+                        photo_value,
+                        "Chosen patch",
+                        "The photograph as the model sees it, with a frame around the chosen patch",
+                    ),
+                    (
+                        "attention_map",
+                        heat_value,
+                        "Its attention",
+                        "Attention of the chosen patch over the photograph; the numbers are below",
+                    ),
+                )
             )
             with gr.Column(min_width=280):
                 row = gr.Slider(1, rows, value=place[0], step=1, precision=0, buttons=[], label="Row of the patch")

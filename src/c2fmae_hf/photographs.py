@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .decoding import open_image, to_rgb
+from .views import MAX_ASPECT
 
 
 # Limits of our choice for images of strangers: larger ones take too much memory, smaller ones show nothing.
 MAX_PIXELS = 50_000_000
 MIN_SIDE = 32
-# What is longer is cut to its middle before it is resized: a strip of 32 x 1,000,000 pixels would grow to 2 billion.
-MAX_ASPECT = 4
 # Of scikit-image; those that need no download.
 _SKIMAGE_NAMES = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "rocket")
 
@@ -53,8 +52,8 @@ def open_photograph(value: Any, max_pixels: int = MAX_PIXELS) -> tuple[Image.Ima
         max_pixels (`int`): A larger image is refused before it is read.
 
     Returns:
-        The image, 8-bit RGB, rotated as its EXIF orientation says, its longer side at most `MAX_ASPECT` times the
-        shorter; and sentences about what was done to it that a person would want to know.
+        The image, 8-bit RGB, rotated as its EXIF orientation says; and sentences, which a person would want to know,
+        about what was done to it or will be by [`~c2fmae_hf.views.prepare_photo`].
 
     Raises:
         `ValueError`: if it is no image, or one that is too large, too small or damaged.
@@ -70,8 +69,6 @@ def open_photograph(value: Any, max_pixels: int = MAX_PIXELS) -> tuple[Image.Ima
     if image.mode == "CMYK":
         notes.append("Its CMYK colours were converted to RGB without a colour profile.")
     image = to_rgb(image)
-    longest = MAX_ASPECT * min(image.size)
-    if max(image.size) > longest:
-        notes.append(f"Of {image.width} x {image.height} pixels the middle was cut out.")
-        image = ImageOps.fit(image, (min(image.width, longest), min(image.height, longest)), Image.Resampling.NEAREST)
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        notes.append(f"Of {image.width} x {image.height} pixels the middle is shown.")
     return image, notes

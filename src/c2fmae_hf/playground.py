@@ -1,6 +1,6 @@
 """
-One photograph, one mask, and what a pre-trained model makes of them: what `examples/app` computes. Needs no Gradio;
-drawing attention needs the `viz` extra (matplotlib).
+One photograph, one mask, and what a pre-trained model makes of them, for several visitors: what `examples/app` shows.
+Needs no Gradio; drawing attention needs the `viz` extra (matplotlib).
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from .attention import attention_maps
+from .captions import photo_pixels
 from .constants import GRANULARITIES, IGNORE_INDEX, MASKING_STRATEGIES, NO_INSTANCE
+from .encoder_panels import outlined
+from .encoder_views import photo_attention
 from .evidence import STATE_FILE, Run, data_of, load_run, run_of_weights
-from .figures import UNKNOWN_COLOUR, colour_ids, enlarge
+from .figures import UNKNOWN_COLOUR, colour_ids, enlarge, heat_colours
 from .image_processing_c2fmae import C2FMAEImageProcessor
-from .masking import mask_by_strategy
-from .modeling_c2fmae import C2FMAEForPreTraining, C2FMAEForPreTrainingOutput
+from .modeling_c2fmae import C2FMAEForPreTraining
 from .photographs import open_photograph
-from .randomness import sample_seeds, sample_uniform
 from .repository import ENCODER_FILE, INDEX_FILE, load_saved
 from .run_record import RUN_FILE
+from .views import Photo, ViewedModel, masked_photo, predict, prepare_photo, strategy_mask, with_predicted_maps
 
 
 MAX_SEED = 2**31 - 1
@@ -53,23 +54,20 @@ class WeightsFacts:
 @dataclass(frozen=True)
 class Photograph:
     """
-    What the model is shown, and what it takes the label maps to be, since a photograph has none.
+    What the model is shown.
 
     Args:
-        pixel_values (`torch.FloatTensor` of shape `(1, 3, height, width)`).
-        semantic, instance (`torch.LongTensor` of shape `(1, height / s, width / s)`): Of
-            [`Playground.predict_label_maps`].
+        photo ([`~c2fmae_hf.views.Photo`]): Prepared for the model; its label maps are the model's own, since a
+            photograph has none.
         notes: Sentences about what was done to the file.
     """
 
-    pixel_values: torch.Tensor
-    semantic: torch.Tensor
-    instance: torch.Tensor
+    photo: Photo
     notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Pictures:
     """
     Pictures of one masked photograph.
 
@@ -112,13 +110,13 @@ class Playground:
 
     Args:
         model ([`C2FMAEForPreTraining`]): Put into evaluation mode.
-        processor ([`C2FMAEImageProcessor`], *optional*): By default that of the model's configuration.
     """
 
-    def __init__(self, model: C2FMAEForPreTraining, processor: C2FMAEImageProcessor | None = None) -> None:
+    def __init__(self, model: C2FMAEForPreTraining) -> None:
         self.model = model.eval()
         self.config = model.config
-        self.processor = processor or C2FMAEImageProcessor.from_config(model.config)
+        processor = C2FMAEImageProcessor.from_config(model.config)
+        self.viewed = ViewedModel("the model", model.c2fmae, processor, model)
         # Also because attention is asked for by changing the model's attention for the time of the call.
         self._lock = threading.Lock()
 
@@ -137,19 +135,18 @@ class Playground:
             )
         if (folder / "config.json").is_file() and not any((folder / name).is_file() for name in _WEIGHT_FILES):
             raise FileNotFoundError(f"{folder}: expected one of {', '.join(_WEIGHT_FILES)}, found neither")
-        model, processor = load_saved(folder)
+        model, _ = load_saved(folder)
         if not isinstance(model, C2FMAEForPreTraining):
             raise ValueError(
                 f"{folder}: expected a C2FMAEForPreTraining, whose decoder predicts, got a {type(model).__name__}; "
                 "pass the folder of the whole model, such as runs/demo/c2fmae-vit-tiny-pretraining"
             )
-        return cls(model, processor)
+        return cls(model)
 
     @property
     def grid_size(self) -> tuple[int, int]:
         """Patches per column and per row of a photograph."""
-        side = self.processor.crop_size
-        return side["height"] // self.config.patch_size, side["width"] // self.config.patch_size
+        return self.config.grid_size
 
     @property
     def strategies(self) -> list[str]:
@@ -165,68 +162,11 @@ class Playground:
             `ValueError`: if it is not a photograph that can be shown; the message is for the one who sent it.
         """
         image, notes = open_photograph(value)
-        pixel_values = self.processor(image, return_tensors="pt")["pixel_values"].to(self.model.device)
+        photo = prepare_photo("photograph", image, self.config)
         with self._lock:
-            semantic, instance = self.predict_label_maps(pixel_values)
-        return Photograph(pixel_values, semantic, instance, tuple(notes))
+            return Photograph(with_predicted_maps(self.viewed, photo), tuple(notes))
 
-    @torch.no_grad()
-    def predict_label_maps(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Label maps of unlabelled photographs by the model itself, which predicts masked patches only: the patches are
-        dealt into 1 / (1 - mask ratio) hands, each is the visible part once, and a patch's predictions in the passes
-        in which it was masked are averaged. Our choice; the hands are always the same.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(1, 3, height, width)`).
-
-        Returns:
-            `semantic` and `instance`, `(1, height / s, width / s)` int64; -100, or 0, where the decoder has no such
-            stage.
-        """
-        config = self.config
-        grid_size = (pixel_values.shape[2] // config.patch_size, pixel_values.shape[3] // config.patch_size)
-        num_patches = grid_size[0] * grid_size[1]
-        num_hands = min(max(round(1 / (1 - config.mask_ratio)), 2), num_patches)
-        num_visible = num_patches // num_hands
-        order = sample_uniform(sample_seeds(0, [0], [0]), num_patches)[0].argsort().to(pixel_values.device)
-        hands = order[: num_hands * num_visible].view(num_hands, num_visible)
-        masked = torch.ones(num_hands, num_patches, dtype=torch.bool, device=pixel_values.device)
-        masked.scatter_(1, hands, False)
-
-        sums: dict[str, torch.Tensor] = {}
-        for mask in masked:  # one at a time: as little memory as a single prediction
-            outputs = self.model(pixel_values, bool_masked_pos=mask[None], interpolate_pos_encoding=True)
-            for name in ("semantic", "instance"):
-                logits = getattr(outputs, f"{name}_logits")
-                if logits is not None:
-                    total = sums.setdefault(name, logits.new_zeros(num_patches, *logits.shape[2:]))
-                    # Offsets stay as they are, scores are averaged as probabilities.
-                    scores = self.model.decoder.stages[name].as_prediction(logits[0])
-                    total.index_add_(0, outputs.patch_ids[0], scores)
-        counts = masked.sum(dim=0)[:, None, None]
-        means = {name: (total / counts)[None] for name, total in sums.items()}
-        if "instance" in means:  # back to the logit that the post-processing takes
-            flag = means["instance"][..., 2:].clamp(1e-6, 1 - 1e-6)
-            means["instance"] = torch.cat([means["instance"][..., :2], flag.logit()], dim=-1)
-        merged = C2FMAEForPreTrainingOutput(
-            semantic_logits=means.get("semantic"),
-            instance_logits=means.get("instance"),
-            patch_ids=torch.arange(num_patches, device=pixel_values.device)[None],
-        )
-        cells = tuple(side * config.label_cells_per_side for side in grid_size)
-        semantic = torch.full((1, *cells), IGNORE_INDEX)
-        instance = torch.full((1, *cells), NO_INSTANCE)
-        if "semantic" in means:
-            found: Any = self.processor.post_process_semantic_segmentation(merged, grid_size=grid_size)
-            semantic = found[0][None].cpu()
-        if "instance" in means:
-            found = self.processor.post_process_instance_segmentation(merged, grid_size=grid_size)
-            instance = found[0]["segmentation"][None].cpu()
-        return semantic, instance
-
-    @torch.no_grad()
-    def predict(self, photograph: Photograph, strategy: str, mask_ratio: float, seed: int) -> Prediction:
+    def predict(self, photograph: Photograph, strategy: str, mask_ratio: float, seed: int) -> Pictures:
         """
         Args:
             photograph ([`Photograph`]).
@@ -243,52 +183,30 @@ class Playground:
             raise ValueError(f"mask_ratio: expected a number between 0 and 1, got {mask_ratio!r}")
         if not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seed: expected a whole number in [0, {MAX_SEED}], got {seed!r}")
-        config, pixel_values = self.config, photograph.pixel_values
-        rows, columns = (side // config.patch_size for side in pixel_values.shape[2:])
-        num_patches = rows * columns
-        num_masked = min(max(round(mask_ratio * num_patches), 1), num_patches - 1)
-        mask, applied = mask_by_strategy(
-            photograph.semantic,
-            photograph.instance,
-            torch.tensor([MASKING_STRATEGIES.index(strategy)]),
-            sample_uniform(sample_seeds(seed, [0], [0]), 2 * num_patches),
-            num_masked,
-            config.label_cells_per_side,
-        )
+        photo = photograph.photo
+        mask, used = strategy_mask(photo, self.config, strategy, seed, mask_ratio)
         with self._lock:
-            outputs = self.model(
-                pixel_values, bool_masked_pos=mask.to(pixel_values.device), interpolate_pos_encoding=True
-            )
+            found = predict(self.viewed, photo, mask)
 
-        used = MASKING_STRATEGIES[int(applied)]
-        hidden = mask[0].view(rows, columns).numpy()
-        photo = self.processor.to_pixels(pixel_values)[0]
         panels: dict[str, np.ndarray] = {}
         if used == "semantic":
-            panels["regions"] = colour_ids(photograph.semantic[0].numpy())
+            panels["regions"] = colour_ids(photo.semantic.numpy())
         elif used == "instance":
-            panels["regions"] = colour_ids(photograph.instance[0].numpy(), background=NO_INSTANCE)
-        is_hidden = enlarge(hidden, config.patch_size)[..., None]
-        panels["masked"] = np.where(is_hidden, np.array(UNKNOWN_COLOUR, dtype=np.uint8), photo)
+            panels["regions"] = colour_ids(photo.instance.numpy(), background=NO_INSTANCE)
+        panels["masked"] = masked_photo(photo_pixels(self.viewed, photo), mask, self.config.patch_size, UNKNOWN_COLOUR)
         classes, num_instances = [], None
-        if outputs.semantic_logits is not None:
-            found: Any = self.processor.post_process_semantic_segmentation(outputs, grid_size=(rows, columns))
-            ids = found[0].cpu().numpy()
-            panels["semantic"] = colour_ids(ids)
-            classes = self._classes(ids, photograph.semantic if used == "semantic" else None)
-        if outputs.instance_logits is not None:
-            found = self.processor.post_process_instance_segmentation(outputs, grid_size=(rows, columns))[0]
-            is_visible = ~enlarge(hidden, config.label_cells_per_side)
-            ids = np.where(is_visible, IGNORE_INDEX, found["segmentation"].cpu().numpy())
-            panels["instance"] = colour_ids(ids, background=NO_INSTANCE)
-            num_instances = len(found["segments_info"])
-        if outputs.image_logits is not None:
-            pixels = self.processor.post_process_reconstruction(outputs, pixel_values, config.norm_pix_loss)
-            panels["image"] = pixels[0]
-        return Prediction(panels, classes, used, num_masked, num_patches, num_instances)
+        if found.semantic is not None:
+            panels["semantic"] = colour_ids(found.semantic)
+            classes = self._classes(found.semantic, photo.semantic if used == "semantic" else None)
+        if found.instance is not None:
+            panels["instance"] = colour_ids(found.instance, background=NO_INSTANCE)
+            num_instances = len(np.unique(found.instance[found.instance > NO_INSTANCE]))
+        if found.image is not None:
+            panels["image"] = found.image
+        return Pictures(panels, classes, used, int(mask.sum()), len(mask), num_instances)
 
     def _classes(self, ids: np.ndarray, regions: torch.Tensor | None) -> list[tuple[str, np.ndarray, float]]:
-        names = {int(number): name for number, name in (self.config.semantic_id2label or {}).items()}
+        names = self.viewed.label_names
         present, counts = np.unique(ids[ids != IGNORE_INDEX], return_counts=True)
         shares = dict(zip(present.tolist(), (counts / counts.sum()).tolist()))
         if regions is not None:
@@ -314,7 +232,7 @@ class Playground:
         Raises:
             `ValueError`: for one that does not exist.
         """
-        rows, columns = (side // self.config.patch_size for side in photograph.pixel_values.shape[2:])
+        rows, columns = self.grid_size
         limits = {
             "row": (row, rows),
             "column": (column, columns),
@@ -325,14 +243,13 @@ class Playground:
             if not isinstance(value, int) or not 0 <= value < limit:
                 raise ValueError(f"{name}: expected a whole number in [0, {limit}), got {value!r}")
         with self._lock:
-            maps = attention_maps(self.model.c2fmae, photograph.pixel_values)[layer, 0]
-        weights = (maps.mean(dim=0) if head is None else maps[head])[1 + row * columns + column].cpu()
-        return PatchAttention(weights[1:].view(rows, columns).numpy(), float(weights[0]))
+            heads = photo_attention(self.viewed, photograph.photo)[layer, :, row * columns + column]
+        weights = heads.mean(dim=0) if head is None else heads[head]
+        return PatchAttention(weights.view(rows, columns).numpy(), max(1 - float(weights.sum()), 0.0))
 
     def draw_photograph(self, photograph: Photograph, row: int, column: int) -> np.ndarray:
         """What the model is shown, with a frame around one patch: `(k * height, k * width, 3)` uint8."""
-        photo = self.processor.to_pixels(photograph.pixel_values)[0]
-        return self._framed(photo, row, column)
+        return self._framed(photo_pixels(self.viewed, photograph.photo), row, column)
 
     def draw_attention(self, photograph: Photograph, attention: PatchAttention, row: int, column: int) -> np.ndarray:
         """
@@ -340,26 +257,17 @@ class Playground:
         patch), which readers of all colour vision and of grey prints can order; a frame around the patch that attends.
         As [`draw_photograph`].
         """
-        from matplotlib import colormaps
-
-        photo = self.processor.to_pixels(photograph.pixel_values)[0]
+        photo = photo_pixels(self.viewed, photograph.photo)
         # Without the root, a single patch that draws much of all attention leaves the others in the dark.
         weights = np.sqrt(attention.weights / max(float(attention.weights.max()), 1e-12))
-        colours = enlarge(colormaps["cividis"](weights)[..., :3] * 255, self.config.patch_size)
+        colours = enlarge(heat_colours(weights), self.config.patch_size).astype(np.float64)
         grey = np.asarray(Image.fromarray(photo).convert("L"), dtype=np.float64)[..., None]
         picture = np.clip(colours + 0.15 * (grey - grey.mean()), 0, 255).astype(np.uint8)
         return self._framed(picture, row, column)
 
     def _framed(self, picture: np.ndarray, row: int, column: int) -> np.ndarray:
         factor = max(448 // picture.shape[1], 1)
-        image = Image.fromarray(enlarge(picture, factor))
-        side = self.config.patch_size * factor
-        box = (column * side, row * side, (column + 1) * side - 1, (row + 1) * side - 1)
-        draw = ImageDraw.Draw(image)
-        # White within black is seen on any ground.
-        draw.rectangle(box, outline="black", width=5)
-        draw.rectangle(tuple(np.add(box, (1, 1, -1, -1))), outline="white", width=3)
-        return np.asarray(image)
+        return outlined(enlarge(picture, factor), (row, column), self.config.patch_size * factor)
 
     def patch_at(self, x: float, y: float, size: tuple[int, int]) -> tuple[int, int]:
         """

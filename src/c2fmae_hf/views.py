@@ -393,13 +393,14 @@ def enlarge_patches(values: np.ndarray, grid_size: tuple[int, int], factor: int)
 def with_predicted_maps(viewed: ViewedModel, photo: Photo, seed: int = 0) -> Photo:
     """
     A photograph whose regions are what the model itself predicts of it: see [`predict_everywhere`]. The photograph is
-    returned as it is if the model predicts no semantics, without which there are no regions.
+    returned as it is if the model predicts neither semantics nor instances.
     """
-    if "semantic" not in viewed.granularities:
+    if not {"semantic", "instance"} & set(viewed.granularities):
         return photo
     found = predict_everywhere(viewed, photo, seed)
-    semantic = torch.from_numpy(np.asarray(found.semantic)).long()
-    instance = torch.full_like(semantic, NO_INSTANCE)
+    semantic, instance = torch.full_like(photo.semantic, IGNORE_INDEX), torch.full_like(photo.instance, NO_INSTANCE)
+    if found.semantic is not None:
+        semantic = torch.from_numpy(found.semantic).long()
     if found.instance is not None:
         instance = torch.from_numpy(found.instance).long()
     return replace(
