@@ -14,7 +14,7 @@ def test_the_document_has_the_tables_of_the_results(repository, monkeypatch):
     text = (repository / "docs/evidence.md").read_text(encoding="utf-8")
     ratios = json.loads((folder / "results/calibration.json").read_text(encoding="utf-8"))["times_mae"]
     groups = summarise.load(folder / "results")
-    assert set(groups) == {"study", "fleet-small-5", "fleet-small-10"}
+    assert set(groups) == {"study-small-20", "fleet-small-5", "fleet-small-10"}
     for runs in groups.values():
         rows = summarise.summarise(runs, ratios)
         assert summarise.table(rows) in text

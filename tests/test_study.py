@@ -22,9 +22,9 @@ def test_the_study_runs_and_goes_on(repository, shared_data, tmp_path):
     for _ in range(2):
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
-        written = {path.name: path.stat().st_mtime_ns for path in results.glob("*-0.json")}
-        assert set(written) == {"mae-0.json", "curriculum-0.json"}
-    runs = {name: json.loads((results / f"{name}-0.json").read_text()) for name in ("mae", "curriculum")}
+        written = {path.name: path.stat().st_mtime_ns for path in results.glob("*-0-small-0.05.json")}
+        assert set(written) == {"mae-0-small-0.05.json", "curriculum-0-small-0.05.json"}
+    runs = {name: json.loads((results / f"{name}-0-small-0.05.json").read_text()) for name in ("mae", "curriculum")}
     assert runs["mae"]["steps"] == 10
     assert runs["curriculum"]["steps"] == 8  # for the same compute
     for run in runs.values():
@@ -33,7 +33,7 @@ def test_the_study_runs_and_goes_on(repository, shared_data, tmp_path):
     command = [sys.executable, str(scripts / "summarise.py"), "--results", str(results)]
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "cascade, curriculum from coarse to fine | 1 |" in table
-    assert (results / "study.png").stat().st_size > 1000
+    assert (results / "study-small-0.05.png").stat().st_size > 1000
     assert (results / "compute.png").stat().st_size > 1000
 
 

@@ -139,12 +139,19 @@ def make_arguments(
 
 
 def make_trainer(
-    variant: Variant, seed: int, data: StudyData, steps: int, folder: Path, num_workers: int, **arguments: Any
+    variant: Variant,
+    seed: int,
+    data: StudyData,
+    steps: int,
+    folder: Path,
+    num_workers: int,
+    encoder: str = "small",
+    **arguments: Any,
 ) -> Trainer:
-    model = build_model(variant, seed)
+    model = build_model(variant, seed, encoder)
     rows = C2FMAEDataset(
         with_maps(data.pretraining, variant.maps),
-        training_transform((IMAGE_SIZE, IMAGE_SIZE), label_stride=ENCODERS["small"]["label_stride"]),
+        training_transform((IMAGE_SIZE, IMAGE_SIZE), label_stride=ENCODERS[encoder]["label_stride"]),
         map_columns=() if variant.kind != "c2fmae" else ("semantic", "instance"),
         seed=seed,
         progress=SharedProgress(),
@@ -160,7 +167,14 @@ def make_trainer(
 
 
 def pretrain(
-    variant: Variant, seed: int, data: StudyData, steps: int, folder: Path, num_workers: int = 1, **arguments: Any
+    variant: Variant,
+    seed: int,
+    data: StudyData,
+    steps: int,
+    folder: Path,
+    num_workers: int = 1,
+    encoder: str = "small",
+    **arguments: Any,
 ) -> tuple[C2FMAEModel, dict[str, Any]]:
     """
     The encoder, and what is known of its training. A run that was interrupted goes on from its last checkpoint.
@@ -168,8 +182,9 @@ def pretrain(
     Args:
         steps (`int`): Of `BATCH_SIZE` photographs each.
         folder: Of the checkpoints.
+        encoder (`str`): Of `ENCODERS`.
     """
-    trainer = make_trainer(variant, seed, data, steps, folder, num_workers, **arguments)
+    trainer = make_trainer(variant, seed, data, steps, folder, num_workers, encoder, **arguments)
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     output = trainer.train(resume_from_checkpoint=checkpoint)
     last = [entry for entry in trainer.state.log_history if "loss" in entry][-1:]

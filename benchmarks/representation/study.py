@@ -10,7 +10,7 @@ Compute is that of `--epochs` of MAE: how much longer than MAE's a step of each 
 turns, on an otherwise idle machine (`calibration.json`), and its steps are fewer accordingly. `--equal steps` gives
 all the same number of steps instead.
 
-Each run ends as `<output>/<variant>-<seed>.json` and is skipped when that is there; one that was interrupted goes on.
+Each run ends as `<output>/<variant>-<seed>-<encoder>-<epochs>.json` and is skipped when that is there; one that was interrupted goes on.
 `summarise.py` makes the tables and figures.
 """
 
@@ -27,7 +27,7 @@ import torch
 from data import StudyData, load_study_data
 from pretrain import BATCH_SIZE, make_trainer, pretrain
 from protocols import evaluate, summary
-from variants import MAIN, VARIANTS
+from variants import ENCODERS, MAIN, VARIANTS
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -78,6 +78,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(MAIN))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--encoder", choices=list(ENCODERS), default="small")
     parser.add_argument("--epochs", type=float, default=20, help="of MAE, whose compute all get")
     parser.add_argument("--equal", choices=("compute", "steps"), default="compute")
     parser.add_argument("--calibrate", action="store_true", help="measure the steps' times, and do nothing else")
@@ -116,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace, data: StudyData, name: str, seed: int, ratio: float) -> None:
     suffix = "" if args.equal == "compute" else "-equal_steps"
-    path = args.output / f"{name}-{seed}{suffix}.json"
+    path = args.output / f"{name}-{seed}-{args.encoder}-{args.epochs:g}{suffix}.json"
     if path.is_file():
         return
     folder = args.work / path.stem
@@ -124,13 +125,14 @@ def run(args: argparse.Namespace, data: StudyData, name: str, seed: int, ratio: 
     variant = VARIANTS[name]
     started = time.perf_counter()
     options = {"bf16": args.bf16, **({} if torch.cuda.is_available() else {"use_cpu": True})}
-    encoder, known = pretrain(variant, seed, data, steps, folder, args.num_workers, **options)
+    encoder, known = pretrain(variant, seed, data, steps, folder, args.num_workers, args.encoder, **options)
     encoder.cpu().save_pretrained(folder / "encoder")
     results = evaluate(encoder, data, seed)
     content = {
         "variant": name,
         "words": variant.words,
         "seed": seed,
+        "encoder": args.encoder,
         "equal": args.equal,
         "mae_epochs": args.epochs,
         "step_times_mae": ratio,

@@ -3,7 +3,7 @@ The study's tables and figures, from the files of `study.py` and `fleet.py`.
 
     python benchmarks/representation/summarise.py
 
-A group is the runs of one command: `study` (files `<variant>-<seed>.json`) or a file `fleet-<encoder>-<epochs>.json`.
+A group is `study-<encoder>-<epochs>`, the runs of `study.py` that share both, or a file `fleet-<encoder>-<epochs>.json`.
 Prints each group's table and comparisons, as `docs/evidence.md` has them, and writes beside the results
 `evidence.json` (mean, standard deviation and number of seeds of every cell), a bar chart of each group, and
 `compute.png`, scores over photographs seen.
@@ -76,7 +76,7 @@ def load(folder: Path) -> dict[str, list[dict[str, Any]]]:
         if isinstance(content, list):
             groups[path.stem] = [run for group in content for run in group["runs"]]
         elif "variant" in content:
-            groups.setdefault("study", []).append(content)
+            groups.setdefault(f"study-{content['encoder']}-{content['mae_epochs']:g}", []).append(content)
     return groups
 
 

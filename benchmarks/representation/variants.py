@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 
 # ViTs for 96 x 96 pixels. The small one has 8 blocks and 64 patches of 12 pixels: two CPU cores train it in minutes.
-# The large one is a ViT-Ti with 256 patches of 6 pixels.
+# The tiny one is a ViT-Ti with the same patches, the large one a ViT-Ti with 256 patches of 6 pixels.
 ENCODERS = {
     "small": {
         "image_size": 96,
@@ -20,7 +20,8 @@ ENCODERS = {
         "num_semantic_classes": 11,
     },
 }
-ENCODERS["large"] = {**ENCODERS["small"], "patch_size": 6, "num_hidden_layers": 12, "label_stride": 3}
+ENCODERS["tiny"] = {**ENCODERS["small"], "num_hidden_layers": 12}
+ENCODERS["large"] = {**ENCODERS["tiny"], "patch_size": 6, "label_stride": 3}
 DECODER = {
     "decoder_hidden_size": 128,
     "decoder_num_hidden_layers": 1,
