@@ -10,8 +10,8 @@ Compute is that of `--epochs` of MAE: how much longer than MAE's a step of each 
 turns, on an otherwise idle machine (`calibration.json`), and its steps are fewer accordingly. `--equal steps` gives
 all the same number of steps instead.
 
-Each run ends as `<output>/<variant>-<seed>-<encoder>-<epochs>.json` and is skipped when that is there; one that was interrupted goes on.
-`summarise.py` makes the tables and figures.
+Each run ends as `<output>/<variant>-<seed>-<encoder>-<epochs>.json` and is skipped when that is there; one that was
+interrupted goes on. `summarise.py` makes the tables and figures.
 """
 
 from __future__ import annotations

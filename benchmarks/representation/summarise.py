@@ -3,10 +3,10 @@ The study's tables and figures, from the files of `study.py` and `fleet.py`.
 
     python benchmarks/representation/summarise.py
 
-A group is `study-<encoder>-<epochs>`, the runs of `study.py` that share both, or a file `fleet-<encoder>-<epochs>.json`.
-Prints each group's table and comparisons, as `docs/evidence.md` has them, and writes beside the results
-`evidence.json` (mean, standard deviation and number of seeds of every cell), a bar chart of each group, and
-`compute.png`, scores over photographs seen.
+A group is `study-<encoder>-<epochs>`, the runs of `study.py` that share both, or a file
+`fleet-<encoder>-<epochs>.json`. Prints each group's table and comparisons, as `docs/evidence.md` has them, and writes
+beside the results `evidence.json` (mean, standard deviation and number of seeds of every cell), a bar chart of each
+group, and `compute.png`, scores over photographs seen.
 """
 
 from __future__ import annotations
