@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-floors test-all docs quality audit style clean
+.PHONY: demo test test-floors test-matrix test-all docs quality audit style clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -26,16 +26,13 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow" tests
 
-## The same tests with the oldest versions that setup.py allows, which uv finds.
-test-floors: .venv-floors/.installed
-	.venv-floors/bin/python -m pytest -p no:warnings -m "not slow" tests
+## The same tests on other Pythons, with the newest and with the oldest versions that setup.py allows.
+test-matrix:
+	$(PYTHON) .ci/matrix.py
 
-.venv-floors/.installed: setup.py pyproject.toml
-	test -d .venv-floors || $(PYTHON) -m venv .venv-floors
-	.venv-floors/bin/python -m pip install --quiet uv
-	.venv-floors/bin/uv pip install --quiet --python .venv-floors/bin/python --resolution lowest-direct --editable ".[test]"
-	.venv-floors/bin/python -c "import torchvision, timm, transformers, c2fmae_hf"
-	touch $@
+## The same tests with the oldest versions.
+test-floors:
+	$(PYTHON) .ci/matrix.py --pythons $$($(PYTHON) -c "import sys; print(sys.executable)") --versions floors
 
 # Apart from the rest, since Gradio takes an older Pillow than what `make test` has.
 $(VENV)/.installed-app: $(VENV)/.installed
