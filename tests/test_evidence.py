@@ -14,14 +14,14 @@ def test_the_document_has_the_tables_of_the_results(repository, monkeypatch):
     text = (repository / "docs/evidence.md").read_text(encoding="utf-8")
     ratios = json.loads((folder / "results/calibration.json").read_text(encoding="utf-8"))["times_mae"]
     groups = summarise.load(folder / "results")
-    assert set(groups) == {"study-small-20", "fleet-small-5", "fleet-small-10"}
+    assert set(groups) == {"study-stl10-small-20", "fleet-stl10-small-5", "fleet-stl10-small-10"}
     for runs in groups.values():
         rows = summarise.summarise(runs, ratios)
         assert summarise.table(rows) in text
         differences = summarise.compare(rows)
         assert differences is None or differences in text
     readme = (repository / "README.md").read_text(encoding="utf-8")
-    rows = summarise.summarise(groups["fleet-small-10"], ratios)
+    rows = summarise.summarise(groups["fleet-stl10-small-10"], ratios)
     for name in ("mae", "parallel", "cascade", "curriculum"):
         metrics = ("linear_probe", "knn", "patch_mean_iou", "caltech101_linear_probe")
         assert " | ".join(summarise.shown(rows[name][metric]) for metric in metrics) in readme

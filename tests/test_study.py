@@ -22,9 +22,11 @@ def test_the_study_runs_and_goes_on(repository, shared_data, tmp_path):
     for _ in range(2):
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
-        written = {path.name: path.stat().st_mtime_ns for path in results.glob("*-0-small-0.05.json")}
-        assert set(written) == {"mae-0-small-0.05.json", "curriculum-0-small-0.05.json"}
-    runs = {name: json.loads((results / f"{name}-0-small-0.05.json").read_text()) for name in ("mae", "curriculum")}
+        written = {path.name: path.stat().st_mtime_ns for path in results.glob("*-0-stl10-small-0.05.json")}
+        assert set(written) == {"mae-0-stl10-small-0.05.json", "curriculum-0-stl10-small-0.05.json"}
+    runs = {
+        name: json.loads((results / f"{name}-0-stl10-small-0.05.json").read_text()) for name in ("mae", "curriculum")
+    }
     assert runs["mae"]["steps"] == 10
     assert runs["curriculum"]["steps"] == 8  # for the same compute
     for run in runs.values():
@@ -33,7 +35,7 @@ def test_the_study_runs_and_goes_on(repository, shared_data, tmp_path):
     command = [sys.executable, str(scripts / "summarise.py"), "--results", str(results)]
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "cascade, curriculum from coarse to fine | 1 |" in table
-    assert (results / "study-small-0.05.png").stat().st_size > 1000
+    assert (results / "study-stl10-small-0.05.png").stat().st_size > 1000
     assert (results / "compute.png").stat().st_size > 1000
 
 
@@ -46,7 +48,7 @@ def test_the_fleet_runs_and_adds_to_its_results(repository, shared_data, tmp_pat
         command += ["--epochs", "0.02", "--num_evaluators", "1", "--output", tmp_path, "--work", tmp_path / "work"]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=900)
         assert done.returncode == 0, done.stderr[-3000:]
-    groups = json.loads((tmp_path / "fleet-small-0.02.json").read_text())
+    groups = json.loads((tmp_path / "fleet-stl10-small-0.02.json").read_text())
     assert [[run["variant"] for run in group["runs"]] for group in groups] == [["mae"], ["objects"]]
     for group in groups:
         (run,) = group["runs"]

@@ -1,11 +1,12 @@
 """
-The photographs of the study, decoded once: STL-10 with its masks, and Caltech-101 for transfer to classes that no mask
-has named. Both are Parquet files with the columns `image`, `semantic`, `instance`, `label` and `image_id`.
+The photographs of the study, decoded once: STL-10 with its masks, Caltech-101 for transfer to classes that no mask has
+named, and scenes of many regions (COCO and CamVid) as something else to pre-train on. All are Parquet files with the
+columns `image`, `semantic`, `instance`, `label` and `image_id`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
-from c2fmae_hf.dataset import undecoded
+from c2fmae_hf.dataset import MAP_COLUMNS, undecoded
 from c2fmae_hf.decoding import open_image, to_rgb
 
 
@@ -25,6 +26,9 @@ IMAGE_SIZE = 96
 # STL-10's masks are squares of six pixels; finer scores would mean nothing.
 GRID = 16
 NUM_CLASSES = 11
+# To pre-train on, with the number of semantic classes. Of the scenes: COCO's 133 and 0, and eleven of CamVid.
+SOURCES = {"stl10": NUM_CLASSES, "scenes": 145}
+CAMVID_OFFSET = 134
 
 
 @dataclass
@@ -48,13 +52,16 @@ class Masked:
 class StudyData:
     """
     Args:
-        pretraining: Rows for [`C2FMAEDataset`], decoded: STL-10's masked photographs, but for those to score by.
-        train, test: STL-10 by class: what probes are trained on (a part of `pretraining`), and photographs that no
-            variant has seen in any form.
+        source (`str`): What `pretraining` holds, of `SOURCES`.
+        pretraining: Rows for [`C2FMAEDataset`], decoded: STL-10's masked photographs, but for those to score by; or
+            the scenes.
+        train, test: STL-10 by class: what probes are trained on (a part of STL-10's `pretraining`), and photographs
+            that no variant has seen in any form.
         other_train, other_test: Caltech-101 by class.
-        mask_train, mask_test: STL-10's masks: a part of `pretraining`, and photographs that no variant has seen.
+        mask_train, mask_test: STL-10's masks: a part of its `pretraining`, and photographs that no variant has seen.
     """
 
+    source: str
     pretraining: list[dict[str, Any]]
     train: Labelled
     test: Labelled
@@ -64,10 +71,11 @@ class StudyData:
     mask_test: Masked
 
 
-def load_study_data(folder: Path, with_pretraining: bool = True) -> StudyData:
+def load_study_data(folder: Path, source: str = "stl10", with_pretraining: bool = True) -> StudyData:
     """
     Args:
         folder: Of the Parquet files.
+        source (`str`): To pre-train on, of `SOURCES`.
         with_pretraining (`bool`): Whether `pretraining` is wanted; otherwise it is empty.
 
     Raises:
@@ -77,8 +85,13 @@ def load_study_data(folder: Path, with_pretraining: bool = True) -> StudyData:
     unmasked = _rows(folder, "stl10_images_train.parquet")
     caltech = [_rows(folder, f"caltech101_{name}.parquet") for name in ("train-*", "val")]
     held_out = [_labelled(val), _labelled(unmasked)]
+    pretraining: list[dict[str, Any]] = []
+    if with_pretraining:
+        stl10 = (_decoded(row) for rows in (train, test) for row in rows)
+        pretraining = list(stl10 if source == "stl10" else _scenes(folder))
     return StudyData(
-        pretraining=[_decoded(row) for rows in (train, test) for row in rows] if with_pretraining else [],
+        source=source,
+        pretraining=pretraining,
         train=_labelled(train),
         test=Labelled(torch.cat([one.images for one in held_out]), torch.cat([one.labels for one in held_out])),
         other_train=_labelled(caltech[0]),
@@ -101,8 +114,33 @@ def _rows(folder: Path, name: str) -> datasets.Dataset:
 
 
 def _decoded(row: dict[str, Any]) -> dict[str, Any]:
-    maps = {name: open_image(row[name]) for name in ("semantic", "instance")}
+    maps = {name: open_image(row[name]) for name in MAP_COLUMNS}
     return {"image": to_rgb(open_image(row["image"])), **maps, "image_id": row["image_id"], "label": row["label"]}
+
+
+def _scenes(folder: Path) -> Iterator[dict[str, Any]]:
+    """
+    Two squares of each photograph, its ends, at 96 pixels. Photographs of COCO with panoptic maps take those: in the
+    others all that is no thing is class 0.
+    """
+    panoptic, things = (_rows(folder, f"coco_{name}_train.parquet") for name in ("panoptic", "things"))
+    known = set(panoptic["image_id"])
+    for row in [*panoptic, *(row for row in things if row["image_id"] not in known)]:
+        yield from _squares(_decoded(row))
+    for row in _rows(folder, "camvid_train.parquet"):
+        whole = _decoded(row)
+        moved = whole["semantic"].point(lambda value: value + CAMVID_OFFSET if value < 255 else 255)
+        yield from _squares({**whole, "semantic": moved})
+
+
+def _squares(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    width, height = row["image"].size
+    side = min(width, height)
+    resampling = {"image": Image.Resampling.BICUBIC, **dict.fromkeys(MAP_COLUMNS, Image.Resampling.NEAREST)}
+    for end, (left, top) in {"first": (0, 0), "last": (width - side, height - side)}.items():
+        box = (left, top, left + side, top + side)
+        square = {name: row[name].crop(box).resize((IMAGE_SIZE, IMAGE_SIZE), how) for name, how in resampling.items()}
+        yield {**row, **square, "image_id": f"{row['image_id']}-{end}"}
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:

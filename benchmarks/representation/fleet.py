@@ -8,9 +8,8 @@ AdamW) is recorded once as a CUDA graph.
 
 Models, initial weights, optimizer, schedule, masks and targets are those of `pretrain.py`; photographs are cropped on
 the GPU from another generator, and an epoch's last, incomplete batch is left out. All runs make the same number of
-steps. Results are added to `<output>/fleet-<encoder>-<epochs>.json`, a list of what each command gave; a run whose
-result is there is skipped. Without a
-GPU, which is for tests, models take their turns.
+steps. Results are added to `<output>/fleet-<source>-<encoder>-<epochs>.json`, a list of what each command gave; a run
+whose result is there is skipped. Without a GPU, which is for tests, models take their turns.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import StudyData, load_study_data
+from data import SOURCES, StudyData, load_study_data
 from gpu_data import Photographs
 from pretrain import BATCH_SIZE, build_model, encoder_of, make_arguments, with_maps
 from protocols import evaluate, summary
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import AttentionInterface, Trainer
-from variants import ENCODERS, MAIN, VARIANTS
+from variants import ENCODERS, MAIN, VARIANTS, check_variants
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -74,6 +73,7 @@ class Ensemble:
         steps (`int`): In all.
         encoder (`str`): Of `ENCODERS`.
         folder: Where trainers would write.
+        source (`str`): Of the photographs, of `SOURCES`.
     """
 
     def __init__(
@@ -83,8 +83,9 @@ class Ensemble:
         steps: int,
         encoder: str,
         folder: Path,
+        source: str = "stl10",
     ) -> None:
-        self.keys, self.steps, self.encoder = list(keys), steps, encoder
+        self.keys, self.steps, self.encoder, self.source = list(keys), steps, encoder, source
         self.photographs = list({id(one): one for one in photographs}.values())
         self.device = self.photographs[0].images.device
         self.which = torch.tensor([self.photographs.index(one) for one in photographs], device=self.device)
@@ -97,7 +98,7 @@ class Ensemble:
         self.curricula = [args.get_curriculum() for args in arguments]
         args = arguments[0]
 
-        models = [build_model(VARIANTS[name], seed, encoder) for name, seed in keys]
+        models = [build_model(VARIANTS[name], seed, encoder, source) for name, seed in keys]
         # The Trainer's own groups and schedule.
         trainer = (Trainer if self.kind == "supervised" else C2FMAETrainer)(model=models[0], args=args)
         trainer.create_optimizer_and_scheduler(steps)
@@ -272,7 +273,7 @@ class Ensemble:
     def encoders(self) -> Iterator[tuple[str, int, C2FMAEModel, dict[str, Any]]]:
         """Of each model: variant, seed, encoder, and what is recorded of its training."""
         for index, (name, seed) in enumerate(self.keys):
-            model = build_model(VARIANTS[name], seed, self.encoder)
+            model = build_model(VARIANTS[name], seed, self.encoder, self.source)
             state = {key: value[index].detach().cpu() for key, value in self.parameters.items()}
             model.load_state_dict({**model.state_dict(), **state})
             losses = self.losses[:, index]
@@ -353,19 +354,22 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(MAIN))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=float, default=100)
+    parser.add_argument("--source", choices=list(SOURCES), default="stl10", help="photographs to pre-train on")
     parser.add_argument("--encoder", choices=list(ENCODERS), default="small")
     parser.add_argument("--fine_tune", action="store_true", help="also fine-tune each encoder for segmentation")
     parser.add_argument("--num_evaluators", type=int, default=max((os.cpu_count() or 2) - 2, 1), help="processes")
     parser.add_argument("--seconds", type=float, help="stop training after so long, without results: to time it")
     parser.add_argument("--work", type=Path, default=Path("runs/fleet"), help="encoders")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    return parser.parse_args(args)
+    options = parser.parse_args(args)
+    check_variants(parser, options.variants, options.source)
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / f"fleet-{args.encoder}-{args.epochs:g}.json"
+    path = args.output / f"fleet-{args.source}-{args.encoder}-{args.epochs:g}.json"
     groups = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     there = {(run["variant"], run["seed"]) for group in groups for run in group["runs"]}
     wanted = [(name, seed) for seed in args.seeds for name in args.variants if (name, seed) not in there]
@@ -374,7 +378,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started = time.perf_counter()
     with evaluators(args.data, args.num_evaluators) as pool:
-        data = load_study_data(args.data)
+        data = load_study_data(args.data, args.source)
         cells = ENCODERS[args.encoder]["image_size"] // ENCODERS[args.encoder]["label_stride"]
         rows = {maps: with_maps(data.pretraining, maps) for maps in {VARIANTS[name].maps for name, _ in wanted}}
         photographs = {
@@ -385,7 +389,7 @@ def main(arguments: list[str] | None = None) -> None:
             members = list(group)
             theirs = [photographs[VARIANTS[name].maps, seed] for name, seed in members]
             steps = round(args.epochs * (len(theirs[0]) // BATCH_SIZE))
-            ensembles.append(Ensemble(members, theirs, steps, args.encoder, args.work))
+            ensembles.append(Ensemble(members, theirs, steps, args.encoder, args.work, args.source))
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # of what is recorded; crops stay exact
             for ensemble in ensembles:
@@ -413,7 +417,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name, seed, known, future in tqdm(futures, desc="Judging", unit=" encoders"):
             results = future.result()
             about = {"variant": name, "words": VARIANTS[name].words, "seed": seed, "equal": "steps"}
-            runs.append({**about, "encoder": args.encoder, **known, "results": results})
+            runs.append({**about, "source": args.source, "encoder": args.encoder, **known, "results": results})
             print(f"{name}, seed {seed}: {summary(results)}", flush=True)
         group = {
             "command": hide_tokens(sys.argv),

@@ -13,6 +13,7 @@ import torch
 from torchvision.transforms.v2 import functional as tvF
 
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
+from c2fmae_hf.decoding import to_label_map
 from c2fmae_hf.targets import instance_labels_from_map
 
 
@@ -108,7 +109,7 @@ class Photographs:
         self.generator = torch.Generator(device)
         self.images = torch.stack([tvF.pil_to_tensor(row["image"]) for row in rows]).to(device)
         self.maps = {
-            name: torch.from_numpy(np.stack([np.asarray(row[name]) for row in rows])).to(device)
+            name: torch.from_numpy(np.stack([to_label_map(row[name]) for row in rows])).to(device)
             for name in ("semantic", "instance")
         }
         self.all_labels = torch.tensor([row["label"] for row in rows], device=device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import IMAGE_SIZE, StudyData
+from data import IMAGE_SIZE, SOURCES, StudyData
 from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
@@ -41,7 +41,7 @@ TRAINING = {
 VIT_MAE_DECODER = {**DECODER, "decoder_num_hidden_layers": 2}
 
 
-def build_model(variant: Variant, seed: int, encoder: str = "small") -> nn.Module:
+def build_model(variant: Variant, seed: int, encoder: str = "small", source: str = "stl10") -> nn.Module:
     set_seed(seed)
     if variant.kind == "vit_mae":
         fields = {name: value for name, value in ENCODERS[encoder].items() if name in ViTMAEConfig().to_dict()}
@@ -50,7 +50,7 @@ def build_model(variant: Variant, seed: int, encoder: str = "small") -> nn.Modul
         )
         initialise_as_authors(model)
         return model
-    classes = {"num_semantic_classes": {"annotated": 11, "objects": 2, "classical": 32}[variant.maps]}
+    classes = {"num_semantic_classes": {"annotated": SOURCES[source], "objects": 2, "classical": 32}[variant.maps]}
     config = C2FMAEConfig(**{**ENCODERS[encoder], **DECODER, **classes, **variant.config})
     if variant.kind == "supervised":
         return C2FMAEForImageClassification(C2FMAEConfig(**{**config.to_dict(), "num_labels": 10}))
@@ -148,7 +148,7 @@ def make_trainer(
     encoder: str = "small",
     **arguments: Any,
 ) -> Trainer:
-    model = build_model(variant, seed, encoder)
+    model = build_model(variant, seed, encoder, data.source)
     rows = C2FMAEDataset(
         with_maps(data.pretraining, variant.maps),
         training_transform((IMAGE_SIZE, IMAGE_SIZE), label_stride=ENCODERS[encoder]["label_stride"]),

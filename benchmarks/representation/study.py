@@ -10,8 +10,8 @@ Compute is that of `--epochs` of MAE: how much longer than MAE's a step of each 
 turns, on an otherwise idle machine (`calibration.json`), and its steps are fewer accordingly. `--equal steps` gives
 all the same number of steps instead.
 
-Each run ends as `<output>/<variant>-<seed>-<encoder>-<epochs>.json` and is skipped when that is there; one that was
-interrupted goes on. `summarise.py` makes the tables and figures.
+Each run ends as `<output>/<variant>-<seed>-<source>-<encoder>-<epochs>.json` (at equal steps `-steps.json`) and is
+skipped when that is there; one that was interrupted goes on. `summarise.py` makes the tables and figures.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from data import StudyData, load_study_data
+from data import SOURCES, StudyData, load_study_data
 from pretrain import BATCH_SIZE, make_trainer, pretrain
 from protocols import evaluate, summary
-from variants import ENCODERS, MAIN, VARIANTS
+from variants import ENCODERS, MAIN, VARIANTS, check_variants
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -61,7 +62,7 @@ def step_of(variant: str, data: StudyData, folder: Path) -> Callable[[], None]:
 def calibrate(args: argparse.Namespace, data: StudyData) -> dict[str, Any]:
     """Median over the turns of a step's time relative to MAE's in the same turn."""
     names = [name for name in VARIANTS if VARIANTS[name].maps == "annotated"]
-    small = StudyData(data.pretraining[: 2 * BATCH_SIZE], *list(vars(data).values())[1:])
+    small = replace(data, pretraining=data.pretraining[: 2 * BATCH_SIZE])
     seconds = in_turns({name: step_of(name, small, args.work / "calibration") for name in names}, args.rounds, 2)
     ratios = {
         name: float(torch.tensor([own / mae for own, mae in zip(values, seconds["mae"])]).median())
@@ -76,6 +77,7 @@ def calibrate(args: argparse.Namespace, data: StudyData) -> dict[str, Any]:
 def parse(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
+    parser.add_argument("--source", choices=list(SOURCES), default="stl10", help="photographs to pre-train on")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(MAIN))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--encoder", choices=list(ENCODERS), default="small")
@@ -88,14 +90,16 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
     parser.add_argument("--work", type=Path, default=Path("runs/representation"), help="checkpoints and encoders")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    return parser.parse_args(args)
+    options = parser.parse_args(args)
+    check_variants(parser, options.variants, options.source)
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    data = load_study_data(args.data)
+    data = load_study_data(args.data, args.source)
     args.output.mkdir(parents=True, exist_ok=True)
     if args.calibrate:
         found = calibrate(args, data)
@@ -116,8 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace, data: StudyData, name: str, seed: int, ratio: float) -> None:
-    suffix = "" if args.equal == "compute" else "-equal_steps"
-    path = args.output / f"{name}-{seed}-{args.encoder}-{args.epochs:g}{suffix}.json"
+    suffix = "" if args.equal == "compute" else "-steps"
+    path = args.output / f"{name}-{seed}-{args.source}-{args.encoder}-{args.epochs:g}{suffix}.json"
     if path.is_file():
         return
     folder = args.work / path.stem
@@ -132,6 +136,7 @@ def run(args: argparse.Namespace, data: StudyData, name: str, seed: int, ratio: 
         "variant": name,
         "words": variant.words,
         "seed": seed,
+        "source": args.source,
         "encoder": args.encoder,
         "equal": args.equal,
         "mae_epochs": args.epochs,

@@ -3,10 +3,10 @@ The study's tables and figures, from the files of `study.py` and `fleet.py`.
 
     python benchmarks/representation/summarise.py
 
-A group is `study-<encoder>-<epochs>`, the runs of `study.py` that share both, or a file
-`fleet-<encoder>-<epochs>.json`. Prints each group's table and comparisons, as `docs/evidence.md` has them, and writes
-beside the results `evidence.json` (mean, standard deviation and number of seeds of every cell), a bar chart of each
-group, and `compute.png`, scores over photographs seen.
+A group is `study-<source>-<encoder>-<epochs>`, the runs of `study.py` that share them (`-steps` if at equal steps), or
+a file `fleet-<source>-<encoder>-<epochs>.json`. Prints each group's table and comparisons, as `docs/evidence.md` has
+them, and writes beside the results `evidence.json` (mean, standard deviation and number of seeds of every cell), a bar
+chart of each group, and `compute.png`, scores over photographs seen.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ COMPARISONS = (
     ("curriculum in three steps, against linear", "curriculum_step", "curriculum"),
     ("curriculum, regions mingle, against hardly", "curriculum_soft", "curriculum"),
     ("curriculum with parallel decoders, against random masks", "parallel_curriculum", "parallel"),
+    ("maps of the classical labeller, against annotators'", "classical", "cascade"),
+    ("curriculum with classical maps, against random masks", "classical_curriculum", "classical"),
     ("labels of visible patches too", "visible", "cascade"),
     ("the same with the curriculum", "visible_curriculum", "curriculum"),
     ("predictions fed on, against not", "cascade", "no_feedback"),
@@ -76,7 +78,9 @@ def load(folder: Path) -> dict[str, list[dict[str, Any]]]:
         if isinstance(content, list):
             groups[path.stem] = [run for group in content for run in group["runs"]]
         elif "variant" in content:
-            groups.setdefault(f"study-{content['encoder']}-{content['mae_epochs']:g}", []).append(content)
+            group = f"study-{content['source']}-{content['encoder']}-{content['mae_epochs']:g}"
+            group += "" if content["equal"] == "compute" else "-steps"
+            groups.setdefault(group, []).append(content)
     return groups
 
 

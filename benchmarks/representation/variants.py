@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -95,6 +97,13 @@ VARIANTS = {
     "deep_stages": Variant("cascade, two blocks a stage", {"decoder_num_hidden_layers": 2}, RANDOM),
     "objects": Variant("cascade, maps without classes", training=RANDOM, maps="objects"),
     "classical": Variant("cascade, maps of the classical labeller", training=RANDOM, maps="classical"),
+    "classical_curriculum": Variant("cascade, maps of the classical labeller, curriculum", maps="classical"),
     "supervised": Variant("supervised by the class alone", kind="supervised"),
 }
 MAIN = ("mae", "image", "parallel", "cascade", "curriculum", "reversed")
+
+
+def check_variants(parser: argparse.ArgumentParser, names: Sequence[str], source: str) -> None:
+    """What needs the class of a photograph can be trained on those alone that have one."""
+    if source != "stl10" and "supervised" in names:
+        parser.error(f"--variants supervised: the photographs of --source {source} have no class")
