@@ -145,16 +145,24 @@ def judge_fine_tuning(
 
 @torch.inference_mode()
 def judge_attention(encoder: C2FMAEModel, data: Masked) -> dict[str, float]:
-    """The attention of the last layers, over all heads, that stays inside an object, and what even attention gives."""
+    """
+    The attention of the last layers, over all heads, that stays inside an object, and what even attention gives; and
+    what the three patches of a photograph get that get most: much more than their share means that the encoder keeps
+    there what it knows of the whole.
+    """
     side = encoder.config.grid_size[0]
     # A patch belongs to the instance that most of its squares have.
     instances = to_patches(data.instance, side).mode(dim=-1).values
-    found = []
+    found, most = [], []
     for images, ids in zip(data.images.split(EVALUATION_BATCH), instances.split(EVALUATION_BATCH)):
         maps = attention_maps(encoder, normalise(images.to(encoder.device)))[-ATTENTION_LAYERS:, :, :, 1:, 1:]
-        found.append(torch.stack(attention_in_objects(maps.mean(dim=(0, 2)).cpu(), ids)))
+        mean = maps.mean(dim=(0, 2)).cpu()
+        found.append(torch.stack(attention_in_objects(mean, ids)))
+        received = (mean / mean.sum(dim=-1, keepdim=True)).mean(dim=1)  # by each patch, of all that is given
+        most.append(received.topk(3).values.sum(dim=-1))
     share, area = torch.cat(found, dim=1).double().mean(dim=1).tolist()
-    return {"attention_in_object": share, "object_area": area}
+    three = torch.cat(most).double().mean().item()
+    return {"attention_in_object": share, "object_area": area, "attention_to_three_patches": three}
 
 
 def summary(results: dict[str, Any]) -> str:
