@@ -44,7 +44,7 @@ from c2fmae_hf.encoder_panels import (
     spread,
 )
 from c2fmae_hf.encoder_views import choose_patches, feature_pictures, parse_patch
-from c2fmae_hf.gallery import Section, write_gallery
+from c2fmae_hf.gallery import GENERATOR, Section, write_gallery
 from c2fmae_hf.labelling.sources import FolderSource
 from c2fmae_hf.masking import MaskingCurriculum
 from c2fmae_hf.panels import draw_comparison, draw_curriculum, draw_maps, draw_strategies
@@ -104,7 +104,7 @@ class GalleryArguments:
     patches: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Whose attention is drawn: ROW,COLUMN from 0, such as 7,7 3,10. By default two: the middles of "
+            "help": "Whose attention is drawn: ROW,COLUMN from 1, such as 8,8 4,11. By default two: the middles of "
             "the largest known objects, else of the photograph and of its upper left quarter."
         },
     )
@@ -185,9 +185,9 @@ class Original:
     maps_from: str = ""
 
 
-def read_originals(rows: Sequence[dict[str, Any]], on_bad_row: str) -> list[Original]:
-    """Decoded photographs and maps; errors name the row and the column."""
-    found = []
+def read_originals(rows: Sequence[dict[str, Any]], on_bad_row: str) -> tuple[list[Original], list[str]]:
+    """Decoded photographs and maps, and what was left out and why; errors name the row and the column."""
+    found, left_out = [], []
     for row in tqdm(rows, desc="Reading", unit=" images", mininterval=1):
         column = "image"
         try:
@@ -202,11 +202,12 @@ def read_originals(rows: Sequence[dict[str, Any]], on_bad_row: str) -> list[Orig
             if on_bad_row == "raise":
                 raise ValueError(f"{message} (--on_bad_row skip leaves it out)") from error
             logger.warning("Left out: %s", message)
+            left_out.append(message)
             continue
         found.append(Original(row["name"], image, maps, FROM_DATASET if maps else ""))
     if not found:
         raise ValueError("images: expected photographs that can be read, got none")
-    return found
+    return found, left_out
 
 
 def label_classically(originals: Sequence[Original]) -> None:
@@ -255,10 +256,13 @@ def prepare(originals: Sequence[Original], viewed: ViewedModel, label_names: dic
     return photos
 
 
-def load_photos(args: GalleryArguments, models: Sequence[ViewedModel]) -> list[list[Photo]]:
-    """The photographs, prepared for each model. What regions those without maps get depends on the first one."""
+def load_photos(args: GalleryArguments, models: Sequence[ViewedModel]) -> tuple[list[list[Photo]], list[str]]:
+    """
+    The photographs, prepared for each model, and what was left out. What regions those without maps get depends on the
+    first model.
+    """
     rows, label_names = read_rows(args)
-    originals = read_originals(rows, args.on_bad_row)
+    originals, left_out = read_originals(rows, args.on_bad_row)
     bare = [original for original in originals if not original.maps]
     first = models[0]
     predicts = "semantic" in first.granularities
@@ -272,7 +276,7 @@ def load_photos(args: GalleryArguments, models: Sequence[ViewedModel]) -> list[l
             photo if photo.maps_from else with_predicted_maps(first, photo, args.seed)
             for photo in tqdm(photos[0], desc="Finding regions", unit=" images", mininterval=1)
         ]
-    return photos
+    return photos, left_out
 
 
 # Pictures
@@ -286,7 +290,7 @@ def zero_based(name: str, numbers: list[int] | None, count: int) -> list[int] | 
 
 
 def file_stem(position: int, name: str) -> str:
-    return f"{position:02d}-{re.sub(r'[^A-Za-z0-9]+', '-', Path(name).stem).strip('-')[:40] or 'photo'}"
+    return f"{position + 1:02d}-{re.sub(r'[^A-Za-z0-9]+', '-', Path(name).stem).strip('-')[:40] or 'photo'}"
 
 
 def draw(
@@ -319,7 +323,7 @@ def draw(
                 yield section, draw_maps(first, photo, folder / f"{stem}-maps.png", **masks)
         yield section, draw_attention(first, photo, folder / f"{stem}-attention.png", patches, layers)
         for row, column in patches:
-            path = folder / f"{stem}-heads-{row}-{column}.png"
+            path = folder / f"{stem}-heads-{row + 1}-{column + 1}.png"
             yield section, draw_attention_heads(first, photo, path, (row, column), layers, heads)
         if models[1:]:
             path = folder / f"{stem}-comparison.png"
@@ -352,13 +356,17 @@ def describe(models: Sequence[ViewedModel], photos: Sequence[Photo], args: Galle
 
 def run(args: GalleryArguments, words: Sequence[str]) -> list[Path]:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError) as error:  # PyTorch's ways of saying that there is none
+        raise ValueError(f"device: {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     models = [load_viewed_model(name, device) for name in (args.model, args.compare_model) if name is not None]
     if len(models) > 1 and models[0].name == models[1].name:  # the same name in two folders
         names = [Path(args.model), Path(args.compare_model)]
         models = [
             replace(viewed, name=f"{path.resolve().parent.name}/{viewed.name}") for viewed, path in zip(models, names)
         ]
-    photos = load_photos(args, models)
+    photos, left_out = load_photos(args, models)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     sections: dict[str, Section] = {}
@@ -368,8 +376,22 @@ def run(args: GalleryArguments, words: Sequence[str]) -> list[Path]:
     command = f"python examples/{hide_folders({'command': hide_tokens(['visualize.py', *words])})['command']}"
     title = " and ".join(viewed.name for viewed in models)
     page = folder / "index.html"
-    write_gallery(page, title, list(sections.values()), command, describe(models, photos[0], args))
-    return [page, *(picture.path for section in sections.values() for picture in section.pictures)]
+    notes = describe(models, photos[0], args) + [f"Left out: {message}." for message in left_out]
+    earlier = pictures_of_earlier_run(folder)
+    write_gallery(page, title, list(sections.values()), command, notes)
+    written = [page, *(picture.path for section in sections.values() for picture in section.pictures)]
+    for path in earlier - set(written):
+        path.unlink()
+    return written
+
+
+def pictures_of_earlier_run(folder: Path) -> set[Path]:
+    """By their names, and only in a folder with a page of ours: they would pass for those of this run."""
+    page = folder / "index.html"
+    if not page.is_file() or GENERATOR not in page.read_text(encoding="utf-8", errors="replace"):
+        return set()
+    kinds = r"\d\d+-.+-(strategies|maps|attention|heads-\d+-\d+|comparison)|curriculum|features|attention_in_objects"
+    return {path for path in folder.glob("*.png") if re.fullmatch(kinds, path.stem)}
 
 
 def main(words: list[str] | None = None) -> list[Path]:

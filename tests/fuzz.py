@@ -4,9 +4,9 @@ Coverage-guided fuzzing of what reads files of strangers: images, label maps and
     while python tests/fuzz.py maps -runs=100000 -rss_limit_mb=5000 runs/fuzz/maps; do :; done
     python tests/fuzz.py config -max_total_time=3600 runs/fuzz/config
 
-Needs `pip install atheris`, whose instrumentation of Pillow holds on to some 20 KiB a file (the same files without it do
-not), so that a process should not read many more. The options are libFuzzer's; the folder keeps what reached new code.
-Anything else than a `ValueError` (or, of configurations, what transformers raises for a file that is none) is a
+Needs `pip install atheris`, whose instrumentation of Pillow holds on to some 20 KiB a file (the same files without it
+do not), so that a process should not read many more. The options are libFuzzer's; the folder keeps what reached new
+code. Anything else than a `ValueError` (or, of configurations, what transformers raises for a file that is none) is a
 finding, and ends the run with the input in a file `crash-*`.
 """
 

@@ -84,7 +84,7 @@ BAD_FILES = {
     "nothing": (b"", "zero bytes"),
     "one pixel": (encoded(Image.new("RGB", (1, 1)), "PNG"), "at least 32 pixels a side, got 1 x 1"),
     "cut off": (encoded(gradient(300, 300), "JPEG")[:2000], "cannot be decoded"),
-    "huge": (claiming_png(30_000, 30_000), "got 30000 x 30000|exceeds limit"),
+    "huge": (claiming_png(30_000, 30_000), "expected at most 50000000 pixels"),
     "large": (claiming_png(9_000, 9_000), "at most 50000000 pixels, got 9000 x 9000"),
     "document": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "none of the formats"),
     "floating point": (encoded(Image.fromarray(np.full((60, 80), 7, dtype=np.float32)), "TIFF"), "pixels in"),

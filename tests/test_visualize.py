@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,11 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from c2fmae_hf import C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEImageProcessor
-from c2fmae_hf.captions import Picture
+from c2fmae_hf import C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEImageProcessor, panels
+from c2fmae_hf.captions import NamedMap, Picture, class_legend, map_picture, other_colours
 from c2fmae_hf.constants import IGNORE_INDEX, MASKING_STRATEGIES
 from c2fmae_hf.encoder_panels import spread
 from c2fmae_hf.encoder_views import choose_patches, feature_pictures, objects_attention, parse_patch
+from c2fmae_hf.figures import UNKNOWN_COLOUR, colour_ids
 from c2fmae_hf.gallery import Section, write_gallery
 from c2fmae_hf.masking import MaskingCurriculum
 from c2fmae_hf.views import (
@@ -30,6 +32,7 @@ from c2fmae_hf.views import (
     predict,
     predict_everywhere,
     prepare_photo,
+    same_patch,
     strategy_mask,
     with_predicted_maps,
 )
@@ -140,8 +143,8 @@ def test_labelled_dataset(visualize, config, saved_rows, tmp_path):
     own = ["strategies", "maps", "attention", "heads-1-2"]
     assert [path.name for path in written] == [
         *("index.html", "curriculum.png", "features.png", "attention_in_objects.png"),
-        *(f"00-r0-{name}.png" for name in own),
-        *(f"01-r4-{name}.png" for name in own),
+        *(f"01-r0-{name}.png" for name in own),
+        *(f"02-r4-{name}.png" for name in own),
     ]
     for words in ("36 of 48 patches (75%)", "the maps of the dataset", "through 4 masks", "seed"):
         assert words in page.text
@@ -152,7 +155,7 @@ def test_labelled_dataset(visualize, config, saved_rows, tmp_path):
 
 
 def test_photographs_without_maps(visualize, pretrained, photos_folder, tmp_path):
-    args = ["--model", pretrained, "--images", photos_folder, "--patches", "0,3", "--layers", "1", "--heads", "2"]
+    args = ["--model", pretrained, "--images", photos_folder, "--patches", "1,4", "--layers", "1", "--heads", "2"]
     written = visualize.main([*args, "--output_dir", str(tmp_path / "out")])
     page = check_page(written)
     assert "predicted by whole itself" in page.text
@@ -172,6 +175,85 @@ def test_classical_regions_for_a_model_that_predicts_pixels_alone(visualize, con
     assert any(path.name.endswith("strategies.png") for path in written)
 
 
+def test_a_second_run_leaves_none_of_the_first(visualize, pretrained, photos_folder, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "features.png").write_bytes(b"somebody's")
+    (Path(photos_folder) / "broken.jpg").write_bytes(b"no photograph")
+    args = ["--model", pretrained, "--images", photos_folder, "--layers", "1", "--heads", "1"]
+    first = visualize.main([*args, "--on_bad_row", "skip", "--output_dir", str(folder)])
+    assert "Left out: broken.jpg, image: cannot be opened: none of the formats" in Page(first[0]).text
+    (folder / "mine.png").write_bytes(b"somebody's")
+    file = str(Path(photos_folder) / "grey.jpg")
+    second = visualize.main(["--model", pretrained, "--images", file, "--layers", "1", "--output_dir", str(folder)])
+    assert {path.name for path in folder.iterdir()} == {path.name for path in second} | {"mine.png"}
+    assert len(second) < len(first)
+
+
+def test_models_that_see_other_parts_have_their_own_chance(visualize, config, saved_rows, tmp_path):
+    sizes = {"fine": [32, 32], "wide": [32, 64]}
+    fine, wide = (
+        save_model(with_fields(config, image_size=size, patch_size=4), tmp_path / "models" / name)
+        for name, size in sizes.items()
+    )
+    args = ["--model", fine, "--compare_model", wide, "--dataset_name", saved_rows, "--patches", "1,1"]
+    written = visualize.main([*args, "--output_dir", str(tmp_path / "out")])
+    text = check_page(written).text
+    assert "the dashed lines" in text
+    even = list(re.finditer(r"; (\d+) objects?, even attention (\d+)%", text))
+    assert len(even) == 2
+    viewed = [load_viewed_model(name) for name in (fine, wide)]
+    rows = datasets.load_from_disk(saved_rows)["validation"]
+    for model, found in zip(viewed, even):
+        maps = [(np.asarray(row["semantic"]), np.asarray(row["instance"])) for row in rows]
+        photos = [
+            prepare_photo("it", row["image"].convert("RGB"), model.config, *own, are_known=True)
+            for row, own in zip(rows, maps)
+        ]
+        expected = objects_attention(model, photos)
+        assert (int(found[1]), int(found[2])) == (expected.num_objects, round(100 * expected.even))
+
+    coarse = save_model(config, tmp_path / "models" / "coarse")  # in whose patches no object is large enough
+    args[1] = coarse
+    text = check_page(visualize.main([*args, "--output_dir", str(tmp_path / "again")])).text
+    assert "coarse sees no object of at least 4 patches in them, and has no line." in text
+
+
+def test_the_same_patch_of_another_model(config):
+    other = with_fields(config, image_size=64)  # twice the size: the same view
+    assert same_patch((0, 0), config, with_fields(config, image_size=[32, 64])) == (0, 1)  # less high
+    for patch in ((0, 0), (1, 3), (3, 2)):
+        found = same_patch(patch, config, other)
+        assert same_patch(found, other, config) == patch
+        assert {side // 2 for side in found} == set(patch) or found == tuple(2 * side + 1 for side in patch)
+
+
+def test_classes_of_others_have_colours_of_their_own(config):
+    predicted = np.array([[0, 1, 8, -100]])
+    known = np.array([[0, 0, 1, 17, -100]])
+    colours = other_colours(known, [predicted, None])
+    assert list(colours) == [0, 1, 17]  # the largest first
+    taken = {tuple(colour) for colour in colour_ids(predicted[predicted >= 0])}
+    assert not taken & {tuple(colour) for colour in colours.values()}
+    legend = class_legend(NamedMap(predicted, {0: "sky"}), NamedMap(known, {0: "cat"}, " (known)", colours))
+    assert list(legend) == ["cat (known)", "sky", "class 1", "class 8", "class 1 (known)", "class 17 (known)"]
+    assert len({tuple(colour) for colour in legend.values()}) == 6
+    picture = map_picture(known, config, colours=colours)
+    assert tuple(picture[0, 0]) == tuple(colours[0])
+
+
+def test_every_colour_of_the_regions_is_in_the_legend(pretrained, tmp_path, monkeypatch):
+    viewed = load_viewed_model(pretrained)
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    photo = with_predicted_maps(viewed, prepare_photo("it", image, viewed.config))
+    drawn = {}
+    monkeypatch.setattr(panels, "draw_grid", lambda cells, path, columns, rows, legend, title: drawn.update(locals()))
+    panels.draw_strategies(viewed, photo, tmp_path / "it.png")
+    regions = drawn["cells"][drawn["rows"].index("semantic")][0]
+    legend = {tuple(colour) for colour in drawn["legend"].values()}
+    assert {tuple(colour) for colour in regions.reshape(-1, 3)} - {UNKNOWN_COLOUR} <= legend
+
+
 def test_encoder_says_that_it_predicts_nothing(visualize, config, saved_rows, tmp_path):
     folder = tmp_path / "models" / "encoder"
     C2FMAEForPreTraining(config).image_encoder().save_pretrained(folder)
@@ -180,7 +262,7 @@ def test_encoder_says_that_it_predicts_nothing(visualize, config, saved_rows, tm
     page = check_page(written)
     assert "an encoder without a decoder: it predicts nothing" in page.text
     assert {path.name for path in written} == {
-        *("index.html", "features.png", "00-r0-attention.png", "00-r0-heads-1-1.png", "00-r0-heads-2-2.png")
+        *("index.html", "features.png", "01-r0-attention.png", "01-r0-heads-1-1.png", "01-r0-heads-2-2.png")
     }
 
 
@@ -191,7 +273,7 @@ def test_side_by_side_with_other_sizes_and_classes(visualize, pretrained, config
     args += ["--patches", "1,1", "--layers", "2"]
     written = visualize.main([*args, "--output_dir", str(tmp_path / "out")])
     page = check_page(written)
-    assert written[-1].name == "00-r0-comparison.png"
+    assert written[-1].name == "01-r0-comparison.png"
     assert "Row 1: whole, 12 of 16 patches (75%) masked; semantics and instances from 4 complementary" in page.text
     assert "Row 2: other, 12 of 16 patches (75%) masked; semantics and instances from one pass" in page.text
     # An encoder beside it has no decoder; a second model of the same folder name is told from the first.
@@ -212,7 +294,11 @@ def test_side_by_side_with_other_sizes_and_classes(visualize, pretrained, config
         (["--dataset_name", "rows", "--split", "train"], "split: expected one of \\['validation'\\], got 'train'"),
         (["--dataset_name", "rows", "--indices", "5"], "indices: expected numbers from 0 to 4, got \\[5\\]"),
         (["--dataset_name", "bare"], "dataset: expected a column 'image', got \\['picture'\\]"),
-        (["--dataset_name", "rows", "--patches", "4,0"], "patches: expected a row below 4 and a column below 4"),
+        (
+            ["--dataset_name", "rows", "--patches", "4,0"],
+            "patches: expected a row from 1 to 4 and a column from 1 to 4",
+        ),
+        (["--dataset_name", "rows", "--device", "tpu"], "device: 'tpu' cannot be used: Expected one of cpu, cuda"),
         (["--dataset_name", "rows", "--layers", "3"], "layers: expected numbers from 1 to 2, got \\[3\\]"),
         (["--dataset_name", "rows", "--heads", "0"], "heads: expected numbers from 1 to 4, got \\[0\\]"),
         (["--dataset_name", "rows", "--model", "photos"], "config.json: expected a saved model, found nothing"),
@@ -356,7 +442,7 @@ def test_patches_lie_in_objects(config, photo):
     ids = photo.instance[::2, ::2]
     assert (ids[first], ids[second]) == (1, 2)  # the larger one first
     assert choose_patches(replace(photo, are_known=False), config) == [(2, 2), (1, 1)]
-    assert parse_patch("3, 0", (4, 4)) == (3, 0)
+    assert parse_patch("4, 1", (4, 4)) == (3, 0)
     for text in ("3", "a,b", "1,2,3", "-1,0"):
         with pytest.raises(ValueError, match="patches: expected ROW,COLUMN"):
             parse_patch(text, (4, 4))

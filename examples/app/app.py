@@ -16,9 +16,11 @@ import argparse
 import base64
 import html
 import io
+import math
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 
@@ -59,6 +61,8 @@ MAX_SESSIONS = 500
 MAX_WAITING = 64
 # Of `instance_map_from_labels`.
 MAX_INSTANCES = 64
+# Shares of hidden patches.
+RATIOS = (0.05, 0.95)
 
 CSS = """
 .gradio-container { max-width: 1160px !important; margin: 0 auto; }
@@ -170,6 +174,28 @@ def refuse_addresses(component: gr.components.Component) -> None:
     component.async_move_resource_to_block_cache = move_file
 
 
+def take_any_number(component: gr.components.Component) -> gr.components.Component:
+    """
+    Hand on what was typed: Gradio would answer a number out of range with an error of its own, and leave it standing
+    beside pictures of another one.
+    """
+    component.preprocess = lambda payload: payload
+    return component
+
+
+def within(value: object, low: float, high: float, instead: float, is_whole: bool = True) -> float:
+    """The nearest number that is possible; `instead` of what is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return instead
+    value = min(max(value, low), high)
+    return round(value) if is_whole else value
+
+
+def written_back(given: Sequence, used: Sequence) -> list:
+    """For the controls: what was used, where it is not what was typed."""
+    return [gr.skip() if old == new else new for old, new in zip(given, used)]
+
+
 def make_theme() -> gr.themes.Base:
     """Fonts of the reader's system, and greys that can be read."""
     theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
@@ -211,11 +237,22 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
             show_message(text),
         )
 
+    def possible(ratio: object, seed: object) -> tuple[float, int]:
+        return within(ratio, *RATIOS, config.mask_ratio, is_whole=False), within(seed, 0, MAX_SEED, 0)
+
+    def possible_place(row: object, column: object, layer: object) -> tuple[int, int, int]:
+        limits = (rows, columns, config.num_hidden_layers)
+        return tuple(within(value, 1, limit, 1) for value, limit in zip((row, column, layer), limits))
+
     def open_value(value: object, name: str, settings: Sequence, example: int | None = None) -> Sequence:
         """A photograph and all that is shown of it; or, of a bad one, only a message: what was there stays."""
+        strategy, ratio, seed, *place, head = settings
         try:
             photograph = playground.open(value)
-            shown = predict(photograph, *settings[:3]), *attend(photograph, *settings[3:])
+            shown = (
+                predict(photograph, strategy, *possible(ratio, seed)),
+                *attend(photograph, *possible_place(*place), head),
+            )
         except ValueError as error:
             text = f"{name} was not taken ({error}). What was shown before stays."
             return show_message(text, is_error=True), *[gr.skip()] * 6
@@ -231,28 +268,34 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
             return show_message("No file came.", is_error=True), *[gr.skip()] * 6
         return open_value(str(path), "The uploaded file", settings)
 
-    def on_settings(photograph: Photograph | None, strategy: str, ratio: float, seed: int):
+    def on_settings(photograph: Photograph | None, strategy: str, ratio: object, seed: object):
+        used = possible(ratio, seed)
+        controls = written_back((ratio, seed), used)
         if photograph is None:
-            return show_message(GONE, is_error=True), gr.skip()
+            return show_message(GONE, is_error=True), gr.skip(), *controls
         try:
-            return "", predict(photograph, strategy, ratio, seed)
+            return "", predict(photograph, strategy, *used), *controls
         except ValueError as error:
-            return show_message(f"This cannot be shown: {error}.", is_error=True), gr.skip()
+            return show_message(f"This cannot be shown: {error}.", is_error=True), gr.skip(), *controls
 
-    def on_place(photograph: Photograph | None, row: int, column: int, layer: int, head: int):
+    def on_place(photograph: Photograph | None, row: object, column: object, layer: object, head: int):
+        used = possible_place(row, column, layer)
+        controls = written_back((row, column, layer), used)
         if photograph is None:
-            return gr.skip(), gr.skip(), show_message(GONE, is_error=True)
+            return gr.skip(), gr.skip(), show_message(GONE, is_error=True), *controls
         try:
-            return attend(photograph, row, column, layer, head)
+            return *attend(photograph, *used, head), *controls
         except ValueError as error:
-            return gr.skip(), gr.skip(), show_message(f"This cannot be shown: {error}.", is_error=True)
+            text = show_message(f"This cannot be shown: {error}.", is_error=True)
+            return gr.skip(), gr.skip(), text, *controls
 
-    def on_click(event: gr.SelectData, photograph: Photograph | None, layer: int, head: int):
+    def on_click(event: gr.SelectData, photograph: Photograph | None, layer: object, head: int):
         if photograph is None:
-            return gr.skip(), gr.skip(), *on_place(None, 1, 1, layer, head)
+            return on_place(None, 1, 1, layer, head)
         picture = playground.draw_photograph(photograph, 0, 0)
-        row, column = playground.patch_at(*event.index, picture.shape[:2])
-        return row + 1, column + 1, *on_place(photograph, row + 1, column + 1, layer, head)
+        row, column = (index + 1 for index in playground.patch_at(*event.index, picture.shape[:2]))
+        *shown, _, _, layer = on_place(photograph, row, column, layer, head)
+        return *shown, row, column, layer
 
     with gr.Blocks(
         title="C2FMAE: from semantics to pixels",
@@ -299,12 +342,12 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
                     info="Semantic and instance masking hide whole regions, random masking single patches.",
                     elem_id="strategy",
                 )
-                ratios = gr.Slider(
-                    0.05, 0.95, value=ratio, step=0.05, label="Share of hidden patches", buttons=[], elem_id="ratio"
+                ratios = take_any_number(
+                    gr.Slider(
+                        *RATIOS, value=ratio, step=0.05, label="Share of hidden patches", buttons=[], elem_id="ratio"
+                    )
                 )
-                seeds = gr.Number(
-                    seed, precision=0, minimum=0, maximum=MAX_SEED, label="Seed: another one, another mask"
-                )
+                seeds = take_any_number(gr.Number(seed, precision=0, label="Seed: another one, another mask"))
                 gr.Markdown(
                     "Regions need label maps, and a photograph has none. The model predicts them by itself: it is "
                     "shown the photograph several times, each time other patches of it, until it has predicted every "
@@ -324,38 +367,47 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
             "attention, yellow the most that any patch gets (by square roots)."
         )
         photo_value, heat_value, text_value = attend(first, *place)
+        images = []
         with gr.Row():
-            clickable, heat = (
-                gr.Image(value, label=label, alt_text=text, interactive=False, buttons=[], min_width=150, elem_id=name)
-                for name, value, label, text in (
-                    (
-                        "attention_photo",
-                        photo_value,
-                        "Chosen patch",
-                        "The photograph as the model sees it, with a frame around the chosen patch",
-                    ),
-                    (
-                        "attention_map",
-                        heat_value,
-                        "Its attention",
-                        "Attention of the chosen patch over the photograph; the numbers are below",
-                    ),
-                )
-            )
+            for name, value, label, text in (
+                (
+                    "attention_photo",
+                    photo_value,
+                    "Chosen patch",
+                    "The photograph as the model sees it, with a frame around the chosen patch",
+                ),
+                (
+                    "attention_map",
+                    heat_value,
+                    "Its attention",
+                    "Attention of the chosen patch over the photograph; the numbers are below",
+                ),
+            ):
+                # Wide enough to hit a patch with a finger.
+                with gr.Column(min_width=280):
+                    gr.Markdown(f"**{label}**")
+                    images.append(
+                        gr.Image(
+                            value,
+                            label=label,
+                            show_label=False,
+                            alt_text=text,
+                            interactive=False,
+                            buttons=[],
+                            elem_id=name,
+                        )
+                    )
+            clickable, heat = images
             with gr.Column(min_width=280):
-                row = gr.Slider(1, rows, value=place[0], step=1, precision=0, buttons=[], label="Row of the patch")
-                column = gr.Slider(
-                    1, columns, value=place[1], step=1, precision=0, buttons=[], label="Column of the patch"
-                )
-                layer = gr.Slider(
-                    1,
-                    config.num_hidden_layers,
-                    value=place[2],
-                    step=1,
-                    precision=0,
-                    buttons=[],
-                    label="Layer",
-                    elem_id="layer",
+                row, column, layer = (
+                    take_any_number(
+                        gr.Slider(1, limit, value=value, step=1, precision=0, buttons=[], label=label, elem_id=name)
+                    )
+                    for limit, value, label, name in (
+                        (rows, place[0], "Row of the patch", "row"),
+                        (columns, place[1], "Column of the patch", "column"),
+                        (config.num_hidden_layers, place[2], "Layer", "layer"),
+                    )
                 )
                 head = gr.Dropdown(
                     [("Mean of all heads", 0), *((f"Head {i + 1}", i + 1) for i in range(config.num_attention_heads))],
@@ -371,13 +423,16 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
         everything = [status, photograph, panels, *views, gallery]
         # Not the state's initial value: a visitor whose photograph was dropped would silently get another one.
         app.load(lambda: first, None, photograph, queue=False, api_visibility="private")
-        gallery.select(on_example, [*masking, *places], everything, api_visibility="private", **common)
+        # Each click counts, and the last one last: by default Gradio drops those that come while one is answered.
+        clicks = {"api_visibility": "private", "trigger_mode": "multiple", **common}
+        gallery.select(on_example, [*masking, *places], everything, **clicks)
+        upload.click(lambda: "", None, status, queue=False, api_visibility="private")
         upload.upload(on_upload, [upload, *masking, *places], everything, api_name="upload", **common)
         gr.on(
             [control.input for control in masking],
             on_settings,
             [photograph, *masking],
-            [status, panels],
+            [status, panels, ratios, seeds],
             api_name="predict",
             trigger_mode="always_last",
             **common,
@@ -386,14 +441,12 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
             [control.input for control in places],
             on_place,
             [photograph, *places],
-            views,
+            [*views, row, column, layer],
             api_name="attention",
             trigger_mode="always_last",
             **common,
         )
-        clickable.select(
-            on_click, [photograph, layer, head], [row, column, *views], api_visibility="private", **common
-        )
+        clickable.select(on_click, [photograph, layer, head], [*views, row, column, layer], **clicks)
     return app
 
 
@@ -412,7 +465,8 @@ def main(args: list[str] | None = None) -> None:
         parser.error(str(error))
     app = build_app(playground, facts_of_weights(options.checkpoint, playground.model))
     app.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
-    app.launch(
+    launch = partial(
+        app.launch,
         server_port=options.port,
         share=False,
         max_file_size=MAX_FILE_SIZE,
@@ -425,6 +479,10 @@ def main(args: list[str] | None = None) -> None:
         theme=make_theme(),
         css=CSS,
     )
+    try:
+        launch()
+    except OSError as error:  # a port that is taken
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

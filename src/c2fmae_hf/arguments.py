@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -55,6 +56,13 @@ def run_script(main: Callable[[], Any]) -> None:
         raise SystemExit(str(error)) from None
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it is written, and defaults but for those that say nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def parse_arguments(
     groups: Sequence[type],
     args: Sequence[str] | None = None,
@@ -77,7 +85,10 @@ def parse_arguments(
     Returns:
         One instance per group. Mistakes end the program with a message, as those of the command line do.
     """
-    parser = HfArgumentParser(tuple(groups), description=description)  # type: ignore[arg-type]
+    parser = HfArgumentParser(tuple(groups), description=description, formatter_class=_HelpFormatter)  # type: ignore[arg-type]
+    for action in parser._actions:
+        if action.dest in required:
+            action.help = f"{action.help} Required."
     args = list(sys.argv[1:] if args is None else args)
     parser.set_defaults(**defaults)
     if args and args[0].endswith((".yaml", ".yml", ".json")):

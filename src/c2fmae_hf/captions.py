@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from .configuration_c2fmae import C2FMAEConfig
-from .figures import colour_ids, enlarge
+from .figures import colour_ids, enlarge, free_colours
 from .views import Photo, ViewedModel
 
 
@@ -82,23 +83,56 @@ def photo_pixels(viewed: ViewedModel, photo: Photo) -> np.ndarray:
     return viewed.processor.to_pixels(photo.pixel_values[None])[0]
 
 
-def map_picture(ids: np.ndarray | None, config: C2FMAEConfig, background: int | None = None) -> np.ndarray | None:
-    """A map of ids on the label grid in colours, at the photograph's size; see [`~c2fmae_hf.figures.colour_ids`]."""
-    return None if ids is None else enlarge(colour_ids(ids, background), config.label_stride)
+def map_picture(
+    ids: np.ndarray | None,
+    config: C2FMAEConfig,
+    background: int | None = None,
+    colours: Mapping[int, np.ndarray] | None = None,
+) -> np.ndarray | None:
+    """
+    A map of ids on the label grid in colours, at the photograph's size: those of
+    [`~c2fmae_hf.figures.colour_ids`], or of `colours` by id.
+    """
+    if ids is None:
+        return None
+    picture = colour_ids(ids, background)
+    for label, colour in (colours or {}).items():
+        picture[ids == label] = colour
+    return enlarge(picture, config.label_stride)
 
 
-def class_legend(*named_maps: tuple[np.ndarray | None, Mapping[int, str], str]) -> dict[str, np.ndarray]:
-    """Colours by name of the classes in maps of `(ids, names, suffix)`, those that cover most first."""
+def other_colours(ids: np.ndarray, predicted: Sequence[np.ndarray | None]) -> dict[int, np.ndarray]:
+    """
+    Colours by id for a map whose classes are not the model's: none that a predicted map of the same picture has, the
+    clearest for those that cover most.
+    """
+    taken = {int(label) for one in predicted if one is not None for label in np.unique(one[one >= 0])}
+    labels, counts = np.unique(ids[ids >= 0], return_counts=True)
+    largest = [int(label) for label in labels[np.argsort(-counts, kind="stable")]]
+    return dict(zip(largest, free_colours(taken, len(largest))))
+
+
+class NamedMap(NamedTuple):
+    """A map of class ids for a legend, names of its classes, what follows them, and colours if not the usual ones."""
+
+    ids: np.ndarray | None
+    names: Mapping[int, str]
+    suffix: str = ""
+    colours: Mapping[int, np.ndarray] | None = None
+
+
+def class_legend(*maps: NamedMap) -> dict[str, np.ndarray]:
+    """Colours by name of the classes in maps, those that cover most first."""
     area: Counter[str] = Counter()
-    colours: dict[str, np.ndarray] = {}
-    for ids, names, suffix in named_maps:
+    found: dict[str, np.ndarray] = {}
+    for ids, names, suffix, colours in maps:
         if ids is None:
             continue
         for label, count in zip(*np.unique(ids[ids >= 0], return_counts=True)):
             name = f"{short_name(names.get(int(label), f'class {label}'), 24)}{suffix}"
             area[name] += int(count)
-            colours[name] = colour_ids(np.array([[label]]))[0, 0]
-    return {name: colours[name] for name, _ in area.most_common()}
+            found[name] = colours[int(label)] if colours else colour_ids(np.array([[label]]))[0, 0]
+    return {name: found[name] for name, _ in area.most_common()}
 
 
 def about_gaps(viewed: ViewedModel) -> str:

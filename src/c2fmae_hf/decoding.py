@@ -13,6 +13,7 @@ from .constants import IGNORE_INDEX, IGNORE_INDEX_8BIT, IGNORE_INDEX_16BIT
 
 # What is tried on a file's content. Pillow knows more; some of it starts other programs (EPS) or is no picture.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_IMAGE_PIXELS = 150_000_000
 # A map may be stored at one cell per so many pixels.
 MAX_MAP_STRIDE = 16
@@ -98,7 +99,10 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
         try:
             image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value, formats=IMAGE_FORMATS)
         except UnidentifiedImageError as error:
-            raise ValueError(f"cannot be opened: none of the formats {', '.join(IMAGE_FORMATS)}") from error
+            raise ValueError(f"cannot be opened: {_what_it_is(value)}") from error
+        except Image.DecompressionBombError as error:  # at Pillow's own limit, which is usually higher
+            limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+            raise ValueError(f"expected at most {limit} pixels, got an image that claims more") from error
         except Exception as error:  # decoders fail on damaged files in ways of their own
             raise ValueError(f"cannot be opened: {_explain(error)}") from error
     if image.width * image.height > max_pixels:
@@ -108,6 +112,19 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     except Exception as error:
         raise ValueError(f"cannot be decoded: {_explain(error)}") from error
     return image
+
+
+def _what_it_is(value: bytes | str) -> str:
+    """Of a file that is none of the formats, what can be told."""
+    head = value[:16]
+    if isinstance(value, str):
+        with open(value, "rb") as file:
+            head = file.read(16)
+    if len(head) == 0:
+        return "the file is empty"
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+        return "HEIC is not read: save it as JPEG or PNG"
+    return f"none of the formats {', '.join(IMAGE_FORMATS)}"
 
 
 def _explain(error: Exception) -> str:

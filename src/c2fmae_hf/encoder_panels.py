@@ -13,7 +13,13 @@ import numpy as np
 
 from .captions import Picture, headline, photo_pixels, picture_facts, sentences
 from .configuration_c2fmae import C2FMAEConfig
-from .encoder_views import feature_pictures, objects_attention, photo_attention
+from .encoder_views import (
+    MIN_OBJECT_PATCHES,
+    ObjectAttention,
+    feature_pictures,
+    objects_attention,
+    photo_attention,
+)
 from .figures import (
     GRID_DPI,
     GRID_FONT,
@@ -32,8 +38,11 @@ _LINES = (("o-", PALETTE[0]), ("s--", PALETTE[5]), ("^:", PALETTE[2]))
 
 
 def heat_picture(weights: np.ndarray, config: C2FMAEConfig, patch: tuple[int, int]) -> np.ndarray:
-    """What one patch attends to `(N,)` in cividis, up to its own maximum, with the patch outlined."""
-    colours = heat_colours(weights / max(weights.max(), 1e-12))
+    """
+    What one patch attends to `(N,)` in cividis, up to its own maximum, with the patch outlined: by square roots, since
+    else a single patch that draws much of all attention leaves the others in the dark.
+    """
+    colours = heat_colours(np.sqrt(weights / max(weights.max(), 1e-12)))
     picture = enlarge_patches(colours, config.grid_size, config.patch_size)
     return outlined(picture, patch, config.patch_size)
 
@@ -73,7 +82,7 @@ def draw_attention(
         viewed ([`~c2fmae_hf.views.ViewedModel`]): A decoder is not needed.
         photo ([`~c2fmae_hf.views.Photo`]): Prepared for this model.
         path: Where to write.
-        patches: (row, column) of each, from 0.
+        patches: (row, column) of each, from 0; pictures name them from 1.
         layers (*optional*): From 0; by default four, evenly spread.
     """
     config, pixels = viewed.config, photo_pixels(viewed, photo)
@@ -85,12 +94,12 @@ def draw_attention(
         shown = [heat_picture(attention[layer, index], config, patch) for layer in layers]
         cells.append([outlined(pixels, patch, config.patch_size), *shown])
     facts = picture_facts([viewed], [photo])
-    names = [f"patch {row},{column}" for row, column in patches]
+    names = [f"patch {row + 1},{column + 1}" for row, column in patches]
     draw_grid(cells, path, ["photograph", *(f"layer {layer + 1}" for layer in layers)], names, None, headline(facts))
     caption = (
         "What the outlined patch attends to, mean over the heads of a layer, in the photograph without any mask. "
-        "Yellow: most, dark blue: none; each picture is scaled to its own maximum. Patches are named by row and "
-        "column from the upper left, from 0; attention to the class token is left out."
+        "Yellow: most, dark blue: none, by square roots; each picture is scaled to its own maximum. Patches are named "
+        "by row and column from the upper left, from 1; attention to the class token is left out."
     )
     return Picture(Path(path), "What patches attend to", caption, facts)
 
@@ -116,51 +125,66 @@ def draw_attention_heads(
     layers = spread(len(attention), 4) if layers is None else layers
     heads = spread(attention.shape[1], 4) if heads is None else heads
     index = patch[0] * config.grid_size[1] + patch[1]
-    cells = []
+    cells: list[list[np.ndarray | None]] = []
     for layer in layers:
         shown = [attention[layer, :, index].mean(axis=0), *(attention[layer, head, index] for head in heads)]
-        cells.append([heat_picture(weights, config, patch) for weights in shown])
+        photograph = None if cells else outlined(photo_pixels(viewed, photo), patch, config.patch_size)
+        cells.append([photograph, *(heat_picture(weights, config, patch) for weights in shown)])
     facts = picture_facts([viewed], [photo])
-    columns = ["mean", *(f"head {head + 1}" for head in heads)]
+    columns = ["photograph", "mean", *(f"head {head + 1}" for head in heads)]
     draw_grid(cells, path, columns, [f"layer {layer + 1}" for layer in layers], None, headline(facts))
     caption = (
-        f"What the outlined patch in row {patch[0]}, column {patch[1]} attends to, by layer (rows) and head (columns; "
-        "first the mean over all heads). Yellow: most, dark blue: none; each picture is scaled to its own maximum."
+        f"What the outlined patch in row {patch[0] + 1}, column {patch[1] + 1} attends to, by layer (rows) and head "
+        "(columns; first the mean over all heads). Yellow: most, dark blue: none, by square roots; each picture is "
+        "scaled to its own maximum; attention to the class token is left out."
     )
-    return Picture(Path(path), f"Heads, patch {patch[0]},{patch[1]}", caption, facts)
+    return Picture(Path(path), f"Heads, patch {patch[0] + 1},{patch[1] + 1}", caption, facts)
 
 
 def draw_attention_in_objects(
     viewed: Sequence[ViewedModel], photos: Sequence[Sequence[Photo]], path: str | os.PathLike
 ) -> Picture | None:
     """
-    By layer, the share of attention that stays inside the object; `None`, and no picture, if no object is known.
+    By layer, the share of attention that stays inside the object; `None`, and no picture, if no model sees an object
+    that is known.
 
     Args:
         viewed: One model, or several to compare.
         photos: Those of each model.
         path: Where to write.
     """
-    found = [objects_attention(model, own) for model, own in zip(viewed, photos)]
-    if any(result is None for result in found):
+    found = [(model, objects_attention(model, own)) for model, own in zip(viewed, photos)]
+    curves = [(model, result) for model, result in found if result is not None]
+    if not curves:
         return None
-    curves = [result for result in found if result is not None]
-    height = 4.5 + 0.3 * len(viewed)
+    height = 4.8 + 0.5 * len(viewed)
     figure = new_figure(GRID_WIDTH, height, GRID_DPI)
     from matplotlib.ticker import MaxNLocator
 
     axes = figure.add_axes((0.1, 0.75 / height, 0.88, 2.6 / height))
     spoken = []
-    for model, result, (style, colour) in zip(viewed, curves, _LINES):
+    # Models that see more or less of the photographs see other objects, or larger parts of them.
+    is_same = len({(result.num_objects, round(result.even, 3)) for _, result in curves}) == 1
+    for (model, result), (style, colour) in zip(curves, _LINES):
         layers, shares = np.arange(len(result.shares)) + 1, result.shares
         axes.plot(layers, shares, style, color=tuple(colour / 255), label=model.name, linewidth=2.5, markersize=8)
+        if not is_same:
+            label = f"even attention, {model.name}"
+            axes.axhline(result.even, color=tuple(colour / 255), linewidth=1.5, linestyle=(0, (6, 4)), label=label)
         best = int(shares.argmax())
         spoken.append(
-            f"{model.name}: {shares[-1]:.0%} in the last layer, at most {shares[best]:.0%} (layer {best + 1})."
+            f"{model.name}: {shares[-1]:.0%} in the last layer, at most {shares[best]:.0%} (layer {best + 1})"
+            + ("." if is_same else f"; {_count_objects(result)}, even attention {result.even:.0%}.")
         )
-    even = curves[0].even
-    axes.axhline(even, color="black", linewidth=1.5, linestyle=(0, (6, 4)), label="even attention")
-    axes.set_ylim(0, 1.15 * max(even, *(result.shares.max() for result in curves)))
+    spoken += [
+        f"{model.name} sees no object of at least {MIN_OBJECT_PATCHES} patches in them, and has no line."
+        for model, result in found
+        if result is None
+    ]
+    if is_same:
+        even = curves[0][1].even
+        axes.axhline(even, color="black", linewidth=1.5, linestyle=(0, (6, 4)), label="even attention")
+    axes.set_ylim(0, 1.15 * max(max(result.even, result.shares.max()) for _, result in curves))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -176,12 +200,17 @@ def draw_attention_in_objects(
     save_figure(figure, path)
     caption = sentences(
         "Of the attention of patches inside an object (to patches; mean over heads), the share that patches of the "
-        f"same object get; a mean over {curves[0].num_objects} objects of at least 4 patches, from the instance maps "
-        f"{shown[0].maps_from}. Even attention to everything would give each object its share of the image, "
-        f"{even:.0%} on average: the dashed line.",
+        f"same object get; a mean over {_count_objects(curves[0][1]) if is_same else 'the objects'} of at least "
+        f"{MIN_OBJECT_PATCHES} patches, from the instance maps {shown[0].maps_from}. Even attention to everything "
+        "would give each object its share of the image: "
+        + (f"{curves[0][1].even:.0%} on average, the dashed line." if is_same else "the dashed lines."),
         *spoken,
     )
     return Picture(Path(path), "Attention inside objects", caption, facts)
+
+
+def _count_objects(result: ObjectAttention) -> str:
+    return f"{result.num_objects} {'object' if result.num_objects == 1 else 'objects'}"
 
 
 def draw_features(viewed: ViewedModel, photos: Sequence[Photo], path: str | os.PathLike) -> Picture:

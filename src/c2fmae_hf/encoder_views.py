@@ -16,6 +16,9 @@ from .masking import patch_regions
 from .views import Photo, ViewedModel
 
 
+MIN_OBJECT_PATCHES = 4
+
+
 def photo_attention(viewed: ViewedModel, photo: Photo) -> torch.Tensor:
     """
     What the patches of an unmasked photograph attend to: `torch.FloatTensor` of shape `(layers, heads, N, N)` on the
@@ -36,10 +39,10 @@ class ObjectAttention(NamedTuple):
     num_objects: int
 
 
-def objects_attention(viewed: ViewedModel, photos: Sequence[Photo], min_patches: int = 4) -> ObjectAttention | None:
+def objects_attention(viewed: ViewedModel, photos: Sequence[Photo]) -> ObjectAttention | None:
     """
     Of the attention (mean over heads) of patches inside an object, the share that stays inside, over all photographs
-    with known objects; `None` if there are none of at least `min_patches` patches. See [`attention_in_objects`].
+    with known objects; `None` if there are none of at least four patches. See [`attention_in_objects`].
     """
     shares: list[torch.Tensor] = []
     areas: list[torch.Tensor] = []
@@ -48,7 +51,7 @@ def objects_attention(viewed: ViewedModel, photos: Sequence[Photo], min_patches:
             continue
         instances = patch_regions(photo.instance[None], viewed.config.label_cells_per_side)
         attention = photo_attention(viewed, photo).mean(dim=1)
-        found = [attention_in_objects(layer[None], instances, min_patches) for layer in attention]
+        found = [attention_in_objects(layer[None], instances, MIN_OBJECT_PATCHES) for layer in attention]
         shares.append(torch.stack([share for share, _ in found]))
         areas.append(found[0][1])
     if not sum(len(area) for area in areas):
@@ -82,7 +85,7 @@ def choose_patches(photo: Photo, config: C2FMAEConfig, number: int = 2) -> list[
 
 def parse_patch(text: str, grid_size: tuple[int, int]) -> tuple[int, int]:
     """
-    `"3,10"` to `(3, 10)`, the row and the column of a patch, from 0.
+    `"4,11"` to `(3, 10)`: the row and the column of a patch, as people count them from 1, and from 0.
 
     Raises:
         `ValueError`: for something else, or a patch outside the grid.
@@ -90,11 +93,11 @@ def parse_patch(text: str, grid_size: tuple[int, int]) -> tuple[int, int]:
     parts = text.split(",")
     rows, columns = grid_size
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"patches: expected ROW,COLUMN such as 3,10, got {text!r}")
+        raise ValueError(f"patches: expected ROW,COLUMN such as 4,11, got {text!r}")
     row, column = (int(part) for part in parts)
-    if row >= rows or column >= columns:
-        raise ValueError(f"patches: expected a row below {rows} and a column below {columns}, got {text!r}")
-    return row, column
+    if not (1 <= row <= rows and 1 <= column <= columns):
+        raise ValueError(f"patches: expected a row from 1 to {rows} and a column from 1 to {columns}, got {text!r}")
+    return row - 1, column - 1
 
 
 class Features(NamedTuple):

@@ -57,6 +57,18 @@ def colour_ids(ids: np.ndarray, background: int | None = None) -> np.ndarray:
     return colours.astype(np.uint8)
 
 
+def free_colours(taken: Collection[int], number: int) -> list[np.ndarray]:
+    """
+    As many colours `(3,)` uint8 as possible that no id of `taken` has in [`colour_ids`], the clearest first; after
+    those, all of them once more.
+    """
+    all_ids = np.arange(len(PALETTE) * len(_TONES))
+    used = {tuple(colour) for colour in colour_ids(np.array(sorted(taken), dtype=np.int64))}
+    colours = colour_ids(all_ids)
+    free = [colour for colour in colours if tuple(colour) not in used] or list(colours)
+    return [free[index % len(free)] for index in range(number)]
+
+
 def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
@@ -184,7 +196,8 @@ def draw_grid(
     title: str = "",
 ) -> None:
     """
-    A PNG of rows of pictures, which stays readable at half its size.
+    A PNG of rows of pictures, which stays readable at half its size. A row is as high as its highest picture; narrower
+    and lower ones stand in the middle of their place.
 
     Args:
         cells: Rows of pictures `(height, width, 3)`, uint8, as many in each; `None` leaves a place empty.
@@ -200,7 +213,8 @@ def draw_grid(
     gap = 0.06
     side = (GRID_WIDTH - left - 0.02 - gap * (columns - 1)) / columns
     side = min(side, 2.6)
-    aspect = max(picture.shape[0] / picture.shape[1] for row in cells for picture in row if picture is not None)
+    shapes = [[picture.shape[0] / picture.shape[1] for picture in row if picture is not None] for row in cells]
+    heights = [side * max(aspects, default=1.0) for aspects in shapes]
     legend_font = GRID_FONT - 1
     per_line = _legend_columns(GRID_WIDTH, legend, legend_font)
     lines = min(-(-len(legend) // per_line), _MAX_LEGEND_LINES)
@@ -210,16 +224,18 @@ def draw_grid(
         legend[f"and {surplus + 1} more"] = np.full(3, 255)
     top = (0.08 + 0.2 * (1 + title.count("\n")) if title else 0.05) + (0.29 if column_names else 0)
     bottom = 0.05 + (0.12 + 0.27 * lines if lines else 0)
-    height = top + bottom + len(cells) * side * aspect + gap * (len(cells) - 1)
+    height = top + bottom + sum(heights) + gap * (len(cells) - 1)
     figure, axes = new_canvas(height)
-    for line, row in enumerate(cells):
+    for line, (row, row_height) in enumerate(zip(cells, heights)):
+        y = height - top - sum(heights[: line + 1]) - line * gap
         for column, picture in enumerate(row):
-            x, y = left + column * (side + gap), height - top - (line + 1) * side * aspect - line * gap
-            middle = (x + side / 2, y + side * aspect / 2)
+            x = left + column * (side + gap)
+            middle = (x + side / 2, y + row_height / 2)
             if picture is not None:
-                place_picture(axes, picture, x, y, side, side * aspect)
+                own = side * picture.shape[0] / picture.shape[1]
+                place_picture(axes, picture, x, middle[1] - own / 2, side, own)
             if line == 0 and column_names:
-                above = y + side * aspect + 0.05
+                above = y + row_height + 0.05
                 axes.text(middle[0], above, column_names[column], fontsize=GRID_FONT, ha="center", va="bottom")
             if column == 0 and row_names:
                 axes.text(0.2, middle[1], row_names[line], fontsize=GRID_FONT, rotation=90, ha="center", va="center")

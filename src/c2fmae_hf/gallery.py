@@ -18,6 +18,8 @@ from .files import replace_file
 
 
 TEMPLATE = Path(__file__).with_name("gallery_template.html")
+# By which a page of ours is known.
+GENERATOR = '<meta name="generator" content="c2fmae-hf">'
 
 
 @dataclass
@@ -76,4 +78,4 @@ def _entry(picture: Picture) -> dict[str, Any]:
     }
 
 
-__all__ = ["Section", "write_gallery"]
+__all__ = ["GENERATOR", "Section", "write_gallery"]

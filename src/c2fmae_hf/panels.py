@@ -14,6 +14,7 @@ import torch
 
 from .captions import (
     ABOUT_NO_INSTANCE,
+    NamedMap,
     Picture,
     about_brightness,
     about_gaps,
@@ -21,6 +22,7 @@ from .captions import (
     headline,
     map_picture,
     masked_share,
+    other_colours,
     photo_pixels,
     picture_facts,
     sentences,
@@ -49,11 +51,12 @@ from .views import (
     masked_photo,
     predict,
     predict_everywhere,
+    same_patch,
     strategy_mask,
 )
 
 
-_STRATEGY_COLOURS = dict(zip(MASKING_STRATEGIES, PALETTE[[0, 1, 3]] / 255))
+_STRATEGY_COLOURS = dict(zip(MASKING_STRATEGIES, PALETTE[[0, 1, 2]] / 255))
 
 
 def draw_strategies(
@@ -71,26 +74,28 @@ def draw_strategies(
         mask_ratio (`float`, *optional*): Instead of the model's.
     """
     config, pixels = viewed.config, photo_pixels(viewed, photo)
+    semantic = photo.semantic.numpy()
+    masks = {name: strategy_mask(photo, config, name, seed, mask_ratio) for name in MASKING_STRATEGIES}
+    found = {name: predict(viewed, photo, mask) for name, (mask, applied) in masks.items() if applied == name}
+    # Classes of others get colours that no predicted class has here.
+    predicted = [prediction.semantic for prediction in found.values()]
+    colours = None if photo.shares_classes else other_colours(semantic, predicted)
     regions = {
-        "semantic": map_picture(photo.semantic.numpy(), config),
+        "semantic": map_picture(semantic, config, colours=colours),
         "instance": map_picture(photo.instance.numpy(), config, NO_INSTANCE),
         "random": pixels,
     }
     cells: list[list[np.ndarray | None]] = []
-    row_names, found = [], []
-    for strategy in MASKING_STRATEGIES:
-        mask, applied = strategy_mask(photo, config, strategy, seed, mask_ratio)
-        if applied != strategy:
-            continue
-        prediction = predict(viewed, photo, mask)
-        row_names.append(strategy)
-        found.append(prediction)
-        seen = masked_photo(pixels, mask, config.patch_size, UNKNOWN_COLOUR)
+    for strategy, prediction in found.items():
+        seen = masked_photo(pixels, masks[strategy][0], config.patch_size, UNKNOWN_COLOUR)
         cells.append([regions[strategy], seen, *_prediction_cells(viewed, prediction)])
-    has_classes = "semantic" in row_names and photo.shares_classes and photo.are_known
+    row_names = list(found)
+    shown = NamedMap(semantic, {**photo.label_names, **viewed.label_names})
+    if not photo.shares_classes:  # of which the classical labeller's have no names
+        shown = NamedMap(semantic if photo.are_known else None, photo.label_names, " (regions)", colours)
     legend = class_legend(
-        *((prediction.semantic, viewed.label_names, "") for prediction in found),
-        (photo.semantic.numpy() if has_classes else None, {**photo.label_names, **viewed.label_names}, ""),
+        *(NamedMap(ids, viewed.label_names) for ids in predicted),
+        *([shown] if "semantic" in found else []),
     )
     facts = picture_facts([viewed], [photo], count_masked(config, mask_ratio), seed)
     draw_grid(cells, path, ["regions", "input", *_prediction_columns(viewed)], row_names, legend, headline(facts))
@@ -171,7 +176,7 @@ def draw_curriculum(
     # Its t axis runs through the middles of the frames.
     width = GRID_WIDTH - 2 * left - side
     axes = figure.add_axes(((left + side / 2) / GRID_WIDTH, bottom / height, width / GRID_WIDTH, plot / height))
-    fine = torch.linspace(0, 1, 101, dtype=torch.double)
+    fine = torch.linspace(0, 1, 3001, dtype=torch.double)  # steps are upright
     shares = curriculum.probabilities(fine).numpy().T
     colours = [tuple(_STRATEGY_COLOURS[strategy]) for strategy in MASKING_STRATEGIES]
     axes.stackplot(fine.numpy(), shares, colors=colours, labels=MASKING_STRATEGIES)
@@ -218,26 +223,29 @@ def draw_maps(
     config, pixels = viewed.config, photo_pixels(viewed, photo)
     mask, _ = strategy_mask(photo, config, "random", seed, mask_ratio)
     masked, everywhere = predict(viewed, photo, mask), predict_everywhere(viewed, photo, seed, mask_ratio)
+    target = photo.semantic.numpy() if photo.are_known else None
+    is_shared = target is None or photo.shares_classes
+    predicted = [masked.semantic, everywhere.semantic]
+    colours = None if target is None or photo.shares_classes else other_colours(target, predicted)
     row_names, cells = [], []
     pictures = iter([pixels, masked_photo(pixels, mask, config.patch_size, UNKNOWN_COLOUR)])
     for name, background in (("semantic", None), ("instance", NO_INSTANCE)):
         if name not in viewed.granularities:
             continue
-        predicted = (getattr(found, name) for found in (masked, everywhere))
-        row = [next(pictures), *(map_picture(ids, config, background) for ids in predicted)]
+        both = (getattr(found, name) for found in (masked, everywhere))
+        row = [next(pictures), *(map_picture(ids, config, background) for ids in both)]
         if photo.are_known:
-            row.append(map_picture(getattr(photo, name).numpy(), config, background))
+            known = getattr(photo, name).numpy()
+            row.append(map_picture(known, config, background, colours if name == "semantic" else None))
         cells.append(row)
         row_names.append("semantics" if name == "semantic" else "instances")
-    target = photo.semantic.numpy() if photo.are_known else None
-    is_shared = photo.shares_classes or not photo.are_known
     legend: dict[str, np.ndarray] = {}
     if "semantic" in viewed.granularities:
         names = {**photo.label_names, **viewed.label_names} if is_shared else photo.label_names
         legend = class_legend(
-            (everywhere.semantic, viewed.label_names, ""),
-            (masked.semantic, viewed.label_names, ""),
-            (target, names, "" if is_shared else " (known)"),
+            NamedMap(everywhere.semantic, viewed.label_names),
+            NamedMap(masked.semantic, viewed.label_names),
+            NamedMap(target, names, "" if is_shared else " (known)", colours),
         )
     facts = picture_facts([viewed], [photo], count_masked(config, mask_ratio), seed)
     columns = ["photograph", "masked", "every patch", *(["known"] if photo.are_known else [])]
@@ -262,7 +270,7 @@ def draw_maps(
         about_gaps(viewed),
         unmasked,
         f"Known: the map {photo.maps_from}." if photo.are_known else "",
-        "" if is_shared else "Its classes are not the checkpoint's: colours do not compare between the two.",
+        "" if is_shared else "Its classes are not the checkpoint's, and have other colours.",
         f"{ABOUT_NO_INSTANCE} Colours of instances have no meaning." if "instance" in viewed.granularities else "",
     )
     return Picture(Path(path), "Predicted semantics and instances", caption, facts)
@@ -284,8 +292,8 @@ def draw_comparison(
         viewed: The models, with or without a decoder.
         photos: The photograph, prepared for each.
         path: Where to write.
-        patch: (row, column) in the first model's grid, whose attention is shown; in the others the patch that holds
-            its middle.
+        patch: (row, column) in the first model's grid, from 0, whose attention is shown; in the others the patch that
+            holds its middle, or is nearest to it, as models may see more or less of a photograph.
         pca: The photograph's picture of each model from [`~c2fmae_hf.encoder_views.feature_pictures`].
         seed, mask_ratio: As for [`draw_strategies`].
     """
@@ -293,8 +301,7 @@ def draw_comparison(
     classes, spoken = [], []
     for position, (model, photo, features) in enumerate(zip(viewed, photos, pca)):
         config = model.config
-        sides = zip(patch, viewed[0].config.grid_size, config.grid_size)
-        row, column = (int((index + 0.5) / total * own) for index, total, own in sides)
+        row, column = same_patch(patch, viewed[0].config, config)
         everywhere = Prediction()
         rebuilt: np.ndarray | None = None
         what = "no decoder, predicts nothing"
@@ -308,9 +315,11 @@ def draw_comparison(
         spoken.append(f"Row {position + 1}: {model.name}, {what}.")
         weights = photo_attention(model, photo)[-1].mean(dim=0)[row * config.grid_size[1] + column]
         other = position > 0 and model.label_names != viewed[0].label_names
-        classes.append((everywhere.semantic, model.label_names, f" ({position + 1})" if other else ""))
+        classes.append(NamedMap(everywhere.semantic, model.label_names, f" ({position + 1})" if other else ""))
+        is_new = position == 0 or config.image_height_width != viewed[0].config.image_height_width
         rows.append(
             [
+                outlined(photo_pixels(model, photo), (row, column), config.patch_size) if is_new else None,
                 rebuilt,
                 map_picture(everywhere.semantic, config),
                 map_picture(everywhere.instance, config, NO_INSTANCE),
@@ -318,14 +327,12 @@ def draw_comparison(
                 heat_picture(weights.numpy(), config, (row, column)),
             ]
         )
-    columns = ["pixels", "semantics", "instances", "features", "attention"]
+    columns = ["photograph", "pixels", "semantics", "instances", "features", "attention"]
     kept = [index for index in range(len(columns)) if any(row[index] is not None for row in rows)]
-    marked = outlined(photo_pixels(viewed[0], photos[0]), patch, viewed[0].config.patch_size)
-    cells = [[None if position else marked, *(row[index] for index in kept)] for position, row in enumerate(rows)]
+    cells = [[row[index] for index in kept] for row in rows]
     facts = picture_facts(viewed, photos[:1], seed=seed)
     row_names = [str(position + 1) for position in range(len(viewed))]
-    column_names = ["photograph", *(columns[index] for index in kept)]
-    draw_grid(cells, path, column_names, row_names, class_legend(*classes), headline(facts))
+    draw_grid(cells, path, [columns[index] for index in kept], row_names, class_legend(*classes), headline(facts))
     predicts = any(model.whole is not None for model in viewed)
     caption = sentences(
         *spoken,

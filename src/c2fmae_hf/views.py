@@ -153,11 +153,33 @@ def prepare_photo(
     return Photo(name, sample["pixel_values"], sample["semantic"], sample["instance"], **details)
 
 
+def same_patch(patch: tuple[int, int], config: C2FMAEConfig, other: C2FMAEConfig) -> tuple[int, int]:
+    """
+    The patch of another model's grid that holds the middle of a patch, (row, column) from 0: both see the middle of a
+    photograph, but perhaps more or less of it. The nearest one, if it lies outside.
+    """
+    # Of the photograph's shorter side; as in `evaluation_transform`.
+    sizes = [max(one.image_height_width) for one in (config, other)]
+    found = []
+    sides = zip(patch, config.grid_size, other.grid_size)
+    for index, total, own in sides:
+        from_middle = (index + 0.5 - total / 2) * config.patch_size / sizes[0]
+        place = from_middle * sizes[1] / other.patch_size + own / 2
+        found.append(min(max(int(place), 0), own - 1))
+    return found[0], found[1]
+
+
 # Masks
 
 
 def strategy_mask(
-    photo: Photo, config: C2FMAEConfig, strategy: str, seed: int = 0, mask_ratio: float | None = None, draw: int = 0
+    photo: Photo,
+    config: C2FMAEConfig,
+    strategy: str,
+    seed: int = 0,
+    mask_ratio: float | None = None,
+    draw: int = 0,
+    jitter: float = MaskingCurriculum.jitter,
 ) -> tuple[torch.Tensor, str]:
     """
     The mask of one strategy.
@@ -168,6 +190,7 @@ def strategy_mask(
         strategy (`str`): One of `MASKING_STRATEGIES`.
         seed, draw (`int`): Which mask of the many; of the same two, strategies share their random numbers.
         mask_ratio (`float`, *optional*): Instead of the configuration's.
+        jitter (`float`): See [`MaskingCurriculum`].
 
     Returns:
         `bool_masked_pos` (`torch.BoolTensor` of shape `(N,)`, `True` = masked), and the strategy that was applied:
@@ -182,6 +205,7 @@ def strategy_mask(
         uniform,
         num_masked=count_masked(config, mask_ratio),
         cells_per_side=config.label_cells_per_side,
+        jitter=jitter,
     )
     return mask[0], MASKING_STRATEGIES[int(applied[0])]
 
@@ -250,7 +274,8 @@ def curriculum_frames(
         quantile = torch.full((len(times),), (draw + 0.5) / num_draws)
         row = []
         for time, drawn in zip(times, curriculum.draw(progress, quantile).tolist()):
-            mask, applied = strategy_mask(photo, config, MASKING_STRATEGIES[drawn], seed, mask_ratio, draw)
+            strategy = MASKING_STRATEGIES[drawn]
+            mask, applied = strategy_mask(photo, config, strategy, seed, mask_ratio, draw, curriculum.jitter)
             row.append(Frame(time, applied, mask))
         rows.append(row)
     return rows
