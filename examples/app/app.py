@@ -176,8 +176,8 @@ def refuse_addresses(component: gr.components.Component) -> None:
 
 def take_any_number(component: gr.components.Component) -> gr.components.Component:
     """
-    Hand on what was typed: Gradio would answer a number out of range with an error of its own, and leave it standing
-    beside pictures of another one.
+    Hand on what was typed: Gradio would answer a number out of range with an error of its own, and put the nearest one
+    into the slider beside pictures of another.
     """
     component.preprocess = lambda payload: payload
     return component
@@ -189,11 +189,6 @@ def within(value: object, low: float, high: float, instead: float, is_whole: boo
         return instead
     value = min(max(value, low), high)
     return round(value) if is_whole else value
-
-
-def written_back(given: Sequence, used: Sequence) -> list:
-    """For the controls: what was used, where it is not what was typed."""
-    return [gr.skip() if old == new else new for old, new in zip(given, used)]
 
 
 def make_theme() -> gr.themes.Base:
@@ -269,33 +264,27 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
         return open_value(str(path), "The uploaded file", settings)
 
     def on_settings(photograph: Photograph | None, strategy: str, ratio: object, seed: object):
-        used = possible(ratio, seed)
-        controls = written_back((ratio, seed), used)
         if photograph is None:
-            return show_message(GONE, is_error=True), gr.skip(), *controls
+            return show_message(GONE, is_error=True), gr.skip()
         try:
-            return "", predict(photograph, strategy, *used), *controls
+            return "", predict(photograph, strategy, *possible(ratio, seed))
         except ValueError as error:
-            return show_message(f"This cannot be shown: {error}.", is_error=True), gr.skip(), *controls
+            return show_message(f"This cannot be shown: {error}.", is_error=True), gr.skip()
 
     def on_place(photograph: Photograph | None, row: object, column: object, layer: object, head: int):
-        used = possible_place(row, column, layer)
-        controls = written_back((row, column, layer), used)
         if photograph is None:
-            return gr.skip(), gr.skip(), show_message(GONE, is_error=True), *controls
+            return gr.skip(), gr.skip(), show_message(GONE, is_error=True)
         try:
-            return *attend(photograph, *used, head), *controls
+            return attend(photograph, *possible_place(row, column, layer), head)
         except ValueError as error:
-            text = show_message(f"This cannot be shown: {error}.", is_error=True)
-            return gr.skip(), gr.skip(), text, *controls
+            return gr.skip(), gr.skip(), show_message(f"This cannot be shown: {error}.", is_error=True)
 
     def on_click(event: gr.SelectData, photograph: Photograph | None, layer: object, head: int):
         if photograph is None:
-            return on_place(None, 1, 1, layer, head)
+            return gr.skip(), gr.skip(), *on_place(None, 1, 1, layer, head)
         picture = playground.draw_photograph(photograph, 0, 0)
         row, column = (index + 1 for index in playground.patch_at(*event.index, picture.shape[:2]))
-        *shown, _, _, layer = on_place(photograph, row, column, layer, head)
-        return *shown, row, column, layer
+        return row, column, *on_place(photograph, row, column, layer, head)
 
     with gr.Blocks(
         title="C2FMAE: from semantics to pixels",
@@ -432,7 +421,7 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
             [control.input for control in masking],
             on_settings,
             [photograph, *masking],
-            [status, panels, ratios, seeds],
+            [status, panels],
             api_name="predict",
             trigger_mode="always_last",
             **common,
@@ -441,12 +430,13 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
             [control.input for control in places],
             on_place,
             [photograph, *places],
-            [*views, row, column, layer],
+            views,
             api_name="attention",
             trigger_mode="always_last",
             **common,
         )
-        clickable.select(on_click, [photograph, layer, head], [*views, row, column, layer], **clicks)
+        seeds.blur(lambda seed: within(seed, 0, MAX_SEED, 0), seeds, seeds, queue=False, api_visibility="private")
+        clickable.select(on_click, [photograph, layer, head], [row, column, *views], **clicks)
     return app
 
 
