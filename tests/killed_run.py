@@ -4,9 +4,10 @@ checkpoint when it is started again; for `test_kill_and_resume.py`.
 
     python tests/killed_run.py FOLDER map|stream WORKERS ACCUMULATION MOMENT
 
-MOMENT is `never`, or `step-K`, `evaluation-K` (in the middle of it), `checkpoint-K` (weights are written, the
-optimizer is not) or `rename-K` (all is written, under its temporary name). Prints the fingerprint of the final weights
-and the losses of every step.
+MOMENT is `never`, or `terminate-K` (by SIGTERM), `step-K`, `evaluation-K` (in the middle of it), `checkpoint-K`
+(weights are written, the optimizer is not), `rename-K` (all is written, under its temporary name) or `end-K` (the last
+checkpoint is there, and the run goes on to its end). Prints the fingerprint of the final weights and the losses of
+every step.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class DieAt(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if self.kind == "step" and state.global_step == self.step:
             die()
+        if self.kind == "terminate" and state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def on_prediction_step(self, args, state, control, **kwargs):
         if self.kind == "evaluation" and state.global_step == self.step:
@@ -77,6 +80,7 @@ def main(folder: str, source: str, num_workers: str, accumulation: str, moment: 
         save_strategy="steps",
         save_steps=3,
         save_total_limit=2,
+        lr_scheduler_type="constant_with_warmup",  # a step too many would change the weights
     )
     if kind == "checkpoint":
         save = trainer._save_optimizer_and_scheduler
@@ -96,6 +100,8 @@ def main(folder: str, source: str, num_workers: str, accumulation: str, moment: 
                 die()
 
         c2fmae_hf.checkpoints.sync_tree = sync_or_die
+    if kind == "end":
+        trainer._end_run = die
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if os.path.isdir(folder) else None)
     losses = [[entry[key] for key in KEYS] for entry in trainer.state.log_history if "loss" in entry]
     print(json.dumps({"weights": weights_fingerprint(trainer.model), "losses": losses}))

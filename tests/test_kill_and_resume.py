@@ -72,7 +72,7 @@ def check(
 
 @pytest.mark.parametrize("source", ["map", "stream"])
 def test_killed_once_of_each_kind(processes, tmp_path, source):
-    check(processes, tmp_path, source, 2, ["checkpoint-6", "evaluation-8", "step-10", "rename-15"], [0, 2])
+    check(processes, tmp_path, source, 2, ["checkpoint-6", "evaluation-8", "step-10", "rename-15", "end-24"], [0, 2])
 
 
 @pytest.mark.slow

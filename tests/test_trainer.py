@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
 from c2fmae_hf.data_collator import DataCollatorForC2FMAE
@@ -292,14 +293,15 @@ def test_the_report_names_the_images_and_the_weights_before_are_saved(config, ro
     (process,) = report["processes"]
     # What is predicted from semantics is at fault with them.
     assert process["granularities"] == ["semantic", "instance", "image"]
-    assert (report["step"], report["checkpoint"]) == (3, "checkpoint-3")
+    assert (report["step"], report["checkpoint"]) == (3, "non-finite-3")
     assert len(process["losses"]) == 2
     assert len(set(process["image_ids"])) == 4
     assert set(process["image_ids"]) <= set(rows["image_id"])
-    saved = C2FMAEForPreTraining.from_pretrained(tmp_path / "checkpoint-3")
+    assert process["losses"][0]["semantic_loss"] in ("inf", "nan")  # JSON has no such numbers
+    saved = C2FMAEForPreTraining.from_pretrained(tmp_path / "non-finite-3")
     damaged = "decoder.stages.semantic.head.bias"
     assert all(value.isfinite().all() for name, value in saved.state_dict().items() if name != damaged)
-    assert json.loads((tmp_path / "checkpoint-3/trainer_state.json").read_text())["global_step"] == 3
+    assert json.loads((tmp_path / "non-finite-3/trainer_state.json").read_text())["global_step"] == 3
 
 
 class FaultyGradient(torch.autograd.Function):
@@ -322,6 +324,38 @@ def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(config, rows, 
         trainer.train()
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
     assert (tmp_path / "checkpoint-0/model.safetensors").is_file()
+
+
+def test_weights_that_are_not_finite_push_no_checkpoint_out(config, rows, tmp_path):
+    arguments = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    trainer = make_trainer(config, rows, tmp_path, callbacks=[SetBias(5, float("nan"))], **arguments)
+    with pytest.raises(FloatingPointError, match=r"non-finite-5 holds .* not finite: resume from an earlier"):
+        trainer.train()
+    assert get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-4")
+    assert make_trainer(config, rows, tmp_path, **arguments).train(resume_from_checkpoint=True).global_step == 9
+
+
+def test_a_bad_batch_pushes_no_checkpoint_out(config, rows, tmp_path):
+    arguments = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    trainer = make_trainer(config, rows, tmp_path, **arguments)
+    image = trainer.model.decoder.stages["image"].head
+    steps = iter([1.0] * 5 + [float("inf")])
+    image.register_forward_hook(lambda module, inputs, output: output * next(steps))
+    with pytest.raises(FloatingPointError, match="checkpoint-5 holds the weights as they were before this step, "):
+        trainer.train()
+    # The one at fault is sound; those before it may be wanted, to leave the batch out.
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-5"}
+
+
+def test_an_evaluation_that_is_not_finite_is_saved_and_reported(config, rows, tmp_path):
+    trainer = make_trainer(config, rows, tmp_path, eval_strategy="steps", eval_steps=3)
+    stage = trainer.model.decoder.stages["instance"].head
+    stage.register_forward_hook(lambda module, inputs, output: output if module.training else output + float("nan"))
+    with pytest.raises(FloatingPointError, match=r"evaluation at step 3: .* of instance, image, got .*'r0', 'r1'"):
+        trainer.train()
+    report = json.loads((tmp_path / "non_finite.json").read_text())
+    assert (report["step"], report["evaluation"], report["checkpoint"]) == (3, True, "checkpoint-3")
+    assert (tmp_path / "checkpoint-3/optimizer.pt").is_file()
 
 
 def test_evaluation_names_its_images(config, rows, tmp_path):

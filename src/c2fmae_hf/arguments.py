@@ -85,7 +85,9 @@ def parse_arguments(
     Returns:
         One instance per group. Mistakes end the program with a message, as those of the command line do.
     """
-    parser = HfArgumentParser(tuple(groups), description=description, formatter_class=_HelpFormatter)  # type: ignore[arg-type]
+    classes: Any = tuple(groups)
+    # Abbreviated options would escape what hides tokens in records.
+    parser = HfArgumentParser(classes, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
     for action in parser._actions:
         if action.dest in required:
             action.help = f"{action.help} Required."

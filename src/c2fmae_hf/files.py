@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,31 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replace_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """
+    As [`replace_file`], of a folder: a temporary one to write to, that takes the place of `path` when it is complete.
+    A process that is killed in between leaves the earlier folder, under its name or one that begins with a dot; what
+    is left of such attempts goes with the next one that succeeds.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, earlier = (path.with_name(f".{path.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
+    try:
+        temporary.mkdir()
+        yield temporary
+        sync_tree(temporary)
+        if path.exists():
+            os.replace(path, earlier)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for kind in ("tmp", "old"):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.{kind}-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
@@ -70,6 +97,10 @@ def file_sha256(path: str | os.PathLike) -> str:
         while piece := file.read(1 << 20):
             checksum.update(piece)
     return checksum.hexdigest()
+
+
+def text_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 CHECKSUMS_KEY = "weights_sha256"

@@ -326,10 +326,6 @@ class PublishingTrainer(DurableTrainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: see this class."""
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in transformers, but it publishes nothing: `push_to_hub` does, when the records of the run are there."""
-        super().save_model(output_dir, _internal_call=True)
-
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",

@@ -14,6 +14,8 @@ from .constants import GRANULARITIES
 
 
 REPORT_FILE = "non_finite.json"
+# Of the folder that holds weights that are not finite.
+UNSOUND_PREFIX = "non-finite"
 # Identifiers travel with a batch as bytes, since processes exchange tensors alone.
 _ID_BYTES = 96
 
@@ -27,6 +29,15 @@ def encode_image_ids(names: list[str]) -> torch.Tensor:
 def decode_image_ids(encoded: torch.Tensor) -> list[str]:
     """The inverse of [`encode_image_ids`], but for names that are too long."""
     return [bytes(row).lstrip(b"\0").decode(errors="replace") for row in encoded.tolist()]
+
+
+def with_words_for_numbers(content: Any) -> Any:
+    """JSON has no NaN and no infinity: `"nan"`, `"inf"` and `"-inf"` in their places."""
+    if isinstance(content, dict):
+        return {name: with_words_for_numbers(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [with_words_for_numbers(value) for value in content]
+    return str(content) if isinstance(content, float) and not math.isfinite(content) else content
 
 
 @dataclass
@@ -105,4 +116,11 @@ class Watched:
         return found
 
 
-__all__ = ["REPORT_FILE", "Watched", "decode_image_ids", "encode_image_ids"]
+__all__ = [
+    "REPORT_FILE",
+    "UNSOUND_PREFIX",
+    "Watched",
+    "decode_image_ids",
+    "encode_image_ids",
+    "with_words_for_numbers",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -13,22 +14,25 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from .callbacks import CurriculumCallback
 from .constants import GRANULARITIES, MASKING_STRATEGIES
 from .data_collator import DIAGNOSTICS, FALLBACK, DataCollatorForC2FMAE
 from .dataset import C2FMAEDataset, EpochSampler
-from .files import write_json
+from .files import replace_folder, text_sha256, write_json
 from .hub import PublishingTrainer
-from .non_finite import REPORT_FILE, Watched
+from .non_finite import REPORT_FILE, UNSOUND_PREFIX, Watched, with_words_for_numbers
 from .progress import SharedProgress
 from .streaming import C2FMAEIterableDataset
 
 
+logger = logging.getLogger(__name__)
 STREAM_FILE = "stream_state.json"
+IDENTITY_FILE = "run_identity.json"
 _STREAM_FOLDER = ".stream"
 
 
@@ -45,7 +49,9 @@ class C2FMAETrainer(PublishingTrainer):
     - `push_to_hub` publishes in one commit, in the layout that timm loads too, with a card.
     - A loss or a gradient that is not finite stops the run before it reaches the weights: a checkpoint of them as they
       are, `non_finite.json` and a `FloatingPointError` that name the step, the granularity and the images. With
-      float16, whose scaler skips such gradients, losses alone are watched.
+      float16, whose scaler skips such gradients, losses alone are watched. If the weights themselves are not finite,
+      they are saved as `non-finite-<step>`, from which nothing resumes.
+    - A checkpoint is resumed by its own run alone: with the same seed and rows.
 
     Args: those of [`~transformers.Trainer`]; `args` is a [`C2FMAETrainingArguments`].
     """
@@ -54,6 +60,7 @@ class C2FMAETrainer(PublishingTrainer):
         super().__init__(*args, **kwargs)
         self._averages = RunningAverages()
         self._watched = Watched()
+        self._evaluation_report: dict[str, Any] | None = None
         self._num_skipped = torch.zeros((), dtype=torch.long)
         progress = getattr(self.train_dataset, "progress", None)
         if isinstance(progress, SharedProgress):
@@ -66,16 +73,9 @@ class C2FMAETrainer(PublishingTrainer):
         if isinstance(self.data_collator, DataCollatorForC2FMAE):
             self.data_collator.return_diagnostics = True
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """
-        As in transformers.
-
-        Raises:
-            `ValueError`: if a stream cannot go on where the checkpoint stopped: with other shards, another batch size,
-                shuffling or seed.
-        """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True
+    def _begin_run(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._check_identity(Path(checkpoint))
         stream = self.train_dataset
         if isinstance(stream, C2FMAEIterableDataset):
             stream.state_folder = Path(str(self.args.output_dir)) / _STREAM_FOLDER
@@ -83,14 +83,49 @@ class C2FMAETrainer(PublishingTrainer):
                 shutil.rmtree(stream.state_folder, ignore_errors=True)
                 stream.state_folder.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
-            if isinstance(resume_from_checkpoint, str):
-                self._resume_stream(stream, resume_from_checkpoint)
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
+            if checkpoint is not None:
+                self._resume_stream(stream, checkpoint)
+
+    def _end_run(self) -> None:
+        stream = self.train_dataset
         if isinstance(stream, C2FMAEIterableDataset) and self.args.should_save:
             assert stream.state_folder is not None
             shutil.rmtree(stream.state_folder, ignore_errors=True)
             stream.state_folder = None
-        return output
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes a run the same run, beside its model: a stream has its own account of its rows."""
+        args, rows = self.args, getattr(self.train_dataset, "rows", None)
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        identity = {"seed": args.seed, "data_seed": args.data_seed, "batch_size": batch_size}
+        if isinstance(self.train_dataset, C2FMAEDataset):
+            identity["rows"] = len(self.train_dataset)
+            if rows is not None and "image_id" in (getattr(rows, "column_names", None) or ()):
+                spread = sorted({index * (len(rows) - 1) // 63 for index in range(64)})
+                identity["image_ids"] = text_sha256("\n".join(map(str, rows.select(spread)["image_id"])))
+        return identity
+
+    def _check_identity(self, checkpoint: Path) -> None:
+        """
+        Raises:
+            `ValueError`: if this is another run than the checkpoint's: another seed, or other rows.
+        """
+        path = checkpoint / IDENTITY_FILE
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        now = self._identity()
+        names = {"rows": "number of training rows", "image_ids": "fingerprint of the training rows"}
+        for name in ("seed", "data_seed", "rows", "image_ids"):
+            if name in before and name in now and before[name] != now[name]:
+                raise ValueError(
+                    f"{checkpoint}: expected its run's {names.get(name, name)}, {before[name]!r}, got {now[name]!r}: "
+                    "order, masks and held-out images would not be the same run's. To begin another one from its "
+                    f"weights, leave out resume_from_checkpoint and pass --model_name_or_path {checkpoint}"
+                )
+        if before.get("batch_size", now["batch_size"]) != now["batch_size"]:
+            logger.warning(
+                f"{checkpoint} was trained with {before['batch_size']} images a step, now there are "
+                f"{now['batch_size']}; the learning rate goes on as the checkpoint has it"
+            )
 
     def _resume_stream(self, stream: C2FMAEIterableDataset, checkpoint: str) -> None:
         path = Path(checkpoint) / STREAM_FILE
@@ -104,6 +139,7 @@ class C2FMAETrainer(PublishingTrainer):
         self.args.ignore_data_skip = True
 
     def _add_to_checkpoint(self, folder: Path) -> None:
+        write_json(folder / IDENTITY_FILE, self._identity())
         stream = self.train_dataset
         if isinstance(stream, C2FMAEIterableDataset):
             first_step, first_batch = self._stream_start
@@ -150,8 +186,8 @@ class C2FMAETrainer(PublishingTrainer):
         values = {name: value.detach().mean() for name, value in values.items() if value is not None}
         watched = self._watched if model.training else Watched()
         watched.add({"loss": loss.mean(), **values}, inputs, image_ids)
-        if not model.training and (report := watched.report()) is not None:
-            raise FloatingPointError(f"evaluation at step {self.state.global_step}: {_in_words(report)}")
+        if not model.training and self._evaluation_report is None:
+            self._evaluation_report = watched.report()
         if strategy is not None and model.training:
             names = (*MASKING_STRATEGIES, "fallback")
             for index, name in enumerate(names[: FALLBACK + 1]):
@@ -172,28 +208,42 @@ class C2FMAETrainer(PublishingTrainer):
         else:
             is_at_fault = report is not None
         if is_at_fault:
-            self._stop(model, watched, report)
+            if report is not None:
+                losses = _granularities_of(report)
+                # Sharded weights have no gradients of their own.
+                if not losses and not self.is_fsdp_enabled:
+                    losses = watched.granularities_at_fault(self.accelerator.unwrap_model(model))
+                report["granularities"] = losses
+            self._stop(model, report)
         return norm
 
-    def _stop(self, model: nn.Module, watched: Watched, report: dict[str, Any] | None) -> None:
+    def _stop(self, model: nn.Module, report: dict[str, Any] | None, when: str = "") -> None:
+        """Save, report and raise, in all processes; `report` is that of this one, if it is at fault."""
         step, folder = self.state.global_step, Path(str(self.args.output_dir))
-        checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        if not checkpoint.is_dir():
-            self._save_checkpoint(model, trial=None)
-        if report is not None:
-            losses = [name for one in report["losses"] for name in GRANULARITIES if not _is_finite(one, name)]
-            report["granularities"] = sorted(set(losses), key=GRANULARITIES.index)
-            if not losses and self.accelerator.num_processes == 1:
-                report["granularities"] = watched.granularities_at_fault(self.accelerator.unwrap_model(model))
+        checkpoint, saved = None, ""
+        if self.is_in_train:
+            is_sound = self._is_sound(model)
+            # What is not sound must not be resumed from, nor push out what is.
+            checkpoint = f"{PREFIX_CHECKPOINT_DIR if is_sound else UNSOUND_PREFIX}-{step}"
+            if not (folder / checkpoint).is_dir():
+                self._save_as(checkpoint, model)
+            saved = f". {folder / checkpoint} holds the weights as they were before this step"
+            saved += "" if is_sound else ", which are not finite: resume from an earlier checkpoint"
         reports = gather_object([report])
         if self.is_world_process_zero():
             by_process = [{"process": rank, **one} for rank, one in enumerate(reports) if one is not None]
-            write_json(folder / REPORT_FILE, {"step": step, "checkpoint": checkpoint.name, "processes": by_process})
+            content = {"step": step, "evaluation": bool(when), "checkpoint": checkpoint, "processes": by_process}
+            write_json(folder / REPORT_FILE, with_words_for_numbers(content))
         words = "; ".join(_in_words(one) for one in reports if one is not None)
-        raise FloatingPointError(
-            f"step {step}: {words}. {checkpoint} holds the weights as they were before this step, "
-            f"{folder / REPORT_FILE} this report"
-        )
+        raise FloatingPointError(f"{when}step {step}: {words}{saved}, {folder / REPORT_FILE} this report")
+
+    def _is_sound(self, model: nn.Module) -> bool:
+        """Whether weights and the optimizer's state are finite, in all processes."""
+        states = self.optimizer.state.values() if self.optimizer is not None else ()
+        values = [*model.parameters(), *(value for state in states for value in state.values())]
+        is_sound = all(_local(value).isfinite().all() for value in values if isinstance(value, torch.Tensor))
+        faults = torch.tensor(float(not is_sound), device=self.args.device)
+        return bool(self.accelerator.reduce(faults, reduction="sum") == 0)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -210,11 +260,17 @@ class C2FMAETrainer(PublishingTrainer):
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         # Training steps since the last log wait while evaluation uses the averages.
         training_averages, self._averages = self._averages, RunningAverages()
+        self._evaluation_report = None
         try:
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
             metrics = self._averages.pop(self)
         finally:
             self._averages = training_averages
+        report, self._evaluation_report = self._evaluation_report, None
+        if any(one is not None for one in gather_object([report])):
+            if report is not None:
+                report["granularities"] = _granularities_of(report)
+            self._stop(self.model_wrapped, report, "evaluation at ")
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
@@ -233,15 +289,20 @@ class C2FMAETrainer(PublishingTrainer):
         output_dir = Path(output_dir)
         if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / "config.json").is_file():
             raise FileExistsError(f"{output_dir}: expected an empty folder or one with a model, got other files")
-        temporary = output_dir.with_name(f".{output_dir.name}.tmp-{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
         model = self.accelerator.unwrap_model(self.model)
-        model.image_encoder().save_pretrained(temporary)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(temporary)
-        if output_dir.exists():
-            shutil.rmtree(output_dir)
-        temporary.rename(output_dir)
+        with replace_folder(output_dir) as temporary:
+            model.image_encoder().save_pretrained(temporary)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(temporary)
+
+
+def _granularities_of(report: dict[str, Any]) -> list[str]:
+    losses = {name for one in report["losses"] for name in GRANULARITIES if not _is_finite(one, name)}
+    return sorted(losses, key=GRANULARITIES.index)
+
+
+def _local(value: torch.Tensor) -> torch.Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _is_finite(losses: dict[str, float], granularity: str) -> bool:
