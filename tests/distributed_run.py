@@ -2,7 +2,9 @@
 A training run for `torchrun`, or of one process; for `test_distributed.py`.
 
     torchrun --nproc_per_node 2 tests/distributed_run.py OUTPUT '{"max_steps": 6}' [--stream] [--resume]
+        [--rows 16] [--fault loss|gradient]
 
+A fault is what the last process meets in its third batch: pixels whose loss, or whose gradient alone, is not finite.
 Writes `rank-<n>.json` for each process: the images and masks of every batch that it trained on, and, in the first, the
 logged losses; and `weights.safetensors`.
 """
@@ -22,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from c2fmae_hf.non_finite import decode_image_ids
-from test_trainer import make_trainer
+from test_trainer import FaultyGradient, make_trainer
 from testing_utils import make_rows, small_config
 
 
@@ -35,9 +37,21 @@ def main() -> None:
     parser.add_argument("arguments", type=json.loads)
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--fault", choices=("loss", "gradient"))
     options = parser.parse_args()
-    trainer = make_trainer(CONFIG, make_rows(16), options.output, streaming=options.stream, **options.arguments)
+    trainer = make_trainer(
+        CONFIG, make_rows(options.rows), options.output, streaming=options.stream, **options.arguments
+    )
     trainer.eval_dataset.rows = trainer.eval_dataset.rows.select(range(4))
+    if options.fault and trainer.args.process_index == trainer.args.world_size - 1:
+
+        def spoil(module, inputs, output):
+            if len(batches) < 3:
+                return output
+            return FaultyGradient.apply(output) if options.fault == "gradient" else output * float("inf")
+
+        trainer.model.decoder.stages["image"].head.register_forward_hook(spoil)
     batches: list[dict] = []
     compute_loss = trainer.compute_loss
 

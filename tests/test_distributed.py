@@ -44,14 +44,14 @@ class Run:
         return max((own[name] - others[name]).abs().max().item() for name in own)
 
 
-def start(processes: int, script: Path, *arguments: object) -> None:
+def start(processes: int, script: Path, *arguments: object, fails: bool = False) -> None:
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(script), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
 
 
 def run(folder: Path, processes: int, *options: str, **arguments) -> Run:
@@ -107,6 +107,29 @@ def test_two_processes_are_one(tmp_path, single):
     # Of four images the last batch is full; of others some are counted twice, as accelerate fills it.
     for name in ("eval_loss", "eval_semantic_loss", "eval_instance_loss", "eval_image_loss"):
         assert pair.rank(0)["metrics"][name] == pytest.approx(single.rank(0)["metrics"][name], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_rows_that_do_not_divide(tmp_path, drop_last):
+    """Of 17 images in steps of four the last step is filled with three that were there before, or is left out."""
+    arguments = {"max_steps": -1, "num_train_epochs": 1, "gradient_accumulation_steps": 1, "save_strategy": "no"}
+    pair = run(tmp_path, 2, "--rows", "17", dataloader_drop_last=drop_last, **arguments)
+    steps = range(4 if drop_last else 5)
+    seen = [name for rank in range(2) for step in steps for name in pair.images(rank, step)]
+    assert len(seen) == 4 * len(steps)
+    assert len(set(seen)) == (16 if drop_last else 17)
+
+
+@pytest.mark.parametrize("fault", ["loss", "gradient"])
+def test_what_is_not_finite_in_one_process_stops_both(tmp_path, fault):
+    arguments = {"max_steps": 6, "per_device_train_batch_size": 2, "save_strategy": "no", "ddp_backend": "gloo"}
+    start(2, SCRIPT, tmp_path, json.dumps(arguments), "--fault", fault, fails=True)
+    report = json.loads((tmp_path / "non_finite.json").read_text())
+    assert (report["step"], report["checkpoint"]) == (2, "checkpoint-2")
+    at_fault = {one["process"]: one["granularities"] for one in report["processes"]}
+    # The gradient is that of all processes, but only one of them has made it so.
+    assert at_fault == {0: [], 1: ["image"]}
+    assert (tmp_path / "checkpoint-2/optimizer.pt").is_file()
 
 
 def test_a_checkpoint_of_two_processes_goes_on_in_one_and_back(tmp_path):
