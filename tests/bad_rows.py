@@ -73,6 +73,16 @@ def turned() -> bytes:
     return encoded(photograph(SIZE, 40), "JPEG", exif=exif)
 
 
+def with_exif(content: bytes, format: str = "JPEG") -> bytes:
+    return encoded(photograph(), format, exif=content)
+
+
+def exif_of(tag: int, kind: int, value: int) -> bytes:
+    """EXIF that says to turn the photograph by 180 degrees, and one thing more."""
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, 3, 0) + struct.pack("<HHII", tag, kind, 1, value)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+
+
 def animated(format: str) -> bytes:
     others = [photograph().rotate(90 * turn) for turn in (1, 2)]
     return encoded(photograph(), format, save_all=True, append_images=others)
@@ -93,6 +103,10 @@ def many_instances() -> dict[str, Any]:
 
 def grey(value: int) -> bytes:
     return map_of(np.full((SIZE, SIZE), value, np.uint8))
+
+
+def one_class(format: str, **options: Any) -> bytes:
+    return encoded(Image.new("L", (SIZE, SIZE), 1), format, **options)
 
 
 Make = Callable[[], dict[str, Any]]
@@ -124,6 +138,13 @@ KINDS: dict[str, Make] = {
     "image: GIF, truncated": lambda: {"image": encoded(photograph(), "GIF")[:600]},
     "image: TIFF, truncated": lambda: {"image": encoded(photograph(), "TIFF")[:1000]},
     "image: colour profile broken": lambda: {"image": encoded(photograph(), icc_profile=b"no profile")},
+    "image: JPEG, EXIF is no TIFF": lambda: {"image": with_exif(b"Exif\0\0no TIFF at all")},
+    "image: JPEG, EXIF truncated": lambda: {"image": with_exif(b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01")},
+    "image: JPEG, EXIF with a number too large": lambda: {"image": with_exif(exif_of(0x0103, 4, 0xFFFFFF))},
+    "image: JPEG, EXIF with text for a number": lambda: {"image": with_exif(exif_of(0x011A, 2, 0x41))},
+    "image: JPEG, EXIF with a number for text": lambda: {"image": with_exif(exif_of(0x0131, 5, 0))},
+    "image: PNG, EXIF is no TIFF": lambda: {"image": with_exif(b"no TIFF at all", "PNG")},
+    "image: WebP, EXIF is no TIFF": lambda: {"image": with_exif(b"no TIFF at all", "WEBP")},
     # Sizes
     "image: 1 x 1": lambda: of_size(1, 1),
     "image: 1 pixel high": lambda: of_size(3000, 1),
@@ -176,7 +197,13 @@ KINDS: dict[str, Make] = {
     "semantic: three channels": lambda: {"semantic": encoded(photograph())},
     "semantic: alpha": lambda: {"semantic": encoded(photograph().convert("RGBA"))},
     "semantic: floating point": lambda: {"semantic": encoded(Image.fromarray(FLOATS), "TIFF")},
-    "semantic: JPEG": lambda: {"semantic": encoded(Image.open(io.BytesIO(grey(1))), "JPEG")},
+    "semantic: JPEG": lambda: {"semantic": one_class("JPEG")},
+    "semantic: JPEG in TIFF": lambda: {"semantic": one_class("TIFF", compression="jpeg")},
+    "semantic: TIFF, compressed without losses": lambda: {"semantic": one_class("TIFF", compression="tiff_lzw")},
+    "semantic: JPEG 2000": lambda: {"semantic": one_class("JPEG2000", irreversible=True)},
+    "semantic: WebP": lambda: {"semantic": one_class("WEBP")},
+    "semantic: AVIF": lambda: {"semantic": one_class("AVIF")},
+    "semantic: GIF": lambda: {"semantic": one_class("GIF")},
     "semantic: class 5 of 5": lambda: {"semantic": grey(5)},
     "semantic: class 254": lambda: {"semantic": grey(254)},
     "semantic: 32 bits, negative": lambda: {
@@ -190,7 +217,7 @@ KINDS: dict[str, Make] = {
     "instance: ids with gaps, 16 bits": lambda: {
         "instance": map_of(np.where(np.eye(SIZE) > 0, 65_534, 7).astype(np.uint16))
     },
-    "instance: JPEG": lambda: {"instance": encoded(Image.open(io.BytesIO(grey(1))), "JPEG")},
+    "instance: JPEG": lambda: {"instance": one_class("JPEG")},
     "instance: web page": lambda: {"instance": b"<html>"},
     # Names
     "image_id: null, image bad": lambda: {"image_id": None, "image": b""},

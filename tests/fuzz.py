@@ -15,8 +15,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import struct
 import sys
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,28 @@ import atheris
 with atheris.instrument_imports(include=["PIL", "c2fmae_hf.decoding", "c2fmae_hf.configuration_c2fmae"]):
     import numpy as np
     from huggingface_hub.errors import StrictDataclassError
-    from PIL import Image
+    from PIL import Image, ImageCms
 
     from c2fmae_hf import C2FMAEConfig
     from c2fmae_hf.constants import IGNORE_INDEX
-    from c2fmae_hf.decoding import expand_label_map, open_image, to_label_map, to_rgb
+    from c2fmae_hf.decoding import expand_label_map, number_of_frames, open_image, to_label_map, to_rgb
+
+    Image.init()  # or what reads the formats would be imported later, and not be watched
 
 
 warnings.simplefilter("ignore")
 MAX_PIXELS = 1 << 22
+
+
+def _interlaced() -> bytes:
+    """Two by two grey pixels in the order of Adam7, which Pillow does not write."""
+    lines = b"\0\x10" + b"\0\x80" + b"\0\x20\xf0"  # passes 1, 6 and 7 have pixels
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 2, 2, 8, 0, 0, 0, 1), b"IDAT": zlib.compress(lines), b"IEND": b""}
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks.items()
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def seeds(kind: str, folder: Path) -> None:
@@ -52,9 +67,46 @@ def seeds(kind: str, folder: Path) -> None:
             except OSError:
                 continue
             (folder / f"seed-{format}-{mode}").write_bytes(buffer.getvalue())
+    for name, seed in special_seeds(image).items():
+        (folder / f"seed-{name}").write_bytes(seed)
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.arange(108, dtype=np.uint16).reshape(12, 9)).save(buffer, "PNG")
-    (folder / "seed-PNG-16").write_bytes(buffer.getvalue())
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def special_seeds(image: Image.Image) -> dict[str, bytes]:
+    """What mutations of plain files would hardly come to."""
+    exif = Image.Exif()
+    exif.update({0x0112: 6, 0x0131: "software", 0x011A: 72.0, 0x0103: 6})
+    exif.get_ifd(0x8769)[0x9003] = "2026:01:01 00:00:00"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    wide = Image.fromarray(np.arange(108, dtype=np.uint16).reshape(12, 9))
+    palette, others = image.convert("P"), [image.rotate(180), image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    return {
+        **{f"{format}-EXIF": encoded(image, format, exif=exif) for format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")},
+        **{f"{format}-ICC": encoded(image, format, icc_profile=profile) for format in ("JPEG", "PNG", "TIFF")},
+        **{
+            f"{format}-RGBA": encoded(image.convert("RGBA"), format)
+            for format in ("PNG", "WEBP", "TIFF", "TGA", "AVIF")
+        },
+        **{
+            f"{format}-frames": encoded(image, format, save_all=True, append_images=others)
+            for format in ("GIF", "PNG", "WEBP", "TIFF", "MPO", "AVIF")
+        },
+        "PNG-16": encoded(wide, "PNG"),
+        "TIFF-16": encoded(wide, "TIFF"),
+        "PNG-LA": encoded(image.convert("LA"), "PNG"),
+        "PNG-transparent": encoded(palette, "PNG", transparency=bytes([0, 128, 255])),
+        "GIF-transparent": encoded(palette, "GIF", transparency=3),
+        "PNG-interlaced": _interlaced(),
+        "JPEG-progressive": encoded(image, "JPEG", progressive=True),
+        "JPEG-CMYK": encoded(image.convert("CMYK"), "JPEG"),
+        "TIFF-JPEG": encoded(image, "TIFF", compression="jpeg"),
+        "TIFF-LZW": encoded(image.convert("L"), "TIFF", compression="tiff_lzw"),
+    }
 
 
 def read_maps(content: bytes) -> None:
@@ -68,10 +120,13 @@ def read_maps(content: bytes) -> None:
         assert min(rgb.size) > 0
     except ValueError:
         pass
-    try:
-        label_map = to_label_map(image)
-    except ValueError:
-        return
+    with contextlib.suppress(ValueError):
+        read_label_map(image)
+    number_of_frames(image)
+
+
+def read_label_map(image: Image.Image) -> None:
+    label_map = to_label_map(image)
     assert label_map.shape == (image.height, image.width)
     assert label_map.dtype == np.int32
     assert ((label_map >= 0) | (label_map == IGNORE_INDEX)).all()

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
-from c2fmae_hf.decoding import open_image, to_label_map, to_rgb
+from bad_rows import SIZE, animated, claiming, encoded, exif_of, one_class, with_exif
+from c2fmae_hf.decoding import MAX_IMAGE_PIXELS, number_of_frames, open_image, to_label_map, to_rgb
+from c2fmae_hf.photographs import open_photograph
 
 
 COLOUR = (200, 100, 50)
-
-
-def encoded(image: Image.Image, format: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 def pixel(image: Image.Image) -> tuple[int, ...]:
@@ -60,15 +58,50 @@ def test_16_bit_png_is_scaled_not_clipped():
     assert rgb[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (39, 19)), (6, (19, 0)), (8, (0, 39))])
-def test_photographs_are_turned_as_their_exif_says(orientation, corner):
-    image = Image.new("RGB", (40, 20))
-    image.paste("white", (0, 0, 8, 8))
+def turned(orientation: int, format: str = "PNG") -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    turned = to_rgb(open_image(encoded(image, "JPEG", exif=exif, quality=100)))
-    assert turned.size == ((20, 40) if orientation > 4 else (40, 20))
-    assert min(turned.getpixel(corner)) > 200
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 5, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(pixels), format, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_photographs_are_turned_as_their_exif_says(orientation):
+    for format in ("PNG", "JPEG", "WEBP", "TIFF"):
+        content = turned(orientation, format)
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+        upright = to_rgb(open_image(content))
+        assert upright.size == ((3, 5) if 5 <= orientation <= 8 else (5, 3))
+        assert (np.asarray(upright) == np.asarray(expected)).all()
+        assert upright.tobytes() == to_rgb(upright).tobytes(), "turned twice"
+
+
+@pytest.mark.parametrize(("tag", "kind", "value"), [(0x0103, 4, 0xFFFFFF), (0x011A, 2, 0x41), (0x0131, 5, 0)])
+def test_a_damaged_entry_of_exif_changes_nothing(tag, kind, value):
+    content = with_exif(exif_of(tag, kind, value))
+    image = Image.open(io.BytesIO(content))
+    with pytest.raises((struct.error, TypeError, AttributeError)):
+        ImageOps.exif_transpose(image)
+    assert to_rgb(open_image(content)).tobytes() == image.transpose(Image.Transpose.ROTATE_180).tobytes()
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_exif_that_cannot_be_read_is_ignored(format):
+    content = with_exif(b"no TIFF at all", format)
+    assert to_rgb(open_image(content)).tobytes() == Image.open(io.BytesIO(content)).convert("RGB").tobytes()
+    image, notes = open_photograph(content)
+    assert image.size == (SIZE, SIZE)
+    assert notes == []
+
+
+def test_pictures_of_a_damaged_file_are_counted_as_one():
+    class Damaged(Image.Image):
+        @property
+        def n_frames(self) -> int:
+            raise SyntaxError("no such frame")
+
+    assert number_of_frames(Damaged()) == 1
+    assert number_of_frames(Image.open(io.BytesIO(animated("TIFF")))) == 3
 
 
 def test_cmyk_jpeg():
@@ -100,6 +133,34 @@ def test_label_maps():
 def test_what_is_no_label_map(mode):
     with pytest.raises(ValueError, match=f"expected a single-channel 8- or 16-bit label map, got .* '{mode}'"):
         to_label_map(Image.new(mode, (2, 2)))
+
+
+LOSSY = [
+    ("JPEG", {}, "JPEG"),
+    ("TIFF", {"compression": "jpeg"}, "TIFF with the compression jpeg"),
+    ("JPEG2000", {"irreversible": True}, "JPEG2000"),
+    ("WEBP", {"lossless": True}, "WEBP"),
+    ("AVIF", {}, "AVIF"),
+]
+
+
+@pytest.mark.parametrize(("format", "options", "named"), LOSSY)
+def test_label_maps_that_may_have_losses_are_refused(format, options, named):
+    image = open_image(one_class(format, **options))
+    with pytest.raises(ValueError, match=f"stored without losses, got {named}: store it as PNG"):
+        to_label_map(image)
+
+
+COMPRESSIONS = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate")
+LOSSLESS = [("TIFF", {"compression": name}) for name in COMPRESSIONS]
+LOSSLESS += [("GIF", {"optimize": False})]  # Pillow would renumber ids
+LOSSLESS += [(name, {}) for name in ("PNG", "BMP", "DIB", "PPM", "TGA")]
+
+
+@pytest.mark.parametrize(("format", "options"), LOSSLESS)
+def test_label_maps_without_losses(format, options):
+    ids = np.random.default_rng(0).integers(0, 255, (7, 9), dtype=np.uint8)
+    assert (to_label_map(open_image(encoded(Image.fromarray(ids), format, **options))) == ids).all()
 
 
 PHOTO = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)), "JPEG")
@@ -136,6 +197,18 @@ def test_an_empty_file_is_told(tmp_path):
 def test_what_cannot_be_read(value, message):
     with pytest.raises(ValueError, match=message):
         open_image(value)
+
+
+def test_an_image_larger_than_the_limit_is_not_read(monkeypatch):
+    """Within Pillow's own limit, so that this one alone refuses it."""
+    monkeypatch.setattr(JpegImageFile, "load", lambda image: pytest.fail("was read"))
+    with pytest.raises(ValueError, match="expected at most 1599 pixels, got 40 x 40"):
+        open_image(PHOTO, 1599)
+    monkeypatch.undo()
+    assert open_image(PHOTO, 1600).size == (40, 40)
+    claimed = claiming(MAX_IMAGE_PIXELS // 10_000 + 1, 10_000)
+    with pytest.raises(ValueError, match=f"expected at most {MAX_IMAGE_PIXELS} pixels, got 15001 x 10000"):
+        open_image(claimed)
 
 
 def test_decompression_bombs(monkeypatch):

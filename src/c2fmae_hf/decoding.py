@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .constants import IGNORE_INDEX, IGNORE_INDEX_8BIT, IGNORE_INDEX_16BIT
 
@@ -17,17 +17,63 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 MAX_IMAGE_PIXELS = 150_000_000
 # A map may be stored at one cell per so many pixels.
 MAX_MAP_STRIDE = 16
+# WebP, JPEG 2000 and AVIF may be stored without losses, but what Pillow says of a file does not tell.
+_LOSSLESS_FORMATS = ("PNG", "GIF", "BMP", "DIB", "PPM", "TGA")
+_LOSSLESS_IN_TIFF = (
+    *("raw", "tiff_raw_16", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "lzma", "zstd"),
+    *("tiff_ccitt", "group3", "group4"),  # of one bit
+)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def exif_turn(image: Image.Image) -> Image.Transpose | None:
+    """How an image is turned to be seen upright; `None` if not at all, or if its EXIF cannot be read."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow fails on damaged EXIF in ways of its own
+        return None
+
+
+def number_of_frames(image: Image.Image) -> int:
+    """Pictures in an image's file; 1 also if it cannot be read to its end, through which Pillow looks for them."""
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """
+    A copy, turned as its EXIF says. `ImageOps.exif_transpose` would write all of the EXIF anew, and fail where any of
+    it is damaged.
+    """
+    image.load()  # Pillow turns some formats itself when it reads them
+    turn = exif_turn(image)
+    if turn is None:
+        return image.copy()
+    image = image.transpose(turn)
+    for name in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):  # or it would be turned again
+        image.info.pop(name, None)
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """
     Any PIL image as 8-bit RGB, the way a viewer shows it: rotated as its EXIF orientation says, transparency over
-    white, 16-bit greys scaled rather than clipped, CMYK and palettes converted.
+    white, 16-bit greys scaled rather than clipped, CMYK and palettes converted. EXIF that cannot be read is ignored.
 
     Raises:
         `ValueError`: for floating-point pixels that are not finite or not in [0, 1].
     """
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):  # 16 bits; Pillow widens some of them to "I"
@@ -46,6 +92,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def check_lossless(image: Image.Image) -> None:
+    """
+    That an image's file, if it comes from one, holds the very values that were stored.
+
+    Raises:
+        `ValueError`: for JPEG, also within TIFF, and formats that may have losses and do not tell.
+    """
+    compression = image.info.get("compression") if image.format == "TIFF" else None
+    is_lossless = compression in _LOSSLESS_IN_TIFF if image.format == "TIFF" else image.format in _LOSSLESS_FORMATS
+    if image.format is not None and not is_lossless:
+        stored = f"TIFF with the compression {compression}" if image.format == "TIFF" else image.format
+        raise ValueError(f"expected a label map stored without losses, got {stored}: store it as PNG")
+
+
 def to_label_map(image: Image.Image) -> np.ndarray:
     """
     A single-channel image of ids as an array.
@@ -58,10 +118,9 @@ def to_label_map(image: Image.Image) -> np.ndarray:
 
     Raises:
         `ValueError`: for several channels, floating-point values, ids that 16 bits do not hold, or a file that was
-            compressed with losses, which are other ids.
+            compressed with losses, which are other ids, or may have been.
     """
-    if image.format in ("JPEG", "MPO"):
-        raise ValueError(f"expected a label map stored without losses, such as PNG, got {image.format}")
+    check_lossless(image)
     if image.mode in ("1", "L", "P"):
         ignore = IGNORE_INDEX_8BIT
     elif image.mode.startswith("I"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from .decoding import open_image, to_rgb
+from .decoding import exif_turn, number_of_frames, open_image, to_rgb
 from .views import MAX_ASPECT
 
 
@@ -61,14 +61,14 @@ def open_photograph(value: Any, max_pixels: int = MAX_PIXELS) -> tuple[Image.Ima
     image = open_image(value, max_pixels)
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"expected at least {MIN_SIDE} pixels a side, got {image.width} x {image.height}")
+    rgb = to_rgb(image)  # before frames are looked for, which may leave the image at a damaged one
     notes = []
-    if (frames := getattr(image, "n_frames", 1)) > 1:
+    if (frames := number_of_frames(image)) > 1:
         notes.append(f"The file holds {frames} pictures; the first is used.")
-    if image.getexif().get(0x0112, 1) != 1:  # orientation
+    if exif_turn(image) is not None:
         notes.append("The photograph was rotated as its EXIF orientation says.")
     if image.mode == "CMYK":
         notes.append("Its CMYK colours were converted to RGB without a colour profile.")
-    image = to_rgb(image)
-    if max(image.size) > MAX_ASPECT * min(image.size):
-        notes.append(f"Of {image.width} x {image.height} pixels the middle is shown.")
-    return image, notes
+    if max(rgb.size) > MAX_ASPECT * min(rgb.size):
+        notes.append(f"Of {rgb.width} x {rgb.height} pixels the middle is shown.")
+    return rgb, notes

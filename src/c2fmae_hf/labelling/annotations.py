@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..constants import IGNORE_INDEX, NO_INSTANCE
-from ..decoding import expand_label_map, open_image, to_label_map
+from ..decoding import check_lossless, expand_label_map, open_image, to_label_map
 from ..files import file_sha256
 from .labeller import Labeller, unique_names
 from .records import LabelMaps, PreparedImage, SourceRecord
@@ -184,7 +184,7 @@ class CocoPanopticLabeller(_CocoLabeller):
         entry = self.panoptic.get(self.find(record))
         if entry is None:
             raise ValueError(f"has no annotation in {self.annotations.name}")
-        colours = np.asarray(open_image(str(self.segments / entry["file_name"])).convert("RGB")).astype(np.int64)
+        colours = _read_colours(self.segments / entry["file_name"]).astype(np.int64)
         segments = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
         semantic = np.full(segments.shape, IGNORE_INDEX, dtype=np.int32)
         instance = np.zeros(segments.shape, dtype=np.int32)
@@ -207,6 +207,18 @@ def _read_png(path: Path) -> np.ndarray:
         return to_label_map(open_image(str(path)))
     except ValueError as error:
         raise ValueError(f"annotation {path}: {error}") from error
+
+
+def _read_colours(path: Path) -> np.ndarray:
+    """Of a file whose colours are ids."""
+    if not path.is_file():
+        raise ValueError(f"has no annotation {path}")
+    try:
+        image = open_image(str(path))
+        check_lossless(image)
+    except ValueError as error:
+        raise ValueError(f"annotation {path}: {error}") from error
+    return np.asarray(image.convert("RGB"))
 
 
 class VocLabeller(AnnotationLabeller):
@@ -268,9 +280,7 @@ class Ade20kLabeller(AnnotationLabeller):
         instance = None
         if self.has_instances:
             path = self.root / "annotations_instance" / self.split / name
-            if not path.is_file():
-                raise ValueError(f"has no annotation {path}")
-            instance = np.asarray(open_image(str(path)).convert("RGB"))[..., 1].astype(np.int32)
+            instance = _read_colours(path)[..., 1].astype(np.int32)
         return LabelMaps(semantic, instance)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..constants import IGNORE_INDEX, IGNORE_INDEX_8BIT, IGNORE_INDEX_16BIT
-from ..decoding import MAX_IMAGE_PIXELS, open_image, to_rgb
+from ..decoding import MAX_IMAGE_PIXELS, number_of_frames, open_image, to_rgb
 from ..figures import UNKNOWN_COLOUR, colour_ids
 
 
@@ -173,7 +173,7 @@ def _encode_image(
         image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=options.jpeg_quality)
         return buffer.getvalue(), size
     is_plain = original.mode in ("RGB", "L") and not original.has_transparency_data
-    if original.format in KEPT_FORMATS and is_plain and getattr(original, "n_frames", 1) == 1:
+    if original.format in KEPT_FORMATS and is_plain and number_of_frames(original) == 1:
         return content, image.size
     if original.format == "MPO" and is_plain:  # a telephone's JPEG with a second picture behind it: keep the first
         image.save(buffer, "JPEG", quality=95)
