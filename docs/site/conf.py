@@ -69,7 +69,7 @@ OTHERS = {"transformers", "evaluate", "datasets", "trainer_utils", "Trainer", "B
 # The pages by part, in reading order. Those that are not there yet are left out; one that is there and is not named
 # here is an error of Sphinx.
 NAVIGATION = {
-    "Start": ["quickstart", "concepts", "gallery", "app", "faq"],
+    "Start": ["quickstart", "concepts", "gallery", "app", "faq", "glossary"],
     "Data": ["datasets", "labelling", "bad_rows"],
     "Training": ["pretraining", "long_runs", "transfer"],
     "Models": ["models", "hub", "hub_faults", "../model_cards/README"],
