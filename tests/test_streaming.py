@@ -106,12 +106,44 @@ def test_it_reads_no_more_than_a_block_of_a_lane_again(many, tmp_path):
     second.load_state_dict(state)
     read(second, 4)
     assert len(read_rows) <= 4 * (2 + 2 + 1)  # a block again, the next one, and one row ahead
+    # A run that stops before it has come to every lane knows of the others what it was told.
+    brief = stream()
+    brief.state_folder = tmp_path / "brief"
+    brief.state_folder.mkdir()
+    brief.load_state_dict(state)
+    read(brief, 1)
+    assert len(list(brief.state_folder.iterdir())) < 4
+    after = brief.state_dict(33)
+    assert set(after["lanes"]) == set(state["lanes"])
+    read_rows.clear()
+    last = stream()
+    last.load_state_dict(after)
+    read(last, 4)
+    assert len(read_rows) <= 4 * (2 + 2 + 1)
     # Without the lanes' states it reads all again, and comes to the same place.
     third = stream()
     third.load_state_dict({**state, "lanes": {}})
     again = stream()
     again.load_state_dict(state)
     assert read(third, 4) == read(again, 4)
+
+
+def test_small_blocks_and_a_reader_far_ahead(many, tmp_path):
+    """A hundred blocks begin in a batch; a state of each lane is there for any batch that may have been the last."""
+    options = {"shuffle_rows": 2, "batch_size": 30}
+    stream = make_stream(many, num_shards=2, **options)
+    stream.state_folder = tmp_path
+    whole = read(stream, 12)
+    for num_batches in (2, 7, 12):
+        state = json.loads(json.dumps(stream.state_dict(num_batches)))
+        assert {lane: one["samples"] >= 30 * (num_batches // 2) - 30 for lane, one in state["lanes"].items()} == {
+            "0": True,
+            "1": True,
+        }
+        again = make_stream(many, num_shards=2, **options)
+        again.load_state_dict(state)
+        expected = whole[30 * num_batches :][:60]
+        assert read(again, 2)[: len(expected)] == expected
 
 
 def test_another_order_is_no_going_on(many):

@@ -28,7 +28,7 @@ from .transforms import JointTransform
 
 
 MAX_LANES = 16
-# Workers are ahead of training by a few batches, and so by some blocks.
+# Of a lane; workers are ahead of training by fewer batches.
 _KEPT_STATES = 64
 
 LaneState = dict[str, Any]
@@ -130,6 +130,9 @@ class C2FMAEIterableDataset(IterableDataset):
         count = 0
         for state, block in self._blocks(lane, self._lane_states.get(str(lane))):
             count = state["samples"] if state["samples"] is not None else count
+            # Runs stop between batches: of blocks that begin within one, the last will do.
+            if states and -(-states[-1]["samples"] // self.batch_size) == -(-count // self.batch_size):
+                states.pop()
             states = [*states[1 - _KEPT_STATES :], {**state, "samples": count}]
             self._keep(lane, states)
             for row in block:
@@ -210,6 +213,8 @@ class C2FMAEIterableDataset(IterableDataset):
             past = [state for state in states if state["samples"] <= done]
             if past:
                 lanes[str(lane)] = past[-1]
+            elif str(lane) in self._lane_states:  # not read since this run was resumed
+                lanes[str(lane)] = self._lane_states[str(lane)]
         return {**self._identity(), "num_batches": num_batches, "lanes": lanes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
