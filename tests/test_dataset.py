@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 
 import datasets
@@ -12,6 +13,7 @@ from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
 from torch.utils.data import BatchSampler
 
+from bad_rows import claiming
 from c2fmae_hf.dataset import (
     C2FMAEDataset,
     EpochSampler,
@@ -129,6 +131,15 @@ def jpeg() -> bytes:
         ),
         ({"semantic": png(np.full((48, 48), 5, np.uint8))}, r"'semantic': expected class ids in \[0, .*=5\).*got 5"),
         ({"semantic": png(np.zeros((48, 48, 3), np.uint8))}, r"column 'semantic': expected a single-channel"),
+        # Within Pillow's own limit
+        (
+            {"image": {"bytes": claiming(15_001, 10_000)}},
+            r"column 'image': expected at most 150000000 pixels, got 15001",
+        ),
+        (
+            {"instance": {"bytes": claiming(15_001, 10_000)}},
+            r"'instance': expected at most 150000000 pixels, got 15001",
+        ),
     ],
 )
 def test_a_bad_row_is_named(rows, columns, message):
@@ -145,6 +156,34 @@ def test_a_corrupt_image_is_named_also_out_of_arrow(rows, tmp_path):
     dataset = C2FMAEDataset(load_splits(str(tmp_path / "rows"))["train"], TRANSFORM)
     with pytest.raises(ValueError, match=r"row 2 \(r2\), column 'image': cannot be decoded"):
         dataset[2]
+
+
+def with_bad_images(rows: datasets.Dataset, bad: set[int]) -> list[dict]:
+    items = replaced(rows, 0)
+    return [{**item, "image": {"bytes": b"no image"}} if i in bad else item for i, item in enumerate(items)]
+
+
+def test_bad_rows_are_named_once_by_each_worker(rows, caplog):
+    dataset = C2FMAEDataset(with_bad_images(rows, {1, 2}), TRANSFORM, progress=SharedProgress(), on_bad_row="skip")
+    workers = [copy.deepcopy(dataset) for _ in range(2)]  # as data-loading processes have them
+    for epoch in range(3):
+        for worker in workers:
+            assert worker[SampleKey(1, epoch, 0.0)]["num_skipped"] == 2
+    for row in (1, 2):
+        assert caplog.text.count(f"Skipped: row {row} ") == 2
+
+
+def test_no_more_than_so_many_bad_rows_are_named(rows, caplog, monkeypatch):
+    monkeypatch.setattr("c2fmae_hf.dataset.MAX_TOLD", 3)
+    dataset = C2FMAEDataset(
+        with_bad_images(rows, {0, 1, 2, 3, 4}), TRANSFORM, progress=SharedProgress(), on_bad_row="skip"
+    )
+    for epoch in range(2):
+        assert dataset[SampleKey(0, epoch, 0.0)]["num_skipped"] == 5
+    named = [record.getMessage() for record in caplog.records]
+    assert [message.split(" (")[0] for message in named[:3]] == [f"Skipped: row {i}" for i in range(3)]
+    assert named[3:] == ["Skipped 3 rows: no more are named, they are counted only"]
+    assert len(dataset.read_row.told) == 3
 
 
 def test_16_bit_maps(rows):

@@ -33,6 +33,8 @@ MAP_COLUMNS = ("semantic", "instance")
 OnBadRow = Literal["raise", "skip"]
 # So many bad rows one after another are no accident.
 MAX_SKIPPED = 1000
+# So many bad rows are named in the log; what was named is kept in memory.
+MAX_TOLD = 1000
 # A list of `ClassLabel`: the classes that occur in a row. Its feature carries the names of all classes.
 CLASSES_COLUMN = "semantic_classes"
 
@@ -131,16 +133,19 @@ class RowReader:
         Go on after a bad row, or raise its error.
 
         Args:
-            row: What tells it from others, so that each is logged once.
+            row: What tells it from others, so that each is logged once by each worker process, up to `MAX_TOLD` rows.
             number (`int`): Of bad rows one after another.
         """
         if self.on_bad_row == "raise":
             raise error
         if number >= MAX_SKIPPED:
             raise ValueError(f"dataset: expected rows that can be read, got {number} bad ones in a row: {error}")
-        if row not in self.told:
-            self.told.add(row)
-            logger.warning("Skipped: %s", error)
+        if row in self.told or len(self.told) >= MAX_TOLD:
+            return
+        self.told.add(row)
+        logger.warning("Skipped: %s", error)
+        if len(self.told) == MAX_TOLD:
+            logger.warning("Skipped %d rows: no more are named, they are counted only", MAX_TOLD)
 
     def _check_classes(self, semantic: np.ndarray) -> None:
         if self.num_semantic_classes is not None and semantic.max() >= self.num_semantic_classes:
@@ -171,7 +176,8 @@ class C2FMAEDataset(Dataset):
         progress ([`SharedProgress`], *optional*): Given for training. Without it the dataset is for evaluation:
             every epoch sees the same samples.
         on_bad_row (`str`): `raise`, or `skip`: the next good row stands in for one that cannot be used, with crops and
-            masks of its own; a sample's `num_skipped` counts the bad ones, and each is named once in the log.
+            masks of its own; a sample's `num_skipped` counts the bad ones, and the log names each once for each
+            worker process that meets it.
 
     Raises:
         `ValueError`: if there are no rows or columns are missing; on access, if a row cannot be decoded or its maps do
