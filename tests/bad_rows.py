@@ -272,7 +272,7 @@ HEAD = """# Rows of messy datasets
 
 What becomes of a row of each kind in pre-training, with five classes and a photograph of 48 x 48 pixels. An error
 stops the run at once and names row, `image_id` and column; with `--on_bad_row skip` the next good row is taken
-instead, the message is logged once, and the training log counts such rows (`skipped_rows`).
+instead, the message is logged once by each worker, and the training log counts such rows (`skipped_rows`).
 
 Made by `python tests/bad_rows.py > docs/bad_rows.md`; `tests/test_bad_rows.py` compares it with what it observes.
 Messages of Pillow are those of the version that made the table.
