@@ -322,7 +322,7 @@ CHECKS = {}
 for text, check in {
     "**processor(Image.open(": check_features,
     "outputs.last_hidden_state": check_features,
-    'c2fmae-vit-tiny", pretrained=True, num_classes=0).eval()': check_same_photograph,
+    "create_model(folder, pretrained=True, num_classes=0)": check_same_photograph,
     '"imagefolder"': check_labelled,
     '"by_split"': check_by_split,
     "processing_class=processor": check_training,
