@@ -137,7 +137,7 @@ def test_every_bad_file_is_rejected_with_a_reason(tmp_path):
     for name, reason in {
         "empty.jpg": "is empty",
         "truncated.jpg": "truncated",
-        "bomb.png": "exceeds limit",
+        "bomb.png": "an image that claims more",
         "error_page.jpg": "none of the formats JPEG",
         "postscript.jpg": "none of the formats JPEG",
         "broken_link.jpg": "No such file",
