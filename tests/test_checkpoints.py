@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -118,23 +117,6 @@ def test_sigterm_saves_and_then_ends_the_process(config, rows, tmp_path):
     assert asked == [signal.SIGTERM]  # passed on, once, when all was saved
     assert steps_in(tmp_path) == [5]
     assert make_trainer(config, rows, tmp_path).train(resume_from_checkpoint=True).global_step == 9
-
-
-def test_a_terminated_script_is_resumed_to_the_same_end(tmp_path, repository):
-    """As a cluster's scheduler ends it, with workers."""
-    command = [sys.executable, str(repository / "tests/killed_run.py")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def run(folder: str, moment: str) -> subprocess.CompletedProcess:
-        arguments = [str(tmp_path / folder), "map", "1", "1", moment]
-        return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
-
-    ended = run("a", "terminate-7")
-    assert ended.returncode == -signal.SIGTERM, ended.stderr
-    assert "SIGTERM: saved checkpoint-8" in ended.stderr
-    assert steps_in(tmp_path / "a") == [6, 8]
-    resumed, whole = (json.loads(run(folder, "never").stdout.splitlines()[-1]) for folder in ("a", "b"))
-    assert resumed == whole
 
 
 def hold(folder: str, ready, done) -> None:

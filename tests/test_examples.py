@@ -170,6 +170,7 @@ def test_recipes_are_valid(run_pretraining, path):
     assert training_args.learning_rate > 0
 
 
+@pytest.mark.slow  # tests/test_kill_and_resume.py has more of them, in less time
 def test_a_killed_process_resumes_to_the_same_weights(recipe, tmp_path):
     """SIGKILL in the middle of training, and the same command again."""
     script = str(EXAMPLES / "run_pretraining.py")

@@ -75,6 +75,16 @@ def test_killed_once_of_each_kind(processes, tmp_path, source):
     check(processes, tmp_path, source, 2, ["checkpoint-6", "evaluation-8", "step-10", "rename-15", "end-24"], [0, 2])
 
 
+def test_a_terminated_run_is_resumed_to_the_same_end(processes, tmp_path):
+    """As a cluster's scheduler ends it."""
+    ended = processes.run(SCRIPT, tmp_path / "a", "map", 1, 1, "terminate-7", environment={"HF_HUB_OFFLINE": "1"})
+    assert ended.code == -signal.SIGTERM, ended.err
+    assert "SIGTERM: saved checkpoint-8" in ended.err
+    assert last_checkpoint(tmp_path / "a") == 8
+    resumed, whole = (run(processes, tmp_path / folder, "map", 1, 1, "never") for folder in ("a", "b"))
+    assert resumed == whole
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [[0], [2, 0, 1]], ids=["no workers", "changing workers"])
 @pytest.mark.parametrize("accumulation", [1, 3])

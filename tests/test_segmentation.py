@@ -71,7 +71,10 @@ TRAINING = (
 TRAINING += ("--max_scale", "1.3", "--photometric", "false")
 
 
-@pytest.mark.parametrize(("kind", "head"), [("c2fmae", "upernet"), ("c2fmae", "light"), ("vit", "upernet")])
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [("c2fmae", "upernet"), ("c2fmae", "light"), pytest.param("vit", "upernet", marks=pytest.mark.slow)],
+)
 def test_fine_tuning_learns_and_the_result_is_a_pipeline(example, encoders, discs, tmp_path, kind, head):
     results = run(example, encoders[kind], discs, tmp_path / "out", "--head", head, *TRAINING)
     assert results["results"]["mean_iou"] > 0.45
