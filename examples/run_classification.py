@@ -44,7 +44,15 @@ from c2fmae_hf.classification import (
 )
 from c2fmae_hf.dataset import load_train_and_validation
 from c2fmae_hf.evidence import load_run
-from c2fmae_hf.features import LinearProbe, extract_features, load_encoder, pixel_statistics, weighted_knn
+from c2fmae_hf.features import (
+    LinearProbe,
+    encoder_config,
+    extract_features,
+    load_encoder,
+    own_image_size,
+    pixel_statistics,
+    weighted_knn,
+)
 from c2fmae_hf.files import write_json
 from c2fmae_hf.hub import HubError, check_license, push_to_hub
 from c2fmae_hf.metrics import load_metric
@@ -69,7 +77,7 @@ class DataArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "As for run_pretraining.py."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
-    image_size: int = field(default=224, metadata={"help": "Side of the input in pixels."})
+    image_size: int | None = field(default=None, metadata={"help": "Side of the input; by default the model's own."})
     min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest area of a training crop."})
     crop_ratio: float = field(default=0.875, metadata={"help": "Side of the central crop in evaluation."})
     rand_augment: bool = field(default=False, metadata={"help": "RandAugment in fine-tuning."})
@@ -310,6 +318,8 @@ def main(args: list[str] | None = None) -> dict:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     token = training_args.hub_token  # the trainer takes it out of the arguments
     set_seed(training_args.seed)
+    if data_args.image_size is None:
+        data_args.image_size = own_image_size(encoder_config(model_args.model, model_args.from_scratch))
     *data, id2label = load_rows(data_args, training_args.seed)
     protocol = "knn" if protocol_args.knn else "linear_probe" if protocol_args.linear_probe else "fine_tuning"
     started = time.perf_counter()

@@ -72,7 +72,7 @@ def example():
 def run(example, model: str, data: Path, output: Path, *options: str) -> dict:
     return example.main(
         [
-            *("--model", model, "--dataset_name", str(data), "--output_dir", str(output), "--image_size", "32"),
+            *("--model", model, "--dataset_name", str(data), "--output_dir", str(output)),
             *("--use_cpu", "true", "--disable_tqdm", "true", "--per_device_train_batch_size", "16", *options),
         ]
     )
@@ -99,6 +99,7 @@ def test_fine_tuning_learns_and_the_result_is_a_pipeline(example, folders, datas
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
     assert saved["protocol"] == "fine_tuning"
     assert saved["settings"]["model"] == folders[kind]
+    assert saved["settings"]["image_size"] == 32  # the model's own
     classify = pipeline("image-classification", model=str(tmp_path / "out"), device="cpu")
     for level, name in ((40, "dark"), (200, "bright")):
         photo = Image.fromarray(np.full((50, 37, 3), level, np.uint8))

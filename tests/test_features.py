@@ -8,13 +8,15 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import ViTConfig, ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
-from c2fmae_hf import C2FMAEModel
+from c2fmae_hf import C2FMAEConfig, C2FMAEModel
 from c2fmae_hf.classification import build_classifier
 from c2fmae_hf.features import (
     LinearProbe,
     encode_images,
+    encoder_config,
     extract_features,
     load_encoder,
+    own_image_size,
     patch_size_of,
     pixel_statistics,
     pool_tokens,
@@ -143,6 +145,17 @@ def test_saved_timm_models_take_other_sizes(tmp_path):
         assert encode_images(encoder, torch.randn(1, 3, side, side)).shape == (1, 1 + (side // 16) ** 2, 192)
     assert build_classifier(str(tmp_path), {0: "a", 1: "b"}, image_size=64, pooling="mean", drop_path_rate=0.1)
     assert build_backbone(str(tmp_path), image_size=64)(torch.randn(1, 3, 64, 48)).feature_maps[2].shape[2:] == (4, 3)
+
+
+def test_own_image_size(folders, tmp_path):
+    """What evaluation takes unless told: an encoder of small images would refuse or misjudge those of 224 pixels."""
+    assert [own_image_size(encoder_config(folder)) for folder in folders.values()] == [32, 32, 32]
+    timm_names = ("vit_tiny_patch16_384", "c2fmae_vit_tiny_patch16_224")
+    assert [own_image_size(encoder_config(name, from_scratch=True)) for name in timm_names] == [384, 224]
+    load_encoder("vit_tiny_patch16_384", from_scratch=True, image_size=64).save_pretrained(tmp_path / "timm")
+    assert own_image_size(encoder_config(str(tmp_path / "timm"))) == 64
+    with pytest.raises(ValueError, match="image_size: expected it, as the model's own is no square: 32 x 48"):
+        own_image_size(C2FMAEConfig(image_size=[32, 48], patch_size=8))
 
 
 def test_pixel_statistics(folders, tmp_path):

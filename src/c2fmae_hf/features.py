@@ -90,6 +90,26 @@ def encoder_config(
     return config
 
 
+def own_image_size(config: PreTrainedConfig) -> int:
+    """
+    Side in pixels of the square images that an encoder was made for; 224 if its configuration does not say.
+
+    Raises:
+        `ValueError`: if they are no squares.
+    """
+    size = getattr(config, "image_size", None)
+    if isinstance(config, TimmWrapperConfig):
+        shape = (getattr(config, "pretrained_cfg", None) or {}).get("input_size")
+        shape = shape or timm.get_pretrained_cfg_value(config.architecture, "input_size")
+        size = (config.model_args or {}).get("img_size") or (shape and shape[-2:])
+    if size is None:
+        return 224
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise ValueError(f"image_size: expected it, as the model's own is no square: {height} x {width}")
+    return height
+
+
 def _configure_timm(
     config: TimmWrapperConfig, image_size: int | None, drop_path_rate: float, pooling: str | None
 ) -> None:
