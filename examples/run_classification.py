@@ -42,6 +42,7 @@ from c2fmae_hf.classification import (
     classification_transforms,
     resize_images,
 )
+from c2fmae_hf.configuration_c2fmae import resize_before_crop
 from c2fmae_hf.dataset import load_train_and_validation
 from c2fmae_hf.evidence import load_run
 from c2fmae_hf.features import (
@@ -145,7 +146,7 @@ def build_processor(name: str, config, image_size: int, crop_ratio: float):
     """What evaluation does to images: C2FMAE's processor, or the model's own at this size, which may not crop."""
     size = {"height": image_size, "width": image_size}
     if isinstance(config, C2FMAEConfig):
-        shortest_edge = round(image_size / crop_ratio)
+        shortest_edge = resize_before_crop(image_size, crop_ratio)
         return C2FMAEImageProcessor.from_config(config, size={"shortest_edge": shortest_edge}, crop_size=size)
     try:
         processor = AutoImageProcessor.from_pretrained(name, size=size, crop_size=size)

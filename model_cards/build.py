@@ -1,11 +1,14 @@
 """
-Write the zoo's cards, one for each size, and the table of them, into the folder of this script.
+Write the zoo's cards, one for each size, the table of them, and those of the weights that are here, into the folder of
+this script.
 
     python model_cards/build.py
 
-A card is made of the size's configuration and of the records in `runs/<size>/<run>/` beside this script, if there are
+A size's card is made of its configuration and of the records in `runs/<size>/<run>/` beside this script, if there are
 any: folders or files that a training script wrote. Pre-training must be of that very architecture, and evaluations of
-the encoders that it gave. Cards are not edited: a test compares them with what this gives.
+the encoders that it gave. Weights are folders that `push_to_hub.py --preview` wrote; their card is made of what is in
+them, and of `card.yaml`, which holds the fields of [`CardFacts`] that no record knows. Cards are not edited: a test
+compares them with what this gives.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard
 
 from c2fmae_hf import SIZES, C2FMAEConfig
-from c2fmae_hf.evidence import Run, load_run, runs_of_architecture
+from c2fmae_hf.evidence import Run, load_run, run_of_weights, runs_of_architecture
 from c2fmae_hf.files import replace_file
 from c2fmae_hf.model_card import CardFacts, build_card
+from c2fmae_hf.repository import load_saved
 
 
 FACTS = CardFacts(
@@ -48,6 +53,33 @@ def build(size: str, folder: Path) -> ModelCard:
     return build_card(name, config, "C2FMAEForPreTraining", runs=find_runs(size, folder), facts=FACTS)
 
 
+def build_of_weights(folder: Path) -> ModelCard:
+    """
+    The card of weights.
+
+    Args:
+        folder: Named as they are; holds them as a repository on the Hub does, and `card.yaml`.
+
+    Raises:
+        `ValueError`: naming a record of other weights.
+    """
+    model, _ = load_saved(folder)
+    runs = []
+    for path in sorted((folder / "runs").iterdir()):
+        run = run_of_weights(load_run(path, path.name), model)
+        if run is None:
+            raise ValueError(f"{path}: expected the record of a run of {folder.name}, found one of other weights")
+        runs.append(run)
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    facts = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
+    return build_card(
+        *(folder.name, C2FMAEConfig.from_pretrained(folder), type(model).__name__),
+        files=files,
+        runs=sorted(runs, key=lambda run: not run.is_training),
+        facts=CardFacts(**{**facts, "tags": tuple(facts.get("tags", ()))}),
+    )
+
+
 def write_table(folder: Path) -> None:
     """In the folder's `README.md`, in place of the table that is there."""
     rows = []
@@ -74,6 +106,9 @@ def main(args: list[str] | None = None) -> list[Path]:
     for size in SIZES:
         paths.append(folder / f"c2fmae-vit-{size}.md")
         build(size, folder).save(paths[-1])
+    for config in sorted(folder.glob("*/config.json")):
+        paths.append(config.with_name("README.md"))
+        build_of_weights(config.parent).save(paths[-1])
     write_table(folder)
     return paths
 

@@ -122,8 +122,8 @@ CHANGES = [
     "answer against the model's own output, for images as files and in memory, of four modes, alone and in batches. "
     "Links are not tried. In `*_fp16` the model is really loaded in half precision.",
     "timm's tests choose models by filters of names (`vit_*`) and modules; each of ours is listed where timm's model "
-    "of the same architecture is. No weights are published, so that `test_model_load_pretrained` gets a file of "
-    "random ones.",
+    "of the same architecture is. No weights of these are published, so that `test_model_load_pretrained` gets a file "
+    "of random ones.",
 ]
 
 

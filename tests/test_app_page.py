@@ -475,7 +475,10 @@ def test_a_folder_without_weights_is_named(tmp_path):
     command = [sys.executable, str(APP / "app.py"), "--checkpoint", str(tmp_path / "nowhere")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
-    assert "nowhere: expected a folder of a pre-training model, found none; `make demo` makes" in ended.stderr
+    assert (
+        "nowhere: expected a folder of a pre-training model, found none; there is one in the repository"
+        in ended.stderr
+    )
     assert "Traceback" not in ended.stderr
 
 

@@ -20,6 +20,12 @@ def test_the_document_has_the_tables_of_the_results(repository, monkeypatch):
         assert summarise.table(rows) in text
         differences = summarise.compare(rows)
         assert differences is None or differences in text
+    for path in sorted((folder / "results").glob("encoder-*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        metrics = [name for name in summarise.METRICS if name in found["results"]]
+        shown = " | ".join(summarise.shown({"mean": found["results"][name], "seeds": 1}) for name in metrics)
+        assert f"| {found['name']} | " in text
+        assert f" | {shown} |" in text
     readme = (repository / "README.md").read_text(encoding="utf-8")
     rows = summarise.summarise(groups["fleet-stl10-small-10"], ratios)
     for name in ("mae", "parallel", "cascade", "curriculum"):

@@ -202,6 +202,14 @@ def test_reversed_order():
     assert curriculum.probabilities(torch.tensor([0.0, 1.0])).tolist() == [[0, 0, 1], [1, 0, 0]]
 
 
+@pytest.mark.parametrize("schedule", ["linear", "step"])
+def test_a_shorter_curriculum_ends_earlier_and_stays(schedule):
+    whole, half = MaskingCurriculum(schedule), MaskingCurriculum(schedule, length=0.5)
+    t = torch.linspace(0, 1, 21)
+    assert torch.allclose(half.probabilities(t / 2), whole.probabilities(t))
+    assert half.probabilities(torch.tensor([0.5, 0.7, 1.0])).tolist() == [[0, 0, 1]] * 3
+
+
 def test_draws_follow_the_probabilities():
     uniform = torch.linspace(0, 1, 10_001)[:-1]
     drawn = MaskingCurriculum().draw(torch.full((10_000,), 0.6), uniform)
@@ -219,6 +227,8 @@ def test_draws_follow_the_probabilities():
         ({"weights": (1, 1)}, "weights: expected"),
         ({"order": ("semantic", "random")}, "order: expected a permutation"),
         ({"jitter": -0.1}, "jitter: expected a number >= 0, got -0.1"),
+        ({"length": 0}, r"length: expected a share in \(0, 1\], got 0"),
+        ({"length": 1.5}, r"length: expected a share in \(0, 1\], got 1.5"),
     ],
 )
 def test_a_wrong_curriculum_is_named(arguments, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shlex
@@ -255,6 +256,14 @@ def test_training_is_told_from_the_record(pretraining, runs):
     assert "run_pretraining.py --use_cpu true" in text
     assert "--config_overrides '{\"num_hidden_layers\": 1}'" in text  # quoted, so that it can be run again
     assert "1 block a stage" in text
+
+
+def test_a_shorter_curriculum_is_told(pretraining):
+    changed = copy.deepcopy(pretraining.runs[0])
+    (record,) = [content for name, content in changed.files.items() if name.endswith("run.json")]
+    record["curriculum"]["length"] = 0.5
+    text = pretraining.build(runs=[changed]).text
+    assert "then random; jitter 0.05; over the first 50% of the run." in text
 
 
 def test_streams_are_not_counted(runs):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -18,6 +20,7 @@ from c2fmae_hf import (
     C2FMAEForImageClassification,
     C2FMAEForPreTraining,
     C2FMAEForSemanticSegmentation,
+    C2FMAEImageProcessor,
     C2FMAEModel,
 )
 from testing_utils import require_timm_local_dir
@@ -87,6 +90,22 @@ def test_timm_s_own_preprocessing_is_the_processor_s(tmp_path):
     assert data["crop_pct"] == 0.875
     assert data["interpolation"] == "bicubic"
     assert tuple(data["mean"]) == (0.485, 0.456, 0.406)
+
+
+@require_timm_local_dir
+@pytest.mark.parametrize("side", [64, 96, 112, 144, 224])
+def test_an_image_is_resized_and_cropped_alike(tmp_path, side):
+    """Of sizes that are no multiple of 7, too: a pixel more or less would be seen in all features."""
+    config = tiny(image_size=side)
+    C2FMAEModel(config).save_pretrained(tmp_path)
+    model = timm.create_model(f"local-dir:{tmp_path}", num_classes=0)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    rows, columns = np.mgrid[:230, :307] / 20
+    waves = np.stack([np.sin(rows), np.sin(columns), np.sin(rows + columns)], axis=-1)
+    image = Image.fromarray((128 + 100 * waves).astype(np.uint8))
+    ours = C2FMAEImageProcessor.from_config(config)(image, return_tensors="pt")["pixel_values"][0]
+    assert ours.shape == (3, side, side)
+    assert (ours - transform(image)).abs().max() < 0.04  # two of 255 levels
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,8 @@ COMPARISONS = (
     ("semantic-guided masks, against random", "cascade_semantic", "cascade"),
     ("instance-guided masks, against random", "cascade_instance", "cascade"),
     ("curriculum in three steps, against linear", "curriculum_step", "curriculum"),
+    ("curriculum in the first half, against throughout", "curriculum_short", "curriculum"),
+    ("curriculum in the first half, against random masks", "curriculum_short", "cascade"),
     ("curriculum, regions mingle, against hardly", "curriculum_soft", "curriculum"),
     ("curriculum with parallel decoders, against random masks", "parallel_curriculum", "parallel"),
     ("maps of the classical labeller, against annotators'", "classical", "cascade"),

@@ -3,7 +3,7 @@ A page to try a pre-trained model on: choose or upload a photograph, hide parts 
 them, and what its patches attend to.
 
     pip install ".[app]"
-    python examples/app/app.py                                     # the model that `make demo` leaves
+    python examples/app/app.py                                     # the weights that are in the repository
     python examples/app/app.py --checkpoint runs/mine/c2fmae-vit-base-pretraining --port 7861
 
 Everything comes from a local folder: nothing is downloaded, and the page loads nothing from elsewhere. The folder
@@ -38,8 +38,9 @@ from c2fmae_hf.playground import MAX_SEED, Photograph, Pictures, Playground, Wei
 
 
 HERE = Path(__file__).resolve().parent
-# In a Space the weights lie beside this file.
-DEFAULT_CHECKPOINT = HERE / "weights" if (HERE / "weights").is_dir() else "runs/demo/c2fmae-vit-tiny-pretraining"
+# In a Space the weights lie beside this file, in the repository among the model cards.
+SPACE_WEIGHTS = HERE / "weights"
+DEFAULT_CHECKPOINT = SPACE_WEIGHTS if SPACE_WEIGHTS.is_dir() else HERE.parents[1] / "model_cards/c2fmae-vit-tiny-stl10"
 # Name in scikit-image or scikit-learn, and what is to be seen.
 EXAMPLES = {
     "china": "Palace",

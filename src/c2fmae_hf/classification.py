@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .configuration_c2fmae import resize_before_crop
 from .constants import IMAGENET_MEAN, IMAGENET_STD
 from .dataset import undecoded
 from .decoding import open_image, to_rgb
@@ -151,7 +152,7 @@ def classification_transforms(
         *([RandomErasing(random_erasing, mode="pixel", device="cpu")] if random_erasing > 0 else []),
     ]
     evaluation = [
-        v2.Resize(round(image_size / crop_ratio), interpolation=interpolation, antialias=True),
+        v2.Resize(resize_before_crop(image_size, crop_ratio), interpolation=interpolation, antialias=True),
         v2.CenterCrop(image_size),
         *finish,
     ]

@@ -99,6 +99,20 @@ _ENCODER_CLASS = "C2FMAEModel"
 _CLASSIFIER_CLASS = "C2FMAEForImageClassification"
 
 
+def resize_before_crop(side: int, crop_ratio: float = 0.875) -> int:
+    """
+    Pixels of an image's shorter side before a central crop of `side` pixels, which is about `crop_ratio` of it. The
+    margin is even, since libraries cut odd ones unlike.
+    """
+    return side + 2 * round(side * (1 / crop_ratio - 1) / 2)
+
+
+def crop_share(crop: int, resized: int) -> float:
+    """timm's `crop_pct`, of which it makes `floor(crop / crop_pct)`, for a crop of images of that shorter side."""
+    share = round(crop / resized, 4)
+    return share if math.floor(crop / share) == resized else crop / (resized + 0.5)
+
+
 @strict
 class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
@@ -437,6 +451,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         global_pool = "avg" if self.pooling == "mean" else "token"
         labels: dict[Any, str] = dict(self.id2label or {})
         names = [labels[index] for index in range(num_classes)]
+        side = max(self.image_height_width)
         return {
             "architecture": f"vit_{size}_patch{patch_size}_224",
             "num_classes": num_classes,
@@ -464,7 +479,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 "input_size": [self.num_channels, *self.image_height_width],
                 "fixed_input_size": True,
                 "pool_size": None,
-                "crop_pct": 0.875,
+                "crop_pct": crop_share(side, resize_before_crop(side)),
                 "crop_mode": "center",
                 "interpolation": "bicubic",
                 "mean": self.image_mean,

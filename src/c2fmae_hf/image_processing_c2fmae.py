@@ -16,6 +16,7 @@ from transformers.image_utils import ChannelDimension, ImageInput, PILImageResam
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
+from .configuration_c2fmae import resize_before_crop
 from .constants import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, NO_INSTANCE
 from .decoding import to_label_map, to_rgb
 from .modeling_c2fmae import C2FMAEForPreTrainingOutput
@@ -96,8 +97,8 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     @classmethod
     def from_config(cls, config: Any, **kwargs) -> C2FMAEImageProcessor:
         """
-        The processor of a model: its image size (from a resize to 8/7 of it), pixel statistics, patch size and label
-        stride.
+        The processor of a model: its image size (from a resize to about 8/7 of it), pixel statistics, patch size and
+        label stride.
 
         Args:
             config ([`C2FMAEConfig`]).
@@ -105,7 +106,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         """
         height, width = config.image_height_width
         defaults = {
-            "size": {"shortest_edge": round(max(height, width) / 0.875)},
+            "size": {"shortest_edge": resize_before_crop(max(height, width))},
             "crop_size": {"height": height, "width": width},
             "image_mean": config.image_mean,
             "image_std": config.image_std,

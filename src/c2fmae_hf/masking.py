@@ -156,16 +156,19 @@ class MaskingCurriculum:
         weights: Probabilities of (semantic, instance, random) under `"constant"`; they are divided by their sum.
         order: The strategies in the order in which they take over, coarse to fine by default.
         jitter (`float`): As for [`mask_regions`].
+        length (`float`): Share of the run in (0, 1] that the schedule takes; the rest of it is like its end. Our
+            addition.
 
     Raises:
         `ValueError`: for an unknown schedule, an order that is not a permutation of the strategies, negative or
-            all-zero weights, a negative jitter.
+            all-zero weights, a negative jitter, a length outside (0, 1].
     """
 
     schedule: Literal["linear", "step", "constant"] = "linear"
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     order: tuple[str, ...] = MASKING_STRATEGIES
     jitter: float = 0.05
+    length: float = 1.0
 
     def __post_init__(self) -> None:
         if self.schedule not in ("linear", "step", "constant"):
@@ -176,6 +179,8 @@ class MaskingCurriculum:
             raise ValueError(f"weights: expected three numbers >= 0, not all zero, got {self.weights!r}")
         if self.jitter < 0:
             raise ValueError(f"jitter: expected a number >= 0, got {self.jitter!r}")
+        if not 0 < self.length <= 1:
+            raise ValueError(f"length: expected a share in (0, 1], got {self.length!r}")
 
     def probabilities(self, progress: torch.Tensor) -> torch.Tensor:
         """
@@ -185,7 +190,7 @@ class MaskingCurriculum:
         Returns:
             `torch.DoubleTensor` of shape `(batch_size, 3)`: probabilities in the order of `MASKING_STRATEGIES`.
         """
-        t = progress.double().clamp(0, 1)
+        t = (progress.double() / self.length).clamp(0, 1)
         if self.schedule == "constant":
             weights = torch.tensor(self.weights, dtype=torch.double, device=t.device)
             return (weights / weights.sum()).expand(len(t), -1)

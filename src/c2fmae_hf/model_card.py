@@ -132,7 +132,10 @@ class _Address:
         return f"hf-hub:{self.name}{f'@{self.revision}' if self.revision else ''}"
 
     @property
-    def records_url(self) -> str:
+    def records_url(self) -> str | None:
+        """`None` without an owner's name, by which a hub would find it."""
+        if "/" not in self.name:
+            return None
         folder = "/".join(filter(None, (quote(self.revision or "main", safe=""), self.subfolder, "runs")))
         return f"https://huggingface.co/{self.name}/tree/{folder}"
 
@@ -398,6 +401,7 @@ def _cell(text: str) -> str:
 
 def _eval_result(address: _Address, figure: Figure) -> EvalResult:
     shown_name, hub_metric, _ = METRICS[figure.metric]
+    url = address.records_url
     return EvalResult(
         task_type=figure.hub_task,
         dataset_type=figure.data,
@@ -408,8 +412,8 @@ def _eval_result(address: _Address, figure: Figure) -> EvalResult:
         metric_value=figure.value,
         # Hubs group metrics by task and data, with one source for all; each one's own record is its argument.
         metric_args={"record": figure.evidence},
-        source_name="records in this repository",
-        source_url=address.records_url,
+        source_name="records in this repository" if url else None,
+        source_url=url,
     )
 
 
@@ -643,8 +647,10 @@ def _describe_training(run: Run) -> dict[str, Any]:
         curriculum = (
             f"Masking curriculum: {schedule['schedule']}, "
             f"{shares if schedule['schedule'] == 'constant' else ' then '.join(schedule['order'])}; jitter "
-            f"{schedule['jitter']:g}."
+            f"{schedule['jitter']:g}"
         )
+        length = schedule.get("length", 1)
+        curriculum += f"; over the first {length:.0%} of the run." if length < 1 else "."
     # What names this machine's folders alone, or says nothing of the result.
     left_out = ("output_dir", "disable_tqdm", "report_to", "push_to_hub", "do_eval")
     arguments = {

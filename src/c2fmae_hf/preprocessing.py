@@ -14,7 +14,7 @@ import timm
 from transformers import AutoImageProcessor, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
-from .configuration_c2fmae import C2FMAEConfig
+from .configuration_c2fmae import C2FMAEConfig, crop_share
 from .image_processing_c2fmae import C2FMAEImageProcessor
 
 
@@ -110,10 +110,10 @@ def convert_processor_to_timm(processor: C2FMAEImageProcessor) -> dict[str, Any]
     size = dict(processor.size or {})
     if size.get("height"):
         crop = processor.crop_size if processor.do_center_crop else processor.size
-        fields.update(crop_mode="squash", crop_pct=_crop_share(crop["height"], size["height"]))
+        fields.update(crop_mode="squash", crop_pct=crop_share(crop["height"], size["height"]))
     elif processor.do_center_crop and processor.crop_size and size.get("shortest_edge"):
         side = max(processor.crop_size["height"], processor.crop_size["width"])
-        fields["crop_pct"] = _crop_share(side, size["shortest_edge"])
+        fields["crop_pct"] = crop_share(side, size["shortest_edge"])
     return fields
 
 
@@ -130,12 +130,6 @@ def effective_statistics(processor: Any) -> tuple[list[float], list[float]]:
     if math.isclose(scale, 1):
         return mean, std
     return [value / scale for value in mean], [value / scale for value in std]
-
-
-def _crop_share(crop: int, resized: int) -> float:
-    """`crop_pct`, of which timm makes `floor(crop / crop_pct)`."""
-    share = round(crop / resized, 4)
-    return share if math.floor(crop / share) == resized else crop / (resized + 0.5)
 
 
 def convert_processor_to_vit(processor: C2FMAEImageProcessor) -> ViTImageProcessor:

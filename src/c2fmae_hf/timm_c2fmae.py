@@ -1,7 +1,7 @@
 """
 The zoo's encoders in timm's registry. They are timm's own `VisionTransformer`, built from the one table of sizes.
 
-No weights are published yet, so that `pretrained=True` needs a file: `pretrained_cfg_overlay={"file": ...}`. A folder
+No weights are on the Hub yet, so that `pretrained=True` needs a file: `pretrained_cfg_overlay={"file": ...}`. A folder
 that `C2FMAEModel.save_pretrained` wrote loads without this module, as `local-dir:<folder>`.
 """
 

@@ -33,6 +33,7 @@ class C2FMAETrainingArguments(TrainingArguments):
             `"constant"`.
         curriculum_weights (`list[float]`): Its weights of (semantic, instance, random) if constant.
         curriculum_order (`list[str]`): The strategies in the order in which they take over.
+        curriculum_length (`float`, defaults to 1.0): Share of the run that its schedule takes.
         mask_jitter (`float`, defaults to 0.05): Its jitter.
         evaluation_masking (`str`, defaults to `"random"`): The strategy that masks evaluation images.
     """
@@ -84,6 +85,9 @@ class C2FMAETrainingArguments(TrainingArguments):
         default_factory=lambda: list(MASKING_STRATEGIES),
         metadata={"help": "The masking strategies in the order in which they take over."},
     )
+    curriculum_length: float = field(
+        default=1.0, metadata={"help": "Share of the run that the curriculum takes; then the last strategy stays."}
+    )
     mask_jitter: float = field(default=0.05, metadata={"help": "How much patches of different regions mingle."})
     evaluation_masking: str = field(
         default="random",
@@ -114,4 +118,5 @@ class C2FMAETrainingArguments(TrainingArguments):
             weights=(semantic, instance, random),
             order=tuple(self.curriculum_order),
             jitter=self.mask_jitter,
+            length=self.curriculum_length,
         )

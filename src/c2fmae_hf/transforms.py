@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvF
 
+from .configuration_c2fmae import resize_before_crop
 from .constants import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD
 from .targets import reduce_label_map
 
@@ -153,12 +154,15 @@ def evaluation_transform(size: tuple[int, int], crop_ratio: float = 0.875, **opt
 
     Args:
         size (`tuple[int, int]`): Output `(height, width)`.
-        crop_ratio (`float`): Side of the crop relative to the resized image's shorter side; 0.875 is 224 of 256.
+        crop_ratio (`float`): Side of the crop relative to the resized image's shorter side; 0.875 is 224 of 256. To an
+            even margin, see [`~c2fmae_hf.configuration_c2fmae.resize_before_crop`].
         options: `label_stride`, `mean`, `std` of [`JointTransform`].
     """
     geometry = v2.Compose(
         [
-            v2.Resize(round(max(size) / crop_ratio), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.Resize(
+                resize_before_crop(max(size), crop_ratio), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+            ),
             v2.CenterCrop(size),
         ]
     )

@@ -1,0 +1,66 @@
+"""
+What a saved encoder is worth, by the study's protocols.
+
+    python benchmarks/representation/judge.py --data shared/data model_cards/c2fmae-vit-tiny-stl10
+
+Writes `<output>/encoder-<name>.json`, whose scores are comparable with those of the study's variants: the same
+photographs of 96 pixels, probes and seeds. An encoder of other patches must divide them into a square grid whose side
+divides 16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from data import GRID, IMAGE_SIZE, load_study_data
+from protocols import evaluate, summary
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from common import machine
+
+from c2fmae_hf import C2FMAEModel
+from c2fmae_hf.files import write_json
+from c2fmae_hf.repository import check_saved
+from c2fmae_hf.run_record import encoder_fingerprint, hide_tokens
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("encoders", nargs="+", type=Path, help="folders of C2FMAE's encoders or pre-training models")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
+    parser.add_argument("--seed", type=int, default=0, help="of the probes")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args(arguments)
+    encoders = {}
+    for folder in args.encoders:
+        check_saved(str(folder))
+        encoder = C2FMAEModel.from_pretrained(folder).eval()
+        height, width = encoder.config.grid_size
+        if encoder.config.image_height_width != (IMAGE_SIZE, IMAGE_SIZE) or GRID % height or height != width:
+            parser.error(
+                f"{folder}: expected an encoder of {IMAGE_SIZE} x {IMAGE_SIZE} pixels in a square grid of patches "
+                f"whose side divides {GRID}, got {encoder.config.image_height_width} in {height} x {width} patches"
+            )
+        encoders[folder.absolute().name] = encoder
+    data = load_study_data(args.data, with_pretraining=False)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name, encoder in encoders.items():
+        fingerprint = encoder_fingerprint(encoder)
+        results = evaluate(encoder, data, args.seed)
+        content = {
+            "name": name,
+            "encoder": fingerprint,
+            "seed": args.seed,
+            "results": results,
+            "command": hide_tokens(sys.argv),
+            "machine": machine("cpu"),
+        }
+        write_json(args.output / f"encoder-{name}.json", content)
+        print(f"{name}: {summary(results)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
