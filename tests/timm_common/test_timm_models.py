@@ -75,7 +75,7 @@ def not_the_slowest(request):
 
 @pytest.fixture(autouse=True)
 def weights(request, monkeypatch, tmp_path):
-    """No weights of these are published: where a test loads some, give it a file of the encoder's, with random values."""
+    """No weights of these are published: a test that loads some gets a file of the encoder's, with random values."""
     if "pretrained" not in request.node.name:
         yield
         return
