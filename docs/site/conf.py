@@ -31,7 +31,7 @@ include_patterns = [
     "docs/**.rst",
     "benchmarks/**/README.md",
     "benchmarks/README.md",
-    "model_cards/*.md",
+    "model_cards/**.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
 ]
@@ -95,7 +95,8 @@ def add_navigation(app: Sphinx, docname: str, source: list[str]) -> None:
             there = [f"{TITLES[page]} <{page}>" if page in TITLES else page for page in there]
             source[0] += "\n".join(["", "```{toctree}", ":hidden:", f":caption: {part}", "", *there, "```", ""])
     elif docname == "model_cards/README":
-        cards = [path.stem for path in sorted((ROOT / "model_cards").glob("c2fmae-*.md"))]
+        cards = [f"{path.parent.name}/README" for path in sorted((ROOT / "model_cards").glob("*/README.md"))]
+        cards += [path.stem for path in sorted((ROOT / "model_cards").glob("c2fmae-*.md"))]
         source[0] += "\n".join(["", "```{toctree}", ":hidden:", "", *cards, "```", ""])
 
 
