@@ -6,7 +6,7 @@ The study's tables and figures, from the files of `study.py` and `fleet.py`.
 A group is `study-<source>-<encoder>-<epochs>`, the runs of `study.py` that share them (`-steps` if at equal steps), or
 a file `fleet-<source>-<encoder>-<epochs>.json`. Prints each group's table and comparisons, as `docs/evidence.md` has
 them, and writes beside the results `evidence.json` (mean, standard deviation and number of seeds of every cell), a bar
-chart of each group, and `compute.png`, scores over photographs seen.
+chart of each group, and `compute.png`, scores over photographs seen, of STL-10's groups that have MAE.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def draw(rows: dict[str, Any], path: Path) -> None:
 
 
 def draw_compute(groups: dict[str, dict[str, Any]], path: Path) -> None:
-    """Scores over photographs seen, of the variants that several groups have."""
+    """Scores over photographs seen, of the variants that several groups have, each of another number of them."""
     figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 3.4))
     for panel, metric in zip(panels, DRAWN):
         for (name, style), colour in zip(LINES.items(), COLOURS):
@@ -198,7 +198,7 @@ def draw_compute(groups: dict[str, dict[str, Any]], path: Path) -> None:
                     label=VARIANTS[name].words,
                 )
         panel.set_xscale("log")
-        ticks = sorted({rows["mae"]["images"] / 1000 for rows in groups.values() if "mae" in rows})
+        ticks = sorted({rows["mae"]["images"] / 1000 for rows in groups.values()})
         panel.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
         panel.minorticks_off()
         panel.set_xlabel("photographs seen, thousands")
@@ -231,7 +231,9 @@ def main(args: list[str] | None = None) -> None:
         differences = compare(rows)
         if differences is not None:
             print(f"{differences}\n")
-    draw_compute(groups, figures / "compute.png")
+    same = {name: rows for name, rows in groups.items() if "-stl10-" in name and "mae" in rows}
+    if same:
+        draw_compute(same, figures / "compute.png")
 
 
 if __name__ == "__main__":
