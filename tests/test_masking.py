@@ -173,6 +173,32 @@ def test_instances_before_classes():
     assert regions[3] < 0
 
 
+@pytest.mark.parametrize("min_visible", [1, 4, 60])
+def test_patches_of_every_region_stay_visible(min_visible):
+    """As many as there are, and as the count allows; which of them is random, and the rest is guided as before."""
+    regions = torch.randint(0, 4, (50, 196), generator=torch.Generator().manual_seed(0)) * 7 - 3
+    regions[:, :2] = 99  # a region of two patches
+    uniform = torch.rand(2, 50, 196, generator=torch.Generator().manual_seed(1))
+    mask = mask_regions(regions, 147, *uniform, min_visible=min_visible)
+    assert mask.sum(dim=1).tolist() == [147] * 50
+    visible = torch.stack([((regions == region) & ~mask).sum(dim=1) for region in (-3, 4, 11, 18, 99)], dim=1)
+    if 4 * min_visible + 2 <= 49:
+        assert (visible[:, :4] >= min_visible).all()
+        assert (visible[:, 4] >= min(min_visible, 2)).all()
+        # One region has most of what is left to show.
+        assert (visible[:, :4].amax(dim=1) > 49 - 4 * min_visible - 3).float().mean() > 0.5
+    else:
+        assert (visible.sum(dim=1) == 49).all()
+    first = (~mask & (regions == 4)).float().mean(dim=0)
+    assert first.max() < 0.9
+
+
+def test_random_masks_know_no_regions_to_keep():
+    regions, uniform = torch.arange(196).expand(8, 196), torch.rand(2, 8, 196)
+    kept, plain = (mask_regions(regions, 147, *uniform, min_visible=number) for number in (4, 0))
+    assert torch.equal(kept, plain)
+
+
 def test_ranks():
     assert rank_regions(torch.tensor([[50, -3, 50, 7], [1, 1, 1, 1]])).tolist() == [[2, 0, 2, 1], [0, 0, 0, 0]]
 
@@ -227,6 +253,7 @@ def test_draws_follow_the_probabilities():
         ({"weights": (1, 1)}, "weights: expected"),
         ({"order": ("semantic", "random")}, "order: expected a permutation"),
         ({"jitter": -0.1}, "jitter: expected a number >= 0, got -0.1"),
+        ({"min_visible": -1}, "min_visible: expected an integer >= 0, got -1"),
         ({"length": 0}, r"length: expected a share in \(0, 1\], got 0"),
         ({"length": 1.5}, r"length: expected a share in \(0, 1\], got 1.5"),
     ],

@@ -51,6 +51,7 @@ COMPARISONS = (
     ("curriculum in three steps, against linear", "curriculum_step", "curriculum"),
     ("curriculum in the first half, against throughout", "curriculum_short", "curriculum"),
     ("curriculum in the first half, against random masks", "curriculum_short", "cascade"),
+    ("curriculum, 4 patches of every region visible, against random masks", "curriculum_kept", "cascade"),
     ("curriculum, regions mingle, against hardly", "curriculum_soft", "curriculum"),
     ("curriculum with parallel decoders, against random masks", "parallel_curriculum", "parallel"),
     ("maps of the classical labeller, against annotators'", "classical", "cascade"),

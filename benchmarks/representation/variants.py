@@ -90,6 +90,9 @@ VARIANTS = {
     "no_feedback": Variant("cascade, no prediction fed on", training=RANDOM, feedback="none"),
     "curriculum_step": Variant("cascade, curriculum in three steps", training={"curriculum": "step"}),
     "curriculum_short": Variant("cascade, curriculum in the first half", training={"curriculum_length": 0.5}),
+    "curriculum_kept": Variant(
+        "cascade, curriculum, 4 patches of every region visible", training={"mask_min_visible": 4}
+    ),
     "curriculum_soft": Variant("cascade, curriculum, regions mingle (jitter 0.5)", training={"mask_jitter": 0.5}),
     "mae_slow": Variant("MAE, half the learning rate", training={"base_learning_rate": 2e-3}, kind="vit_mae"),
     "mae_fast": Variant("MAE, twice the learning rate", training={"base_learning_rate": 8e-3}, kind="vit_mae"),

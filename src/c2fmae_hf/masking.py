@@ -68,12 +68,30 @@ def rank_regions(region_ids: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(region_ids).scatter_(1, order, is_new.cumsum(dim=1))
 
 
+def places_in_regions(ranks: torch.Tensor, patch_keys: torch.Tensor) -> torch.Tensor:
+    """
+    Place of every patch among those of its region, 0, 1, 2, ..., in the order of their keys.
+
+    Args:
+        ranks (`torch.LongTensor` of shape `(batch_size, num_patches)`): Of [`rank_regions`].
+        patch_keys (`torch.FloatTensor` of shape `(batch_size, num_patches)`): In [0, 1).
+
+    Returns:
+        `torch.LongTensor` of the same shape.
+    """
+    order = (ranks + patch_keys.double()).argsort(dim=1)
+    ordered = ranks.gather(1, order)
+    places = torch.arange(ranks.shape[1], device=ranks.device) - torch.searchsorted(ordered, ordered)
+    return torch.empty_like(ranks).scatter_(1, order, places)
+
+
 def mask_regions(
     region_ids: torch.Tensor,
     num_masked: int,
     region_keys: torch.Tensor,
     patch_keys: torch.Tensor,
     jitter: float = 0.05,
+    min_visible: int = 0,
 ) -> torch.Tensor:
     """
     Random masking over regions: a region has one random key, a patch its region's key plus a little of its own, and
@@ -88,6 +106,8 @@ def mask_regions(
         patch_keys (`torch.FloatTensor` of shape `(batch_size, num_patches)`): Uniform in [0, 1).
         jitter (`float`): Weight of the patches' own keys. Small against 1, it orders the patches of the region that is
             cut, and lets regions of similar key mingle.
+        min_visible (`int`): So many patches of every region, drawn at random, come before all others: they stay
+            visible as far as the count goes.
 
     Returns:
         `torch.BoolTensor` of shape `(batch_size, num_patches)`: `True` = masked, exactly `num_masked` in each row.
@@ -98,7 +118,10 @@ def mask_regions(
     num_patches = region_ids.shape[1]
     if not 0 <= num_masked <= num_patches:
         raise ValueError(f"num_masked: expected an integer in [0, {num_patches}], got {num_masked}")
-    scores = region_keys.gather(1, rank_regions(region_ids)) + jitter * patch_keys
+    ranks = rank_regions(region_ids)
+    scores = region_keys.gather(1, ranks) + jitter * patch_keys
+    if min_visible > 0:
+        scores = torch.where(places_in_regions(ranks, patch_keys) < min_visible, scores - (1 + jitter), scores)
     visible_ids = scores.argsort(dim=1, stable=True)[:, : num_patches - num_masked]
     return torch.ones_like(region_ids, dtype=torch.bool).scatter_(1, visible_ids, False)
 
@@ -111,6 +134,7 @@ def mask_by_strategy(
     num_masked: int,
     cells_per_side: int,
     jitter: float = 0.05,
+    min_visible: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Mask every row by its own strategy.
@@ -122,7 +146,7 @@ def mask_by_strategy(
         uniform (`torch.FloatTensor` of shape `(batch_size, 2 * num_patches)`): Each row's random numbers.
         num_masked (`int`): Masked patches in each row.
         cells_per_side (`int`): Label cells along a side of a patch.
-        jitter (`float`): As for [`mask_regions`].
+        jitter (`float`), min_visible (`int`): As for [`mask_regions`].
 
     Returns:
         `bool_masked_pos` (`torch.BoolTensor` of shape `(batch_size, num_patches)`, `True` = masked) and `applied`
@@ -142,7 +166,7 @@ def mask_by_strategy(
     num_patches = regions.shape[1]
     regions = torch.where((applied == RANDOM)[:, None], torch.arange(num_patches, device=regions.device), regions)
     region_keys, patch_keys = uniform[:, :num_patches], uniform[:, num_patches:]
-    return mask_regions(regions, num_masked, region_keys, patch_keys, jitter), applied
+    return mask_regions(regions, num_masked, region_keys, patch_keys, jitter, min_visible), applied
 
 
 @dataclass(frozen=True)
@@ -155,13 +179,13 @@ class MaskingCurriculum:
             max(0, 2t - 1)), `"step"` gives each a third of the run, `"constant"` keeps `weights` throughout.
         weights: Probabilities of (semantic, instance, random) under `"constant"`; they are divided by their sum.
         order: The strategies in the order in which they take over, coarse to fine by default.
-        jitter (`float`): As for [`mask_regions`].
+        jitter (`float`), min_visible (`int`): As for [`mask_regions`]. The latter is our addition.
         length (`float`): Share of the run in (0, 1] that the schedule takes; the rest of it is like its end. Our
             addition.
 
     Raises:
         `ValueError`: for an unknown schedule, an order that is not a permutation of the strategies, negative or
-            all-zero weights, a negative jitter, a length outside (0, 1].
+            all-zero weights, a negative jitter or number of visible patches, a length outside (0, 1].
     """
 
     schedule: Literal["linear", "step", "constant"] = "linear"
@@ -169,6 +193,7 @@ class MaskingCurriculum:
     order: tuple[str, ...] = MASKING_STRATEGIES
     jitter: float = 0.05
     length: float = 1.0
+    min_visible: int = 0
 
     def __post_init__(self) -> None:
         if self.schedule not in ("linear", "step", "constant"):
@@ -179,6 +204,8 @@ class MaskingCurriculum:
             raise ValueError(f"weights: expected three numbers >= 0, not all zero, got {self.weights!r}")
         if self.jitter < 0:
             raise ValueError(f"jitter: expected a number >= 0, got {self.jitter!r}")
+        if self.min_visible < 0:
+            raise ValueError(f"min_visible: expected an integer >= 0, got {self.min_visible!r}")
         if not 0 < self.length <= 1:
             raise ValueError(f"length: expected a share in (0, 1], got {self.length!r}")
 

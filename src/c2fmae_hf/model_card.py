@@ -649,6 +649,8 @@ def _describe_training(run: Run) -> dict[str, Any]:
             f"{shares if schedule['schedule'] == 'constant' else ' then '.join(schedule['order'])}; jitter "
             f"{schedule['jitter']:g}"
         )
+        if schedule.get("min_visible"):
+            curriculum += f"; at least {schedule['min_visible']} of every region's patches visible"
         length = schedule.get("length", 1)
         curriculum += f"; over the first {length:.0%} of the run." if length < 1 else "."
     # What names this machine's folders alone, or says nothing of the result.

@@ -35,6 +35,7 @@ class C2FMAETrainingArguments(TrainingArguments):
         curriculum_order (`list[str]`): The strategies in the order in which they take over.
         curriculum_length (`float`, defaults to 1.0): Share of the run that its schedule takes.
         mask_jitter (`float`, defaults to 0.05): Its jitter.
+        mask_min_visible (`int`, defaults to 0): Patches of every region that it leaves visible.
         evaluation_masking (`str`, defaults to `"random"`): The strategy that masks evaluation images.
     """
 
@@ -89,6 +90,9 @@ class C2FMAETrainingArguments(TrainingArguments):
         default=1.0, metadata={"help": "Share of the run that the curriculum takes; then the last strategy stays."}
     )
     mask_jitter: float = field(default=0.05, metadata={"help": "How much patches of different regions mingle."})
+    mask_min_visible: int = field(
+        default=0, metadata={"help": "Patches of every region that guided masks leave visible, drawn at random."}
+    )
     evaluation_masking: str = field(
         default="random",
         metadata={"help": "Masking strategy of evaluation.", "choices": list(MASKING_STRATEGIES)},
@@ -119,4 +123,5 @@ class C2FMAETrainingArguments(TrainingArguments):
             order=tuple(self.curriculum_order),
             jitter=self.mask_jitter,
             length=self.curriculum_length,
+            min_visible=self.mask_min_visible,
         )

@@ -179,7 +179,7 @@ def strategy_mask(
     seed: int = 0,
     mask_ratio: float | None = None,
     draw: int = 0,
-    jitter: float = MaskingCurriculum.jitter,
+    curriculum: MaskingCurriculum | None = None,
 ) -> tuple[torch.Tensor, str]:
     """
     The mask of one strategy.
@@ -190,13 +190,13 @@ def strategy_mask(
         strategy (`str`): One of `MASKING_STRATEGIES`.
         seed, draw (`int`): Which mask of the many; of the same two, strategies share their random numbers.
         mask_ratio (`float`, *optional*): Instead of the configuration's.
-        jitter (`float`): See [`MaskingCurriculum`].
+        curriculum ([`MaskingCurriculum`], *optional*): Its jitter and the patches that it leaves visible.
 
     Returns:
         `bool_masked_pos` (`torch.BoolTensor` of shape `(N,)`, `True` = masked), and the strategy that was applied:
         `random` where the maps say nothing.
     """
-    num_patches = config.num_patches
+    num_patches, curriculum = config.num_patches, curriculum or MaskingCurriculum()
     uniform = sample_uniform(sample_seeds(seed, [draw], [0]), 2 * num_patches)
     mask, applied = mask_by_strategy(
         photo.semantic[None],
@@ -205,7 +205,8 @@ def strategy_mask(
         uniform,
         num_masked=count_masked(config, mask_ratio),
         cells_per_side=config.label_cells_per_side,
-        jitter=jitter,
+        jitter=curriculum.jitter,
+        min_visible=curriculum.min_visible,
     )
     return mask[0], MASKING_STRATEGIES[int(applied[0])]
 
@@ -275,7 +276,7 @@ def curriculum_frames(
         row = []
         for time, drawn in zip(times, curriculum.draw(progress, quantile).tolist()):
             strategy = MASKING_STRATEGIES[drawn]
-            mask, applied = strategy_mask(photo, config, strategy, seed, mask_ratio, draw, curriculum.jitter)
+            mask, applied = strategy_mask(photo, config, strategy, seed, mask_ratio, draw, curriculum)
             row.append(Frame(time, applied, mask))
         rows.append(row)
     return rows
