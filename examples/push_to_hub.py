@@ -48,6 +48,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
         "--license",
         help="licence of the weights, as the Hub names it; by default apache-2.0, of converted weights none",
     )
+    parser.add_argument("--license_name", help="short name of a licence that the Hub calls 'other'")
     parser.add_argument("--license_file", type=Path, help="its text; needed for all but apache-2.0")
     parser.add_argument("--datasets", nargs="*", default=[], help="names on the Hub of the training data")
     parser.add_argument("--base_model", help="name on the Hub of the model that was fine-tuned")
@@ -92,6 +93,7 @@ def publish(options: argparse.Namespace) -> str:
             base_model=options.base_model,
             data=options.data,
             limits=options.limits,
+            license_name=options.license_name,
         ),
         "custom_code": not options.no_custom_code,
         "license_text": options.license_file.read_text(encoding="utf-8") if options.license_file else None,

@@ -77,6 +77,7 @@ def build_of_weights(folder: Path) -> ModelCard:
         files=files,
         runs=sorted(runs, key=lambda run: not run.is_training),
         facts=CardFacts(**{**facts, "tags": tuple(facts.get("tags", ()))}),
+        folder=f"model_cards/{folder.name}",
     )
 
 

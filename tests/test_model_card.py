@@ -399,6 +399,24 @@ def test_a_licence_that_hubs_do_not_know(pretraining):
     assert (data.license, data.license_link) == ("other", "LICENSE")
 
 
+def test_the_name_of_a_licence_that_hubs_do_not_know(pretraining):
+    facts = CardFacts(license="other", license_name="non-commercial-research")
+    card = pretraining.build(facts=facts)
+    assert (card.data.license, card.data.license_name) == ("other", "non-commercial-research")
+    assert pretraining.build(facts=CardFacts(license_name="unused")).data.license_name is None
+    with pytest.raises(ValueError, match="expected a licence's name in small letters and dashes, got 'Mine 99'"):
+        pretraining.build(facts=CardFacts(license="other", license_name="Mine 99"))
+
+
+def test_code_of_weights_that_are_on_no_hub(pretraining):
+    card = pretraining.build(folder="weights/demo")
+    text = card.text
+    assert 'AutoModel.from_pretrained("weights/demo")' in text
+    assert 'timm.create_model("local-dir:weights/demo", pretrained=True)' in text
+    assert "hf-hub:" not in text
+    assert all(result.source_url is None for result in card.data.eval_results)
+
+
 def test_usage_says_what_the_repository_has(pretraining):
     card = pretraining.build(files=("config.json", "model.safetensors", "decoder.safetensors"), runs=[])
     assert "trust_remote_code" not in card.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 from c2fmae_hf import C2FMAEForPreTraining
+from c2fmae_hf.files import file_sha256
 from c2fmae_hf.photographs import embedded_photographs
 from testing_utils import require_timm_local_dir
 
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
-WEIGHTS = sorted(path.parent for path in CARDS.glob("*/config.json"))
-pytestmark = pytest.mark.parametrize("folder", WEIGHTS, ids=lambda folder: folder.name)
+WEIGHTS = [CARDS / "c2fmae-vit-tiny-stl10"]
+of_weights = pytest.mark.parametrize("folder", WEIGHTS, ids=lambda folder: folder.name)
 
 
 @pytest.fixture
@@ -26,6 +28,11 @@ def pixel_values(folder):
     return processor(list(embedded_photographs().values()), return_tensors="pt")["pixel_values"]
 
 
+def test_all_weights_are_tested():
+    assert sorted(path.parent for path in CARDS.glob("*/config.json")) == WEIGHTS
+
+
+@of_weights
 def test_the_card_is_what_the_command_gives(folder):
     spec = importlib.util.spec_from_file_location("build_cards", CARDS / "build.py")
     script = importlib.util.module_from_spec(spec)
@@ -34,13 +41,17 @@ def test_the_card_is_what_the_command_gives(folder):
     assert f"({folder.name}/README.md)" in (CARDS / "README.md").read_text(encoding="utf-8")
 
 
+@of_weights
 def test_files(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".yaml", ".md", ""}  # no pickles
     assert sum(path.stat().st_size for path in files) < 30e6
+    sums = json.loads((folder / "config.json").read_text(encoding="utf-8"))["weights_sha256"]
+    assert {path.name: file_sha256(path) for path in folder.glob("*.safetensors")} == sums
     assert "non-commercial" in (folder / "LICENSE").read_text(encoding="utf-8")
 
 
+@of_weights
 @require_timm_local_dir
 def test_the_same_features_in_both_libraries(folder, pixel_values):
     ours = AutoModel.from_pretrained(folder).eval()
@@ -53,6 +64,7 @@ def test_the_same_features_in_both_libraries(folder, pixel_values):
         torch.testing.assert_close(theirs(pixel_values), expected.pooler_output, atol=1e-5, rtol=0)
 
 
+@of_weights
 def test_they_were_trained(folder, pixel_values):
     """Of photographs that they have not seen, hidden pixels are told better than by the mean of each patch (1)."""
     trained = AutoModelForPreTraining.from_pretrained(folder).eval()

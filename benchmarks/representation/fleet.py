@@ -361,7 +361,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_evaluators", type=int, default=max((os.cpu_count() or 2) - 2, 1), help="processes")
     parser.add_argument("--seconds", type=float, help="stop training after so long, without results: to time it")
     parser.add_argument("--work", type=Path, default=Path("runs/fleet"), help="encoders")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=Path("runs/representation/results"))
     options = parser.parse_args(args)
     check_variants(parser, options.variants, options.source)
     return options
@@ -375,6 +375,7 @@ def main(arguments: list[str] | None = None) -> None:
     there = {(run["variant"], run["seed"]) for group in groups for run in group["runs"]}
     wanted = [(name, seed) for seed in args.seeds for name in args.variants if (name, seed) not in there]
     if not wanted:
+        print(f"{path}: all of these runs are there already", flush=True)
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started = time.perf_counter()

@@ -37,7 +37,7 @@ TRAINING = {
     "save_total_limit": 1,
     "disable_tqdm": False,
 }
-# MAE's own decoder is half as deep as the encoder here, and as wide as ours.
+# MAE's own decoder is a quarter as deep as the encoder here (it is two thirds with ViT-Base), and as wide as ours.
 VIT_MAE_DECODER = {**DECODER, "decoder_num_hidden_layers": 2}
 
 

@@ -11,7 +11,9 @@ turns, on an otherwise idle machine (`calibration.json`), and its steps are fewe
 all the same number of steps instead.
 
 Each run ends as `<output>/<variant>-<seed>-<source>-<encoder>-<epochs>.json` (at equal steps `-steps.json`) and is
-skipped when that is there; one that was interrupted goes on. `summarise.py` makes the tables and figures.
+skipped when that is there; one that was interrupted goes on. `summarise.py` makes the tables and figures. The results
+of docs/evidence.md are in `results` beside this script, and so are the steps' times that hold unless `--calibrate` has
+measured others.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ from c2fmae_hf.run_record import hide_tokens
 
 
 CALIBRATION = "calibration.json"
+# The results that docs/evidence.md tells of.
+PUBLISHED = Path(__file__).parent / "results"
 
 
 def step_of(variant: str, data: StudyData, folder: Path) -> Callable[[], None]:
@@ -89,7 +93,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of the computation; by default all")
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
     parser.add_argument("--work", type=Path, default=Path("runs/representation"), help="checkpoints and encoders")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=Path("runs/representation/results"))
     options = parser.parse_args(args)
     check_variants(parser, options.variants, options.source)
     return options
@@ -110,9 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     ratios = {}
     if args.equal == "compute":
-        path = args.output / CALIBRATION
-        if not path.is_file():
-            raise SystemExit(f"{path}: expected what --calibrate measures, found nothing")
+        path = next(folder / CALIBRATION for folder in (args.output, PUBLISHED) if (folder / CALIBRATION).is_file())
         ratios = json.loads(path.read_text(encoding="utf-8"))["times_mae"]
     for seed in args.seeds:
         for name in args.variants:
@@ -123,6 +125,7 @@ def run(args: argparse.Namespace, data: StudyData, name: str, seed: int, ratio: 
     suffix = "" if args.equal == "compute" else "-steps"
     path = args.output / f"{name}-{seed}-{args.source}-{args.encoder}-{args.epochs:g}{suffix}.json"
     if path.is_file():
+        print(f"{path}: there already", flush=True)
         return
     folder = args.work / path.stem
     steps = round(args.epochs * len(data.pretraining) / BATCH_SIZE / ratio)

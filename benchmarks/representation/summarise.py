@@ -34,14 +34,17 @@ METRICS = {
     "fine_tuned_mean_iou": "mean IoU, fine-tuned",
     "attention_in_object": "attention in object",
 }
+# Whose spread differs so much between variants that none can be pooled.
+UNEQUAL = ("attention_in_object",)
 DRAWN = ("linear_probe", "knn", "caltech101_linear_probe", "patch_mean_iou")
-COMPARED = ("linear_probe", "knn", "caltech101_linear_probe", "patch_mean_iou", "attention_in_object")
 # Okabe and Ito's colours, which colour-blind people tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 LINES = {"mae": "o-", "parallel": "^:", "cascade": "s-", "curriculum": "D--"}
 # A question, the variant that would be better, and what it is held against.
 COMPARISONS = (
-    ("three granularities, against MAE", "cascade", "mae"),
+    ("the paper's method, cascade with curriculum, against MAE", "curriculum", "mae"),
+    ("cascade with random masks, against MAE", "cascade", "mae"),
+    ("the same of objects without classes, against MAE", "objects", "mae"),
     ("our decoder of the image alone, against MAE's", "image", "mae"),
     ("cascade, against parallel decoders", "cascade", "parallel"),
     ("curriculum, against random masks", "curriculum", "cascade"),
@@ -87,8 +90,8 @@ def load(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return groups
 
 
-def cell(values: Sequence[float]) -> dict[str, float]:
-    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+def cell(values: Sequence[float]) -> dict[str, Any]:
+    spread = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.mean(values), "deviation": spread, "seeds": len(values)}
 
 
@@ -137,29 +140,47 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def compare(rows: dict[str, Any]) -> str | None:
     """
-    Differences of means with 95 % intervals, in points; the spread between seeds is taken to be the same for all
-    variants of a group, since two or three seeds alone say little of it.
+    Differences of means with 95 % intervals over seeds, in points. The spread between seeds is taken to be the same
+    for all variants of a group, since two or three seeds alone say little of it; but not of `UNEQUAL` metrics, whose
+    intervals are Welch's.
     """
-    lines = []
-    half: dict[str, float] = {}
-    for metric in COMPARED:
-        cells = [row[metric] for row in rows.values() if row[metric]["seeds"] > 1]
-        freedom = sum(one["seeds"] - 1 for one in cells)
-        if not freedom:
-            return None
-        pooled = (sum((one["seeds"] - 1) * one["deviation"] ** 2 for one in cells) / freedom) ** 0.5
-        half[metric] = float(student.ppf(0.975, freedom)) * pooled
-    for words, one, other in COMPARISONS:
-        if one in rows and other in rows:
-            cells = []
-            for metric in COMPARED:
-                difference = rows[one][metric]["mean"] - rows[other][metric]["mean"]
-                width = half[metric] * sum(1 / rows[name][metric]["seeds"] for name in (one, other)) ** 0.5
-                told = f"{100 * difference:+.1f} ± {100 * width:.1f}"
-                cells.append(f"**{told}**" if abs(difference) > width else told)
-            lines.append([words, *cells])
-    head = ["question", *(METRICS[metric] for metric in COMPARED)]
-    return markdown([head, ["---"] * len(head), *lines])
+    metrics = [
+        metric for metric in METRICS if any(metric in row and row[metric]["seeds"] > 1 for row in rows.values())
+    ]
+    if not metrics:
+        return None
+    lines = [
+        [words, *(difference(rows, one, other, metric) for metric in metrics)]
+        for words, one, other in COMPARISONS
+        if one in rows and other in rows and all(rows[name]["linear_probe"]["seeds"] > 1 for name in (one, other))
+    ]
+    head = ["question", *(METRICS[metric] for metric in metrics)]
+    return markdown([head, ["---"] * len(head), *lines]) if lines else None
+
+
+def difference(rows: dict[str, Any], one: str, other: str, metric: str) -> str:
+    """As a cell shows it: bold if zero is outside its interval, empty if one of the two was not measured."""
+    pair = [rows[name].get(metric) for name in (one, other)]
+    if None in pair:
+        return ""
+    sample = (
+        pair
+        if metric in UNEQUAL
+        else [row[metric] for row in rows.values() if row.get(metric, {"seeds": 0})["seeds"] > 1]
+    )
+    degrees = [cell["seeds"] - 1 for cell in sample]
+    if metric in UNEQUAL:
+        errors = [cell["deviation"] ** 2 / cell["seeds"] for cell in pair]
+        freedom = sum(errors) ** 2 / sum(error**2 / degree for error, degree in zip(errors, degrees))
+        error = sum(errors) ** 0.5
+    else:
+        freedom = sum(degrees)
+        pooled = sum(degree * cell["deviation"] ** 2 for degree, cell in zip(degrees, sample)) / freedom
+        error = (pooled * sum(1 / cell["seeds"] for cell in pair)) ** 0.5
+    width = float(student.ppf(0.975, freedom)) * error
+    value = pair[0]["mean"] - pair[1]["mean"]
+    told = f"{100 * value:+.1f} ± {100 * width:.1f}"
+    return f"**{told}**" if abs(value) > width else told
 
 
 def draw(rows: dict[str, Any], path: Path) -> None:
@@ -183,7 +204,10 @@ def draw(rows: dict[str, Any], path: Path) -> None:
 
 
 def draw_compute(groups: dict[str, dict[str, Any]], path: Path) -> None:
-    """Scores over photographs seen, of the variants that several groups have, each of another number of them."""
+    """
+    Scores over photographs seen, of the variants that several groups have, each of another number of them; hollow where
+    there is one seed.
+    """
     figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 3.4))
     for panel, metric in zip(panels, DRAWN):
         for (name, style), colour in zip(LINES.items(), COLOURS):
@@ -198,6 +222,9 @@ def draw_compute(groups: dict[str, dict[str, Any]], path: Path) -> None:
                     capsize=2,
                     label=VARIANTS[name].words,
                 )
+                single = [(images / 1000, 100 * score["mean"]) for images, score in found if score["seeds"] == 1]
+                if single:
+                    panel.plot(*zip(*single), style[0], color=colour, markerfacecolor="white")
         panel.set_xscale("log")
         ticks = sorted({rows["mae"]["images"] / 1000 for rows in groups.values()})
         panel.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])

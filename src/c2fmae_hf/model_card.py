@@ -103,6 +103,7 @@ class CardFacts:
         data (`str`): On the data, the labels and their licences.
         limits (`str`): What the model is not to be used for.
         tags: Further tags.
+        license_name (`str`, *optional*): Short name of a licence that the Hub calls `other`.
     """
 
     license: str | None = None
@@ -111,6 +112,7 @@ class CardFacts:
     data: str = DEFAULT_DATA
     limits: str = DEFAULT_LIMITS
     tags: tuple[str, ...] = ()
+    license_name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,21 +122,26 @@ class _Address:
     name: str
     revision: str | None = None
     subfolder: str | None = None
+    folder: str | None = None
 
     @property
     def arguments(self) -> str:
         """Of `from_pretrained`."""
+        if self.folder:
+            return f'"{self.folder}"'
         named = {"revision": self.revision, "subfolder": self.subfolder}
         return ", ".join([f'"{self.name}"', *(f'{key}="{value}"' for key, value in named.items() if value)])
 
     @property
     def timm_name(self) -> str:
+        if self.folder:
+            return f"local-dir:{self.folder}"
         return f"hf-hub:{self.name}{f'@{self.revision}' if self.revision else ''}"
 
     @property
     def records_url(self) -> str | None:
-        """`None` without an owner's name, by which a hub would find it."""
-        if "/" not in self.name:
+        """`None` of what is on no hub, or has no owner's name by which a hub would find it."""
+        if self.folder or "/" not in self.name:
             return None
         folder = "/".join(filter(None, (quote(self.revision or "main", safe=""), self.subfolder, "runs")))
         return f"https://huggingface.co/{self.name}/tree/{folder}"
@@ -154,6 +161,7 @@ def build_card(
     parameters: dict[str, int] | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
+    folder: str | None = None,
 ) -> ModelCard:
     """
     Args:
@@ -165,6 +173,7 @@ def build_card(
         facts (*optional*): What no record knows.
         parameters (*optional*): Number of parameters by part; by default counted from the configuration.
         revision, subfolder (`str`, *optional*): Branch and folder of the repository, which the card's code must name.
+        folder (`str`, *optional*): Of weights that are on no hub: where they are, as the card's code shall name it.
 
     Returns:
         `ModelCard`: with metadata that hubs read; it has passed [`check_card`].
@@ -173,7 +182,7 @@ def build_card(
         `ValueError`: for a number in the facts that no record bears out, a record that is not complete, or converted
             weights without a licence.
     """
-    address = _Address(name, revision, subfolder)
+    address = _Address(name, revision, subfolder, folder)
     text = _render(address, config, model_class, files, runs, facts or CardFacts(), parameters)
     check_card(
         *(text, name, config, model_class),
@@ -182,6 +191,7 @@ def build_card(
         parameters=parameters,
         revision=revision,
         subfolder=subfolder,
+        folder=folder,
     )
     return ModelCard(text)
 
@@ -208,6 +218,7 @@ def _render(
     license_name = facts.license or DEFAULT_LICENSE
     data = ModelCardData(
         license=license_name,
+        license_name=facts.license_name if license_name == "other" else None,
         license_link="LICENSE" if license_name == "other" else None,
         library_name="transformers",
         pipeline_tag=kind.pipeline_tag,
@@ -259,6 +270,7 @@ def check_card(
     parameters: dict[str, int] | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
+    folder: str | None = None,
 ) -> None:
     """
     Hold a card to what it was made of, which are the other arguments, as for [`build_card`]:
@@ -290,8 +302,15 @@ def check_card(
         if not re.fullmatch(r"[\w.+-]+(/[\w.-]+)?", str(value)):
             raise ValueError(f"card, metadata: expected the name of a dataset or model on a hub, got {value!r}")
 
-    facts = CardFacts(str(card.data.license), tuple(datasets), base_model, "", "", tuple(tags))  # type: ignore[arg-type]
-    address = _Address(name, revision, subfolder)
+    license_name = card.data.license_name
+    if license_name is not None and not re.fullmatch(r"[a-z]+(-[a-z]+)*", license_name):
+        raise ValueError(
+            f"card, metadata: expected a licence's name in small letters and dashes, got {license_name!r}"
+        )
+    facts = CardFacts(
+        *(str(card.data.license), tuple(datasets), base_model, "", "", tuple(tags), license_name)  # type: ignore[arg-type]
+    )
+    address = _Address(name, revision, subfolder, folder)
     expected = _render(address, config, model_class, files, runs, facts, parameters).partition(WORDS_HEADING)[0]
     if not heading or head != expected:
         lines, expected_lines = head.splitlines(), expected.splitlines()

@@ -248,7 +248,7 @@ def draw_maps(
             NamedMap(target, names, "" if is_shared else " (known)", colours),
         )
     facts = picture_facts([viewed], [photo], count_masked(config, mask_ratio), seed)
-    columns = ["photograph", "masked", "every patch", *(["known"] if photo.are_known else [])]
+    columns = ["photograph, input", "masked", "every patch", *(["known"] if photo.are_known else [])]
     draw_grid(cells, path, columns, row_names, legend, headline(facts))
     if everywhere.passes:
         unmasked = (
