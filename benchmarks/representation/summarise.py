@@ -205,8 +205,8 @@ def draw(rows: dict[str, Any], path: Path) -> None:
 
 def draw_compute(groups: dict[str, dict[str, Any]], path: Path) -> None:
     """
-    Scores over photographs seen, of the variants that several groups have, each of another number of them; hollow where
-    there is one seed.
+    Scores over photographs seen, of the variants that several groups have, each of another number of them; hollow
+    where there is one seed.
     """
     figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 3.4))
     for panel, metric in zip(panels, DRAWN):
