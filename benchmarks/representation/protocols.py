@@ -40,7 +40,10 @@ def evaluate(encoder: C2FMAEModel, data: StudyData, seed: int, fine_tune: bool =
 
 
 def judge_classes(encoder: C2FMAEModel, train: Labelled, test: Labelled, seed: int) -> dict[str, float]:
-    """Top-1 accuracy of the probe, of plain and mirrored photographs, and of the neighbours; mean-pooled features."""
+    """
+    Top-1 accuracy of the probe, of plain and mirrored photographs, and of the neighbours, on mean-pooled features; as
+    `..._balanced` its mean over the classes.
+    """
 
     def features(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         batches = (
@@ -60,7 +63,13 @@ def judge_classes(encoder: C2FMAEModel, train: Labelled, test: Labelled, seed: i
         probed = probe(tested)
     neighbours = weighted_knn(plain, train.labels, tested, num_classes)
     scores = {"linear_probe": probed, "knn": neighbours}
-    return {name: (score.argmax(dim=1) == test.labels).float().mean().item() for name, score in scores.items()}
+    results = {}
+    for name, score in scores.items():
+        right = (score.argmax(dim=1) == test.labels).float()
+        results[name] = right.mean().item()
+        by_class = [right[test.labels == label].mean() for label in test.labels.unique()]
+        results[f"{name}_balanced"] = torch.stack(by_class).mean().item()
+    return results
 
 
 @torch.inference_mode()
