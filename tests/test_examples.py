@@ -55,6 +55,7 @@ def recipe(tmp_path, saved_rows) -> Path:
         "size": "tiny",
         "image_size": 64,
         "config_overrides": {"num_hidden_layers": 2, "mask_ratio": 0.6},
+        "curriculum": "linear",
         "max_steps": 4,
         "per_device_train_batch_size": 4,
         "logging_steps": 1,

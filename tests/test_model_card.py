@@ -67,6 +67,7 @@ def runs(tmp_path_factory) -> Runs:
     common = ["--use_cpu", "true", "--disable_tqdm", "true", "--image_size", "64", "--logging_steps", "1"]
     common += ["--per_device_train_batch_size", "4"]
     pretraining = ["--dataset_name", str(folder / "discs"), "--size", "tiny", "--num_drawn", "0", "--eval_steps", "1"]
+    pretraining += ["--curriculum", "linear"]
     pretraining += ["--config_overrides", '{"num_hidden_layers": 1}', "--eval_strategy", "steps", "--save_steps", "1"]
     first = [*common, *pretraining, "--output_dir", str(folder / "pretraining")]
     run_example("run_pretraining", [*first, "--max_steps", "1"])

@@ -40,6 +40,7 @@ def make_trainer(config, rows, output_dir, *, callbacks=(), streaming=False, map
         "logging_steps": 1,
         "save_strategy": "no",
         "base_learning_rate": 0.05,
+        "curriculum": "linear",
         "disable_tqdm": True,
         "use_cpu": True,
     }
@@ -127,8 +128,7 @@ def test_evaluation_in_between_does_not_touch_training_logs(config, rows, tmp_pa
 def test_image_only_training_needs_no_maps(config, rows, tmp_path):
     config = C2FMAEConfig(**{**config.to_dict(), "granularities": ["image"], "loss_weights": None})
     images = rows.remove_columns(["semantic", "instance"])
-    arguments = {"curriculum": "constant", "curriculum_weights": [0, 0, 1]}
-    trainer = make_trainer(config, images, tmp_path, map_columns=(), **arguments)
+    trainer = make_trainer(config, images, tmp_path, map_columns=(), curriculum="constant")
     trainer.train()
     assert logged(trainer, "masked_random") == [(1.0,)] * 9
     assert set(trainer.evaluate()) >= {"eval_loss", "eval_image_loss"}
@@ -241,6 +241,11 @@ def test_learning_rate_follows_the_batch():
     assert args.bf16 is False
     assert args.lr_scheduler_type == "cosine"
     assert args.get_warmup_steps(200) == 10
+
+
+def test_random_masks_are_the_default():
+    curriculum = C2FMAETrainingArguments(output_dir="unused", use_cpu=True).get_curriculum()
+    assert curriculum.probabilities(torch.linspace(0, 1, 5)).tolist() == [[0, 0, 1]] * 5
 
 
 def test_learning_rate_schedule(config, rows, tmp_path):

@@ -31,6 +31,7 @@ DECODER = {
     "decoder_intermediate_size": 512,
 }
 RANDOM = {"curriculum": "constant", "curriculum_weights": [0.0, 0.0, 1.0]}
+LINEAR = {"curriculum": "linear"}
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,12 @@ VARIANTS = {
     "cascade_instance": Variant(
         "cascade, instance-guided masks", training={**RANDOM, "curriculum_weights": [0.0, 1.0, 0.0]}
     ),
-    "curriculum": Variant("cascade, curriculum from coarse to fine"),
+    "curriculum": Variant("cascade, curriculum from coarse to fine", training=LINEAR),
     "reversed": Variant(
-        "cascade, curriculum from fine to coarse", training={"curriculum_order": ["random", "instance", "semantic"]}
+        "cascade, curriculum from fine to coarse",
+        training={**LINEAR, "curriculum_order": ["random", "instance", "semantic"]},
     ),
-    "parallel_curriculum": Variant("parallel decoders, curriculum", {"decoder_type": "parallel"}),
+    "parallel_curriculum": Variant("parallel decoders, curriculum", {"decoder_type": "parallel"}, LINEAR),
     "all_inputs": Variant(
         "cascade, encoder shown all granularities",
         {"input_granularities": ["semantic", "instance", "image"]},
@@ -77,7 +79,7 @@ VARIANTS = {
     ),
     "visible": Variant("cascade, labels of visible patches too", {"supervise_visible_labels": True}, RANDOM),
     "visible_curriculum": Variant(
-        "cascade, curriculum, labels of visible patches too", {"supervise_visible_labels": True}
+        "cascade, curriculum, labels of visible patches too", {"supervise_visible_labels": True}, LINEAR
     ),
     "no_instance": Variant("cascade without instances", {"granularities": ["semantic", "image"]}, RANDOM),
     "labels_less": Variant(
@@ -89,11 +91,15 @@ VARIANTS = {
     "detached": Variant("cascade, predictions fed on without gradient", training=RANDOM, feedback="detached"),
     "no_feedback": Variant("cascade, no prediction fed on", training=RANDOM, feedback="none"),
     "curriculum_step": Variant("cascade, curriculum in three steps", training={"curriculum": "step"}),
-    "curriculum_short": Variant("cascade, curriculum in the first half", training={"curriculum_length": 0.5}),
-    "curriculum_kept": Variant(
-        "cascade, curriculum, 4 patches of every region visible", training={"mask_min_visible": 4}
+    "curriculum_short": Variant(
+        "cascade, curriculum in the first half", training={**LINEAR, "curriculum_length": 0.5}
     ),
-    "curriculum_soft": Variant("cascade, curriculum, regions mingle (jitter 0.5)", training={"mask_jitter": 0.5}),
+    "curriculum_kept": Variant(
+        "cascade, curriculum, 4 patches of every region visible", training={**LINEAR, "mask_min_visible": 4}
+    ),
+    "curriculum_soft": Variant(
+        "cascade, curriculum, regions mingle (jitter 0.5)", training={**LINEAR, "mask_jitter": 0.5}
+    ),
     "mae_slow": Variant("MAE, half the learning rate", training={"base_learning_rate": 2e-3}, kind="vit_mae"),
     "mae_fast": Variant("MAE, twice the learning rate", training={"base_learning_rate": 8e-3}, kind="vit_mae"),
     "cascade_slow": Variant("cascade, half the learning rate", training={**RANDOM, "base_learning_rate": 2e-3}),
@@ -101,7 +107,9 @@ VARIANTS = {
     "deep_stages": Variant("cascade, two blocks a stage", {"decoder_num_hidden_layers": 2}, RANDOM),
     "objects": Variant("cascade, maps without classes", training=RANDOM, maps="objects"),
     "classical": Variant("cascade, maps of the classical labeller", training=RANDOM, maps="classical"),
-    "classical_curriculum": Variant("cascade, maps of the classical labeller, curriculum", maps="classical"),
+    "classical_curriculum": Variant(
+        "cascade, maps of the classical labeller, curriculum", training=LINEAR, maps="classical"
+    ),
     "supervised": Variant("supervised by the class alone", kind="supervised"),
 }
 MAIN = ("mae", "image", "parallel", "cascade", "curriculum", "reversed")
