@@ -82,6 +82,22 @@ def test_boxes_are_spread_as_torchvisions(scripts):
     assert found.flipped.float().mean() == pytest.approx(0.5, abs=0.02)
 
 
+def test_maps_of_variants(scripts, rows):
+    from pretrain import with_maps
+
+    from c2fmae_hf.dataset import C2FMAEDataset
+    from c2fmae_hf.transforms import evaluation_transform
+
+    assert with_maps(rows, "annotated") == rows
+    (objects,) = {frozenset(np.unique(row["semantic"])) for row in with_maps(rows, "objects")}
+    assert objects == {0, 1}
+    classical = with_maps(rows, "classical")
+    sample = C2FMAEDataset(classical, evaluation_transform((96, 96)), num_semantic_classes=32)[3]
+    assert sample["semantic"].min() >= 0
+    assert len(sample["semantic"].unique()) > 1  # classes of colour, whatever was annotated
+    assert len({value for row in classical for value in np.unique(row["semantic"])}) == 32
+
+
 @pytest.mark.parametrize("name", ["mae", "curriculum", pytest.param("supervised", marks=pytest.mark.slow)])
 def test_a_run_is_the_trainers(scripts, rows, tmp_path, name):
     import fleet

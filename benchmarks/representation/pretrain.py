@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from data import IMAGE_SIZE, SOURCES, StudyData
 from PIL import Image
@@ -20,7 +21,6 @@ from c2fmae_hf.conversion import convert_to_c2fmae
 from c2fmae_hf.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.dataset import C2FMAEDataset
 from c2fmae_hf.labelling.classical import ClassicalLabeller
-from c2fmae_hf.labelling.records import PreparedImage
 from c2fmae_hf.positions import sincos_position_table
 from c2fmae_hf.progress import SharedProgress
 from c2fmae_hf.trainer import C2FMAETrainer
@@ -118,9 +118,9 @@ def with_maps(rows: Sequence[dict[str, Any]], maps: str) -> list[dict[str, Any]]
     labeller.fit([row["image"] for row in rows[:: max(len(rows) // 256, 1)]])
     labelled = []
     for row in rows:
-        found = labeller.label([PreparedImage(row["image_id"], row["image"], b"")])[0]
-        semantic, instance = (Image.fromarray(one.astype("uint8")) for one in (found.semantic, found.instance))
-        labelled.append({**row, "semantic": semantic, "instance": instance})
+        found = labeller.label(row["image"])
+        maps = {"semantic": found.semantic, "instance": found.instance}
+        labelled.append({**row, **{name: Image.fromarray(one.astype(np.uint16)) for name, one in maps.items()}})
     return labelled
 
 
