@@ -360,7 +360,7 @@ def test_records_of_other_weights_do_not_count(folder):
 
 
 def test_folders_that_hold_no_such_model(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere: expected a folder of a pre-training model.*make demo"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: expected a folder of a pre-training model.*model_cards"):
         Playground.from_folder(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"config\.json: expected a saved model"):
         Playground.from_folder(tmp_path)

@@ -224,7 +224,7 @@ def draw_compute(groups: dict[str, dict[str, Any]], path: Path) -> None:
                 )
                 single = [(images / 1000, 100 * score["mean"]) for images, score in found if score["seeds"] == 1]
                 if single:
-                    panel.plot(*zip(*single), style[0], color=colour, markerfacecolor="white")
+                    panel.plot(*zip(*single), style[0], color=colour, markerfacecolor="white", zorder=5)
         panel.set_xscale("log")
         ticks = sorted({rows["mae"]["images"] / 1000 for rows in groups.values()})
         panel.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
