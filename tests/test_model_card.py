@@ -262,9 +262,12 @@ def test_training_is_told_from_the_record(pretraining, runs):
 def test_a_shorter_curriculum_is_told(pretraining):
     changed = copy.deepcopy(pretraining.runs[0])
     (record,) = [content for name, content in changed.files.items() if name.endswith("run.json")]
-    record["curriculum"]["length"] = 0.5
+    record["curriculum"].update(length=0.5, min_visible=4)
     text = pretraining.build(runs=[changed]).text
-    assert "then random; jitter 0.05; over the first 50% of the run." in text
+    assert (
+        "then random; jitter 0.05; at least 4 of every region's patches visible; over the first 50% of the run."
+        in text
+    )
 
 
 def test_streams_are_not_counted(runs):

@@ -32,6 +32,13 @@ def test_the_study_runs_and_goes_on(repository, shared_data, tmp_path):
     for run in runs.values():
         assert all(0 <= value <= 1 for value in run["results"].values())
         assert run["results"]["linear_probe"] > 0.1
+    # The protocols give a saved encoder the scores of its run.
+    command = [sys.executable, scripts / "judge.py", "--data", shared_data, "--output", results]
+    command += [tmp_path / "work/curriculum-0-stl10-small-0.05/encoder"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    judged = json.loads((results / "encoder-encoder.json").read_text())["results"]
+    assert judged == pytest.approx(runs["curriculum"]["results"], abs=1e-3)
     command = [sys.executable, str(scripts / "summarise.py"), "--results", str(results)]
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "cascade, curriculum from coarse to fine | 1 |" in table

@@ -119,8 +119,8 @@ def with_maps(rows: Sequence[dict[str, Any]], maps: str) -> list[dict[str, Any]]
     labelled = []
     for row in rows:
         found = labeller.label(row["image"])
-        maps = {"semantic": found.semantic, "instance": found.instance}
-        labelled.append({**row, **{name: Image.fromarray(one.astype(np.uint16)) for name, one in maps.items()}})
+        arrays = {"semantic": found.semantic, "instance": found.instance}
+        labelled.append({**row, **{name: Image.fromarray(one.astype(np.uint16)) for name, one in arrays.items()}})
     return labelled
 
 

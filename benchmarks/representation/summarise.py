@@ -54,6 +54,7 @@ COMPARISONS = (
     ("curriculum in three steps, against linear", "curriculum_step", "curriculum"),
     ("curriculum in the first half, against throughout", "curriculum_short", "curriculum"),
     ("curriculum in the first half, against random masks", "curriculum_short", "cascade"),
+    ("curriculum, 4 patches of every region visible, against none", "curriculum_kept", "curriculum"),
     ("curriculum, 4 patches of every region visible, against random masks", "curriculum_kept", "cascade"),
     ("curriculum, regions mingle, against hardly", "curriculum_soft", "curriculum"),
     ("curriculum with parallel decoders, against random masks", "parallel_curriculum", "parallel"),
@@ -163,20 +164,15 @@ def difference(rows: dict[str, Any], one: str, other: str, metric: str) -> str:
     pair = [rows[name].get(metric) for name in (one, other)]
     if None in pair:
         return ""
-    sample = (
-        pair
-        if metric in UNEQUAL
-        else [row[metric] for row in rows.values() if row.get(metric, {"seeds": 0})["seeds"] > 1]
-    )
-    degrees = [cell["seeds"] - 1 for cell in sample]
     if metric in UNEQUAL:
-        errors = [cell["deviation"] ** 2 / cell["seeds"] for cell in pair]
-        freedom = sum(errors) ** 2 / sum(error**2 / degree for error, degree in zip(errors, degrees))
-        error = sum(errors) ** 0.5
+        variances = [one["deviation"] ** 2 / one["seeds"] for one in pair]
+        freedom = sum(variances) ** 2 / sum(v**2 / (one["seeds"] - 1) for v, one in zip(variances, pair))
+        error = sum(variances) ** 0.5
     else:
-        freedom = sum(degrees)
-        pooled = sum(degree * cell["deviation"] ** 2 for degree, cell in zip(degrees, sample)) / freedom
-        error = (pooled * sum(1 / cell["seeds"] for cell in pair)) ** 0.5
+        known = [row[metric] for row in rows.values() if metric in row and row[metric]["seeds"] > 1]
+        freedom = sum(one["seeds"] - 1 for one in known)
+        pooled = sum((one["seeds"] - 1) * one["deviation"] ** 2 for one in known) / freedom
+        error = (pooled * sum(1 / one["seeds"] for one in pair)) ** 0.5
     width = float(student.ppf(0.975, freedom)) * error
     value = pair[0]["mean"] - pair[1]["mean"]
     told = f"{100 * value:+.1f} ± {100 * width:.1f}"

@@ -31,7 +31,7 @@ class C2FMAETrainingArguments(TrainingArguments):
             the batch over all devices and accumulation steps (MAE's rule).
         curriculum (`str`, defaults to `"constant"`): Schedule of [`MaskingCurriculum`]: `"linear"`, `"step"`,
             `"constant"`. The paper's curriculum is `"linear"` here; random masks are the default because they were
-            better in all that we could measure (docs/evidence.md).
+            better in our study (docs/evidence.md).
         curriculum_weights (`list[float]`, defaults to `[0, 0, 1]`): Its weights of (semantic, instance, random) if
             constant: random masks.
         curriculum_order (`list[str]`): The strategies in the order in which they take over.
