@@ -23,9 +23,13 @@ def test_the_document_has_the_tables_of_the_results(repository, monkeypatch):
     for runs in groups.values():
         rows = summarise.summarise(runs, ratios)
         assert summarise.table(rows) in text
-        differences = summarise.compare(rows)
-        assert differences is None or differences in text
-        measured |= set(re.findall(DIFFERENCE, differences or ""))
+        for more in (
+            summarise.compare(rows),
+            summarise.compare_photographs(runs, rows),
+            summarise.table_by_class(rows),
+        ):
+            assert more is None or more in text
+            measured |= set(re.findall(DIFFERENCE, more or ""))
     # In prose, too, and in what others quote.
     for name in ("docs/evidence.md", "README.md", "model_cards/README.md"):
         assert set(re.findall(DIFFERENCE, (repository / name).read_text(encoding="utf-8"))) <= measured
@@ -44,5 +48,5 @@ def test_the_document_has_the_tables_of_the_results(repository, monkeypatch):
         metrics = ("linear_probe", "knn", "patch_mean_iou", "attention_in_object")
         scores = " | ".join(summarise.shown(rows[name][metric]) for metric in metrics)
         assert f"| {rows[name]['words']} | 64 k | {rows[name]['step_times_mae']:.2f} | {scores} |" in cards
-    for name in ("summarise", "variants"):
+    for name in ("summarise", "variants", "answers"):
         sys.modules.pop(name)

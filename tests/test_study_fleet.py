@@ -20,7 +20,7 @@ def scripts(repository, monkeypatch):
     monkeypatch.syspath_prepend(str(repository / "benchmarks/representation"))
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     yield
-    names = ("common", "data", "fleet", "gpu_data", "pretrain", "protocols", "variants")
+    names = ("answers", "common", "data", "fleet", "gpu_data", "pretrain", "protocols", "variants")
     for name in names:
         sys.modules.pop(name, None)
 

@@ -31,7 +31,7 @@ import torch
 from data import SOURCES, StudyData, load_study_data
 from gpu_data import Photographs
 from pretrain import BATCH_SIZE, build_model, encoder_of, make_arguments, with_maps
-from protocols import evaluate, summary
+from protocols import Judged, evaluate, summary
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import AttentionInterface, Trainer
@@ -60,7 +60,8 @@ def signature(name: str) -> str:
     """What models must share to be trained as one: the same layers, losses and learning rate."""
     variant = VARIANTS[name]
     rate = variant.training.get("base_learning_rate")
-    return json.dumps([variant.kind, variant.config, variant.maps, variant.feedback, rate], sort_keys=True)
+    layers = [variant.kind, variant.config, variant.maps, variant.feedback, variant.self_attention]
+    return json.dumps([*layers, rate], sort_keys=True)
 
 
 class Ensemble:
@@ -334,7 +335,7 @@ def load_in_worker(folder: Path) -> None:
     _study_data = load_study_data(folder, with_pretraining=False)
 
 
-def evaluate_in_worker(folder: Path, seed: int, fine_tune: bool, device: str) -> dict[str, float]:
+def evaluate_in_worker(folder: Path, seed: int, fine_tune: bool, device: str) -> Judged:
     assert _study_data is not None
     return evaluate(C2FMAEModel.from_pretrained(folder).to(device).eval(), _study_data, seed, fine_tune)
 
@@ -417,10 +418,10 @@ def main(arguments: list[str] | None = None) -> None:
                 futures.append((name, seed, known, future))
         runs = []
         for name, seed, known, future in tqdm(futures, desc="Judging", unit=" encoders"):
-            results = future.result()
+            judged = future.result()
             about = {"variant": name, "words": VARIANTS[name].words, "seed": seed, "equal": "steps"}
-            runs.append({**about, "source": args.source, "encoder": args.encoder, **known, "results": results})
-            print(f"{name}, seed {seed}: {summary(results)}", flush=True)
+            runs.append({**about, "source": args.source, "encoder": args.encoder, **known, **judged})
+            print(f"{name}, seed {seed}: {summary(judged['results'])}", flush=True)
         group = {
             "command": hide_tokens(sys.argv),
             "photographs": {part: len(getattr(data, part).images) for part in ("train", "test", "other_test")},

@@ -49,17 +49,17 @@ def main(arguments: list[str] | None = None) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for name, encoder in encoders.items():
         fingerprint = encoder_fingerprint(encoder)
-        results = evaluate(encoder, data, args.seed)
+        judged = evaluate(encoder, data, args.seed)
         content = {
             "name": name,
             "encoder": fingerprint,
             "seed": args.seed,
-            "results": results,
+            **judged,
             "command": hide_tokens(sys.argv),
             "machine": machine("cpu"),
         }
         write_json(args.output / f"encoder-{name}.json", content)
-        print(f"{name}: {summary(results)}", flush=True)
+        print(f"{name}: {summary(judged['results'])}", flush=True)
 
 
 if __name__ == "__main__":

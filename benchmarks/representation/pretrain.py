@@ -21,6 +21,7 @@ from c2fmae_hf.conversion import convert_to_c2fmae
 from c2fmae_hf.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.dataset import C2FMAEDataset
 from c2fmae_hf.labelling.classical import ClassicalLabeller
+from c2fmae_hf.modeling_c2fmae import C2FMAECrossAttention, C2FMAEDecoderBlock
 from c2fmae_hf.positions import sincos_position_table
 from c2fmae_hf.progress import SharedProgress
 from c2fmae_hf.trainer import C2FMAETrainer
@@ -46,7 +47,12 @@ def build_model(variant: Variant, seed: int, encoder: str = "small", source: str
     if variant.kind == "vit_mae":
         fields = {name: value for name, value in ENCODERS[encoder].items() if name in ViTMAEConfig().to_dict()}
         model = ViTMAEForPreTraining(
-            ViTMAEConfig(**fields, **VIT_MAE_DECODER, mask_ratio=0.75, norm_pix_loss=True, layer_norm_eps=1e-6)
+            ViTMAEConfig(
+                **{**fields, **VIT_MAE_DECODER, **variant.config},
+                mask_ratio=0.75,
+                norm_pix_loss=True,
+                layer_norm_eps=1e-6,
+            )
         )
         initialise_as_authors(model)
         return model
@@ -61,7 +67,23 @@ def build_model(variant: Variant, seed: int, encoder: str = "small", source: str
             stage.embed_prediction = lambda logits, embed=embed: embed(logits.detach())
         elif variant.feedback == "none":
             stage.embed_prediction = lambda logits: logits.new_zeros(())
+    for name in variant.self_attention:
+        blocks = [SelfAttentiveBlock(config) for _ in model.decoder.stages[name].blocks]
+        model.decoder.stages[name].blocks = nn.ModuleList(blocks).apply(model._init_weights)
     return model
+
+
+class SelfAttentiveBlock(C2FMAEDecoderBlock):
+    """A block of the decoder whose queries attend to each other before they attend to the visible patches."""
+
+    def __init__(self, config: C2FMAEConfig) -> None:
+        super().__init__(config)
+        self.norm0 = nn.LayerNorm(config.decoder_hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = C2FMAECrossAttention(config)
+
+    def forward(self, queries: torch.Tensor, memory: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        own = self.norm0(queries)
+        return super().forward(queries + self.self_attn(own, own, **kwargs)[0], memory, **kwargs)
 
 
 @torch.no_grad()

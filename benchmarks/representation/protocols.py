@@ -5,9 +5,10 @@ own `features`), a linear layer that segments patches, and the share of attentio
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import torch
+from answers import Answers, pack_answers
 from data import GRID, NUM_CLASSES, Labelled, Masked, StudyData, normalise
 from torch import nn
 
@@ -21,28 +22,42 @@ EVALUATION_BATCH = 256
 ATTENTION_LAYERS = 2
 
 
-def evaluate(encoder: C2FMAEModel, data: StudyData, seed: int, fine_tune: bool = False) -> dict[str, float]:
+class Judged(TypedDict):
     """
-    Shares in [0, 1] by name.
+    Args:
+        results: Shares in [0, 1] by name.
+        answers: Of the probes and neighbours, by name.
+    """
 
+    results: dict[str, float]
+    answers: dict[str, Answers]
+
+
+def evaluate(encoder: C2FMAEModel, data: StudyData, seed: int, fine_tune: bool = False) -> Judged:
+    """
     Args:
         encoder: On the device that is to work.
         fine_tune (`bool`): Whether also to train the encoder itself for segmentation, at last: it changes it.
     """
     results: dict[str, float] = {}
+    answers: dict[str, Answers] = {}
     for prefix, train, test in (("", data.train, data.test), ("caltech101_", data.other_train, data.other_test)):
-        results.update({f"{prefix}{name}": value for name, value in judge_classes(encoder, train, test, seed).items()})
+        for name, right in judge_classes(encoder, train, test, seed).items():
+            by_class = [right[test.labels == label].float().mean() for label in test.labels.unique()]
+            results[f"{prefix}{name}"] = right.float().mean().item()
+            results[f"{prefix}{name}_balanced"] = torch.stack(by_class).mean().item()
+            answers[f"{prefix}{name}"] = pack_answers(right.numpy())
     results["patch_mean_iou"] = judge_patches(encoder, data.mask_train, data.mask_test, seed)
     results.update(judge_attention(encoder, data.mask_test))
     if fine_tune:
         results["fine_tuned_mean_iou"] = judge_fine_tuning(encoder, data.mask_train, data.mask_test, seed)
-    return results
+    return {"results": results, "answers": answers}
 
 
-def judge_classes(encoder: C2FMAEModel, train: Labelled, test: Labelled, seed: int) -> dict[str, float]:
+def judge_classes(encoder: C2FMAEModel, train: Labelled, test: Labelled, seed: int) -> dict[str, torch.Tensor]:
     """
-    Top-1 accuracy of the probe, of plain and mirrored photographs, and of the neighbours, on mean-pooled features; as
-    `..._balanced` its mean over the classes.
+    Which of `test` the probe, trained on plain and mirrored photographs, and which the neighbours class rightly, on
+    mean-pooled features.
     """
 
     def features(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -62,14 +77,9 @@ def judge_classes(encoder: C2FMAEModel, train: Labelled, test: Labelled, seed: i
     with torch.no_grad():
         probed = probe(tested)
     neighbours = weighted_knn(plain, train.labels, tested, num_classes)
-    scores = {"linear_probe": probed, "knn": neighbours}
-    results = {}
-    for name, score in scores.items():
-        right = (score.argmax(dim=1) == test.labels).float()
-        results[name] = right.mean().item()
-        by_class = [right[test.labels == label].mean() for label in test.labels.unique()]
-        results[f"{name}_balanced"] = torch.stack(by_class).mean().item()
-    return results
+    return {
+        name: score.argmax(dim=1) == test.labels for name, score in (("linear_probe", probed), ("knn", neighbours))
+    }
 
 
 @torch.inference_mode()
@@ -174,5 +184,5 @@ def judge_attention(encoder: C2FMAEModel, data: Masked) -> dict[str, float]:
     return {"attention_in_object": share, "object_area": area, "attention_to_three_patches": three}
 
 
-def summary(results: dict[str, Any]) -> str:
+def summary(results: dict[str, float]) -> str:
     return ", ".join(f"{name} {100 * value:.1f}" for name, value in results.items())

@@ -134,7 +134,7 @@ def run(args: argparse.Namespace, data: StudyData, name: str, seed: int, ratio: 
     options = {"bf16": args.bf16, **({} if torch.cuda.is_available() else {"use_cpu": True})}
     encoder, known = pretrain(variant, seed, data, steps, folder, args.num_workers, args.encoder, **options)
     encoder.cpu().save_pretrained(folder / "encoder")
-    results = evaluate(encoder, data, seed)
+    judged = evaluate(encoder, data, seed)
     content = {
         "variant": name,
         "words": variant.words,
@@ -145,13 +145,13 @@ def run(args: argparse.Namespace, data: StudyData, name: str, seed: int, ratio: 
         "mae_epochs": args.epochs,
         "step_times_mae": ratio,
         **known,
-        "results": results,
+        **judged,
         "all_seconds": round(time.perf_counter() - started, 1),
         "command": hide_tokens(sys.argv),
         "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
     }
     write_json(path, content)
-    print(f"{name}, seed {seed}: {summary(results)}", flush=True)
+    print(f"{name}, seed {seed}: {summary(judged['results'])}", flush=True)
 
 
 if __name__ == "__main__":

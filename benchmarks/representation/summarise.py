@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
+from answers import unpack_answers
 from scipy.stats import t as student
 from variants import VARIANTS
 
@@ -36,6 +38,8 @@ METRICS = {
 }
 # Whose spread differs so much between variants that none can be pooled.
 UNEQUAL = ("attention_in_object",)
+# Whose answers are known photograph by photograph.
+CLASSED = ("linear_probe", "knn", "caltech101_linear_probe", "caltech101_knn")
 DRAWN = ("linear_probe", "knn", "caltech101_linear_probe", "patch_mean_iou")
 # Okabe and Ito's colours, which colour-blind people tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
@@ -46,6 +50,7 @@ COMPARISONS = (
     ("cascade with random masks, against MAE", "cascade", "mae"),
     ("the same of objects without classes, against MAE", "objects", "mae"),
     ("our decoder of the image alone, against MAE's", "image", "mae"),
+    ("MAE, five blocks of decoder, against two", "mae_deep", "mae"),
     ("cascade, against parallel decoders", "cascade", "parallel"),
     ("curriculum, against random masks", "curriculum", "cascade"),
     ("coarse to fine, against fine to coarse", "curriculum", "reversed"),
@@ -68,6 +73,7 @@ COMPARISONS = (
     ("classes, against objects alone", "cascade", "objects"),
     ("labels weigh a third", "labels_less", "cascade"),
     ("labels weigh three times", "labels_more", "cascade"),
+    ("queries attend to each other", "self_attention", "cascade"),
     ("two blocks a stage", "deep_stages", "cascade"),
     ("encoder shown all granularities", "all_inputs", "cascade"),
     ("half the learning rate", "cascade_slow", "cascade"),
@@ -102,7 +108,8 @@ def summarise(runs: Sequence[dict[str, Any]], ratios: dict[str, float]) -> dict[
     for name, variant in VARIANTS.items():
         found = [run for run in runs if run["variant"] == name]
         if found:
-            metrics = [metric for metric in METRICS if all(metric in run["results"] for run in found)]
+            known = [*METRICS, *(f"{metric}_balanced" for metric in CLASSED)]
+            metrics = [metric for metric in known if all(metric in run["results"] for run in found)]
             rows[name] = {
                 "words": variant.words,
                 "images": found[0]["images"],
@@ -135,6 +142,17 @@ def table(rows: dict[str, Any]) -> str:
     return markdown([head, ["---"] * len(head), *cells])
 
 
+def table_by_class(rows: dict[str, Any]) -> str | None:
+    """Accuracies as means over the classes, of the variants of which they are known."""
+    lines = [
+        [row["words"], *(shown(row[f"{metric}_balanced"]) for metric in CLASSED)]
+        for row in rows.values()
+        if all(f"{metric}_balanced" in row for metric in CLASSED)
+    ]
+    head = ["variant, mean over classes", *(METRICS[metric] for metric in CLASSED)]
+    return markdown([head, ["---"] * len(head), *lines]) if lines else None
+
+
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -159,11 +177,50 @@ def compare(rows: dict[str, Any]) -> str | None:
     return markdown([head, ["---"] * len(head), *lines]) if lines else None
 
 
+def shares_right(runs: Sequence[dict[str, Any]], variant: str) -> dict[str, np.ndarray] | None:
+    """By metric, the share of a variant's seeds that class each photograph rightly; `None` if a run has no answers."""
+    found = [run.get("answers") for run in runs if run["variant"] == variant]
+    if not found or None in found:
+        return None
+    return {metric: np.mean([unpack_answers(one[metric]) for one in found], axis=0) for metric in CLASSED}
+
+
+def compare_photographs(runs: Sequence[dict[str, Any]], rows: dict[str, Any]) -> str | None:
+    """
+    As [`compare`], of the variants whose answers are known, with intervals over seeds and photographs, whose variances
+    are added: for other seeds and other photographs of the same kinds.
+    """
+    known = {name: found for name in rows if (found := shares_right(runs, name)) is not None}
+    lines = []
+    for words, one, other in COMPARISONS:
+        if one in known and other in known and all(rows[name]["linear_probe"]["seeds"] > 1 for name in (one, other)):
+            cells = []
+            for metric in CLASSED:
+                apart = known[one][metric] - known[other][metric]
+                over_photographs = 1.96 * apart.std(ddof=1) / len(apart) ** 0.5
+                value, over_seeds = interval(rows, one, other, metric)
+                cells.append(told(value, (over_seeds**2 + over_photographs**2) ** 0.5))
+            lines.append([words, *cells])
+    head = ["question, over seeds and photographs", *(METRICS[metric] for metric in CLASSED)]
+    return markdown([head, ["---"] * len(head), *lines]) if lines else None
+
+
 def difference(rows: dict[str, Any], one: str, other: str, metric: str) -> str:
-    """As a cell shows it: bold if zero is outside its interval, empty if one of the two was not measured."""
-    pair = [rows[name].get(metric) for name in (one, other)]
-    if None in pair:
+    """As a cell shows it, empty if one of the two was not measured."""
+    if any(metric not in rows[name] for name in (one, other)):
         return ""
+    return told(*interval(rows, one, other, metric))
+
+
+def told(value: float, width: float) -> str:
+    """In points, bold if zero is outside the interval."""
+    words = f"{100 * value:+.1f} ± {100 * width:.1f}"
+    return f"**{words}**" if abs(value) > width else words
+
+
+def interval(rows: dict[str, Any], one: str, other: str, metric: str) -> tuple[float, float]:
+    """A difference of means, and half the width of its 95 % interval over seeds."""
+    pair = [rows[name][metric] for name in (one, other)]
     if metric in UNEQUAL:
         variances = [one["deviation"] ** 2 / one["seeds"] for one in pair]
         freedom = sum(variances) ** 2 / sum(v**2 / (one["seeds"] - 1) for v, one in zip(variances, pair))
@@ -174,9 +231,7 @@ def difference(rows: dict[str, Any], one: str, other: str, metric: str) -> str:
         pooled = sum((one["seeds"] - 1) * one["deviation"] ** 2 for one in known) / freedom
         error = (pooled * sum(1 / one["seeds"] for one in pair)) ** 0.5
     width = float(student.ppf(0.975, freedom)) * error
-    value = pair[0]["mean"] - pair[1]["mean"]
-    told = f"{100 * value:+.1f} ± {100 * width:.1f}"
-    return f"**{told}**" if abs(value) > width else told
+    return pair[0]["mean"] - pair[1]["mean"], width
 
 
 def draw(rows: dict[str, Any], path: Path) -> None:
@@ -188,12 +243,11 @@ def draw(rows: dict[str, Any], path: Path) -> None:
         spreads = [100 * rows[name][metric]["deviation"] if rows[name][metric]["seeds"] > 1 else 0 for name in names]
         panel.barh(names, means, xerr=spreads, color=colour, height=0.7, capsize=2)
         panel.set_title(METRICS[metric] + ", %", fontsize=10)
-        panel.set_xlim(0.85 * min(means), 1.03 * max(mean + spread for mean, spread in zip(means, spreads)))
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(names)), [rows[name]["words"] for name in names], fontsize=9)
     panels[0].invert_yaxis()
-    figure.text(0.01, 0.01, "Axes do not start at 0. Whiskers: standard deviation over the seeds.", fontsize=8)
+    figure.text(0.01, 0.01, "Whiskers: standard deviation over the seeds.", fontsize=8)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -243,7 +297,8 @@ def main(args: list[str] | None = None) -> None:
     options = parser.parse_args(args)
     calibration = options.results / "calibration.json"
     ratios = json.loads(calibration.read_text(encoding="utf-8"))["times_mae"] if calibration.is_file() else {}
-    groups = {name: summarise(runs, ratios) for name, runs in load(options.results).items()}
+    runs = load(options.results)
+    groups = {name: summarise(theirs, ratios) for name, theirs in runs.items()}
     if not groups:
         raise SystemExit(f"{options.results}: expected files of study.py or fleet.py, found none")
     figures = options.figures or options.results
@@ -252,9 +307,9 @@ def main(args: list[str] | None = None) -> None:
     for name, rows in groups.items():
         draw(rows, figures / f"{name}.png")
         print(f"## {name}\n\n{table(rows)}\n")
-        differences = compare(rows)
-        if differences is not None:
-            print(f"{differences}\n")
+        for more in (compare(rows), compare_photographs(runs[name], rows), table_by_class(rows)):
+            if more is not None:
+                print(f"{more}\n")
     same = {name: rows for name, rows in groups.items() if "-stl10-" in name and "mae" in rows}
     if same:
         draw_compute(same, figures / "compute.png")

@@ -39,12 +39,13 @@ class Variant:
     """
     Args:
         words: What a table calls it.
-        config: Fields of [`C2FMAEConfig`] that differ from the study's.
+        config: Fields of [`C2FMAEConfig`], or of `ViTMAEConfig`, that differ from the study's.
         training: Fields of [`C2FMAETrainingArguments`] that differ.
         kind: `c2fmae`; `vit_mae`, transformers' model with its own decoder; or `supervised`, a classifier.
         maps: Whose label maps: the annotators', those of objects without classes, or the classical labeller's.
         feedback: How a stage's prediction reaches the next: with its gradient, without, or not at all (refined queries
             go on alone).
+        self_attention (`tuple[str, ...]`): Stages whose queries attend to each other, too.
     """
 
     words: str
@@ -53,10 +54,12 @@ class Variant:
     kind: Literal["c2fmae", "vit_mae", "supervised"] = "c2fmae"
     maps: Literal["annotated", "objects", "classical"] = "annotated"
     feedback: Literal["gradient", "detached", "none"] = "gradient"
+    self_attention: tuple[str, ...] = ()
 
 
 VARIANTS = {
     "mae": Variant("MAE (transformers' ViTMAE)", kind="vit_mae"),
+    "mae_deep": Variant("MAE, five blocks of decoder", {"decoder_num_hidden_layers": 5}, kind="vit_mae"),
     "image": Variant("image alone, our decoder", {"granularities": ["image"]}, RANDOM),
     "parallel": Variant("three granularities, parallel decoders", {"decoder_type": "parallel"}, RANDOM),
     "cascade": Variant("three granularities, cascade", training=RANDOM),
@@ -104,6 +107,11 @@ VARIANTS = {
     "mae_fast": Variant("MAE, twice the learning rate", training={"base_learning_rate": 8e-3}, kind="vit_mae"),
     "cascade_slow": Variant("cascade, half the learning rate", training={**RANDOM, "base_learning_rate": 2e-3}),
     "cascade_fast": Variant("cascade, twice the learning rate", training={**RANDOM, "base_learning_rate": 8e-3}),
+    "self_attention": Variant(
+        "cascade, queries of semantics and instances attend to each other",
+        training=RANDOM,
+        self_attention=("semantic", "instance"),
+    ),
     "deep_stages": Variant("cascade, two blocks a stage", {"decoder_num_hidden_layers": 2}, RANDOM),
     "objects": Variant("cascade, maps without classes", training=RANDOM, maps="objects"),
     "classical": Variant("cascade, maps of the classical labeller", training=RANDOM, maps="classical"),

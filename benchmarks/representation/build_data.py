@@ -1,0 +1,180 @@
+"""
+The study's photographs, made of the public files: STL-10 (binary files), its masks and Caltech-101.
+
+    python benchmarks/representation/build_data.py --stl10 stl10_binary --masks STL10_Segmentation \\
+        --caltech101 101_ObjectCategories --output shared/data
+
+`--stl10` takes `train_X.bin`, `train_y.bin`, `test_X.bin` and `test_y.bin` (https://cs.stanford.edu/~acoates/stl10, or
+`torchvision.datasets.STL10`), `--masks` files `stl10_<part>_<class>.json`
+(https://github.com/semihyagli/STL10_Segmentation), `--caltech101` a folder a class with `image_0001.jpg`, ...
+(https://data.caltech.edu/records/mzrjq-6wc02).
+
+Which photographs are in which file, in which order, is in `split.json`; about a fifth of each source is in none, nor
+are near-duplicates. Photographs are stored as JPEG (quality 95; Caltech-101's with a shorter side of at most 144
+pixels, quality 90), so that they may differ from ours by an encoder's rounding. The scenes of `--source scenes` (COCO,
+CamVid) are not made here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from c2fmae_hf.decoding import to_rgb
+from c2fmae_hf.files import replace_file
+from c2fmae_hf.labelling.records import encode_label_map, number_instances
+
+
+SPLIT = Path(__file__).parent / "split.json"
+# In the order of STL-10's labels, which count from 1.
+STL10_CLASSES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
+STL10_SIDE = 96
+MARKS_PER_SIDE = 16
+CALTECH101_SIDE = 144
+
+
+def encode_jpeg(image: Image.Image, quality: int) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def encode_map(squares: np.ndarray) -> dict[str, Any]:
+    """A PNG of 96 x 96 pixels of the ids `(16, 16)` of its squares."""
+    step = STL10_SIDE // MARKS_PER_SIDE
+    return {"bytes": encode_label_map(squares.repeat(step, axis=0).repeat(step, axis=1)), "path": None}
+
+
+class STL10:
+    """One part, `train` or `test`, of STL-10."""
+
+    def __init__(self, folder: Path, part: str) -> None:
+        self.part = part
+        self.labels = read_bytes(folder / f"{part}_y.bin").astype(np.int64) - 1
+        pixels = read_bytes(folder / f"{part}_X.bin")
+        expected = len(self.labels) * 3 * STL10_SIDE**2
+        if len(pixels) != expected:
+            raise ValueError(
+                f"{folder / part}_X.bin: expected {expected} bytes, three channels of {STL10_SIDE} x {STL10_SIDE} of "
+                f"{len(self.labels)} photographs, got {len(pixels)}"
+            )
+        # Stored by columns.
+        self.images = pixels.reshape(-1, 3, STL10_SIDE, STL10_SIDE).transpose(0, 3, 2, 1)
+
+    def row(self, index: int) -> dict[str, Any]:
+        image = Image.fromarray(np.ascontiguousarray(self.images[index]))
+        name = f"stl10_{self.part}_{index:05d}"
+        return {"image": encode_jpeg(image, quality=95), "label": int(self.labels[index]), "image_id": name}
+
+
+def read_bytes(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a file of STL-10, found nothing")
+    return np.fromfile(path, dtype=np.uint8)
+
+
+class Marks:
+    """The marked squares of the objects of one part's photographs."""
+
+    def __init__(self, folder: Path, part: str) -> None:
+        self.part = part
+        self.folder = folder
+        self._by_class: dict[str, dict[str, dict[str, list[list[int]]]]] = {}
+
+    def maps(self, index: int, label: int) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Classes and instances `(16, 16)` of a photograph's squares. Where marks overlap, the smaller object is on top.
+
+        Raises:
+            `FileNotFoundError`, `ValueError`: naming the file, and the photograph that it has no marks of.
+        """
+        name = STL10_CLASSES[label]
+        path = self.folder / f"stl10_{self.part}_{name}.json"
+        if name not in self._by_class:
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: expected the marks of the class, found nothing")
+            self._by_class[name] = json.loads(path.read_text(encoding="utf-8"))
+        objects = self._by_class[name].get(str(index))
+        if not objects:
+            raise ValueError(f"{path}: expected marks of photograph {index}, found none")
+        instance = np.zeros((MARKS_PER_SIDE, MARKS_PER_SIDE), dtype=np.int64)
+        numbered = enumerate(objects.values(), start=1)
+        for number, squares in sorted(numbered, key=lambda one: len(one[1]), reverse=True):
+            for x, y in squares:
+                if x < MARKS_PER_SIDE and y < MARKS_PER_SIDE:  # a few marks lie beyond the edge
+                    instance[y, x] = number
+        return np.where(instance > 0, label + 1, 0), number_instances(instance)
+
+
+def stl10_rows(stl10: STL10, indices: Sequence[int], marks: Marks | None) -> Iterator[dict[str, Any]]:
+    for index in indices:
+        row = stl10.row(index)
+        if marks is not None:
+            semantic, instance = marks.maps(index, row["label"])
+            row.update(semantic=encode_map(semantic), instance=encode_map(instance))
+        yield row
+
+
+def caltech101_rows(folder: Path, names: Sequence[str], classes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Of names as `llama/0078`."""
+    for name in names:
+        kind, number = name.split("/")
+        path = folder / kind / f"image_{number}.jpg"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: expected a photograph of Caltech-101, found nothing")
+        with Image.open(path) as file:
+            image = to_rgb(file)
+        scale = CALTECH101_SIDE / min(image.size)
+        if scale < 1:
+            size = [max(round(scale * side), CALTECH101_SIDE) for side in image.size]
+            image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+        yield {
+            "image": encode_jpeg(image, quality=90),
+            "label": classes.index(kind),
+            "image_id": f"caltech101_{kind}_{number}",
+        }
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]], number: int, classes: list[str], maps: bool) -> None:
+    columns = ["image", *(["semantic", "instance"] if maps else []), "label", "image_id"]
+    kinds = {"label": datasets.ClassLabel(names=classes), "image_id": datasets.Value("string")}
+    features = datasets.Features({name: kinds.get(name, datasets.Image()) for name in columns})
+    found = list(tqdm(rows, desc=path.name, total=number, unit=" photographs"))
+    table = datasets.Dataset.from_list(found, features=features)
+    with replace_file(path) as temporary:
+        table.to_parquet(str(temporary))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stl10", type=Path, required=True, help="folder of STL-10's binary files")
+    parser.add_argument("--masks", type=Path, required=True, help="folder of STL10_Segmentation's JSON files")
+    parser.add_argument("--caltech101", type=Path, required=True, help="folder of Caltech-101's classes")
+    parser.add_argument("--split", type=Path, default=SPLIT, help="which photographs are in which file")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to, `--data` of the study")
+    args = parser.parse_args(arguments)
+    split = json.loads(args.split.read_text(encoding="utf-8"))
+    args.output.mkdir(parents=True, exist_ok=True)
+    for part in ("train", "test"):
+        stl10, marks = STL10(args.stl10, part), Marks(args.masks, part)
+        for name, indices in split["stl10"][part].items():
+            known = marks if "_seg_" in name else None
+            rows = stl10_rows(stl10, indices, known)
+            write(args.output / f"{name}.parquet", rows, len(indices), STL10_CLASSES, maps=known is not None)
+    classes = split["caltech101"]["classes"]
+    for name, photographs in split["caltech101"]["files"].items():
+        rows = caltech101_rows(args.caltech101, photographs, classes)
+        write(args.output / f"{name}.parquet", rows, len(photographs), classes, maps=False)
+
+
+if __name__ == "__main__":
+    main()
