@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("encoders", nargs="+", type=Path, help="folders of C2FMAE's encoders or pre-training models")
     parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
     parser.add_argument("--seed", type=int, default=0, help="of the probes")
+    parser.add_argument("--fine_tune", action="store_true", help="also fine-tune each encoder for segmentation")
     parser.add_argument("--output", type=Path, default=Path("runs/representation/results"))
     args = parser.parse_args(arguments)
     encoders = {}
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for name, encoder in encoders.items():
         fingerprint = encoder_fingerprint(encoder)
-        judged = evaluate(encoder, data, args.seed)
+        judged = evaluate(encoder, data, args.seed, args.fine_tune)
         content = {
             "name": name,
             "encoder": fingerprint,

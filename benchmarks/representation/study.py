@@ -91,6 +91,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15, help="turns of the calibration")
     parser.add_argument("--num_workers", type=int, default=1, help="that load data")
     parser.add_argument("--threads", type=int, help="of the computation; by default all")
+    parser.add_argument("--fine_tune", action="store_true", help="also fine-tune each encoder for segmentation")
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
     parser.add_argument("--work", type=Path, default=Path("runs/representation"), help="checkpoints and encoders")
     parser.add_argument("--output", type=Path, default=Path("runs/representation/results"))
@@ -134,7 +135,7 @@ def run(args: argparse.Namespace, data: StudyData, name: str, seed: int, ratio: 
     options = {"bf16": args.bf16, **({} if torch.cuda.is_available() else {"use_cpu": True})}
     encoder, known = pretrain(variant, seed, data, steps, folder, args.num_workers, args.encoder, **options)
     encoder.cpu().save_pretrained(folder / "encoder")
-    judged = evaluate(encoder, data, seed)
+    judged = evaluate(encoder, data, seed, args.fine_tune)
     content = {
         "variant": name,
         "words": variant.words,

@@ -6,7 +6,7 @@ The study's tables and figures, from the files of `study.py` and `fleet.py`.
 A group is `study-<source>-<encoder>-<epochs>`, the runs of `study.py` that share them (`-steps` if at equal steps), or
 a file `fleet-<source>-<encoder>-<epochs>.json`. Prints each group's table and comparisons, as `docs/evidence.md` has
 them, and writes beside the results `evidence.json` (mean, standard deviation and number of seeds of every cell), a bar
-chart of each group, and `compute.png`, scores over photographs seen, of STL-10's groups that have MAE.
+chart of each group, and `compute.png`, scores over compute, of STL-10's groups of the small encoder that have MAE.
 """
 
 from __future__ import annotations
@@ -255,16 +255,20 @@ def draw(rows: dict[str, Any], path: Path) -> None:
 
 def draw_compute(groups: dict[str, dict[str, Any]], path: Path) -> None:
     """
-    Scores over photographs seen, of the variants that several groups have, each of another number of them; hollow
-    where there is one seed.
+    Scores over compute, of the variants that several groups have, each of another length; hollow where there is one
+    seed. The unit is the compute that MAE spends on a photograph.
     """
     figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 3.4))
     for panel, metric in zip(panels, DRAWN):
         for (name, style), colour in zip(LINES.items(), COLOURS):
-            found = sorted((rows[name]["images"], rows[name][metric]) for rows in groups.values() if name in rows)
+            found = sorted(
+                (rows[name]["images"] * (rows[name]["step_times_mae"] or 1.0), rows[name][metric])
+                for rows in groups.values()
+                if name in rows
+            )
             if found:
                 panel.errorbar(
-                    [images / 1000 for images, _ in found],
+                    [compute / 1000 for compute, _ in found],
                     [100 * score["mean"] for _, score in found],
                     [0 if score["seeds"] == 1 else 100 * score["deviation"] for _, score in found],
                     fmt=style,
@@ -272,14 +276,14 @@ def draw_compute(groups: dict[str, dict[str, Any]], path: Path) -> None:
                     capsize=2,
                     label=VARIANTS[name].words,
                 )
-                single = [(images / 1000, 100 * score["mean"]) for images, score in found if score["seeds"] == 1]
+                single = [(compute / 1000, 100 * score["mean"]) for compute, score in found if score["seeds"] == 1]
                 if single:
                     panel.plot(*zip(*single), style[0], color=colour, markerfacecolor="white", zorder=5)
         panel.set_xscale("log")
         ticks = sorted({rows["mae"]["images"] / 1000 for rows in groups.values()})
         panel.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
         panel.minorticks_off()
-        panel.set_xlabel("photographs seen, thousands")
+        panel.set_xlabel("compute, in thousands of photographs of MAE")
         panel.set_title(METRICS[metric] + ", %", fontsize=10)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
@@ -310,9 +314,14 @@ def main(args: list[str] | None = None) -> None:
         for more in (compare(rows), compare_photographs(runs[name], rows), table_by_class(rows)):
             if more is not None:
                 print(f"{more}\n")
-    same = {name: rows for name, rows in groups.items() if "-stl10-" in name and "mae" in rows}
-    if same:
-        draw_compute(same, figures / "compute.png")
+    # Of one length, runs of study.py, which are at equal compute, rather than a fleet's.
+    lengths = {
+        name.rpartition("-")[2]: rows
+        for name, rows in sorted(groups.items())
+        if "-stl10-small-" in name and not name.endswith("-steps") and "mae" in rows
+    }
+    if lengths:
+        draw_compute(lengths, figures / "compute.png")
 
 
 if __name__ == "__main__":
