@@ -363,8 +363,44 @@ def test_mistakes_in_options(encoders, tmp_path):
         build_mask_rcnn(encoders["c2fmae"], NAMES, channels=3)
     config = C2FMAEConfig.from_size("tiny", num_hidden_layers=1, patch_size=14, label_stride=7)
     C2FMAEModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"backbone_config: expected patches of 8, 16 or 32 pixels.*got 14"):
+    with pytest.raises(ValueError, match=r"backbone_config: expected patches of 4, 8, 12, .*got 14"):
         build_mask_rcnn(str(tmp_path), NAMES, **SMALL)
+
+
+def test_patches_of_twelve_pixels(tmp_path):
+    """Strides that are no powers of two are those of the maps, of the anchors and of what is pooled."""
+    config = C2FMAEConfig.from_size("tiny", num_hidden_layers=1, image_size=48, patch_size=12, label_stride=4)
+    C2FMAEModel(config).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model = build_mask_rcnn(str(tmp_path), NAMES, image_size=90, max_image_size=120, **SMALL)
+    detector = model.detector
+    images, _ = detector.transform([torch.rand(3, 60, 80), torch.rand(3, 60, 60)])
+    assert images.tensors.shape == (2, 3, 96, 144)  # whole patches at all levels
+    maps = list(detector.backbone(images.tensors).values())
+    assert [tuple(level.shape[2:]) for level in maps] == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
+    strides = [3, 6, 12, 24, 48]
+    anchors = detector.rpn.anchor_generator(images, maps)[0].split([3 * level[0, 0].numel() for level in maps])
+    for stride, boxes in zip(strides, anchors):
+        assert (boxes[3] - boxes[0]).tolist() == [stride, 0, stride, 0]  # three of a cell, then the next cell's
+    align = detector.roi_heads.box_roi_pool
+    assert align.scales == [1 / stride for stride in strides[:4]]
+    # Of maps that hold the pixel where a column starts, a box reads its own centre, at every size.
+    columns = {
+        str(index): (stride * torch.arange(level.shape[3])).float().expand(1, 1, *level.shape[2:])
+        for index, (stride, level) in enumerate(zip(strides, maps))
+    }
+    boxes = torch.tensor([[30.0, 30.0, 40.0, 40.0], [20.0, 10.0, 70.0, 60.0], [12.0, 6.0, 132.0, 90.0]])
+    pooled = align(columns, [boxes], [(96, 144)]).mean(dim=(1, 2, 3))
+    assert pooled.tolist() == pytest.approx(boxes[:, ::2].mean(dim=1).tolist(), abs=1)
+    target = {
+        "boxes": boxes[:1] / 1.5,
+        "class_labels": torch.tensor([0]),
+        "masks": torch.ones(1, 60, 80, dtype=torch.uint8),
+    }
+    loss = model.train()([torch.rand(3, 60, 80)], [target]).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert model.backbone.c2fmae.patch_embed.proj.weight.grad.abs().sum() > 0
 
 
 def test_a_saved_detector_is_the_same(encoders, tmp_path):

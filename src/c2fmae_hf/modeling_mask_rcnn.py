@@ -156,10 +156,10 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         patch_size = int(config.backbone_config.patch_size)  # type: ignore[union-attr]
         if len(backbone.channels) != 4:
             raise ValueError(f"backbone_config: expected a backbone of four maps, got {len(backbone.channels)}")
-        if patch_size & (patch_size - 1):
+        if patch_size % 4:
             raise ValueError(
-                "backbone_config: expected patches of 8, 16 or 32 pixels, since torchvision takes strides for powers "
-                f"of two, got {patch_size}"
+                "backbone_config: expected patches of 4, 8, 12, ... pixels, since the finest map has four rows to a "
+                f"patch, each of whole pixels, got {patch_size}"
             )
         levels = [str(index) for index in range(NUM_LEVELS)]
         strides = [patch_size * 2**index // 4 for index in range(NUM_LEVELS)]
