@@ -41,12 +41,13 @@ def test_the_document_has_the_tables_of_the_results(repository, monkeypatch):
         assert f" | {shown} |" in text
     readme = (repository / "README.md").read_text(encoding="utf-8")
     cards = (repository / "model_cards/README.md").read_text(encoding="utf-8")
-    rows = summarise.summarise(groups["fleet-stl10-small-10"], ratios)
+    rows = summarise.summarise(groups["study-stl10-small-10"], ratios)
     for name in ("mae", "parallel", "cascade", "curriculum"):
         metrics = ("linear_probe", "knn", "patch_mean_iou", "caltech101_linear_probe")
         assert " | ".join(summarise.shown(rows[name][metric]) for metric in metrics) in readme
         metrics = ("linear_probe", "knn", "patch_mean_iou", "attention_in_object")
         scores = " | ".join(summarise.shown(rows[name][metric]) for metric in metrics)
-        assert f"| {rows[name]['words']} | 64 k | {rows[name]['step_times_mae']:.2f} | {scores} |" in cards
+        images, cost = f"{rows[name]['images'] / 1000:.0f} k", f"{rows[name]['step_times_mae']:.2f}"
+        assert f"| {rows[name]['words']} | {images} | {cost} | {scores} |" in cards
     for name in ("summarise", "variants", "answers"):
         sys.modules.pop(name)

@@ -143,14 +143,14 @@ def table(rows: dict[str, Any]) -> str:
 
 
 def table_by_class(rows: dict[str, Any]) -> str | None:
-    """Accuracies as means over the classes, of the variants of which they are known."""
+    """Accuracies as means over the classes, of the variants of which they are known, if there are several."""
     lines = [
         [row["words"], *(shown(row[f"{metric}_balanced"]) for metric in CLASSED)]
         for row in rows.values()
         if all(f"{metric}_balanced" in row for metric in CLASSED)
     ]
     head = ["variant, mean over classes", *(METRICS[metric] for metric in CLASSED)]
-    return markdown([head, ["---"] * len(head), *lines]) if lines else None
+    return markdown([head, ["---"] * len(head), *lines]) if len(lines) > 1 else None
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -283,13 +283,13 @@ def draw_compute(groups: dict[str, dict[str, Any]], path: Path) -> None:
         ticks = sorted({rows["mae"]["images"] / 1000 for rows in groups.values()})
         panel.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
         panel.minorticks_off()
-        panel.set_xlabel("compute, in thousands of photographs of MAE")
         panel.set_title(METRICS[metric] + ", %", fontsize=10)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
+    figure.text(0.5, 0.11, "compute, in thousands of photographs of MAE", ha="center", fontsize=10)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.09, 1, 1))
+    figure.tight_layout(rect=(0, 0.15, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
