@@ -110,7 +110,7 @@ class Marks:
         numbered = enumerate(objects.values(), start=1)
         for number, squares in sorted(numbered, key=lambda one: len(one[1]), reverse=True):
             for x, y in squares:
-                if x < MARKS_PER_SIDE and y < MARKS_PER_SIDE:  # a few marks lie beyond the edge
+                if 0 <= x < MARKS_PER_SIDE and 0 <= y < MARKS_PER_SIDE:  # a few marks lie beyond the edge
                     instance[y, x] = number
         return np.where(instance > 0, label + 1, 0), number_instances(instance)
 

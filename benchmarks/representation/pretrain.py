@@ -214,7 +214,8 @@ def pretrain(
         "steps": steps,
         "images": steps * BATCH_SIZE,
         "epochs": round(steps * BATCH_SIZE / len(data.pretraining), 2),
-        "seconds": round(output.metrics["train_runtime"], 1),
+        # Of a run that went on from a checkpoint, the last part's alone would be known.
+        "seconds": None if checkpoint else round(output.metrics["train_runtime"], 1),
         "resumed": checkpoint is not None,
         "parameters": sum(value.numel() for value in trainer.model.parameters()),
         "last_losses": {name: value for name, value in (last or [{}])[0].items() if name.endswith("loss")},

@@ -65,6 +65,7 @@ COMPARISONS = (
     ("curriculum with parallel decoders, against random masks", "parallel_curriculum", "parallel"),
     ("maps of the classical labeller, against annotators'", "classical", "cascade"),
     ("curriculum with classical maps, against random masks", "classical_curriculum", "classical"),
+    ("supervised by the class alone, against the cascade", "supervised", "cascade"),
     ("labels of visible patches too", "visible", "cascade"),
     ("the same with the curriculum", "visible_curriculum", "curriculum"),
     ("predictions fed on, against not", "cascade", "no_feedback"),
@@ -157,6 +158,18 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def compare_by_class(rows: dict[str, Any]) -> str | None:
+    """As [`compare`], of accuracies as means over the classes."""
+    known = {name: row for name, row in rows.items() if f"{CLASSED[0]}_balanced" in row}
+    lines = [
+        [words, *(difference(known, one, other, f"{metric}_balanced") for metric in CLASSED)]
+        for words, one, other in COMPARISONS
+        if one in known and other in known and all(known[name]["linear_probe"]["seeds"] > 1 for name in (one, other))
+    ]
+    head = ["question, mean over classes", *(METRICS[metric] for metric in CLASSED)]
+    return markdown([head, ["---"] * len(head), *lines]) if lines else None
+
+
 def compare(rows: dict[str, Any]) -> str | None:
     """
     Differences of means with 95 % intervals over seeds, in points. The spread between seeds is taken to be the same
@@ -188,7 +201,11 @@ def shares_right(runs: Sequence[dict[str, Any]], variant: str) -> dict[str, np.n
 def compare_photographs(runs: Sequence[dict[str, Any]], rows: dict[str, Any]) -> str | None:
     """
     As [`compare`], of the variants whose answers are known, with intervals over seeds and photographs, whose variances
-    are added: for other seeds and other photographs of the same kinds.
+    are added: for other seeds and other photographs of the same kinds. The seeds' own noise is in both, so that the
+    intervals are rather too wide; the draw of the photographs that probes learn from is in neither.
+
+    Raises:
+        `ValueError`: if runs have scored different numbers of photographs.
     """
     known = {name: found for name in rows if (found := shares_right(runs, name)) is not None}
     lines = []
@@ -196,6 +213,9 @@ def compare_photographs(runs: Sequence[dict[str, Any]], rows: dict[str, Any]) ->
         if one in known and other in known and all(rows[name]["linear_probe"]["seeds"] > 1 for name in (one, other)):
             cells = []
             for metric in CLASSED:
+                sizes = [len(known[name][metric]) for name in (one, other)]
+                if sizes[0] != sizes[1]:
+                    raise ValueError(f"{one}, {other}: expected answers of the same photographs, got {sizes} of them")
                 apart = known[one][metric] - known[other][metric]
                 over_photographs = 1.96 * apart.std(ddof=1) / len(apart) ** 0.5
                 value, over_seeds = interval(rows, one, other, metric)
@@ -240,14 +260,15 @@ def draw(rows: dict[str, Any], path: Path) -> None:
     names = list(rows)
     for panel, metric, colour in zip(panels, DRAWN, COLOURS):
         means = [100 * rows[name][metric]["mean"] for name in names]
-        spreads = [100 * rows[name][metric]["deviation"] if rows[name][metric]["seeds"] > 1 else 0 for name in names]
+        # No whisker where there is one seed.
+        spreads = [100 * (rows[name][metric]["deviation"] or float("nan")) for name in names]
         panel.barh(names, means, xerr=spreads, color=colour, height=0.7, capsize=2)
         panel.set_title(METRICS[metric] + ", %", fontsize=10)
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(names)), [rows[name]["words"] for name in names], fontsize=9)
     panels[0].invert_yaxis()
-    figure.text(0.01, 0.01, "Whiskers: standard deviation over the seeds.", fontsize=8)
+    figure.text(0.01, 0.01, "Whiskers: standard deviation over the seeds; without, one seed.", fontsize=8)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -256,29 +277,26 @@ def draw(rows: dict[str, Any], path: Path) -> None:
 def draw_compute(groups: dict[str, dict[str, Any]], path: Path) -> None:
     """
     Scores over compute, of the variants that several groups have, each of another length; hollow where there is one
-    seed. The unit is the compute that MAE spends on a photograph.
+    seed. The unit is the compute that MAE spends on a photograph. Points of a fleet, which were scored by other
+    photographs, are joined to none.
     """
     figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 3.4))
     for panel, metric in zip(panels, DRAWN):
         for (name, style), colour in zip(LINES.items(), COLOURS):
-            found = sorted(
-                (rows[name]["images"] * (rows[name]["step_times_mae"] or 1.0), rows[name][metric])
-                for rows in groups.values()
-                if name in rows
-            )
-            if found:
-                panel.errorbar(
-                    [compute / 1000 for compute, _ in found],
-                    [100 * score["mean"] for _, score in found],
-                    [0 if score["seeds"] == 1 else 100 * score["deviation"] for _, score in found],
-                    fmt=style,
-                    color=colour,
-                    capsize=2,
-                    label=VARIANTS[name].words,
+            for kind, drawn in (("study", style), ("fleet", style[0])):
+                found = sorted(
+                    (rows[name]["images"] * (rows[name]["step_times_mae"] or 1.0) / 1000, rows[name][metric])
+                    for group, rows in groups.items()
+                    if group.startswith(kind) and name in rows
                 )
-                single = [(compute / 1000, 100 * score["mean"]) for compute, score in found if score["seeds"] == 1]
-                if single:
-                    panel.plot(*zip(*single), style[0], color=colour, markerfacecolor="white", zorder=5)
+                spreads = [100 * (score["deviation"] or float("nan")) for _, score in found]
+                points = [compute for compute, _ in found], [100 * score["mean"] for _, score in found]
+                label = VARIANTS[name].words if kind == "study" else None
+                panel.errorbar(*points, spreads, fmt=drawn, color=colour, capsize=2, label=label)
+                single = [(compute, 100 * score["mean"]) for compute, score in found if score["seeds"] == 1]
+                panel.plot(
+                    *zip(*single) if single else ([], []), style[0], c=colour, markerfacecolor="white", zorder=5
+                )
         panel.set_xscale("log")
         ticks = sorted({rows["mae"]["images"] / 1000 for rows in groups.values()})
         panel.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
@@ -311,17 +329,22 @@ def main(args: list[str] | None = None) -> None:
     for name, rows in groups.items():
         draw(rows, figures / f"{name}.png")
         print(f"## {name}\n\n{table(rows)}\n")
-        for more in (compare(rows), compare_photographs(runs[name], rows), table_by_class(rows)):
+        for more in (
+            compare(rows),
+            compare_photographs(runs[name], rows),
+            table_by_class(rows),
+            compare_by_class(rows),
+        ):
             if more is not None:
                 print(f"{more}\n")
     # Of one length, runs of study.py, which are at equal compute, rather than a fleet's.
     lengths = {
-        name.rpartition("-")[2]: rows
+        name.rpartition("-")[2]: name
         for name, rows in sorted(groups.items())
         if "-stl10-small-" in name and not name.endswith("-steps") and "mae" in rows
     }
     if lengths:
-        draw_compute(lengths, figures / "compute.png")
+        draw_compute({name: groups[name] for name in lengths.values()}, figures / "compute.png")
 
 
 if __name__ == "__main__":
