@@ -55,6 +55,10 @@ def test_the_document_has_the_tables_of_the_results(repository, monkeypatch):
         shown = " | ".join(summarise.shown({"mean": found["results"][name], "seeds": 1}) for name in metrics)
         assert f"| {found['name']} | " in text
         assert f" | {shown} |" in text
+    detection = json.loads((folder / "results/detection-pennfudan.json").read_text(encoding="utf-8"))["encoders"]
+    for one in detection:
+        shares = [one["results"][name] for name in ("bbox_map", "bbox_map_50", "segm_map")]
+        assert f"| {one['name']} | {' | '.join(f'{100 * share:.1f}' for share in shares)} |" in text
     readme = (repository / "README.md").read_text(encoding="utf-8")
     cards = (repository / "model_cards/README.md").read_text(encoding="utf-8")
     rows = summarise.summarise(groups["study-stl10-small-10"], ratios)
