@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +158,19 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def pairs(rows: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Of the comparisons, those whose two variants have several seeds each."""
+    for words, one, other in COMPARISONS:
+        if all(name in rows and rows[name]["linear_probe"]["seeds"] > 1 for name in (one, other)):
+            yield words, one, other
+
+
 def compare_by_class(rows: dict[str, Any]) -> str | None:
     """As [`compare`], of accuracies as means over the classes."""
     known = {name: row for name, row in rows.items() if f"{CLASSED[0]}_balanced" in row}
     lines = [
         [words, *(difference(known, one, other, f"{metric}_balanced") for metric in CLASSED)]
-        for words, one, other in COMPARISONS
-        if one in known and other in known and all(known[name]["linear_probe"]["seeds"] > 1 for name in (one, other))
+        for words, one, other in pairs(known)
     ]
     head = ["question, mean over classes", *(METRICS[metric] for metric in CLASSED)]
     return markdown([head, ["---"] * len(head), *lines]) if lines else None
@@ -182,9 +188,7 @@ def compare(rows: dict[str, Any]) -> str | None:
     if not metrics:
         return None
     lines = [
-        [words, *(difference(rows, one, other, metric) for metric in metrics)]
-        for words, one, other in COMPARISONS
-        if one in rows and other in rows and all(rows[name]["linear_probe"]["seeds"] > 1 for name in (one, other))
+        [words, *(difference(rows, one, other, metric) for metric in metrics)] for words, one, other in pairs(rows)
     ]
     head = ["question", *(METRICS[metric] for metric in metrics)]
     return markdown([head, ["---"] * len(head), *lines]) if lines else None
@@ -209,18 +213,19 @@ def compare_photographs(runs: Sequence[dict[str, Any]], rows: dict[str, Any]) ->
     """
     known = {name: found for name in rows if (found := shares_right(runs, name)) is not None}
     lines = []
-    for words, one, other in COMPARISONS:
-        if one in known and other in known and all(rows[name]["linear_probe"]["seeds"] > 1 for name in (one, other)):
-            cells = []
-            for metric in CLASSED:
-                sizes = [len(known[name][metric]) for name in (one, other)]
-                if sizes[0] != sizes[1]:
-                    raise ValueError(f"{one}, {other}: expected answers of the same photographs, got {sizes} of them")
-                apart = known[one][metric] - known[other][metric]
-                over_photographs = 1.96 * apart.std(ddof=1) / len(apart) ** 0.5
-                value, over_seeds = interval(rows, one, other, metric)
-                cells.append(told(value, (over_seeds**2 + over_photographs**2) ** 0.5))
-            lines.append([words, *cells])
+    for words, one, other in pairs(rows):
+        if one not in known or other not in known:
+            continue
+        cells = []
+        for metric in CLASSED:
+            sizes = [len(known[name][metric]) for name in (one, other)]
+            if sizes[0] != sizes[1]:
+                raise ValueError(f"{one}, {other}: expected answers of the same photographs, got {sizes} of them")
+            apart = known[one][metric] - known[other][metric]
+            over_photographs = 1.96 * apart.std(ddof=1) / len(apart) ** 0.5
+            value, over_seeds = interval(rows, one, other, metric)
+            cells.append(told(value, (over_seeds**2 + over_photographs**2) ** 0.5))
+        lines.append([words, *cells])
     head = ["question, over seeds and photographs", *(METRICS[metric] for metric in CLASSED)]
     return markdown([head, ["---"] * len(head), *lines]) if lines else None
 
