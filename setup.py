@@ -70,7 +70,7 @@ setup(
     keywords="vision pre-training masked-autoencoder self-supervised transformers timm",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"c2fmae_hf": ["py.typed", "*.md", "*.html", "labelling/*.md"]},
+    package_data={"c2fmae_hf": ["py.typed", "publishing/*.md", "pictures/*.html", "labelling/*.md"]},
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from c2fmae_hf.files import write_json
-from c2fmae_hf.run_record import hardware, hide_tokens, versions
+from c2fmae_hf.publishing.records import hardware, versions
+from c2fmae_hf.publishing.redaction import hide_tokens
+from c2fmae_hf.utils.files import write_json
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:

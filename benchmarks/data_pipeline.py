@@ -25,12 +25,15 @@ from torchvision.transforms import v2
 
 from c2fmae_hf import C2FMAEConfig
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
-from c2fmae_hf.data_collator import DataCollatorForC2FMAE
-from c2fmae_hf.dataset import MAP_COLUMNS, C2FMAEDataset, SampleKey, count_semantic_classes, load_splits, undecoded
-from c2fmae_hf.decoding import expand_label_map, open_image, to_label_map, to_rgb
+from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
+from c2fmae_hf.data.dataset import C2FMAEDataset
+from c2fmae_hf.data.rows import MAP_COLUMNS, count_semantic_classes, undecoded
+from c2fmae_hf.data.sampling import SampleKey
+from c2fmae_hf.data.splits import load_splits
+from c2fmae_hf.data.transforms import training_transform
+from c2fmae_hf.images import expand_label_map, open_image, to_label_map, to_rgb
 from c2fmae_hf.masking import MaskingCurriculum
 from c2fmae_hf.targets import instance_labels_from_map
-from c2fmae_hf.transforms import training_transform
 
 
 PEER = "image alone (torchvision)"

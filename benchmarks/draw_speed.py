@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from c2fmae_hf.figures import PALETTE, new_figure, save_figure
+from c2fmae_hf.pictures.figures import PALETTE, new_figure, save_figure
 
 
 def main() -> None:

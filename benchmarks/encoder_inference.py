@@ -17,7 +17,7 @@ from common import add_common_arguments, compare, in_turns, report
 from torch import nn
 
 from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEModel
-from c2fmae_hf.conversion import convert_from_c2fmae
+from c2fmae_hf.interop.conversion import convert_from_c2fmae
 
 
 PEER = "timm"

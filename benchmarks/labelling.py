@@ -28,11 +28,12 @@ from pathlib import Path
 
 import psutil
 
-from c2fmae_hf.files import replace_file
-from c2fmae_hf.labelling.classical import ClassicalLabeller
 from c2fmae_hf.labelling.job import label_images
+from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
 from c2fmae_hf.labelling.records import OutputOptions, read_bytes
-from c2fmae_hf.labelling.sources import FolderSource, open_source
+from c2fmae_hf.labelling.sources.folder import FolderSource
+from c2fmae_hf.labelling.sources.open import open_source
+from c2fmae_hf.utils.files import replace_file
 
 
 ENGINES = {"1 process": ("local", 1), "2 processes": ("local", 2), "2 Ray actors": ("ray", 2)}

@@ -20,12 +20,14 @@ from common import add_common_arguments, report
 from transformers import TrainerCallback
 
 from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining
-from c2fmae_hf.data_collator import DataCollatorForC2FMAE
-from c2fmae_hf.dataset import C2FMAEDataset, count_semantic_classes, load_splits
-from c2fmae_hf.progress import SharedProgress
-from c2fmae_hf.trainer import C2FMAETrainer
-from c2fmae_hf.training_args import C2FMAETrainingArguments
-from c2fmae_hf.transforms import training_transform
+from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
+from c2fmae_hf.data.dataset import C2FMAEDataset
+from c2fmae_hf.data.progress import SharedProgress
+from c2fmae_hf.data.rows import count_semantic_classes
+from c2fmae_hf.data.splits import load_splits
+from c2fmae_hf.data.transforms import training_transform
+from c2fmae_hf.training.trainer import C2FMAETrainer
+from c2fmae_hf.training.training_args import C2FMAETrainingArguments
 
 
 class Stopwatch(TrainerCallback):

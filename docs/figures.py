@@ -21,10 +21,10 @@ from PIL import Image
 from skimage import data
 
 from c2fmae_hf.constants import MASKING_STRATEGIES, NO_INSTANCE
-from c2fmae_hf.figures import PALETTE, UNKNOWN_COLOUR, colour_ids, enlarge, new_figure
-from c2fmae_hf.files import replace_file
-from c2fmae_hf.labelling.classical import ClassicalLabeller
+from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
 from c2fmae_hf.masking import MaskingCurriculum, mask_by_strategy
+from c2fmae_hf.pictures.figures import PALETTE, UNKNOWN_COLOUR, colour_ids, enlarge, new_figure
+from c2fmae_hf.utils.files import replace_file
 
 
 FIGURES = Path(__file__).parent / "figures"

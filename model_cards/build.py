@@ -20,10 +20,10 @@ import yaml
 from huggingface_hub import ModelCard
 
 from c2fmae_hf import SIZES, C2FMAEConfig
-from c2fmae_hf.evidence import Run, load_run, run_of_weights, runs_of_architecture
-from c2fmae_hf.files import replace_file
-from c2fmae_hf.model_card import CardFacts, build_card
-from c2fmae_hf.repository import load_saved
+from c2fmae_hf.publishing.model_card import CardFacts, build_card
+from c2fmae_hf.publishing.records import Run, load_run, run_of_weights, runs_of_architecture
+from c2fmae_hf.publishing.repository import load_saved
+from c2fmae_hf.utils.files import replace_file
 
 
 FACTS = CardFacts(

@@ -21,8 +21,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from c2fmae_hf.dataset import C2FMAEDataset
-from c2fmae_hf.transforms import training_transform
+from c2fmae_hf.data.dataset import C2FMAEDataset
+from c2fmae_hf.data.transforms import training_transform
 from testing_utils import make_rows
 
 

@@ -20,10 +20,10 @@ import pytest
 import torch
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining
-from c2fmae_hf.data_collator import DataCollatorForC2FMAE
-from c2fmae_hf.dataset import C2FMAEDataset
-from c2fmae_hf.progress import SharedProgress
-from c2fmae_hf.transforms import training_transform
+from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
+from c2fmae_hf.data.dataset import C2FMAEDataset
+from c2fmae_hf.data.progress import SharedProgress
+from c2fmae_hf.data.transforms import training_transform
 from hub_faults import Scene
 from testing_utils import make_rows
 

@@ -23,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from c2fmae_hf.non_finite import decode_image_ids
+from c2fmae_hf.data.data_collator import decode_image_ids
 from test_trainer import FaultyGradient, make_trainer
 from testing_utils import make_rows, small_config
 

@@ -25,14 +25,14 @@ from typing import Any
 import atheris
 
 
-with atheris.instrument_imports(include=["PIL", "c2fmae_hf.decoding", "c2fmae_hf.configuration_c2fmae"]):
+with atheris.instrument_imports(include=["PIL", "c2fmae_hf.images", "c2fmae_hf.configuration_c2fmae"]):
     import numpy as np
     from huggingface_hub.errors import StrictDataclassError
     from PIL import Image, ImageCms
 
     from c2fmae_hf import C2FMAEConfig
     from c2fmae_hf.constants import IGNORE_INDEX
-    from c2fmae_hf.decoding import expand_label_map, number_of_frames, open_image, to_label_map, to_rgb
+    from c2fmae_hf.images import expand_label_map, number_of_frames, open_image, to_label_map, to_rgb
 
     Image.init()  # or what reads the formats would be imported later, and not be watched
 

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+def command(name: str) -> str:
+    """Python code that does what `c2fmae <name>` does with the arguments that follow."""
+    return f"import sys; from c2fmae_hf.commands.main import main; sys.exit(main(['{name}', *sys.argv[1:]]))"
 
 
 @dataclass(frozen=True)
@@ -168,8 +170,6 @@ def _run_child(order: dict) -> int:
 def _serve() -> None:
     import timm  # noqa: F401
     import transformers  # noqa: F401
-
-    import c2fmae_hf.hub  # noqa: F401
 
     for line in sys.stdin:
         child = os.fork()

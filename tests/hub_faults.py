@@ -19,10 +19,10 @@ import torch
 from transformers import PreTrainedModel
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor, C2FMAEModel
-from c2fmae_hf.files import file_sha256
-from c2fmae_hf.hub import write_repository
-from c2fmae_hf.run_record import encoder_fingerprint
-from hub_clients import EXAMPLES, Clients, Finished, run_alone
+from c2fmae_hf.publishing.fingerprints import encoder_fingerprint
+from c2fmae_hf.publishing.hub import write_repository
+from c2fmae_hf.utils.files import file_sha256
+from hub_clients import Clients, Finished, command, run_alone
 from hub_server import Fault, HubServer
 from hub_state import LFS_SUFFIXES, Account, File, Repository
 
@@ -57,11 +57,11 @@ LOAD = """
 import sys
 from transformers import AutoModel
 import c2fmae_hf
-from c2fmae_hf.run_record import encoder_fingerprint
+from c2fmae_hf.publishing.records import encoder_fingerprint
 model = AutoModel.from_pretrained(sys.argv[1], force_download="--force" in sys.argv)
 print("loaded", encoder_fingerprint(model))
 """
-PUSH = EXAMPLES / "push_to_hub.py"
+PUSH = command("push")
 
 
 @dataclass
@@ -177,12 +177,12 @@ def observe(case: Case, scene: Scene) -> Observation:
     results = []
     for _ in range(case.times):
         token = TOKENS[case.token] if case.token else None
-        command = (LOAD, repo_id, *case.options) if case.loads else (PUSH, model, repo_id, *case.options)
+        order = (LOAD, repo_id, *case.options) if case.loads else (PUSH, model, repo_id, *case.options)
         if case.offline:
-            words = [sys.executable, *(["-c"] if case.loads else []), *command]
+            words = [sys.executable, "-c", *order]
             result = run_alone(hub.url, scene.home, words, token, {"HF_HUB_OFFLINE": "1"})
         else:
-            result = scene.clients.run(*command, token=token, file_limit=case.file_limit)
+            result = scene.clients.run(*order, token=token, file_limit=case.file_limit)
         results.append(result)
     hub.faults.clear()
     assert (results[-1].code == 0) == case.succeeds, results[-1].err
@@ -430,7 +430,7 @@ CASES = [
 
 HEAD = """# What goes wrong with a Hub, and what you see then
 
-Each row was made to happen on a Hub on loopback, over HTTP, with `examples/push_to_hub.py` or, where it says load,
+Each row was made to happen on a Hub on loopback, over HTTP, with `c2fmae push` or, where it says load,
 with `AutoModel.from_pretrained`. What the user sees is what these commands wrote; addresses, folders and checksums are
 shortened, and of a traceback the error alone is shown. A full disk is a limit on the size of files. In every case the
 test looks at all commits of all repositories: none has a card without weights, or a token in it; the local files are

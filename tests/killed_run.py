@@ -24,8 +24,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import c2fmae_hf.checkpoints
-from c2fmae_hf.run_record import weights_fingerprint
+import c2fmae_hf.training.checkpoints
+from c2fmae_hf.publishing.fingerprints import weights_fingerprint
 from test_trainer import make_trainer
 from testing_utils import make_rows, small_config
 
@@ -92,14 +92,14 @@ def main(folder: str, source: str, num_workers: str, accumulation: str, moment: 
 
         trainer._save_optimizer_and_scheduler = save_or_die
     if kind == "rename":
-        sync = c2fmae_hf.checkpoints.sync_tree
+        sync = c2fmae_hf.training.checkpoints.sync_tree
 
         def sync_or_die(path: Path) -> None:
             sync(path)
             if trainer.state.global_step == int(step):
                 die()
 
-        c2fmae_hf.checkpoints.sync_tree = sync_or_die
+        c2fmae_hf.training.checkpoints.sync_tree = sync_or_die
     if kind == "end":
         trainer._end_run = die
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if os.path.isdir(folder) else None)

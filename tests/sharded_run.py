@@ -23,10 +23,10 @@ from torch.distributed.tensor import DTensor
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from c2fmae_hf import C2FMAEForPreTraining
-from c2fmae_hf.data_collator import DataCollatorForC2FMAE
-from c2fmae_hf.dataset import C2FMAEDataset
-from c2fmae_hf.non_finite import Watched
-from c2fmae_hf.transforms import evaluation_transform
+from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
+from c2fmae_hf.data.dataset import C2FMAEDataset
+from c2fmae_hf.data.transforms import evaluation_transform
+from c2fmae_hf.training.non_finite import Watched
 from distributed_run import CONFIG
 from testing_utils import make_rows
 

@@ -19,13 +19,13 @@ from packaging.version import Version
 from PIL import Image
 
 from c2fmae_hf import C2FMAEForPreTraining
-from c2fmae_hf.attention import attention_maps
-from c2fmae_hf.captions import photo_pixels
+from c2fmae_hf.app.playground import MAX_SEED, Photograph, Playground, facts_of_weights
 from c2fmae_hf.constants import IGNORE_INDEX
-from c2fmae_hf.figures import UNKNOWN_COLOUR, enlarge
-from c2fmae_hf.photographs import embedded_photographs, open_photograph
-from c2fmae_hf.playground import MAX_SEED, Photograph, Playground, facts_of_weights
-from c2fmae_hf.run_record import RunRecord
+from c2fmae_hf.pictures.captions import photo_pixels
+from c2fmae_hf.pictures.encoder_views import attention_maps
+from c2fmae_hf.pictures.figures import UNKNOWN_COLOUR, enlarge
+from c2fmae_hf.pictures.photographs import embedded_photographs, open_photograph
+from c2fmae_hf.publishing.records import RunRecord
 from testing_utils import randomized, small_config, with_fields
 
 

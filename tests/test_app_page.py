@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from c2fmae_hf import C2FMAEForPreTraining, C2FMAEImageProcessor
-from c2fmae_hf.playground import Playground, WeightsFacts
+from c2fmae_hf.app.playground import Playground, WeightsFacts
 from test_app import BAD_FILES, GOOD_FILES, encoded, gradient, write_record
 from testing_utils import randomized, small_config
 

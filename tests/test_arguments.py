@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from transformers import TrainingArguments
 
-from c2fmae_hf.arguments import find_checkpoint, parse_arguments
+from c2fmae_hf.commands.arguments import find_checkpoint, parse_arguments
 
 
 @dataclass
@@ -24,19 +24,21 @@ class Second:
 def test_order_of_precedence(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text("name: of the file\noptions: {a: [1, 2]}\n")
-    first, second = parse_arguments((First, Second), [str(file), "--number", "5"], name="default", number=3)
+    first, second = parse_arguments(
+        (First, Second), [str(file), "--number", "5"], name="default", number=3, command="test"
+    )
     assert (first.name, first.number) == ("of the file", 5)
     assert second.options == '{"a": [1, 2]}'
-    first, _ = parse_arguments((First, Second), [str(file), "--name", "given"], number=3)
+    first, _ = parse_arguments((First, Second), [str(file), "--name", "given"], number=3, command="test")
     assert (first.name, first.number) == ("given", 3)
     (file.with_suffix(".json")).write_text('{"number": 7}')
-    assert parse_arguments((First,), [str(file.with_suffix(".json"))])[0].number == 7
+    assert parse_arguments((First,), [str(file.with_suffix(".json"))], command="test")[0].number == 7
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("nam: x", r"recipe.yaml: unknown arguments ['nam']"),
+        ("nam: x", r"recipe.yaml: unknown argument 'nam'; did you mean name?"),
         ("- name", "recipe.yaml: expected names and values, got list"),
         ("name: [", "recipe.yaml: while parsing"),
         ("number: 4", "--name is required"),
@@ -51,14 +53,14 @@ def test_mistakes_are_named(tmp_path, capsys, content, message):
         return f"number: {first.number} brings bad luck" if first.number == 13 else None
 
     with pytest.raises(SystemExit):
-        parse_arguments((First,), [str(file)], required=("name",), check=check)
+        parse_arguments((First,), [str(file)], command="test", required=("name",), check=check)
     assert message in capsys.readouterr().err
 
 
 def test_a_missing_file(capsys):
     with pytest.raises(SystemExit):
-        parse_arguments((First,), ["nowhere.yaml"])
-    assert "nowhere.yaml: " in capsys.readouterr().err
+        parse_arguments((First,), ["nowhere.yaml"], command="test")
+    assert "recipe: expected a YAML or JSON file, or one of: none; got 'nowhere.yaml'" in capsys.readouterr().err
 
 
 def test_which_checkpoint_to_resume(tmp_path):

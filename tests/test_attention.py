@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEModel
-from c2fmae_hf.attention import attention_in_objects, attention_maps, eager_attention
+from c2fmae_hf.pictures.encoder_views import attention_in_objects, attention_maps, eager_attention
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from c2fmae_hf.checkpoints import LOCK_FILE, STAGING_FOLDER, locked, rotate
-from c2fmae_hf.files import replace_folder
+from c2fmae_hf.training.checkpoints import LOCK_FILE, STAGING_FOLDER, locked, rotate
+from c2fmae_hf.utils.files import replace_folder
 from test_trainer import make_trainer
 
 

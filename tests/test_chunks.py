@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from c2fmae_hf import chunks
-from c2fmae_hf.chunks import in_chunks
+from c2fmae_hf import losses as chunks
+from c2fmae_hf.losses import in_chunks
 
 
 def run(function, values, others, max_elements):

@@ -14,16 +14,16 @@ from PIL import Image
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
 from c2fmae_hf import C2FMAEForImageClassification, C2FMAEImageProcessor
-from c2fmae_hf.classification import (
+from c2fmae_hf.metrics import load_metric
+from c2fmae_hf.publishing.records import figures_of, load_run, run_of_weights
+from c2fmae_hf.transfer.classification import (
     ImageClassificationTrainer,
     ImageLabelDataset,
     build_classifier,
     classification_transforms,
 )
-from c2fmae_hf.evidence import figures_of, load_run, run_of_weights
-from c2fmae_hf.metrics import load_metric
 from labelling_utils import encode
-from test_examples import EXAMPLES, load_example
+from testing_utils import RECIPES, load_command
 
 
 NAMES = {0: "dark", 1: "middle", 2: "bright"}
@@ -66,7 +66,7 @@ def folders(model, tmp_path) -> dict[str, str]:
 
 @pytest.fixture
 def example():
-    return load_example("run_classification")
+    return load_command("classify")
 
 
 def run(example, model: str, data: Path, output: Path, *options: str) -> dict:
@@ -219,13 +219,9 @@ def test_one_class_and_absent_classes(example, folders, tmp_path, caplog):
         run(example, folders["c2fmae"], tmp_path / "single", tmp_path / "x", "--knn")
 
 
-@pytest.mark.parametrize(
-    "path", sorted((EXAMPLES / "configs" / "classification").glob("*.yaml")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", sorted((RECIPES / "classify").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_understood(example, path):
-    model_args, data_args, _, training_args, _ = example.parse_arguments(
-        example.GROUPS, [str(path), "--use_cpu", "true"]
-    )
+    model_args, data_args, _, training_args, _ = example.parse([str(path), "--use_cpu", "true"])
     assert model_args.model
     assert data_args.image_size % 8 == 0
     assert training_args.num_train_epochs in (5, 100)

@@ -7,19 +7,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from c2fmae_hf import C2FMAEConfig
-from c2fmae_hf.data_collator import FALLBACK, DataCollatorForC2FMAE
-from c2fmae_hf.dataset import C2FMAEDataset, EpochSampler, SampleKey
-from c2fmae_hf.masking import (
-    INSTANCE,
-    RANDOM,
-    SEMANTIC,
-    MaskingCurriculum,
-    combine_regions,
-    patch_regions,
-)
-from c2fmae_hf.progress import SharedProgress
+from c2fmae_hf.data.data_collator import FALLBACK, DataCollatorForC2FMAE
+from c2fmae_hf.data.dataset import C2FMAEDataset
+from c2fmae_hf.data.progress import SharedProgress
+from c2fmae_hf.data.sampling import EpochSampler, SampleKey
+from c2fmae_hf.data.transforms import evaluation_transform, training_transform
+from c2fmae_hf.masking import INSTANCE, RANDOM, SEMANTIC, MaskingCurriculum, combine_regions, patch_regions
 from c2fmae_hf.targets import instance_labels_from_map
-from c2fmae_hf.transforms import evaluation_transform, training_transform
 
 
 def collate(config, **options) -> DataCollatorForC2FMAE:

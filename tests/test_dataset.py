@@ -14,17 +14,13 @@ from PIL import Image
 from torch.utils.data import BatchSampler
 
 from bad_rows import claiming
-from c2fmae_hf.dataset import (
-    C2FMAEDataset,
-    EpochSampler,
-    SampleKey,
-    count_semantic_classes,
-    load_splits,
-    semantic_id2label,
-)
-from c2fmae_hf.progress import SharedProgress
-from c2fmae_hf.streaming import C2FMAEIterableDataset
-from c2fmae_hf.transforms import evaluation_transform, training_transform
+from c2fmae_hf.data.dataset import C2FMAEDataset
+from c2fmae_hf.data.progress import SharedProgress
+from c2fmae_hf.data.rows import count_semantic_classes, semantic_id2label
+from c2fmae_hf.data.sampling import EpochSampler, SampleKey
+from c2fmae_hf.data.splits import load_splits
+from c2fmae_hf.data.streaming import C2FMAEIterableDataset
+from c2fmae_hf.data.transforms import evaluation_transform, training_transform
 from testing_utils import make_rows, png
 
 
@@ -174,7 +170,7 @@ def test_bad_rows_are_named_once_by_each_worker(rows, caplog):
 
 
 def test_no_more_than_so_many_bad_rows_are_named(rows, caplog, monkeypatch):
-    monkeypatch.setattr("c2fmae_hf.dataset.MAX_TOLD", 3)
+    monkeypatch.setattr("c2fmae_hf.data.rows.MAX_TOLD", 3)
     dataset = C2FMAEDataset(
         with_bad_images(rows, {0, 1, 2, 3, 4}), TRANSFORM, progress=SharedProgress(), on_bad_row="skip"
     )

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from c2fmae_hf import C2FMAEForPreTrainingOutput, C2FMAEImageProcessor
-from c2fmae_hf.data_collator import DataCollatorForC2FMAE
-from c2fmae_hf.dataset import C2FMAEDataset
-from c2fmae_hf.decoder_evaluation import evaluate_decoder
+from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
+from c2fmae_hf.data.dataset import C2FMAEDataset
+from c2fmae_hf.data.transforms import evaluation_transform
 from c2fmae_hf.targets import patchify
-from c2fmae_hf.transforms import evaluation_transform
+from c2fmae_hf.training.decoder_evaluation import evaluate_decoder
 
 
 class Oracle(nn.Module):

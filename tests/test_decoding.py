@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from bad_rows import SIZE, animated, claiming, encoded, exif_of, one_class, with_exif
-from c2fmae_hf.decoding import MAX_IMAGE_PIXELS, number_of_frames, open_image, to_label_map, to_rgb
-from c2fmae_hf.photographs import open_photograph
+from c2fmae_hf.images import MAX_IMAGE_PIXELS, number_of_frames, open_image, to_label_map, to_rgb
+from c2fmae_hf.pictures.photographs import open_photograph
 
 
 COLOUR = (200, 100, 50)

@@ -15,9 +15,9 @@ from torchmetrics.detection import MeanAveragePrecision
 from transformers import AutoModelForObjectDetection, Mask2FormerForUniversalSegmentation, TrainingArguments, pipeline
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEImageProcessor, C2FMAEModel
-from c2fmae_hf.detection import DetectionTrainer, build_mask_rcnn
-from c2fmae_hf.modeling_mask_rcnn import MaskRCNNForObjectDetection, MaskRCNNOutput
-from c2fmae_hf.objects import (
+from c2fmae_hf.transfer.detection import DetectionTrainer, build_mask_rcnn
+from c2fmae_hf.transfer.modeling_mask_rcnn import MaskRCNNForObjectDetection, MaskRCNNOutput
+from c2fmae_hf.transfer.objects import (
     CocoObjects,
     DetectionDataset,
     MapObjects,
@@ -27,12 +27,10 @@ from c2fmae_hf.objects import (
     find_thing_classes,
     objects_from_maps,
 )
-from test_examples import EXAMPLES, load_example
-from testing_utils import make_rows, png
+from testing_utils import RECIPES, load_command, make_rows, png
 from transfer_utils import DISC_CLASSES, save_discs, save_encoders
 
 
-RECIPES = sorted((EXAMPLES / "configs" / "detection").glob("*.yaml"))
 NAMES = {0: "disc", 1: "square"}
 SMALL = {
     "pyramid_channels": 16,
@@ -71,7 +69,7 @@ def discs(tmp_path_factory):
 
 @pytest.fixture
 def example():
-    return load_example("run_object_detection")
+    return load_command("detect")
 
 
 def run(example, model, data, output, *options: str, detector_options: dict | None = None) -> dict:
@@ -539,11 +537,9 @@ def test_collation():
     assert [tuple(image.shape) for image in collate_lists(samples)["pixel_values"]] == [(3, 4, 5), (3, 6, 2)]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((RECIPES / "detect").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_understood(example, path):
-    model_args, data_args, _, training_args, _ = example.parse_arguments(
-        example.GROUPS, [str(path), "--use_cpu", "true"]
-    )
+    model_args, data_args, _, training_args, _ = example.parse([str(path), "--use_cpu", "true"])
     assert example.find_mistake(model_args, data_args) is None
     if model_args.detector == "mask_rcnn" and model_args.detector_options:
         assert set(json.loads(model_args.detector_options)) <= set(SMALL)

@@ -9,20 +9,18 @@ from sklearn.neighbors import KNeighborsClassifier
 from transformers import ViTConfig, ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEModel
-from c2fmae_hf.classification import build_classifier
-from c2fmae_hf.features import (
-    LinearProbe,
+from c2fmae_hf.transfer.classification import build_classifier
+from c2fmae_hf.transfer.encoders import (
     encode_images,
     encoder_config,
-    extract_features,
     load_encoder,
     own_image_size,
     patch_size_of,
     pixel_statistics,
     pool_tokens,
-    weighted_knn,
 )
-from c2fmae_hf.modeling_encoder_backbone import build_backbone
+from c2fmae_hf.transfer.modeling_encoder_backbone import build_backbone
+from c2fmae_hf.transfer.probes import LinearProbe, extract_features, weighted_knn
 
 
 def blobs(number: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

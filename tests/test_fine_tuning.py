@@ -10,10 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainingArguments
 
-from c2fmae_hf.classification import ImageClassificationTrainer, build_classifier
-from c2fmae_hf.fine_tuning import EMA_FILE
-from c2fmae_hf.optimization import layer_decay_groups
-from c2fmae_hf.segmentation import SemanticSegmentationTrainer, build_segmenter
+from c2fmae_hf.transfer.classification import ImageClassificationTrainer, build_classifier
+from c2fmae_hf.transfer.fine_tuning import EMA_FILE, layer_decay_groups
+from c2fmae_hf.transfer.segmentation import SemanticSegmentationTrainer, build_segmenter
 from transfer_utils import save_encoders
 
 

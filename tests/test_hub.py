@@ -22,8 +22,8 @@ from c2fmae_hf import (
     C2FMAEImageProcessor,
     C2FMAEModel,
 )
-from c2fmae_hf.run_record import encoder_fingerprint
-from hub_clients import EXAMPLES, run_alone
+from c2fmae_hf.publishing.fingerprints import encoder_fingerprint
+from hub_clients import command, run_alone
 from hub_faults import PUSH, TOKENS, check_repositories
 from hub_state import Account, File, HubState, Refusal, Repository
 from testing_utils import make_rows
@@ -88,7 +88,7 @@ def write_recipe(folder, **values):
 
 def test_what_was_trained_is_loaded_by_name(hub_scene, tmp_path, python_without_package):
     recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="me/trained")
-    run(hub_scene, EXAMPLES / "run_pretraining.py", recipe)
+    run(hub_scene, command("pretrain"), recipe)
     folder = tmp_path / "run/c2fmae-vit-tiny-pretraining"
     out = run(hub_scene, PUSH, folder, "me/pushed")
     trained, pushed = (hub_scene.hub.repositories[f"me/{name}"] for name in ("trained", "pushed"))
@@ -144,7 +144,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 import c2fmae_hf
 from c2fmae_hf import *
-from c2fmae_hf.detection import build_mask_rcnn
+from c2fmae_hf.transfer.detection import build_mask_rcnn
 folder = Path(sys.argv[1])
 names = {"id2label": {0: "cat", 1: "dog", 2: "owl"}, "label2id": {"cat": 0, "dog": 1, "owl": 2}}
 saved = C2FMAEForPreTraining.from_pretrained(folder / "whole")
@@ -230,7 +230,7 @@ import json, sys
 import timm
 from transformers import AutoModel
 import c2fmae_hf
-from c2fmae_hf.run_record import encoder_fingerprint
+from c2fmae_hf.publishing.records import encoder_fingerprint
 name, at, options = sys.argv[1:]
 print(encoder_fingerprint(AutoModel.from_pretrained(name, **json.loads(options))))
 if at != "not timm":
@@ -355,9 +355,9 @@ def test_the_code_of_a_card_loads_what_it_is_of(hub_scene, tmp_path, request, mo
     assert all(f'"{name}"{said}' in line for line in calls)
 
 
-def test_the_guide_s_code_runs(hub_scene, tmp_path, encoders):
+def test_the_guide_s_code_runs(hub_scene, tmp_path, encoders, repository):
     """The blocks of docs/hub.md that need a network, in their order."""
-    text = (EXAMPLES.parent / "docs/hub.md").read_text(encoding="utf-8")
+    text = (repository / "docs/hub.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^<!-- needs a network: [^\n]* -->\n```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 3
     run(hub_scene, PUSH, hub_scene.folder / "whole", "me/c2fmae-vit-tiny")
@@ -407,7 +407,7 @@ def test_a_repository_that_is_not_ours_loses_nothing(hub_scene, encoders):
 ERRORS = """
 import sys
 from c2fmae_hf import C2FMAEModel
-from c2fmae_hf.hub import HubError
+from c2fmae_hf.publishing.hub import HubError
 model = C2FMAEModel.from_pretrained(sys.argv[1])
 for name, token in zip(sys.argv[3::2], sys.argv[4::2]):
     try:
@@ -458,7 +458,7 @@ def test_no_log_holds_a_token(hub_scene, token, code):
 
 def test_the_trainer_says_before_training_what_would_fail_after_it(hub_scene, tmp_path):
     recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="other/not-ours", hub_token=TOKEN)
-    script = EXAMPLES / "run_pretraining.py"
+    script = command("pretrain")
     for token, expected in (
         (TOKEN, "other/not-ours is not yours to write to, or not visible: you are me"),
         (TOKENS["expired"], "the Hub does not accept the access token"),
@@ -496,7 +496,7 @@ def test_fine_tuning_publishes_once_and_nothing_of_the_machine(hub_scene, tmp_pa
     options += [f"--{protocol}"] if protocol == "linear_probe" else []
     hub = ["--push_to_hub", "true", "--hub_model_id", f"tuned-{protocol}", "--hub_token", TOKEN]  # no owner
     rest = ["--model", encoders[0].folder, "--dataset_name", tmp_path / "rows"]
-    run(hub_scene, EXAMPLES / "run_classification.py", *rest, *options, *hub, token=None)
+    run(hub_scene, command("classify"), *rest, *options, *hub, token=None)
     repository = hub_scene.hub.repositories[f"me/tuned-{protocol}"]
     assert len(repository.commits) == 2  # the first is the Hub's own
     assert "training_args.bin" not in repository.files
@@ -541,7 +541,7 @@ def test_converted_weights_are_not_published_as_ours(hub_scene, tmp_path):
     # A run from them says before it what would fail after it.
     recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="me/converted-too")
     recipe_options = ("--config_overrides", json.dumps({"num_hidden_layers": 1, "converted_from": "others/vit"}))
-    result = hub_scene.clients.run(EXAMPLES / "run_pretraining.py", recipe, *recipe_options, token=TOKEN)
+    result = hub_scene.clients.run(command("pretrain"), recipe, *recipe_options, token=TOKEN)
     assert "license: expected that of others/vit" in result.err.splitlines()[-1]
     assert "me/converted-too" not in hub_scene.hub.repositories
 
@@ -550,8 +550,8 @@ LICENSES = """
 import sys
 from transformers import ViTConfig, ViTModel
 from c2fmae_hf import C2FMAEModel
-from c2fmae_hf.hub import HubError, push_to_hub
-from c2fmae_hf.model_card import CardFacts
+from c2fmae_hf.publishing.hub import HubError, push_to_hub
+from c2fmae_hf.publishing.model_card import CardFacts
 own = C2FMAEModel.from_pretrained(sys.argv[1])
 theirs = C2FMAEModel.from_pretrained(sys.argv[1])
 theirs.name_or_path = "others/encoder"  # where it was loaded from
@@ -578,7 +578,7 @@ def test_weights_of_others_need_a_licence_and_it_its_text(hub_scene):
 
 def test_a_token_among_the_arguments_is_written_nowhere(hub_scene, tmp_path):
     recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="me/by-argument", hub_private_repo=True)
-    run(hub_scene, EXAMPLES / "run_pretraining.py", recipe, "--hub_token", TOKEN, token=None)
+    run(hub_scene, command("pretrain"), recipe, "--hub_token", TOKEN, token=None)
     repository = hub_scene.hub.repositories["me/by-argument"]
     assert repository.private
     assert len(repository.commits) == 2

@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTrainingOutput, C2FMAEImageProcessor
-from c2fmae_hf.modeling_mask_rcnn import MaskRCNNOutput
 from c2fmae_hf.targets import instance_labels_from_map, patchify
+from c2fmae_hf.transfer.modeling_mask_rcnn import MaskRCNNOutput
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_defaults():
 @pytest.mark.parametrize("size", [(90, 64), (101, 75), (64, 91)])
 def test_pixels_are_those_of_torchvision(processor, size):
     """Also where the crop's margin is odd."""
-    from c2fmae_hf.transforms import evaluation_transform
+    from c2fmae_hf.data.transforms import evaluation_transform
 
     image = photo(*size)
     expected = evaluation_transform((32, 32))(image, None, None, 0)["pixel_values"]

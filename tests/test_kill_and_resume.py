@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from c2fmae_hf.checkpoints import STAGING_FOLDER
+from c2fmae_hf.training.checkpoints import STAGING_FOLDER
 from hub_clients import Clients
 from killed_run import MAX_STEPS
 

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from c2fmae_hf.decoding import open_image, to_label_map
-from c2fmae_hf.labelling.annotations import (
+from c2fmae_hf.images import open_image, to_label_map
+from c2fmae_hf.labelling.job import label_images
+from c2fmae_hf.labelling.labellers.annotations import (
     VOC_CLASSES,
     Ade20kLabeller,
     CocoInstancesLabeller,
@@ -21,9 +22,8 @@ from c2fmae_hf.labelling.annotations import (
     MirroredFoldersLabeller,
     VocLabeller,
 )
-from c2fmae_hf.labelling.job import label_images
 from c2fmae_hf.labelling.records import OutputOptions
-from c2fmae_hf.labelling.sources import open_source
+from c2fmae_hf.labelling.sources.open import open_source
 from labelling_utils import encode
 from testing_utils import make_rows
 

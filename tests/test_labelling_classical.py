@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c2fmae_hf.labelling.classical import ClassicalLabeller
+from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
 from labelling_utils import photograph
 
 

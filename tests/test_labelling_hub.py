@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from c2fmae_hf.labelling.classical import ClassicalLabeller
 from c2fmae_hf.labelling.job import label_images
+from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
 from c2fmae_hf.labelling.records import OutputOptions
-from c2fmae_hf.labelling.sources import FolderSource
+from c2fmae_hf.labelling.sources.folder import FolderSource
 from hub_server import HubServer
 from labelling_utils import write_photographs
 
@@ -41,9 +41,9 @@ for name in ("me/pushed", "me/uploaded"):
         assert count == len(rows["train"])
 
 # A dataset on a hub is a source in its turn.
-from c2fmae_hf.labelling.annotations import ColumnsLabeller
+from c2fmae_hf.labelling.labellers.annotations import ColumnsLabeller
 from c2fmae_hf.labelling.job import label_images
-from c2fmae_hf.labelling.sources import open_source
+from c2fmae_hf.labelling.sources.base import open_source
 names = rows["train"].features["semantic_classes"].feature.names
 for streaming in (False, True):
     labeller = ColumnsLabeller(dict(enumerate(names)))

@@ -17,13 +17,14 @@ import pytest
 from datasets import load_dataset
 from filelock import FileLock
 
-from c2fmae_hf.files import file_sha256, replace_file
 from c2fmae_hf.labelling import engine
-from c2fmae_hf.labelling.classical import ClassicalLabeller
 from c2fmae_hf.labelling.job import label_images
-from c2fmae_hf.labelling.labeller import Labeller
+from c2fmae_hf.labelling.labellers.base import Labeller
+from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
 from c2fmae_hf.labelling.records import LabelMaps, OutputOptions
-from c2fmae_hf.labelling.sources import FolderSource, open_source
+from c2fmae_hf.labelling.sources.folder import FolderSource
+from c2fmae_hf.labelling.sources.open import open_source
+from c2fmae_hf.utils.files import file_sha256, replace_file
 from labelling_utils import plant_bad_files, plant_odd_files, tree_checksums, write_photographs
 from testing_utils import make_rows
 

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from c2fmae_hf.labelling.job import label_images
-from c2fmae_hf.labelling.mask_generation import SemanticAndMasksLabeller, resolve_masks
+from c2fmae_hf.labelling.labellers.checkpoints import find_things
+from c2fmae_hf.labelling.labellers.panoptic import PanopticLabeller
+from c2fmae_hf.labelling.labellers.semantic_and_masks import SemanticAndMasksLabeller, resolve_masks
 from c2fmae_hf.labelling.records import OutputOptions, SourceRecord, prepare_image, resample_label_map
-from c2fmae_hf.labelling.sources import FolderSource
-from c2fmae_hf.labelling.universal import PanopticLabeller, find_things
+from c2fmae_hf.labelling.sources.folder import FolderSource
 from labelling_models import MASK_GENERATORS, NAMES, UNIVERSAL, save_checkpoint
 from labelling_utils import encode, photograph, write_photographs
 

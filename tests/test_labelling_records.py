@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c2fmae_hf.decoding import expand_label_map, map_stride, open_image, to_label_map, to_rgb
+from c2fmae_hf.images import expand_label_map, map_stride, open_image, to_label_map, to_rgb
 from c2fmae_hf.labelling.records import (
     LabelMaps,
     OutputOptions,

@@ -14,7 +14,9 @@ import datasets
 import pytest
 
 from c2fmae_hf.labelling.records import OutputOptions, Reject, prepare_image
-from c2fmae_hf.labelling.sources import FolderSource, TarSource, open_source
+from c2fmae_hf.labelling.sources.folder import FolderSource
+from c2fmae_hf.labelling.sources.open import open_source
+from c2fmae_hf.labelling.sources.tar import TarSource
 from labelling_utils import encode, photograph, write_photographs
 from testing_utils import make_rows
 
@@ -152,7 +154,7 @@ def test_a_tar_file_reaches_nothing_outside_of_it(tmp_path):
 
 
 def test_a_tar_file_s_bombs_are_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("c2fmae_hf.labelling.sources.MAX_FILE_BYTES", 100_000)
+    monkeypatch.setattr("c2fmae_hf.labelling.sources.tar.MAX_FILE_BYTES", 100_000)
     with tarfile.open(tmp_path / "photos.tar.gz", "w:gz") as tar:
         add(tar, "a.jpg", encode(photograph(1)))
         add(tar, "bomb.jpg", bytes(1_000_000))

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c2fmae_hf.labelling.classical import ClassicalLabeller
+from c2fmae_hf.data.validation import count_spanning, validate_dataset
 from c2fmae_hf.labelling.job import label_images
+from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
 from c2fmae_hf.labelling.records import OutputOptions
-from c2fmae_hf.labelling.sources import FolderSource
-from c2fmae_hf.labelling.validation import count_spanning, draw_contact_sheet, validate_dataset
+from c2fmae_hf.labelling.sources.folder import FolderSource
+from c2fmae_hf.pictures.contact_sheet import draw_contact_sheet
 from labelling_utils import encode, photograph, write_photographs
-from test_examples import load_example
-from testing_utils import make_rows, png
+from testing_utils import load_command, make_rows, png
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_contact_sheet(labelled, tmp_path, number):
 
 
 def test_the_command(labelled, tmp_path, capsys):
-    example = load_example("validate_dataset")
+    example = load_command("validate")
     report = example.main([str(labelled), "--num_drawn", "3", "--output_dir", str(tmp_path / "checked")])
     assert report.is_valid
     assert json.loads((tmp_path / "checked" / "validation-train.json").read_text())["rows"] == 13

@@ -15,13 +15,7 @@ from torchmetrics.detection import PanopticQuality as ReferencePanopticQuality
 
 import c2fmae_hf.metrics
 from c2fmae_hf.metrics import METRICS, load_metric
-from c2fmae_hf.metrics.scores import (
-    PanopticCounts,
-    confusion_matrix,
-    count_top_k,
-    iou_scores,
-    panoptic_from_instances,
-)
+from c2fmae_hf.metrics.scores import PanopticCounts, confusion_matrix, count_top_k, iou_scores, panoptic_from_instances
 
 
 GENERATOR = np.random.default_rng(0)

@@ -16,22 +16,25 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainingArguments, ViTConfig
 
-from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining, C2FMAEModel, model_card
-from c2fmae_hf.evidence import METRICS, Run, figures_of, load_run, resolve, run_of_weights
-from c2fmae_hf.hub import HubError, write_repository
-from c2fmae_hf.model_card import CardFacts, build_card, check_card
-from c2fmae_hf.repository import load_saved
-from c2fmae_hf.run_record import (
+from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining, C2FMAEModel
+from c2fmae_hf.publishing import model_card
+from c2fmae_hf.publishing.fingerprints import encoder_fingerprint
+from c2fmae_hf.publishing.hub import HubError, write_repository
+from c2fmae_hf.publishing.model_card import CardFacts, build_card, check_card
+from c2fmae_hf.publishing.records import (
+    METRICS,
+    Run,
     RunRecord,
     changed_arguments,
     data_name,
-    encoder_fingerprint,
-    hide_folders,
-    hide_secrets,
-    hide_tokens,
+    figures_of,
+    load_run,
+    resolve,
+    run_of_weights,
 )
-from test_examples import load_example
-from testing_utils import make_rows, randomized
+from c2fmae_hf.publishing.redaction import hide_folders, hide_secrets, hide_tokens
+from c2fmae_hf.publishing.repository import load_saved
+from testing_utils import load_command, make_rows, randomized
 
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
@@ -53,7 +56,7 @@ def run_example(name: str, args: list[str]) -> None:
     """As `python examples/<name>.py args` would be, from a folder of a user's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"/home/somebody/{name}.py", *args])
-        load_example(name).main(args)
+        load_command(name).main(args)
 
 
 @pytest.fixture(scope="module")

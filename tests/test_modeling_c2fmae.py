@@ -32,7 +32,7 @@ from c2fmae_hf import (
     C2FMAEModel,
 )
 from c2fmae_hf.input_checks import count_masked
-from c2fmae_hf.positions import sincos_position_table
+from c2fmae_hf.modeling_c2fmae import sincos_position_table
 from testing_utils import with_fields
 
 

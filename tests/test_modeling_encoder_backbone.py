@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoBackbone, AutoModel
 
 from c2fmae_hf import C2FMAEBackbone, EncoderBackboneConfig, MaskRCNNConfig
-from c2fmae_hf.modeling_encoder_backbone import EncoderBackbone, build_backbone
+from c2fmae_hf.transfer.modeling_encoder_backbone import EncoderBackbone, build_backbone
 from transfer_utils import save_encoders
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification, ViTConfig, ViTForImageClassification
 
 from c2fmae_hf import C2FMAEForImageClassification
-from c2fmae_hf.optimization import layer_decay_groups, layer_indices
+from c2fmae_hf.transfer.fine_tuning import layer_decay_groups, layer_indices
 
 
 def models(config):

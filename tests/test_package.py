@@ -6,7 +6,6 @@ import ast
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -151,28 +150,3 @@ torch.load(name, weights_only=True), os.path.join(name), tarfile.open(name).extr
 subprocess.run([name], check=True, shell=False), pickle.UnpicklingError
 """
     )
-
-
-def modules_in_order(repository: Path) -> list[str]:
-    """CONTRIBUTING's table of modules, in the order in which data flows."""
-    section = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where things live")[2]
-    rows = re.findall(r"^\| (`.*?) \|", section.partition("\n## ")[0], re.MULTILINE)
-    return [name for row in rows for name in re.findall(r"`(\w+)/?`", row)]
-
-
-def test_modules_import_only_from_those_above_them(repository):
-    order = modules_in_order(repository)
-    folder = repository / "src/c2fmae_hf"
-    names = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert set(order) == names - {"__init__"}
-    assert len(order) == len(set(order))
-    for position, name in enumerate(order):
-        path = folder / name
-        sources = [path.with_suffix(".py")] if path.with_suffix(".py").is_file() else sorted(path.glob("*.py"))
-        for source in sources:
-            for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-                # One dot in a module, two in a file of a folder.
-                if isinstance(node, ast.ImportFrom) and node.level == 1 + (source.parent != folder):
-                    imported = [node.module.partition(".")[0]] if node.module else [one.name for one in node.names]
-                    for other in imported:
-                        assert order.index(other) < position, f"{source.name} imports {other}, which is below it"

@@ -14,12 +14,12 @@ from PIL import Image
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEImageProcessor
 from c2fmae_hf.constants import IGNORE_INDEX, MASKING_STRATEGIES
-from c2fmae_hf.decoding import expand_label_map, to_label_map
+from c2fmae_hf.data.randomness import sample_seeds, sample_uniform
+from c2fmae_hf.data.transforms import training_transform
+from c2fmae_hf.images import expand_label_map, to_label_map
 from c2fmae_hf.labelling.records import encode_label_map, resample_label_map
 from c2fmae_hf.masking import MaskingCurriculum, mask_by_strategy
-from c2fmae_hf.randomness import sample_seeds, sample_uniform
 from c2fmae_hf.targets import instance_labels_from_map, instance_map_from_labels
-from c2fmae_hf.transforms import training_transform
 
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)

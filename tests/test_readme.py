@@ -40,12 +40,12 @@ from c2fmae_hf import (
     C2FMAEImageProcessor,
     C2FMAEModel,
 )
-from c2fmae_hf.arguments import parse_arguments
-from c2fmae_hf.dataset import load_splits, semantic_id2label
-from c2fmae_hf.detection import build_mask_rcnn
-from c2fmae_hf.fine_tuning import named_classes
-from test_examples import load_example
-from testing_utils import make_rows
+from c2fmae_hf.commands.arguments import parse_arguments
+from c2fmae_hf.data.rows import semantic_id2label
+from c2fmae_hf.data.splits import load_splits
+from c2fmae_hf.transfer.detection import build_mask_rcnn
+from c2fmae_hf.transfer.fine_tuning import named_classes
+from testing_utils import load_command, make_rows
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -420,24 +420,24 @@ def run_or_parse(script: Path, args: list[str]) -> None:
     has_rest = "..." in args
     args = [word for word in args if word != "..."]
     if name == "push_to_hub":
-        module = load_example(name)
+        module = load_command(name)
         options = module.parse(args)
         if options.preview is not None:
             module.main(args)
             assert (options.preview / "README.md").is_file()
             assert (options.preview / "model.safetensors").is_file()
     elif name == "convert_checkpoint":
-        module = load_example(name)
+        module = load_command(name)
         options = module.parse(args)
         if Path(options.source).is_dir():
             assert module.main([*args, "--overwrite"]) <= 1e-3
             assert (options.output / "config.json").is_file()
     elif name == "export_model":
-        assert max(load_example(name).main(args).values()) <= 1e-4
+        assert max(load_command(name).main(args).values()) <= 1e-4
     elif name == "validate_dataset":
-        assert load_example(name).main(args).rows > 0
+        assert load_command(name).main(args).rows > 0
     elif re.search(r"^GROUPS = ", source, re.MULTILINE):
-        module = load_example(name)
+        module = load_command(name)
         required = {
             "run_pretraining": ("dataset_name",),
             "label_images": ("source", "output_dir"),
@@ -548,7 +548,7 @@ def test_options_that_documents_name_exist():
         known |= set(re.findall(r'"(--\w+)"', path.read_text(encoding="utf-8")))
         if path.parent.name == "app":
             continue
-        for group in getattr(load_example(path.stem), "GROUPS", ()):
+        for group in getattr(load_command(path.stem), "GROUPS", ()):
             known |= {f"--{entry.name}" for entry in fields(group)}
     known |= {"--help", "--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_id"}  # torchrun's
     known |= {"--head", "--address", "--repo", "--exclude"}  # Ray's, and of `hf upload --repo-type`

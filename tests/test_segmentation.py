@@ -12,9 +12,9 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForSemanticSegmentation, EvalPrediction, TrainingArguments, pipeline
 
-from c2fmae_hf.dataset import load_splits
+from c2fmae_hf.data.splits import load_splits
 from c2fmae_hf.metrics import load_metric
-from c2fmae_hf.segmentation import (
+from c2fmae_hf.transfer.segmentation import (
     MeanIoUOfBatches,
     SemanticSegmentationDataset,
     SemanticSegmentationTrainer,
@@ -24,13 +24,11 @@ from c2fmae_hf.segmentation import (
     segmentation_transforms,
     window_starts,
 )
-from test_examples import EXAMPLES, load_example
-from testing_utils import make_rows, png
+from testing_utils import RECIPES, load_command, make_rows, png
 from transfer_utils import DISC_CLASSES, save_discs, save_encoders
 
 
 NAMES = dict(enumerate(DISC_CLASSES))
-RECIPES = sorted((EXAMPLES / "configs" / "segmentation").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def discs(tmp_path_factory):
 
 @pytest.fixture
 def example():
-    return load_example("run_semantic_segmentation")
+    return load_command("segment")
 
 
 def run(example, model, data, output, *options: str) -> dict:
@@ -295,11 +293,9 @@ def test_a_class_absent_from_validation(example, encoders, tmp_path, caplog):
     assert "NaN" not in (tmp_path / "out" / "results.json").read_text()
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((RECIPES / "segment").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_understood(example, path):
-    model_args, data_args, _, training_args, _ = example.parse_arguments(
-        example.GROUPS, [str(path), "--use_cpu", "true"]
-    )
+    model_args, data_args, _, training_args, _ = example.parse([str(path), "--use_cpu", "true"])
     assert model_args.model
     assert data_args.image_size % 16 == 0
     assert training_args.max_steps in (300, 160000)

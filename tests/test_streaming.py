@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from c2fmae_hf.dataset import C2FMAEDataset
-from c2fmae_hf.progress import SharedProgress
-from c2fmae_hf.streaming import C2FMAEIterableDataset
-from c2fmae_hf.transforms import evaluation_transform, training_transform
+from c2fmae_hf.data.dataset import C2FMAEDataset
+from c2fmae_hf.data.progress import SharedProgress
+from c2fmae_hf.data.streaming import C2FMAEIterableDataset
+from c2fmae_hf.data.transforms import evaluation_transform, training_transform
 from testing_utils import make_rows
 
 
@@ -227,7 +227,7 @@ def test_bad_rows_stop_or_are_passed_over_and_counted(many, tmp_path, caplog):
 
 
 def test_too_many_bad_rows_one_after_another_are_an_error(many, monkeypatch):
-    monkeypatch.setattr("c2fmae_hf.dataset.MAX_SKIPPED", 5)
+    monkeypatch.setattr("c2fmae_hf.data.rows.MAX_SKIPPED", 5)
     stream = make_stream(with_bad_rows(many, set(range(40))), on_bad_row="skip")
     with pytest.raises(ValueError, match=r"expected rows that can be read, got 5 bad ones in a row: row"):
         next(iter(stream))

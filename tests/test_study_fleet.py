@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
-from c2fmae_hf.trainer import C2FMAETrainer
+from c2fmae_hf.training.trainer import C2FMAETrainer
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def test_boxes_are_spread_as_torchvisions(scripts):
 def test_maps_of_variants(scripts, rows):
     from pretrain import with_maps
 
-    from c2fmae_hf.dataset import C2FMAEDataset
-    from c2fmae_hf.transforms import evaluation_transform
+    from c2fmae_hf.data.dataset import C2FMAEDataset
+    from c2fmae_hf.data.transforms import evaluation_transform
 
     assert with_maps(rows, "annotated") == rows
     (objects,) = {frozenset(np.unique(row["semantic"])) for row in with_maps(rows, "objects")}

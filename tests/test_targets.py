@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from c2fmae_hf.dataset import load_splits
+from c2fmae_hf.data.randomness import _mix, sample_seeds, sample_uniform
+from c2fmae_hf.data.splits import load_splits
 from c2fmae_hf.losses import image_loss, instance_loss, semantic_loss
-from c2fmae_hf.positions import resize_position_table, sincos_position_table
-from c2fmae_hf.randomness import _mix, sample_seeds, sample_uniform
+from c2fmae_hf.modeling_c2fmae import resize_position_table, sincos_position_table
 from c2fmae_hf.targets import (
     instance_labels_from_map,
     instance_map_from_labels,

@@ -11,13 +11,13 @@ from transformers import AutoImageProcessor, AutoModel, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
-from c2fmae_hf.data_collator import DataCollatorForC2FMAE
-from c2fmae_hf.dataset import C2FMAEDataset
-from c2fmae_hf.progress import SharedProgress
-from c2fmae_hf.streaming import C2FMAEIterableDataset
-from c2fmae_hf.trainer import C2FMAETrainer
-from c2fmae_hf.training_args import C2FMAETrainingArguments
-from c2fmae_hf.transforms import evaluation_transform, training_transform
+from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
+from c2fmae_hf.data.dataset import C2FMAEDataset
+from c2fmae_hf.data.progress import SharedProgress
+from c2fmae_hf.data.streaming import C2FMAEIterableDataset
+from c2fmae_hf.data.transforms import evaluation_transform, training_transform
+from c2fmae_hf.training.trainer import C2FMAETrainer
+from c2fmae_hf.training.training_args import C2FMAETrainingArguments
 
 
 def make_trainer(config, rows, output_dir, *, callbacks=(), streaming=False, map_columns=None, **arguments):

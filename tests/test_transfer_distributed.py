@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from test_detection import SMALL
-from test_examples import EXAMPLES
 from transfer_utils import save_discs, save_encoders
 
 
@@ -21,7 +20,7 @@ COMMON += ("--per_device_train_batch_size", "2", "--per_device_eval_batch_size",
 
 def run(processes: int, script: str, model: str, data: Path, output: Path, *options: str) -> dict:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += [str(EXAMPLES / script), "--model", model, "--dataset_name", str(data), "--output_dir", str(output)]
+    command += ["-m", "c2fmae_hf", script, "--model", model, "--dataset_name", str(data), "--output_dir", str(output)]
     command += [*COMMON, "--ddp_backend", "gloo", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
@@ -33,8 +32,8 @@ def run(processes: int, script: str, model: str, data: Path, output: Path, *opti
 @pytest.mark.parametrize(
     ("script", "options"),
     [
-        ("run_semantic_segmentation.py", ("--head_channels", "16")),
-        ("run_object_detection.py", ("--detector_options", json.dumps(SMALL))),
+        ("segment", ("--head_channels", "16")),
+        ("detect", ("--detector_options", json.dumps(SMALL))),
     ],
     ids=["segmentation", "detection"],
 )

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from c2fmae_hf.data.transforms import JointTransform, evaluation_transform, training_transform
 from c2fmae_hf.targets import reduce_label_map
-from c2fmae_hf.transforms import JointTransform, evaluation_transform, training_transform
 
 
 def blocks(height: int = 60, width: int = 90) -> tuple[Image.Image, np.ndarray, np.ndarray]:

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
-from c2fmae_hf.data_collator import DataCollatorForC2FMAE
-from c2fmae_hf.figures import colour_ids
-from c2fmae_hf.visualization import draw_curves, draw_reconstruction
+from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
+from c2fmae_hf.pictures.figures import colour_ids
+from c2fmae_hf.pictures.reconstruction import draw_curves, draw_reconstruction
 
 
 @pytest.mark.parametrize("granularities", [["semantic", "instance", "image"], ["image"], ["semantic"]])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+from pathlib import Path
+from types import ModuleType
 
 import datasets
 import numpy as np
@@ -16,10 +19,17 @@ from torch import nn
 from c2fmae_hf import C2FMAEConfig
 
 
+RECIPES = Path(__file__).resolve().parents[1] / "src/c2fmae_hf/recipes"
+
 require_timm_local_dir = pytest.mark.skipif(
     Version(timm.__version__) < Version("1.0.26"),
     reason="timm loads safetensors through local-dir: from 1.0.26 on (through hf-hub: in every supported version)",
 )
+
+
+def load_command(name: str) -> ModuleType:
+    """The module of `c2fmae <name>`."""
+    return importlib.import_module(f"c2fmae_hf.commands.{name}")
 
 
 def small_config(**fields) -> C2FMAEConfig:

@@ -29,9 +29,9 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from c2fmae_hf.decoding import to_rgb
-from c2fmae_hf.files import replace_file
+from c2fmae_hf.images import to_rgb
 from c2fmae_hf.labelling.records import encode_label_map, number_instances
+from c2fmae_hf.utils.files import replace_file
 
 
 SPLIT = Path(__file__).parent / "split.json"

@@ -18,8 +18,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
-from c2fmae_hf.dataset import MAP_COLUMNS, undecoded
-from c2fmae_hf.decoding import open_image, to_rgb
+from c2fmae_hf.data.rows import MAP_COLUMNS, undecoded
+from c2fmae_hf.images import open_image, to_rgb
 
 
 IMAGE_SIZE = 96

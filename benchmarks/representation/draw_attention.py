@@ -21,10 +21,10 @@ from protocols import ATTENTION_LAYERS, judge_attention, summary
 from torchvision.transforms.v2 import functional as tvF
 
 from c2fmae_hf import C2FMAEModel
-from c2fmae_hf.attention import attention_maps
-from c2fmae_hf.encoder_panels import heat_picture, outlined
-from c2fmae_hf.figures import draw_grid
-from c2fmae_hf.photographs import embedded_photographs
+from c2fmae_hf.pictures.encoder_panels import heat_picture, outlined
+from c2fmae_hf.pictures.encoder_views import attention_maps
+from c2fmae_hf.pictures.figures import draw_grid
+from c2fmae_hf.pictures.photographs import embedded_photographs
 
 
 # By name, in hundredths of the photograph's middle square (x, y): the outline of the object, and a point inside it.

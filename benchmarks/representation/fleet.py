@@ -42,11 +42,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from common import machine
 
 from c2fmae_hf import C2FMAEModel
-from c2fmae_hf.files import write_json
 from c2fmae_hf.masking import mask_by_strategy
 from c2fmae_hf.modeling_c2fmae import eager_attention_forward
-from c2fmae_hf.run_record import hide_tokens
-from c2fmae_hf.trainer import C2FMAETrainer
+from c2fmae_hf.publishing.redaction import hide_tokens
+from c2fmae_hf.training.trainer import C2FMAETrainer
+from c2fmae_hf.utils.files import write_json
 
 
 WARM_UP = 3

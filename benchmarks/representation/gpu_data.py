@@ -1,6 +1,6 @@
 """
 The study's photographs on a GPU, and an epoch of crops at once: the crops, flips and label grids of
-[`c2fmae_hf.transforms.RandomResizedCropAndFlip`], drawn from another generator.
+[`c2fmae_hf.data.transforms.RandomResizedCropAndFlip`], drawn from another generator.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torchvision.transforms.v2 import functional as tvF
 
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
-from c2fmae_hf.decoding import to_label_map
+from c2fmae_hf.images import to_label_map
 from c2fmae_hf.targets import instance_labels_from_map
 
 

@@ -18,9 +18,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from common import table
 
 from c2fmae_hf.constants import MASKING_STRATEGIES
-from c2fmae_hf.dataset import C2FMAEDataset, load_splits
+from c2fmae_hf.data.dataset import C2FMAEDataset
+from c2fmae_hf.data.splits import load_splits
+from c2fmae_hf.data.transforms import training_transform
 from c2fmae_hf.masking import combine_regions, mask_by_strategy, patch_regions
-from c2fmae_hf.transforms import training_transform
 
 
 LABEL_STRIDE = 4

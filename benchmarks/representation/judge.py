@@ -22,9 +22,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from common import machine
 
 from c2fmae_hf import C2FMAEModel
-from c2fmae_hf.files import write_json
-from c2fmae_hf.repository import check_saved
-from c2fmae_hf.run_record import encoder_fingerprint, hide_tokens
+from c2fmae_hf.publishing.fingerprints import encoder_fingerprint
+from c2fmae_hf.publishing.redaction import hide_tokens
+from c2fmae_hf.publishing.repository import check_saved
+from c2fmae_hf.utils.files import write_json
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -17,16 +17,15 @@ from transformers.trainer_utils import get_last_checkpoint
 from variants import DECODER, ENCODERS, Variant
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel
-from c2fmae_hf.conversion import convert_to_c2fmae
-from c2fmae_hf.data_collator import DataCollatorForC2FMAE
-from c2fmae_hf.dataset import C2FMAEDataset
-from c2fmae_hf.labelling.classical import ClassicalLabeller
-from c2fmae_hf.modeling_c2fmae import C2FMAECrossAttention, C2FMAEDecoderBlock
-from c2fmae_hf.positions import sincos_position_table
-from c2fmae_hf.progress import SharedProgress
-from c2fmae_hf.trainer import C2FMAETrainer
-from c2fmae_hf.training_args import C2FMAETrainingArguments
-from c2fmae_hf.transforms import training_transform
+from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
+from c2fmae_hf.data.dataset import C2FMAEDataset
+from c2fmae_hf.data.progress import SharedProgress
+from c2fmae_hf.data.transforms import training_transform
+from c2fmae_hf.interop.conversion import convert_to_c2fmae
+from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
+from c2fmae_hf.modeling_c2fmae import C2FMAECrossAttention, C2FMAEDecoderBlock, sincos_position_table
+from c2fmae_hf.training.trainer import C2FMAETrainer
+from c2fmae_hf.training.training_args import C2FMAETrainingArguments
 
 
 BATCH_SIZE = 32

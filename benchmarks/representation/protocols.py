@@ -13,9 +13,9 @@ from data import GRID, NUM_CLASSES, Labelled, Masked, StudyData, normalise
 from torch import nn
 
 from c2fmae_hf import C2FMAEModel
-from c2fmae_hf.attention import attention_in_objects, attention_maps
-from c2fmae_hf.features import LinearProbe, extract_features, weighted_knn
 from c2fmae_hf.metrics.scores import confusion_matrix, iou_scores
+from c2fmae_hf.pictures.encoder_views import attention_in_objects, attention_maps
+from c2fmae_hf.transfer.probes import LinearProbe, extract_features, weighted_knn
 
 
 EVALUATION_BATCH = 256

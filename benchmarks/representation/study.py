@@ -36,8 +36,8 @@ from variants import ENCODERS, MAIN, VARIANTS, check_variants
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from common import in_turns, machine
 
-from c2fmae_hf.files import write_json
-from c2fmae_hf.run_record import hide_tokens
+from c2fmae_hf.publishing.redaction import hide_tokens
+from c2fmae_hf.utils.files import write_json
 
 
 CALIBRATION = "calibration.json"

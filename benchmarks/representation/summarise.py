@@ -24,7 +24,7 @@ from answers import unpack_answers
 from scipy.stats import t as student
 from variants import VARIANTS
 
-from c2fmae_hf.files import write_json
+from c2fmae_hf.utils.files import write_json
 
 
 METRICS = {

@@ -11,7 +11,6 @@ from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .constants import GRANULARITIES, IMAGENET_MEAN, IMAGENET_STD
-from .files import CHECKSUMS_KEY
 
 
 # The only table of sizes. Encoders are those of ViT (tiny, small: DeiT) and MAE (base, large, huge); the decoder's
@@ -244,7 +243,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     converted_from: str | None = None
 
     def __post_init__(self, **kwargs):
-        for key in (*TIMM_KEYS, CHECKSUMS_KEY):
+        for key in TIMM_KEYS:
             kwargs.pop(key, None)
         # JSON has neither tuples nor integer keys: hold what a saved and loaded configuration would hold.
         self.granularities = list(self.granularities)

@@ -18,8 +18,7 @@ from transformers.utils import TensorType
 
 from .configuration_c2fmae import resize_before_crop
 from .constants import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, NO_INSTANCE
-from .decoding import to_label_map, to_rgb
-from .modeling_c2fmae import C2FMAEForPreTrainingOutput
+from .images import to_label_map, to_rgb
 from .targets import instance_labels_from_map, instance_map_from_labels, patchify, reduce_label_map, unpatchify
 
 
@@ -271,7 +270,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
             `ValueError`: if there are no semantic predictions, or not one target size per image.
         """
         scores: list[torch.Tensor | None]
-        if isinstance(outputs, C2FMAEForPreTrainingOutput):
+        if hasattr(outputs, "patch_ids"):  # of pre-training
             if outputs.semantic_logits is None:
                 raise ValueError("outputs: expected semantic_logits, got none; the decoder has no semantic stage")
             classes = outputs.semantic_logits.argmax(dim=-1, keepdim=True)
@@ -392,7 +391,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         return results
 
     def post_process_reconstruction(
-        self, outputs: C2FMAEForPreTrainingOutput, pixel_values: torch.Tensor, norm_pix_loss: bool
+        self, outputs: Any, pixel_values: torch.Tensor, norm_pix_loss: bool
     ) -> list[np.ndarray]:
         """
         The predicted pixels in place of the masked patches, the photograph's own elsewhere.

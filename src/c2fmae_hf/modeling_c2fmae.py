@@ -1,9 +1,6 @@
 """PyTorch C2FMAE: encoder, cascaded decoder, losses, downstream heads, backbone."""
 
 # Annotations are evaluated: transformers looks for `TransformersKwargs` among those of a forward.
-
-import functools
-import importlib
 import inspect
 import os
 from collections.abc import Callable
@@ -11,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torchvision.ops import StochasticDepth
 from transformers import PreTrainedModel
@@ -27,22 +23,45 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, cached_file
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .chunks import in_chunks
 from .configuration_c2fmae import C2FMAEConfig
 from .constants import IGNORE_INDEX
-from .files import check_files
 from .input_checks import check_labels, check_pixel_values, count_masked
-from .losses import image_loss, instance_loss, semantic_loss
-from .positions import resize_position_table, sincos_position_table
-from .retries import attempt, in_short, may_pass
+from .losses import image_loss, in_chunks, instance_loss, semantic_loss
 from .targets import patchify
 
 
-DOWNLOAD_ATTEMPTS = 3
+def sincos_position_table(width: int, grid_size: tuple[int, int]) -> torch.Tensor:
+    """
+    Fixed 2D sine-cosine positions (Vaswani et al. 2017, in two dimensions as in MAE).
+
+    Args:
+        width (`int`): Channels; the first half encodes the row, the second half the column. A multiple of 4.
+        grid_size (`tuple[int, int]`): Patches per column and per row.
+
+    Returns:
+        `torch.FloatTensor` of shape `(1, num_patches, width)`, row-major.
+    """
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    axes = [torch.arange(side, dtype=torch.float64)[:, None] * frequencies for side in grid_size]
+    rows, columns = (torch.cat([axis.sin(), axis.cos()], dim=1) for axis in axes)
+    table = torch.cat([rows[:, None].expand(-1, grid_size[1], -1), columns[None].expand(grid_size[0], -1, -1)], dim=2)
+    return table.flatten(0, 1)[None].float()
+
+
+def resize_position_table(table: torch.Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> torch.Tensor:
+    """
+    Resample the positions `(1, num_patches, width)` of one grid to another. Antialiased bicubic, like timm, so that
+    both give the same features at every image size.
+    """
+    if old_size == new_size:
+        return table
+    maps = table.float().reshape(1, *old_size, -1).permute(0, 3, 1, 2)
+    maps = nn.functional.interpolate(maps, size=new_size, mode="bicubic", antialias=True)
+    return maps.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
 
 
 @dataclass
@@ -320,6 +339,8 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     _may_be_new: tuple[str, ...] = ()
     # Names in a published repository, which are timm's, and in this class.
     _timm_names: dict[str, str] | None = None
+    # How the package publishes a model: a function of the model, `repo_id` and options. The package sets it.
+    _publish: Any = None
 
     def __init__(self, config: C2FMAEConfig, *args, **kwargs) -> None:
         # Fields that `from_pretrained` overrides are set on the finished configuration, past its checks.
@@ -333,42 +354,21 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
         self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
         """
         As in transformers, but a checkpoint that lacks weights of this class, other than a downstream head's, or that
-        has weights of nothing known is an error rather than a warning; so is a file that differs from the checksum in
-        a published `config.json`. A download that breaks is tried three times; files that are complete are kept.
+        holds unknown ones is an error rather than a warning.
 
         Raises:
-            `ValueError`: naming the missing and the unexpected weights, or the file that is damaged.
-            `OSError`: if it cannot be loaded, or not downloaded.
+            `ValueError`: naming the missing and the unexpected weights.
         """
-        with_info = kwargs.pop("output_loading_info", False)
         is_renamed = kwargs.get("key_mapping") is None
         if cls._timm_names is not None:
             kwargs["key_mapping"] = {**cls._timm_names, **(kwargs.get("key_mapping") or {})}
-        load = functools.partial(
-            super().from_pretrained, pretrained_model_name_or_path, *model_args, output_loading_info=True
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
-        try:
-            loaded: Any = attempt(
-                f"{pretrained_model_name_or_path}: loading", lambda: load(**kwargs), DOWNLOAD_ATTEMPTS
-            )
-        except SafetensorError as error:
-            cls._check_files(pretrained_model_name_or_path, **kwargs)  # says which file it is, and what to do
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: expected whole safetensors files, got one that fails with {error}; "
-                "save or download it again"
-            ) from error
-        except Exception as error:
-            if not may_pass(error):
-                raise
-            raise OSError(
-                f"{pretrained_model_name_or_path}: not downloaded ({in_short(error)}); load it again, complete files "
-                "are kept"
-            ) from error
         model, info = loaded
-        cls._check_files(pretrained_model_name_or_path, **kwargs)
         if is_renamed:
             # The library would save under the names that it loaded. The Trainer resumes by those of the class.
             model._weight_conversions = None
@@ -386,24 +386,7 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
                 f"{missing[:5]}{' ...' if len(missing) > 5 else ''} ({len(missing)}), unexpected "
                 f"{unexpected[:5]}{' ...' if len(unexpected) > 5 else ''} ({len(unexpected)}).{hint}"
             )
-        return (model, info) if with_info else model
-
-    @staticmethod
-    def _check_files(name: Any, **kwargs) -> None:
-        """Compare the files of weights with the checksums that publishing writes into `config.json`."""
-        options = {key: kwargs[key] for key in ("cache_dir", "revision", "subfolder") if kwargs.get(key) is not None}
-        config_file = None
-        if name is not None:
-            config_file = cached_file(
-                name,
-                CONFIG_NAME,
-                local_files_only=True,  # it has just been loaded
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-                **options,
-            )
-        if config_file is not None:
-            check_files(config_file)
+        return (model, info) if output_loading_info else model
 
     def save_pretrained(
         self,
@@ -435,14 +418,12 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     def push_to_hub(self, repo_id: str, **kwargs) -> Any:
         """
         Publish weights, configuration, image processor, model card and licence in one commit, in the layout that timm
-        loads too. See [`~c2fmae_hf.hub.push_to_hub`] for the arguments.
+        loads too. See [`~c2fmae_hf.publishing.hub.push_to_hub`] for the arguments. Where the package is not installed
+        (`trust_remote_code`), this is the library's method.
         """
-        # By name: files of relative imports are published along, for use without this package.
-        try:
-            hub = importlib.import_module("c2fmae_hf.hub")
-        except ModuleNotFoundError as error:
-            raise ImportError("push_to_hub: publishing C2FMAE needs the package c2fmae-hf; install it") from error
-        return hub.push_to_hub(self, repo_id, **kwargs)
+        if self._publish is None:
+            return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
+        return self._publish(repo_id, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

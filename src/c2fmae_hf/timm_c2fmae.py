@@ -7,11 +7,17 @@ that `C2FMAEModel.save_pretrained` wrote loads without this module, as `local-di
 
 from __future__ import annotations
 
+import logging
+import math
+from typing import Any
+
 import torch
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import checkpoint_filter_fn as filter_vit_checkpoint
+from transformers.image_utils import PILImageResampling
 
-from .configuration_c2fmae import C2FMAEConfig
+from .configuration_c2fmae import C2FMAEConfig, crop_share
+from .image_processing_c2fmae import C2FMAEImageProcessor
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: VisionTransformer) -> dict[str, torch.Tensor]:
@@ -91,3 +97,41 @@ def c2fmae_vit_large_patch16_224(pretrained: bool = False, **kwargs) -> VisionTr
 def c2fmae_vit_huge_patch14_224(pretrained: bool = False, **kwargs) -> VisionTransformer:
     """C2FMAE ViT-Huge/14."""
     return _create("huge", pretrained, **kwargs)
+
+
+logger = logging.getLogger(__name__)
+
+
+def convert_processor_to_timm(processor: C2FMAEImageProcessor) -> dict[str, Any]:
+    """The fields of timm's `pretrained_cfg` that have timm do the same. What it cannot is a warning in the log."""
+    mean, std = effective_statistics(processor)
+    if not processor.do_resize:
+        logger.warning("do_resize: timm resizes images, which the image processor does not.")
+    fields: dict[str, Any] = {
+        "mean": mean,
+        "std": std,
+        "interpolation": PILImageResampling(processor.resample).name.lower(),
+    }
+    size = dict(processor.size or {})
+    if size.get("height"):
+        crop = processor.crop_size if processor.do_center_crop else processor.size
+        fields.update(crop_mode="squash", crop_pct=crop_share(crop["height"], size["height"]))
+    elif processor.do_center_crop and processor.crop_size and size.get("shortest_edge"):
+        side = max(processor.crop_size["height"], processor.crop_size["width"])
+        fields["crop_pct"] = crop_share(side, size["shortest_edge"])
+    return fields
+
+
+def effective_statistics(processor: Any) -> tuple[list[float], list[float]]:
+    """
+    Mean and standard deviation for pixels in [0, 1] that do what the processor does: a processor may leave out the
+    rescaling of 8-bit pixels or the normalisation, and has numbers for them nevertheless.
+    """
+    channels = len(processor.image_mean or [0.0] * 3)
+    mean, std = [0.0] * channels, [1.0] * channels
+    if processor.do_normalize:
+        mean, std = list(processor.image_mean), list(processor.image_std)
+    scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
+    if math.isclose(scale, 1):
+        return mean, std
+    return [value / scale for value in mean], [value / scale for value in std]

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 import datasets
 
-from .labeller import Labeller
+from .labellers.base import Labeller
 from .records import LabelMaps, OutputOptions, PreparedImage, Reject, SourceRecord, build_row, prepare_image
 from .shards import ShardInfo, ShardStore, ShardWriter
-from .sources import ImageSource, Part
+from .sources.base import ImageSource, Part
 
 
 Item = TypeVar("Item")

@@ -18,13 +18,13 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..files import replace_file
+from ..utils.files import replace_file
 from .engine import LabellingTask, run_local
-from .labeller import Labeller
+from .labellers.base import Labeller
 from .ray_engine import run_ray
 from .records import OutputOptions, Reject, prepare_image
 from .shards import ShardInfo, ShardStore, dataset_features, write_lines
-from .sources import ImageSource
+from .sources.base import ImageSource
 
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .engine import LabellingTask
 from .shards import ShardInfo
-from .sources import Part
+from .sources.base import Part
 
 
 class _PartLabeller:

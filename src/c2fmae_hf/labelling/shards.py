@@ -18,8 +18,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..dataset import CLASSES_COLUMN
-from ..files import file_sha256, replace_file
+from ..data.rows import CLASSES_COLUMN
+from ..utils.files import file_sha256, replace_file
 from .records import Reject
 
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import Pipeline, PreTrainedModel, pipeline
 
 from ..constants import IGNORE_INDEX
-from ..decoding import expand_label_map, to_label_map, to_rgb
+from ..images import expand_label_map, to_label_map, to_rgb
 from .mean_iou import MeanIoU
 
 

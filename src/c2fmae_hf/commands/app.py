@@ -1,0 +1,36 @@
+"""
+Try a pre-trained model in the browser: hide parts of a photograph, and see what the model predicts and attends to.
+
+    c2fmae app runs/mine/c2fmae-vit-tiny-pretraining
+    c2fmae app runs/mine/c2fmae-vit-tiny-pretraining --port 7861
+
+Everything comes from the local folder: nothing is downloaded, and the page loads nothing from elsewhere. Needs
+`pip install "c2fmae-hf[app]"`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .arguments import CommandParser
+
+
+def main(args: list[str] | None = None) -> None:
+    parser = CommandParser("app", __doc__)
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=os.environ.get("C2FMAE_CHECKPOINT"),
+        help="folder of a pre-training model; by default that of the variable C2FMAE_CHECKPOINT",
+    )
+    parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
+    options = parser.parse_args(args)
+    if options.model is None:
+        parser.error("expected the folder of a pre-training model")
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise ImportError('the page needs Gradio: pip install "c2fmae-hf[app]"') from error
+    from ..app.page import serve
+
+    serve(options.model, options.port)

@@ -1,0 +1,273 @@
+"""
+Label images: turn a source of images into a multi-granular dataset for pre-training.
+
+    python examples/label_images.py --source photos/ --output_dir runs/mine
+    python examples/label_images.py --source photos/ --output_dir runs/mine --labeller panoptic \
+        --checkpoint facebook/mask2former-swin-large-coco-panoptic
+    python examples/label_images.py --source coco/val2017 --output_dir runs/coco --labeller annotations \
+        --layout coco_panoptic --annotations coco/panoptic_val2017.json
+
+A source is a folder of images (searched to its depths), WebDataset tar files or Parquet files (wildcards in quotes), a
+folder written by `save_to_disk`, or the name of a dataset on the Hub. Run the same command again after an
+interruption: it goes on. A YAML or JSON file may give the arguments; options on the command line override it.
+
+Exit code: 0 if every image was labelled, 3 if some were rejected (see rejects.jsonl), 130 if stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from ..data.rows import semantic_id2label
+from ..labelling.job import LabellingSummary, label_images
+from ..labelling.labellers.annotations import (
+    Ade20kLabeller,
+    AnnotationLabeller,
+    CocoInstancesLabeller,
+    CocoPanopticLabeller,
+    ColumnsLabeller,
+    MirroredFoldersLabeller,
+    VocLabeller,
+)
+from ..labelling.labellers.base import Labeller
+from ..labelling.labellers.classical import ClassicalLabeller
+from ..labelling.labellers.panoptic import PanopticLabeller
+from ..labelling.labellers.semantic_and_masks import SemanticAndMasksLabeller
+from ..labelling.records import OutputOptions
+from ..labelling.sources.base import ImageSource
+from ..labelling.sources.open import open_source
+from .arguments import parse_arguments
+
+
+LABELLERS = ("classical", "panoptic", "semantic+masks", "annotations")
+LAYOUTS = ("coco", "coco_panoptic", "ade20k", "voc", "folders", "columns")
+
+
+@dataclass
+class SourceArguments:
+    """Source."""
+
+    source: str | None = field(default=None, metadata={"help": "Images: see above."})
+    source_split: str | None = field(
+        default=None, metadata={"help": "Split of a dataset (by default its only one, or train), ADE20K or VOC."}
+    )
+    source_config_name: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    streaming: bool = field(default=False, metadata={"help": "Read a dataset on the Hub as it is needed."})
+    class_folders: bool = field(
+        default=False, metadata={"help": "The first folder below the source is the class of the whole image."}
+    )
+
+
+@dataclass
+class LabellerArguments:
+    """Labeller."""
+
+    labeller: str = field(default="classical", metadata={"help": f"One of {', '.join(LABELLERS)}."})
+    checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "panoptic, semantic+masks: the segmentation model, a name on the Hub or a folder."},
+    )
+    mask_checkpoint: str | None = field(
+        default=None, metadata={"help": "semantic+masks: the mask generator (SAM, SAM2, ...)."}
+    )
+    thing_classes: str | None = field(
+        default=None,
+        metadata={
+            "help": "Classes that have instances: 'all', 'none', or names, ids and ranges separated by ';'. Known for "
+            "models of COCO, ADE20K and Cityscapes."
+        },
+    )
+    threshold: float | None = field(default=None, metadata={"help": "panoptic: least score of a segment."})
+    mask_threshold: float | None = field(default=None, metadata={"help": "panoptic: least probability of a pixel."})
+    overlap_mask_area_threshold: float | None = field(
+        default=None, metadata={"help": "panoptic: share of a mask that must remain visible."}
+    )
+    points_per_side: int = field(default=32, metadata={"help": "semantic+masks: grid of points, squared."})
+    pred_iou_thresh: float | None = field(default=None, metadata={"help": "semantic+masks: least quality of a mask."})
+    stability_score_thresh: float | None = field(
+        default=None, metadata={"help": "semantic+masks: least stability of a mask."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Images per forward pass."})
+    device: str | None = field(default=None, metadata={"help": "By default an accelerator if there is one."})
+    dtype: str | None = field(default=None, metadata={"help": "By default bfloat16 on accelerators, else float32."})
+    num_classes: int = field(default=32, metadata={"help": "classical: semantic classes to find."})
+    regions: str = field(default="felzenszwalb", metadata={"help": "classical: felzenszwalb or slic."})
+    layout: str = field(default="folders", metadata={"help": f"annotations: one of {', '.join(LAYOUTS)}."})
+    annotations: str | None = field(default=None, metadata={"help": "annotations: COCO's JSON file."})
+    class_names: str | None = field(
+        default=None,
+        metadata={"help": "annotations, columns: file of class names, one per line, if the dataset has none."},
+    )
+
+
+@dataclass
+class OutputArguments:
+    """Output."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "The dataset's folder."})
+    split: str = field(default="train", metadata={"help": "Split to write; others in the folder stay."})
+    label_stride: int = field(default=2, metadata={"help": "Pixels per cell of the stored label maps."})
+    shortest_edge: int | None = field(
+        default=None,
+        metadata={"help": "Make larger images so small, as JPEG. By default images are stored as they are."},
+    )
+    jpeg_quality: int = field(default=90, metadata={"help": "Of images that are made smaller."})
+    min_side: int = field(default=16, metadata={"help": "Smaller images are rejected."})
+    max_pixels: int = field(default=OutputOptions.max_pixels, metadata={"help": "Larger images are rejected."})
+    rows_per_shard: int = field(default=1000, metadata={"help": "Images per Parquet file."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the split first."})
+
+
+@dataclass
+class EngineArguments:
+    """Engine."""
+
+    engine: str = field(default="local", metadata={"help": "local, or ray for a cluster."})
+    num_workers: int = field(default=1, metadata={"help": "Processes (local) or actors (ray), a labeller in each."})
+    num_threads: int = field(default=2, metadata={"help": "Threads per process that decode and encode."})
+    max_reject_share: float = field(
+        default=0.5, metadata={"help": "Stop if more of a shard fails: then something other than the images is wrong."}
+    )
+    ray_address: str | None = field(
+        default=None, metadata={"help": "Of a Ray cluster; 'auto' on one of its machines. By default Ray starts here."}
+    )
+    ray_num_gpus: float | None = field(default=None, metadata={"help": "Per actor; by default 1 if there are any."})
+    ray_num_cpus: float | None = field(default=None, metadata={"help": "Per actor; by default 1."})
+
+
+GROUPS = (SourceArguments, LabellerArguments, OutputArguments, EngineArguments)
+
+
+def find_mistake(_, labeller_args: LabellerArguments, *others) -> str | None:
+    kind, layout = labeller_args.labeller, labeller_args.layout
+    if kind not in LABELLERS:
+        return f"--labeller: expected one of {', '.join(LABELLERS)}, got {kind!r}"
+    if kind in ("panoptic", "semantic+masks") and labeller_args.checkpoint is None:
+        return f"--labeller {kind} needs --checkpoint"
+    if kind == "semantic+masks" and labeller_args.mask_checkpoint is None:
+        return "--labeller semantic+masks needs --mask_checkpoint"
+    if kind == "annotations" and layout not in LAYOUTS:
+        return f"--layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}"
+    if kind == "annotations" and layout.startswith("coco") and labeller_args.annotations is None:
+        return f"--layout {layout} needs --annotations, the JSON file"
+    return None
+
+
+def build_annotations(source_args: SourceArguments, args: LabellerArguments) -> tuple[AnnotationLabeller, ImageSource]:
+    """A layout of annotations knows its images, but for columns of a dataset."""
+    root = source_args.source
+    if args.layout == "columns":
+        source = open_source(
+            root,
+            source_args.source_split,
+            source_args.source_config_name,
+            source_args.streaming,
+            columns=("semantic", "instance"),
+        )
+        if args.class_names is not None:
+            names = dict(enumerate(Path(args.class_names).read_text(encoding="utf-8").splitlines()))
+        else:
+            names = semantic_id2label(source.features)
+        if not names:
+            raise ValueError("class_names: expected a file of class names, since the dataset has none")
+        return ColumnsLabeller(names), source
+    labeller: AnnotationLabeller
+    if args.layout == "coco":
+        labeller = CocoInstancesLabeller(root, args.annotations)
+    elif args.layout == "coco_panoptic":
+        labeller = CocoPanopticLabeller(root, args.annotations)
+    elif args.layout == "ade20k":
+        labeller = Ade20kLabeller(root, source_args.source_split or "training")
+    elif args.layout == "voc":
+        labeller = VocLabeller(root, source_args.source_split or "train")
+    else:
+        labeller = MirroredFoldersLabeller(root)
+    return labeller, labeller.source()
+
+
+def build(source_args: SourceArguments, args: LabellerArguments) -> tuple[Labeller, ImageSource]:
+    if args.labeller == "annotations":
+        return build_annotations(source_args, args)
+    labeller: Labeller
+    if args.labeller == "classical":
+        labeller = ClassicalLabeller(args.num_classes, args.regions)
+    elif args.labeller == "panoptic":
+        labeller = PanopticLabeller(
+            args.checkpoint,
+            thing_classes=args.thing_classes,
+            threshold=args.threshold,
+            mask_threshold=args.mask_threshold,
+            overlap_mask_area_threshold=args.overlap_mask_area_threshold,
+            batch_size=args.batch_size,
+            device=args.device,
+            dtype=args.dtype,
+        )
+    else:
+        labeller = SemanticAndMasksLabeller(
+            args.checkpoint,
+            args.mask_checkpoint,
+            thing_classes=args.thing_classes,
+            points_per_side=args.points_per_side,
+            pred_iou_thresh=args.pred_iou_thresh,
+            stability_score_thresh=args.stability_score_thresh,
+            batch_size=args.batch_size,
+            device=args.device,
+            dtype=args.dtype,
+        )
+    source = open_source(
+        source_args.source,
+        source_args.source_split,
+        source_args.source_config_name,
+        source_args.streaming,
+        source_args.class_folders,
+    )
+    return labeller, source
+
+
+def parse(args: list[str] | None = None) -> tuple:
+    return parse_arguments(
+        GROUPS,
+        args,
+        __doc__,
+        command="label",
+        positionals=("source", "output_dir"),
+        required=("source", "output_dir"),
+        check=find_mistake,
+    )
+
+
+def main(args: list[str] | None = None) -> LabellingSummary:
+    source_args, labeller_args, output_args, engine_args = parse(args)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    labeller, source = build(source_args, labeller_args)
+    options = OutputOptions(**{f.name: getattr(output_args, f.name) for f in fields(OutputOptions)})
+    summary = label_images(
+        source,
+        labeller,
+        output_args.output_dir,
+        output_args.split,
+        options,
+        engine=engine_args.engine,
+        num_workers=engine_args.num_workers,
+        num_threads=engine_args.num_threads,
+        max_reject_share=engine_args.max_reject_share,
+        overwrite=output_args.overwrite,
+        ray_options={
+            "address": engine_args.ray_address,
+            "num_gpus": engine_args.ray_num_gpus,
+            "num_cpus": engine_args.ray_num_cpus,
+        },
+    )
+    print(f"\n{output_args.output_dir}, split {output_args.split}:\n{summary}")
+    if source.passed_over:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(source.passed_over.items()))
+        print(f"passed over, since they are no images by their names: {kinds}")
+    if summary.rejects:
+        print(f"rejected: see {Path(output_args.output_dir) / 'rejects.jsonl'}")
+    return summary
+
+
+def exit_code(summary: LabellingSummary) -> int:
+    return 3 if summary.rejects else 0

@@ -1,0 +1,98 @@
+"""
+The `c2fmae` command.
+
+    c2fmae COMMAND ... [--help]
+    python -m c2fmae_hf COMMAND ...            # the same; for torchrun and accelerate launch, after -m
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module, metadata
+from pathlib import Path
+
+
+#: Every command is the module of its name in this folder, with `main(args)` and, where a result is no success by
+#: itself, `exit_code(result)`.
+COMMANDS = {
+    "demo": "pre-train a small model on embedded photographs, offline, and load its encoder",
+    "label": "give photographs semantic and instance maps: a dataset for pre-training",
+    "validate": "read every row of a labelled dataset, and report what is in it",
+    "pretrain": "pre-train on a labelled dataset, or on a folder of photographs",
+    "classify": "classify images: fine-tuning, linear probe, or k-nearest neighbours",
+    "segment": "fine-tune for semantic segmentation",
+    "detect": "fine-tune for object detection and instance segmentation",
+    "embed": "write features of photographs to Parquet files",
+    "visualize": "draw what a model predicts and attends to, as a page",
+    "convert": "convert weights from and to timm, ViT, ViTMAE and MAE",
+    "export": "export to ONNX and torch.export",
+    "push": "publish a model on the Hub, or preview what would be published",
+    "app": "try a model on photographs in the browser",
+}
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return (
+        "usage: c2fmae COMMAND ...\n\nC2FMAE: pre-train vision transformers coarse to fine, and use them.\n\n"
+        + "\n".join(lines)
+        + "\n\nc2fmae COMMAND --help tells more of a command. Start with: c2fmae demo"
+    )
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether an error is a user's to mend, and its message enough for that."""
+    from safetensors import SafetensorError
+
+    from ..publishing.hub import HubError
+
+    return isinstance(error, (ValueError, OSError, ImportError, FloatingPointError, HubError, SafetensorError))
+
+
+def explain(error: BaseException) -> str:
+    """One line; where others raised the error, also how to see where."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = " ".join(lines) or type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    is_ours = bool(frames) and PACKAGE in Path(frames[-1].filename).parents
+    return message if is_ours else f"{message} (C2FMAE_TRACEBACK=1 shows where)"
+
+
+def run(name: str, args: Sequence[str]) -> int:
+    """Run a command. An expected mistake is one line on standard error and exit code 1."""
+    try:
+        command = import_module(f".{name}", __package__)
+        result = command.main(list(args))
+        return command.exit_code(result) if hasattr(command, "exit_code") else 0
+    except KeyboardInterrupt:
+        print(f"\nc2fmae {name}: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get("C2FMAE_TRACEBACK") or not is_expected(error):
+            raise
+        print(f"c2fmae {name}: error: {explain(error)}", file=sys.stderr)
+        return 1
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The console script; returns the exit code."""
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if args[0] == "--version":
+        print(f"c2fmae-hf {metadata.version('c2fmae-hf')}")
+        return 0
+    name, *rest = args
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"c2fmae: error: unknown command {name!r}{hint} (c2fmae --help lists them)", file=sys.stderr)
+        return 2
+    return run(name, rest)

@@ -1,0 +1,288 @@
+"""
+Pre-train C2FMAE on images with semantic and instance maps.
+
+    python examples/run_pretraining.py examples/configs/demo.yaml
+    python examples/run_pretraining.py examples/configs/demo.yaml --dataset_name "mine/*.parquet" --output_dir runs/1
+    torchrun --nproc_per_node 8 examples/run_pretraining.py examples/configs/imagenet_vit_base.yaml
+
+A YAML or JSON file gives the arguments, options on the command line override it; either alone is enough. See
+`--help` for all of them.
+
+The output folder then holds the encoder (`c2fmae-vit-<size>`, for `AutoModel` and timm), the whole model
+(`c2fmae-vit-<size>-pretraining`), `trainer_state.json` with every logged loss, `decoder_results.json` (mean IoU and
+panoptic quality of the decoder's own maps on held-out images), `run.json` (command, arguments, versions, hardware:
+what a model card is made of), `reconstruction.png` and `curves.png`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import datasets
+import torch
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging as transformers_logging
+
+from ..configuration_c2fmae import SIZES, C2FMAEConfig
+from ..data.data_collator import DataCollatorForC2FMAE
+from ..data.dataset import C2FMAEDataset
+from ..data.progress import SharedProgress
+from ..data.rows import MAP_COLUMNS, count_semantic_classes, semantic_id2label
+from ..data.splits import load_splits
+from ..data.streaming import C2FMAEIterableDataset
+from ..data.transforms import evaluation_transform, training_transform
+from ..image_processing_c2fmae import C2FMAEImageProcessor
+from ..modeling_c2fmae import C2FMAEForPreTraining
+from ..publishing.records import RUN_FILE, RunRecord
+from ..training.decoder_evaluation import evaluate_decoder
+from ..training.trainer import C2FMAETrainer
+from ..training.training_args import C2FMAETrainingArguments
+from ..utils.files import write_json
+from .arguments import HubArguments, find_checkpoint, parse_arguments
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DataArguments:
+    """Data."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "A folder written by save_to_disk, Parquet files (wildcards allowed, in quotes), or anything that "
+            "datasets.load_dataset takes. Columns: image, semantic, instance; optionally semantic_classes, image_id."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on, if there is one."})
+    validation_share: float = field(
+        default=0.05, metadata={"help": "Without such a split, the share of the training rows that is held out."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many rows only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many rows only."})
+    streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed. Set max_steps."})
+    shuffle_rows: int = field(
+        default=8192, metadata={"help": "Rows that streaming shuffles among each other, and holds in memory."}
+    )
+    on_bad_row: str = field(
+        default="raise",
+        metadata={"help": "Of a row that cannot be used: stop, or take the next.", "choices": ["raise", "skip"]},
+    )
+    min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest area of a training crop."})
+    num_drawn: int = field(default=6, metadata={"help": "Rows of reconstruction.png; 0 draws no figures."})
+
+
+@dataclass
+class ModelArguments:
+    """Model."""
+
+    size: str = field(default="base", metadata={"help": "tiny, small, base, large or huge."})
+    image_size: int = field(default=224, metadata={"help": "Side of the input in pixels."})
+    num_semantic_classes: int | None = field(
+        default=None,
+        metadata={"help": "By default as many as the dataset names or, where it names none, uses. Set it to stream."},
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Further fields of C2FMAEConfig as JSON, e.g. '{\"mask_ratio\": 0.6}'."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A pre-training checkpoint to start from, instead of random weights."}
+    )
+
+
+GROUPS = (DataArguments, ModelArguments, C2FMAETrainingArguments, HubArguments)
+
+
+def find_mistake(_, model_args: ModelArguments, *others) -> str | None:
+    fixed = ("size", "image_size", "num_semantic_classes", "config_overrides")
+    given = [name for name in fixed if getattr(model_args, name) != getattr(ModelArguments, name)]
+    if model_args.model_name_or_path is not None and given:
+        return f"{given} cannot be combined with model_name_or_path, whose configuration is used"
+    return None
+
+
+def load_rows(data_args: DataArguments, seed: int):
+    """Training and held-out rows, and what the latter are called."""
+    splits = load_splits(data_args.dataset_name, data_args.dataset_config_name, data_args.streaming)
+    if data_args.train_split not in splits:
+        raise ValueError(f"train_split: expected one of {sorted(splits)}, got {data_args.train_split!r}")
+    train, held_out = splits[data_args.train_split], splits.get(data_args.validation_split)
+    if data_args.streaming:
+        if held_out is not None and data_args.max_eval_samples is not None:
+            held_out = held_out.take(data_args.max_eval_samples)
+        return train, held_out, data_args.validation_split
+    if len(train) == 0:
+        raise ValueError(f"dataset {data_args.dataset_name!r}: split {data_args.train_split!r} has no rows")
+    name = data_args.validation_split
+    if held_out is None and 0 < data_args.validation_share < 1 and len(train) > 1:
+        parts = train.train_test_split(data_args.validation_share, seed=seed)
+        train, held_out, name = parts["train"], parts["test"], f"held out of {data_args.train_split}"
+    if data_args.max_train_samples is not None:
+        train = train.select(range(min(data_args.max_train_samples, len(train))))
+    if held_out is not None and data_args.max_eval_samples is not None:
+        held_out = held_out.select(range(min(data_args.max_eval_samples, len(held_out))))
+    return train, held_out, name
+
+
+def build_config(model_args: ModelArguments, rows, on_bad_row: str) -> C2FMAEConfig:
+    """The model's configuration, with the dataset's semantic classes."""
+    overrides = {"image_size": model_args.image_size, **json.loads(model_args.config_overrides or "{}")}
+    if "semantic" in overrides.get("granularities", ["semantic"]):
+        names = semantic_id2label(rows.features)
+        number = model_args.num_semantic_classes or (len(names) if names else None)
+        if number is None:
+            if isinstance(rows, datasets.IterableDataset):
+                raise ValueError("num_semantic_classes: expected a number, since a stream cannot be counted, got None")
+            number = count_semantic_classes(rows, on_bad_row)
+        overrides.update(num_semantic_classes=number, semantic_id2label=names)
+    return C2FMAEConfig.from_size(model_args.size, **overrides)
+
+
+def parse(args: list[str] | None = None) -> tuple:
+    return parse_arguments(
+        GROUPS,
+        args,
+        __doc__,
+        command="pretrain",
+        positionals=("dataset_name",),
+        required=("dataset_name",),
+        check=find_mistake,
+    )
+
+
+def main(args: list[str] | None = None) -> C2FMAETrainer:
+    data_args, model_args, training_args, hub_args = parse(args)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    transformers_logging.set_verbosity(training_args.get_process_log_level())
+    set_seed(training_args.seed)
+    output_dir = Path(training_args.output_dir)
+    resume = training_args.resume_from_checkpoint
+    last_checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+    if last_checkpoint is not None and resume in (None, "false", "False"):
+        raise ValueError(
+            f"output_dir: {last_checkpoint} is there already. Pass --resume_from_checkpoint last to go on from it, or "
+            "choose another output_dir"
+        )
+
+    # Data and model
+    train_rows, held_out_rows, held_out_name = load_rows(data_args, training_args.seed)
+    if model_args.model_name_or_path is not None:
+        model = C2FMAEForPreTraining.from_pretrained(model_args.model_name_or_path)
+    else:
+        model = C2FMAEForPreTraining(build_config(model_args, train_rows, data_args.on_bad_row))
+    config = model.config
+    processor = C2FMAEImageProcessor.from_config(config)
+
+    # Label maps are read as far as a target, an input or a masking strategy needs them.
+    curriculum = training_args.get_curriculum()
+    # Instance-guided masking falls back on semantic regions, so that it needs both maps.
+    guided = curriculum.schedule != "constant" or any(curriculum.weights[:2])
+    needed = {*config.granularities, *config.input_granularities, *(MAP_COLUMNS if guided else ())}
+    options = {
+        "map_columns": [name for name in MAP_COLUMNS if name in needed],
+        "num_semantic_classes": config.num_semantic_classes,
+        "seed": training_args.seed,
+        "on_bad_row": data_args.on_bad_row,
+    }
+    transform_options = {
+        "label_stride": config.label_stride,
+        "mean": processor.image_mean,
+        "std": processor.image_std,
+    }
+    size = config.image_height_width
+    dataset_class = C2FMAEIterableDataset if data_args.streaming else C2FMAEDataset
+    train_dataset = dataset_class(
+        train_rows,
+        training_transform(size, scale=(data_args.min_crop_scale, 1.0), **transform_options),
+        progress=SharedProgress(),
+        **options,
+        **({"shuffle_rows": data_args.shuffle_rows} if data_args.streaming else {}),
+    )
+    eval_dataset = None
+    if held_out_rows is not None:
+        eval_dataset = dataset_class(held_out_rows, evaluation_transform(size, **transform_options), **options)
+    else:
+        training_args.eval_strategy = "no"
+        training_args.eval_on_start = False
+        logger.warning("No validation split: the run is not evaluated.")
+    collator = DataCollatorForC2FMAE(
+        config,
+        curriculum=curriculum,
+        seed=training_args.seed,
+        evaluation_masking=training_args.evaluation_masking,
+    )
+
+    # Training
+    record = RunRecord(
+        "pretraining",
+        (data_args, model_args, training_args),
+        rows={
+            "train": None if data_args.streaming else len(train_rows),
+            "validation": None if data_args.streaming or held_out_rows is None else len(held_out_rows),
+        },
+        splits={"train": data_args.train_split, "validation": held_out_name},
+        curriculum=asdict(curriculum),
+        batch_size=training_args.train_batch_size
+        * training_args.gradient_accumulation_steps
+        * training_args.world_size,
+        resumed_from=find_checkpoint(training_args),
+    )
+    trainer = C2FMAETrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=collator,
+        processing_class=processor,
+        **hub_args.publishing(),
+    )
+    trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
+    if eval_dataset is not None:
+        trainer.log_metrics("eval", trainer.evaluate())
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        write_json(output_dir / RUN_FILE, record.finish(trainer.accelerator.unwrap_model(trainer.model)))
+    if isinstance(eval_dataset, C2FMAEDataset) and trainer.is_world_process_zero():
+        unwrapped = trainer.accelerator.unwrap_model(trainer.model)
+        batch_size = training_args.per_device_eval_batch_size
+        scores = evaluate_decoder(unwrapped, eval_dataset, collator, processor, batch_size)
+        if scores:  # an image-only decoder has no maps
+            trainer.log_metrics("decoder", scores)
+            trainer.save_metrics("decoder", scores, combined=False)
+
+    # Results
+    widths = {fields["hidden_size"]: size for size, fields in SIZES.items()}
+    encoder_dir = output_dir / f"c2fmae-vit-{widths.get(config.hidden_size, 'custom')}"
+    trainer.save_encoder(encoder_dir)
+    trainer.save_model(str(output_dir / f"{encoder_dir.name}-pretraining"))
+    names = (encoder_dir.name, f"{encoder_dir.name}-pretraining", "trainer_state.json", RUN_FILE)
+    results = [output_dir / name for name in names]
+    if data_args.num_drawn > 0 and trainer.is_world_process_zero():
+        from ..pictures.reconstruction import draw_curves, draw_reconstruction
+
+        title = f"{encoder_dir.name}, {trainer.state.global_step} steps"
+        dataset = eval_dataset if eval_dataset is not None else train_dataset
+        if data_args.streaming:
+            samples = [sample for _, sample in zip(range(data_args.num_drawn), dataset)]
+        else:
+            count = min(data_args.num_drawn, len(dataset))
+            samples = [dataset[i] for i in torch.linspace(0, len(dataset) - 1, count).long().tolist()]
+        draw_reconstruction(model, collator(samples), processor, output_dir / "reconstruction.png", title)
+        results.append(output_dir / "reconstruction.png")
+        if any("semantic_loss" in entry or "image_loss" in entry for entry in trainer.state.log_history):
+            draw_curves(trainer.state.log_history, output_dir / "curves.png", title)
+            results.append(output_dir / "curves.png")
+        else:
+            logger.warning("Nothing was logged, so that there are no curves; lower logging_steps.")
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    if trainer.is_world_process_zero():
+        logger.info("\nResults:\n" + "\n".join(f"  {path}" for path in results))
+    return trainer

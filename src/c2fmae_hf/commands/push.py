@@ -1,0 +1,121 @@
+"""
+Publish a saved model on the Hub: an encoder, a pre-training checkpoint or a fine-tuned model.
+
+    python examples/push_to_hub.py runs/demo/c2fmae-vit-tiny-pretraining me/c2fmae-vit-tiny --preview runs/demo/preview
+    python examples/push_to_hub.py runs/demo/c2fmae-vit-tiny-pretraining me/c2fmae-vit-tiny --private
+    python examples/push_to_hub.py runs/1 me/flowers --results runs/2/results.json --license cc0-1.0 --license_file CC0
+
+One commit holds the weights in the layout that transformers and timm both load, configuration, image processor, model
+card, the records of the runs that the card's figures come from, licence, and code for use without this package. The
+card is made of the records beside the model (`run.json`, `trainer_state.json`, `results.json`) and of `--results`.
+
+`--preview` writes all of it to a folder instead, which is what to look at first. Publishing needs a token that may
+write, from `hf auth login` or in HF_TOKEN. Nothing is uploaded twice, and nothing is published by halves: run it again
+after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from ..publishing.hub import push_to_hub, write_repository
+from ..publishing.model_card import DEFAULT_LICENSE, CardFacts
+from ..publishing.records import RESULTS_FILE, RUN_FILE, Run, load_run, run_of_weights
+from ..publishing.repository import load_saved
+from .arguments import CommandParser
+
+
+def parse(args: list[str] | None) -> argparse.Namespace:
+    parser = CommandParser("push", __doc__)
+    parser.add_argument("model", type=Path, help="folder of a saved model")
+    parser.add_argument("repo_id", help="name, or owner/name")
+    parser.add_argument("--preview", type=Path, help="write the repository to this folder, and publish nothing")
+    parser.add_argument("--run_folder", type=Path, help="records of the training; by default beside the model")
+    parser.add_argument(
+        "--pretraining_run", type=Path, help="records of the run that made the encoder it started from"
+    )
+    parser.add_argument("--results", type=Path, nargs="*", default=[], help="results.json of further evaluations")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", help="branch; by default main")
+    parser.add_argument("--subfolder", help="folder within the repository")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request")
+    parser.add_argument("--commit_message", help="first line of the commit's message")
+    parser.add_argument("--no_custom_code", action="store_true", help="leave out the code for trust_remote_code")
+    parser.add_argument(
+        "--license",
+        help="licence of the weights, as the Hub names it; by default apache-2.0, of converted weights none",
+    )
+    parser.add_argument("--license_name", help="short name of a licence that the Hub calls 'other'")
+    parser.add_argument("--license_file", type=Path, help="its text; needed for all but apache-2.0")
+    parser.add_argument("--datasets", nargs="*", default=[], help="names on the Hub of the training data")
+    parser.add_argument("--base_model", help="name on the Hub of the model that was fine-tuned")
+    parser.add_argument("--data", default=CardFacts.data, help="the card's words on data, labels and their licences")
+    parser.add_argument("--limits", default=CardFacts.limits, help="the card's words on limits")
+    options = parser.parse_args(args)
+    if options.license not in (None, DEFAULT_LICENSE) and options.license_file is None:
+        parser.error(f"--license {options.license} needs --license_file")
+    if options.subfolder and ".." in Path(options.subfolder).parts:
+        parser.error(f"--subfolder: expected a folder of the repository, got {options.subfolder}")
+    return options
+
+
+def find_runs(model: PreTrainedModel, options: argparse.Namespace) -> list[Run]:
+    """The runs that made the encoder and the model, and those that judged it."""
+    runs, folder, run_folder = [], options.model, options.run_folder
+    if options.pretraining_run is not None:
+        runs.append(load_run(options.pretraining_run, "pretraining"))
+    if run_folder is not None:
+        runs.append(load_run(run_folder, "training"))
+    else:
+        for candidate in (folder, folder.parent):
+            if (candidate / RUN_FILE).is_file() or (candidate / RESULTS_FILE).is_file():
+                run = load_run(candidate, "training")
+                if run_of_weights(run, model) is not None:
+                    runs.append(run)
+                    break
+                print(f"{candidate} has the record of a run of other weights, which is left out.")
+    for number, path in enumerate(options.results, start=1):
+        runs.append(load_run(path, f"evaluation-{number}"))
+    return runs
+
+
+def publish(options: argparse.Namespace) -> str:
+    model, processor = load_saved(options.model)
+    common = {
+        "processor": processor,
+        "runs": find_runs(model, options),
+        "facts": CardFacts(
+            license=options.license,
+            datasets=tuple(options.datasets),
+            base_model=options.base_model,
+            data=options.data,
+            limits=options.limits,
+            license_name=options.license_name,
+        ),
+        "custom_code": not options.no_custom_code,
+        "license_text": options.license_file.read_text(encoding="utf-8") if options.license_file else None,
+        "revision": options.revision,
+        "subfolder": options.subfolder,
+    }
+    if options.preview is not None:
+        write_repository(model, options.preview, options.repo_id, **common)
+        print(f"Look at {options.preview / 'README.md'}; nothing was published.")
+        return str(options.preview)
+    commit = push_to_hub(
+        model,
+        options.repo_id,
+        private=options.private,
+        create_pr=options.create_pr,
+        commit_message=options.commit_message,
+        **common,
+    )
+    print(commit.pr_url or commit.commit_url)
+    return str(commit.pr_url or commit.commit_url)
+
+
+def main(args: list[str] | None = None) -> str:
+    """Returns the address of the commit, or of the preview."""
+    return publish(parse(args))

@@ -1,0 +1,164 @@
+"""Rows of a multi-granular dataset: decoding, checks that name a row, and the names of semantic classes.
+
+A row holds `image` and, as far as they are needed, the label maps `semantic` and `instance` (single-channel PNG of the
+image's size, or of that size at a stride; a row without one holds `None`); `image_id` is used in messages if present.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import datasets
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..constants import IGNORE_INDEX
+from ..images import expand_label_map, open_image, to_label_map, to_rgb
+from .randomness import sample_seeds
+from .sampling import SampleKey
+from .transforms import JointTransform
+
+
+logger = logging.getLogger(__name__)
+
+MAP_COLUMNS = ("semantic", "instance")
+OnBadRow = Literal["raise", "skip"]
+# So many bad rows one after another are no accident.
+MAX_SKIPPED = 1000
+# So many bad rows are named in the log; what was named is kept in memory.
+MAX_TOLD = 1000
+# A list of `ClassLabel`: the classes that occur in a row. Its feature carries the names of all classes.
+CLASSES_COLUMN = "semantic_classes"
+
+
+class RowReader:
+    """Decodes and checks one row; shared by the map-style and the streaming dataset."""
+
+    def __init__(
+        self,
+        transform: JointTransform,
+        map_columns: Sequence[str],
+        num_semantic_classes: int | None,
+        seed: int,
+        on_bad_row: OnBadRow,
+    ) -> None:
+        if on_bad_row not in get_args(OnBadRow):
+            raise ValueError(f"on_bad_row: expected one of {get_args(OnBadRow)}, got {on_bad_row!r}")
+        self.on_bad_row = on_bad_row
+        self.told: set[Hashable] = set()
+        self.transform = transform
+        self.map_columns = tuple(map_columns)
+        self.num_semantic_classes = num_semantic_classes
+        self.seed = seed
+
+    def check_columns(self, column_names: Sequence[str]) -> None:
+        missing = [name for name in ("image", *self.map_columns) if name not in column_names]
+        if missing:
+            raise ValueError(
+                f"dataset: expected the columns {['image', *self.map_columns]}, got {list(column_names)}; "
+                f"missing {missing}. Rename the columns, or, for lack of label maps, pre-train with "
+                'granularities=("image",) and random masking.'
+            )
+
+    def __call__(
+        self, row: Mapping[str, Any], key: SampleKey, index: int | None = None, num_skipped: int = 0
+    ) -> dict[str, Any]:
+        """The sample of a row; `index` is the row's own number where it stands in for another."""
+        index = key.index if index is None else index
+        label = f"row {index}" + (f" ({row['image_id']})" if row.get("image_id") else "")
+        column = "image"
+        try:
+            image = to_rgb(open_image(row["image"]))
+            maps = {}
+            for column in self.map_columns:
+                if row[column] is None:
+                    continue
+                label_map = to_label_map(open_image(row[column]))
+                if column == "semantic":
+                    self._check_classes(label_map)
+                maps[column] = expand_label_map(label_map, (image.height, image.width))
+        except ValueError as error:
+            raise ValueError(f"{label}, column {column!r}: {error}") from error
+        # torch's seeds are signed.
+        seed = int(sample_seeds(self.seed, [key.epoch], [key.index])[0]) >> 1
+        return {
+            **self.transform(image, maps.get("semantic"), maps.get("instance"), seed),
+            "sample_key": key,
+            "image_id": str(row.get("image_id") or f"row {index}"),
+            "num_skipped": num_skipped,
+        }
+
+    def pass_over(self, row: Hashable, number: int, error: ValueError) -> None:
+        """
+        Go on after a bad row, or raise its error.
+
+        Args:
+            row: What tells it from others, so that each is logged once by each worker process, up to `MAX_TOLD` rows.
+            number (`int`): Of bad rows one after another.
+        """
+        if self.on_bad_row == "raise":
+            raise error
+        if number >= MAX_SKIPPED:
+            raise ValueError(f"dataset: expected rows that can be read, got {number} bad ones in a row: {error}")
+        if row in self.told or len(self.told) >= MAX_TOLD:
+            return
+        self.told.add(row)
+        logger.warning("Skipped: %s", error)
+        if len(self.told) == MAX_TOLD:
+            logger.warning("Skipped %d rows: no more are named, they are counted only", MAX_TOLD)
+
+    def _check_classes(self, semantic: np.ndarray) -> None:
+        if self.num_semantic_classes is not None and semantic.max() >= self.num_semantic_classes:
+            raise ValueError(
+                f"expected class ids in [0, num_semantic_classes={self.num_semantic_classes}) or the ignore value, "
+                f"got {semantic.max()}"
+            )
+
+
+def undecoded(rows: Any) -> Any:
+    """The same rows with image columns left encoded, so that a corrupt one is reported with its row."""
+    for name, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Image) and feature.decode:
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows
+
+
+def semantic_id2label(features: datasets.Features | None) -> dict[int, str] | None:
+    """
+    The names of the semantic classes, if the dataset carries them: the `ClassLabel` of its column `semantic_classes`
+    (a list of the classes that occur in a row).
+    """
+    feature = (features or {}).get(CLASSES_COLUMN)
+    class_label = getattr(feature, "feature", None)
+    if not isinstance(class_label, datasets.ClassLabel):
+        return None
+    return dict(enumerate(class_label.names))
+
+
+def count_semantic_classes(rows: datasets.Dataset, on_bad_row: OnBadRow = "raise") -> int:
+    """
+    Number of semantic classes of a dataset that does not carry their names: one more than the highest id in its maps.
+    Reads every semantic map once.
+
+    Args:
+        rows: With a column `semantic`.
+        on_bad_row (`str`): `raise`, or `skip` for maps that cannot be decoded.
+
+    Raises:
+        `ValueError`: if a map cannot be decoded, naming the row, or if all of them are empty.
+    """
+    highest = IGNORE_INDEX
+    maps = undecoded(rows.select_columns(["semantic"]))
+    for index, row in enumerate(tqdm(maps, desc="Counting semantic classes", unit=" maps")):
+        if row["semantic"] is None:
+            continue
+        try:
+            highest = max(highest, int(to_label_map(open_image(row["semantic"])).max()))
+        except ValueError as error:
+            if on_bad_row == "raise":
+                raise ValueError(f"row {index}, column 'semantic': {error}") from error
+    if highest < 0:
+        raise ValueError("dataset, column 'semantic': expected at least one class id, got only the ignore value")
+    return highest + 1

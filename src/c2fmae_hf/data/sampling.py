@@ -1,0 +1,44 @@
+"""The order of samples, and the key that determines each one's randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Sampler
+
+from .progress import SharedProgress
+from .randomness import sample_seeds
+
+
+class SampleKey(NamedTuple):
+    """What determines a sample: its row, and where it stands in training (`progress` is `None` in evaluation)."""
+
+    index: int  # type: ignore[assignment]
+    epoch: int
+    progress: float | None
+
+
+class EpochSampler(Sampler[SampleKey]):
+    """
+    A new order of the rows in every epoch, each with its epoch and its own training progress. They travel to
+    DataLoader workers with the index, so that samples do not depend on how far ahead a worker is.
+
+    Args:
+        num_rows (`int`): Rows of the dataset.
+        progress ([`SharedProgress`]): Read whenever an epoch starts.
+        seed (`int`): The order is a function of (seed, epoch).
+    """
+
+    def __init__(self, num_rows: int, progress: SharedProgress, seed: int) -> None:
+        self.num_rows, self.progress, self.seed = num_rows, progress, seed
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        epoch = self.progress.epoch
+        generator = torch.Generator().manual_seed(int(sample_seeds(self.seed, [epoch], [-1])[0]) >> 1)
+        for position, index in enumerate(torch.randperm(self.num_rows, generator=generator).tolist()):
+            yield SampleKey(index, epoch, self.progress.at(position))

@@ -1,0 +1,169 @@
+"""Joint transforms of an image and its two label maps, built from torchvision's v2 transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tvF
+
+from ..configuration_c2fmae import resize_before_crop
+from ..constants import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD
+from ..targets import reduce_label_map
+
+
+class JointTransform:
+    """
+    Geometry drawn once and applied to the image (antialiased bicubic) and both maps (nearest), then normalisation of
+    the image and reduction of the maps to the label grid.
+
+    Args:
+        geometry: A torchvision v2 transform of a dictionary of tv_tensors; its output has size `size`.
+        size (`tuple[int, int]`): Output `(height, width)` in pixels.
+        label_stride (`int`): Pixels per label cell.
+        mean, std: Per channel, for pixels in [0, 1].
+    """
+
+    def __init__(
+        self,
+        geometry: v2.Transform,
+        size: tuple[int, int],
+        label_stride: int = 4,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        self.geometry = geometry
+        self.size = (size[0], size[1])
+        self.label_stride = label_stride
+        self.mean, self.std = list(mean), list(std)
+        # Of 8-bit pixels: one pass less than scaling them first.
+        self._mean_255, self._std_255 = (255 * torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+
+    def __call__(
+        self, image: Image.Image, semantic: np.ndarray | None, instance: np.ndarray | None, seed: int
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            image: RGB.
+            semantic, instance: `(height, width)` label maps of the image's size, -100 = ignore; `None` = no map, which
+                gives a map of -100.
+            seed (`int`): Seed of everything random in the transform. torch's global generator is left as it was.
+
+        Returns:
+            `pixel_values` `(3, height, width)` float32, `semantic` and `instance` `(height / s, width / s)` int64.
+        """
+        maps = {"semantic": semantic, "instance": instance}
+        with _seeded(seed):
+            pixels, grids = self.apply_geometry(image, {name: ids for name, ids in maps.items() if ids is not None})
+        result = {"pixel_values": pixels.to(torch.float32).sub_(self._mean_255).div_(self._std_255)}
+        for name in maps:
+            if name in grids:
+                result[name] = grids[name].long().contiguous()
+            else:
+                result[name] = torch.full([side // self.label_stride for side in self.size], IGNORE_INDEX)
+        return result
+
+    def apply_geometry(
+        self, image: Image.Image, maps: dict[str, np.ndarray]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Pixels `(3, height, width)` uint8 of the size `size`, and maps on the label grid."""
+        sample: dict[str, torch.Tensor] = {"image": tv_tensors.Image(tvF.pil_to_tensor(image))}
+        sample.update({name: tv_tensors.Mask(torch.from_numpy(ids)) for name, ids in maps.items()})
+        sample = {name: value.as_subclass(torch.Tensor) for name, value in self.geometry(sample).items()}
+        pixels = sample.pop("image")
+        return pixels, {name: reduce_label_map(ids, self.label_stride) for name, ids in sample.items()}
+
+
+class RandomResizedCropAndFlip(JointTransform):
+    """
+    torchvision's random resized crop and horizontal flip: the same draws, the same pixels, and of the maps the pixel
+    nearest to each cell's centre, which is what [`reduce_label_map`] takes from a map of the image's output size. The
+    library's dispatch over a dictionary takes longer than the maps' crops themselves, and is left out.
+
+    Args:
+        size, label_stride, mean, std: As for [`JointTransform`].
+        scale (`tuple[float, float]`): Bounds of the crop's area relative to the image's.
+        ratio (`tuple[float, float]`): Bounds of its aspect.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        **options: Any,
+    ) -> None:
+        bicubic = v2.InterpolationMode.BICUBIC
+        crop = v2.RandomResizedCrop(size, scale, ratio, interpolation=bicubic, antialias=True)
+        super().__init__(v2.Compose([crop, v2.RandomHorizontalFlip()]), size, **options)
+        self.crop = crop
+
+    def apply_geometry(
+        self, image: Image.Image, maps: dict[str, np.ndarray]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        box = self.crop.make_params([image])
+        is_flipped = bool(torch.rand(1) < 0.5)
+        left, top = box["left"], box["top"]
+        # Cropped before it is copied to a tensor.
+        pixels = tvF.pil_to_tensor(image.crop((left, top, left + box["width"], top + box["height"])))
+        pixels = tvF.resize(pixels, list(self.size), self.crop.interpolation, antialias=True)
+        centres = []
+        for start, side, length in zip(("top", "left"), ("height", "width"), self.size):
+            cells = length // self.label_stride
+            centres.append(box[start] + ((np.arange(cells) + 0.5) * box[side] / cells).astype(np.int64))
+        rows, columns = centres
+        if is_flipped:
+            pixels, columns = pixels.flip(-1), columns[::-1]
+        return pixels, {name: torch.from_numpy(ids[rows[:, None], columns]) for name, ids in maps.items()}
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """
+    torch's CPU generator with this seed, and then as it was. Not by `torch.manual_seed`, which also asks every kind
+    of accelerator to be seeded once there is one: in a data-loading worker that is a list that grows with each sample.
+    """
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
+
+
+def training_transform(size: tuple[int, int], **options: Any) -> JointTransform:
+    """
+    Random resized crop and horizontal flip, the augmentation of MAE.
+
+    Args:
+        size (`tuple[int, int]`): Output `(height, width)`.
+        options: Of [`RandomResizedCropAndFlip`].
+    """
+    return RandomResizedCropAndFlip(size, **options)
+
+
+def evaluation_transform(size: tuple[int, int], crop_ratio: float = 0.875, **options) -> JointTransform:
+    """
+    Resize, then the central crop; nothing random.
+
+    Args:
+        size (`tuple[int, int]`): Output `(height, width)`.
+        crop_ratio (`float`): Side of the crop relative to the resized image's shorter side; 0.875 is 224 of 256. To an
+            even margin, see [`~c2fmae_hf.configuration_c2fmae.resize_before_crop`].
+        options: `label_stride`, `mean`, `std` of [`JointTransform`].
+    """
+    geometry = v2.Compose(
+        [
+            v2.Resize(
+                resize_before_crop(max(size), crop_ratio), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+            ),
+            v2.CenterCrop(size),
+        ]
+    )
+    return JointTransform(geometry, size, **options)

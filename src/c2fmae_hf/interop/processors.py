@@ -1,0 +1,121 @@
+"""
+What is done to a photograph before an encoder sees it, from other libraries' words into those of C2FMAE's image
+processor, and back. Weights that are fed differently give other features, however equal they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import timm
+from transformers import AutoImageProcessor, ViTImageProcessor
+from transformers.image_utils import PILImageResampling
+
+from ..configuration_c2fmae import C2FMAEConfig
+from ..image_processing_c2fmae import C2FMAEImageProcessor
+
+
+logger = logging.getLogger(__name__)
+
+# What processors of transformers call alike.
+_SHARED = (
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
+
+
+def convert_processor_to_c2fmae(source: str, config: C2FMAEConfig) -> C2FMAEImageProcessor:
+    """
+    The image processor that goes with converted weights. What it cannot express, or must change to fit the model's
+    image size, is a warning in the log.
+
+    Args:
+        source (`str`): A folder or a name on the Hub, of transformers or timm, or the bare name of an architecture of
+            timm. Without an image processor there, the configuration's own is taken, with ImageNet's statistics.
+        config ([`C2FMAEConfig`]): Of the converted model.
+    """
+    if not Path(source).exists() and "/" not in source and timm.is_model(source):
+        cfg = timm.get_pretrained_cfg(source)
+        data_config = timm.data.resolve_data_config(pretrained_cfg=cfg.to_dict()) if cfg else {}
+        return C2FMAEImageProcessor.from_config(config, **_from_timm(data_config, config))
+    try:
+        processor = AutoImageProcessor.from_pretrained(source)
+    except (OSError, ValueError):
+        logger.warning("%s: found no image processor; C2FMAE's own is taken.", source)
+        return C2FMAEImageProcessor.from_config(config)
+    data_config = getattr(processor, "data_config", None)
+    fields = _from_timm(data_config, config) if data_config else _from_transformers(processor, config)
+    return C2FMAEImageProcessor.from_config(config, **fields)
+
+
+def _from_transformers(processor: Any, config: C2FMAEConfig) -> dict[str, Any]:
+    found = {name: getattr(processor, name, None) for name in _SHARED}
+    fields = {name: value for name, value in found.items() if value is not None}
+    fields["do_center_crop"] = bool(fields.get("do_center_crop"))
+    for name in ("size", "crop_size"):
+        if name in fields:
+            fields[name] = {side: number for side, number in dict(fields[name]).items() if number}
+    # What comes out last has the model's size.
+    last = "crop_size" if fields["do_center_crop"] else "size"
+    height, width = config.image_height_width
+    expected = {"height": height, "width": width}
+    if fields.get(last) != expected and fields.get("do_resize", True):
+        logger.warning("%s: the source's image processor has %s, the model %s.", last, fields.get(last), expected)
+        fields[last] = expected
+    return fields
+
+
+def _from_timm(data_config: dict[str, Any], config: C2FMAEConfig) -> dict[str, Any]:
+    if not data_config:
+        return {}
+    height, width = config.image_height_width
+    share, mode = data_config.get("crop_pct") or 0.875, data_config.get("crop_mode") or "center"
+    interpolation = data_config.get("interpolation") or "bilinear"
+    if mode not in ("center", "squash") or (mode == "center" and height != width):
+        shape = "" if height == width else f" of {height} x {width}"
+        logger.warning("crop_mode: timm's %r%s cannot be expressed; the shorter side is resized.", mode, shape)
+    if interpolation.upper() not in PILImageResampling.__members__:
+        logger.warning("interpolation: timm's %r cannot be expressed; bicubic is taken.", interpolation)
+        interpolation = "bicubic"
+    sides = [math.floor(side / share) for side in (height, width)]  # as timm rounds
+    return {
+        "size": dict(zip(("height", "width"), sides)) if mode == "squash" else {"shortest_edge": max(sides)},
+        "resample": PILImageResampling[interpolation.upper()],
+        "image_mean": list(data_config["mean"]),
+        "image_std": list(data_config["std"]),
+    }
+
+
+def convert_processor_to_vit(processor: C2FMAEImageProcessor) -> ViTImageProcessor:
+    """The processor of transformers' ViT and ViTMAE that does the same."""
+    fields = {name: getattr(processor, name) for name in _SHARED}
+    for name in ("size", "crop_size"):
+        fields[name] = {side: number for side, number in dict(fields[name] or {}).items() if number}
+    return ViTImageProcessor(**fields)
+
+
+def describe_processor(processor: C2FMAEImageProcessor) -> str:
+    """In words, for a log."""
+    size, crop = dict(processor.size or {}), dict(processor.crop_size or {})
+    steps = []
+    if processor.do_resize:
+        edge = size.get("shortest_edge")
+        to = f", the shorter side to {edge}" if edge else f" to {size.get('height')} x {size.get('width')}"
+        steps.append(f"resized{to} ({PILImageResampling(processor.resample).name.lower()})")
+    if processor.do_center_crop:
+        steps.append(f"cropped to {crop.get('height')} x {crop.get('width')}")
+    if processor.do_normalize:
+        mean, std = ([f"{value:g}" for value in values] for values in (processor.image_mean, processor.image_std))
+        steps.append(f"normalised with mean {', '.join(mean)} and deviation {', '.join(std)}")
+    return "; ".join(steps)

@@ -1,0 +1,1 @@
+"""Labellers: images to semantic and instance maps."""

@@ -1,0 +1,212 @@
+"""What the encoder does with a photograph, as arrays: attention of patches, and features as colours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms
+from transformers import PreTrainedModel
+
+from ..configuration_c2fmae import C2FMAEConfig
+from ..constants import NO_INSTANCE
+from ..masking import patch_regions
+from ..modeling_c2fmae import C2FMAEModel
+from .views import Photo, ViewedModel
+
+
+@contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """The attention that can return its weights, for as long as the context lasts; then the one that was set."""
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(implementation)
+
+
+@torch.no_grad()
+def attention_maps(encoder: C2FMAEModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    The attention of an unmasked image.
+
+    Args:
+        encoder ([`C2FMAEModel`]): Used in evaluation mode, and left as it was.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Any size that is a
+            multiple of the patch size.
+
+    Returns:
+        `torch.FloatTensor` of shape `(layers, batch_size, heads, 1 + N, 1 + N)`: how much each token (the second last
+        dimension; class token first, then N patches in raster order) attends to each (the last); rows sum to 1.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        with eager_attention(encoder):
+            outputs = encoder(pixel_values, output_attentions=True, interpolate_pos_encoding=True)
+    finally:
+        encoder.train(was_training)
+    return torch.stack(outputs.attentions).float()
+
+
+def attention_in_objects(
+    attention: torch.Tensor, instances: torch.Tensor, min_patches: int = 4
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Of the attention of patches inside an object, the share that patches of the same object get of what all patches
+    get (the paper calls what is missing attention drift; the measure is our choice).
+
+    Args:
+        attention (`torch.FloatTensor` of shape `(batch_size, N, N)`): Of patches to patches, not negative.
+        instances (`torch.LongTensor` of shape `(batch_size, N)`): Instance id of each patch, 0 = none, -100 = ignore.
+        min_patches (`int`): Smaller objects are left out.
+
+    Returns:
+        `shares` and `areas` of shape `(objects,)`, float32: that share, a mean over the object's patches, and the
+        object's share of all patches, which even attention to everything would give.
+    """
+    attention = attention / attention.sum(dim=-1, keepdim=True)
+    shares, areas = [], []
+    for weights, ids in zip(attention, instances):
+        for instance in ids[ids > NO_INSTANCE].unique():
+            inside = ids == instance
+            if inside.sum() >= min_patches:
+                shares.append(weights[inside][:, inside].sum(dim=-1).mean())
+                areas.append(inside.float().mean())
+    if not shares:
+        return attention.new_zeros(0), attention.new_zeros(0)
+    return torch.stack(shares), torch.stack(areas)
+
+
+MIN_OBJECT_PATCHES = 4
+
+
+def photo_attention(viewed: ViewedModel, photo: Photo) -> torch.Tensor:
+    """
+    What the patches of an unmasked photograph attend to: `torch.FloatTensor` of shape `(layers, heads, N, N)` on the
+    CPU. Of each patch (the second last dimension) what it gives to the class token is left out.
+    """
+    pixel_values = photo.pixel_values[None].to(viewed.encoder.device)
+    return attention_maps(viewed.encoder, pixel_values)[:, 0, :, 1:, 1:].cpu()
+
+
+class ObjectAttention(NamedTuple):
+    """
+    By layer, the share of attention that stays inside the object, `(layers,)` float32, a mean over objects; what even
+    attention would give; and how many objects there are.
+    """
+
+    shares: np.ndarray
+    even: float
+    num_objects: int
+
+
+def objects_attention(viewed: ViewedModel, photos: Sequence[Photo]) -> ObjectAttention | None:
+    """
+    Of the attention (mean over heads) of patches inside an object, the share that stays inside, over all photographs
+    with known objects; `None` if there are none of at least four patches. See [`attention_in_objects`].
+    """
+    shares: list[torch.Tensor] = []
+    areas: list[torch.Tensor] = []
+    for photo in photos:
+        if not photo.has_objects:
+            continue
+        instances = patch_regions(photo.instance[None], viewed.config.label_cells_per_side)
+        attention = photo_attention(viewed, photo).mean(dim=1)
+        found = [attention_in_objects(layer[None], instances, MIN_OBJECT_PATCHES) for layer in attention]
+        shares.append(torch.stack([share for share, _ in found]))
+        areas.append(found[0][1])
+    if not sum(len(area) for area in areas):
+        return None
+    return ObjectAttention(
+        torch.cat(shares, dim=1).mean(dim=1).numpy(), float(torch.cat(areas).mean()), len(torch.cat(areas))
+    )
+
+
+def choose_patches(photo: Photo, config: C2FMAEConfig, number: int = 2) -> list[tuple[int, int]]:
+    """
+    Patches worth asking what they attend to: of each of the largest known objects the patch nearest to its centre,
+    then the middle of the photograph and of its quarters.
+
+    Returns:
+        `number` pairs of (row, column), from 0 at the upper left; fewer in a tiny grid.
+    """
+    rows, columns = config.grid_size
+    chosen: list[tuple[int, int]] = []
+    if photo.has_objects:
+        ids = patch_regions(photo.instance[None], config.label_cells_per_side)[0].view(rows, columns)
+        found, counts = ids[ids > NO_INSTANCE].unique(return_counts=True)
+        for instance in found[counts.argsort(descending=True, stable=True)].tolist():
+            inside = (ids == instance).nonzero().float()
+            nearest = (inside - inside.mean(dim=0)).square().sum(dim=1).argmin()
+            chosen.append((int(inside[nearest, 0]), int(inside[nearest, 1])))
+    places = ((2, 2), (1, 1), (3, 3), (1, 3), (3, 1))
+    chosen += [(min(rows * y // 4, rows - 1), min(columns * x // 4, columns - 1)) for y, x in places]
+    return list(dict.fromkeys(chosen))[:number]
+
+
+def parse_patch(text: str, grid_size: tuple[int, int]) -> tuple[int, int]:
+    """
+    `"4,11"` to `(3, 10)`: the row and the column of a patch, as people count them from 1, and from 0.
+
+    Raises:
+        `ValueError`: for something else, or a patch outside the grid.
+    """
+    parts = text.split(",")
+    rows, columns = grid_size
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"patches: expected ROW,COLUMN such as 4,11, got {text!r}")
+    row, column = (int(part) for part in parts)
+    if not (1 <= row <= rows and 1 <= column <= columns):
+        raise ValueError(f"patches: expected a row from 1 to {rows} and a column from 1 to {columns}, got {text!r}")
+    return row - 1, column - 1
+
+
+class Features(NamedTuple):
+    """A picture of each photograph's features, `(rows, columns, 3)` uint8, and the share of variance in it."""
+
+    pictures: list[np.ndarray]
+    explained: float
+
+
+@torch.no_grad()
+def feature_pictures(viewed: ViewedModel, photos: Sequence[Photo]) -> Features:
+    """
+    Patch features (after the final norm) as colours: their first three principal components over all photographs
+    together. The first is lightness, the second goes from blue to yellow, the third from green to red, so that the
+    first two reach those who do not tell red from green. Our choice; others show them as red, green and blue.
+    """
+    device = viewed.encoder.device
+    features = torch.stack(
+        [viewed.encoder(photo.pixel_values[None].to(device)).last_hidden_state[0, 1:].float() for photo in photos]
+    ).cpu()
+    flat = features.flatten(0, 1).double()
+    flat = flat - flat.mean(dim=0)
+    values, vectors = torch.linalg.eigh(flat.T @ flat)  # ascending
+    top = vectors[:, -3:].flip(1)
+    # The sign of a component is arbitrary: always the one in which its largest entry is positive.
+    top = top * top.gather(0, top.abs().argmax(dim=0, keepdim=True)).sign()
+    explained = float(values[-3:].sum() / values.sum().clamp(min=1e-12))
+    components = flat @ top
+    low, high = (torch.quantile(components, share, dim=0) for share in (0.02, 0.98))
+    scaled = ((components - low) / (high - low).clamp(min=1e-9)).clamp(0, 1).numpy()
+    scaled = np.pad(scaled, ((0, 0), (0, 3 - scaled.shape[1])), constant_values=0.5)
+    pictures = _lab_colours(scaled).reshape(len(photos), *viewed.config.grid_size, 3)
+    return Features(list(pictures), explained)
+
+
+def _lab_colours(components: np.ndarray) -> np.ndarray:
+    """`(K, 3)` in [0, 1] to `(K, 3)` uint8 sRGB: lightness, blue to yellow, green to red, in CIELAB."""
+    lightness = 25 + 65 * components[:, 0]
+    yellow, red = (extent * (2 * components[:, index] - 1) for index, extent in ((1, 60), (2, 45)))
+    # Pillow's 8-bit Lab: L over 0 to 255, a and b as signed bytes.
+    lab = np.stack([lightness * 2.55, red.astype(np.int8).view(np.uint8), yellow.astype(np.int8).view(np.uint8)], -1)
+    image = Image.frombytes("LAB", (len(lab), 1), lab.astype(np.uint8).tobytes())
+    transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None
+    return np.asarray(converted)[0]

@@ -1,0 +1,463 @@
+"""What a run was: its command, arguments, data, weights, versions, hardware and time. Model cards are made of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .fingerprints import encoder_fingerprint, weights_fingerprint
+from .redaction import hide_folders, hide_secrets, hide_tokens
+
+
+PACKAGES = ("c2fmae-hf", "torch", "torchvision", "transformers", "timm", "datasets", "accelerate")
+RUN_FILE = "run.json"
+ARCHITECTURE_FIELDS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size", "image_size"),
+    *("num_channels", "qkv_bias", "granularities", "input_granularities", "decoder_type", "decoder_hidden_size"),
+    *("decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_intermediate_size", "mask_ratio"),
+)
+
+
+class RunRecord:
+    """
+    Begins when it is made.
+
+    Args:
+        task (`str`): What is done, such as `pretraining`.
+        arguments: Dataclasses of arguments; those that differ from their defaults are kept, tokens never.
+        rows: How many images there are to train on, `train`, and to judge by, `validation`.
+        splits: What the data calls these two.
+        starting_model (*optional*): The model before training, whose fingerprints are kept.
+        details: Further facts, such as the curriculum.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        arguments: Sequence[Any],
+        rows: Mapping[str, int | None],
+        splits: Mapping[str, str],
+        starting_model: nn.Module | None = None,
+        **details: Any,
+    ) -> None:
+        self._clock = time.perf_counter()
+        changed = {name: value for group in arguments for name, value in changed_arguments(group).items()}
+        self.content: dict[str, Any] = {
+            "task": task,
+            "command": hide_tokens(_command()),
+            "arguments": changed,
+            # Now, while it can be seen whether a name is that of a local folder.
+            "data": data_name(changed.get("dataset_name") or changed.get("coco_dir")),
+            "base_model": hub_name(changed.get("model") or changed.get("model_name_or_path")),
+            "rows": dict(rows),
+            "splits": dict(splits),
+            **details,
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+        if starting_model is not None:
+            self.content["starting_encoder"] = encoder_fingerprint(starting_model)
+            self.content["starting_weights"] = weights_fingerprint(starting_model)
+
+    def finish(self, model: nn.Module | None = None, **details: Any) -> dict[str, Any]:
+        """
+        The record, as JSON can hold it.
+
+        Args:
+            model (*optional*): The model after training, as it is saved, whose fingerprints are kept.
+            details: Further facts.
+        """
+        content = {**self.content, **details, "seconds": round(time.perf_counter() - self._clock, 1)}
+        if model is not None:
+            content["encoder"] = encoder_fingerprint(model)
+            content["weights"] = weights_fingerprint(model)
+            content["architecture"] = architecture_of(getattr(model, "config", None))
+        return content
+
+
+def changed_arguments(group: Any) -> dict[str, Any]:
+    """
+    Fields of a dataclass that differ from their defaults, but for tokens, objects, and what `__post_init__` makes of
+    an empty default (`None` to `False`). No second instance is made to compare with: one of `TrainingArguments` would
+    reset the state that the processes of a run share.
+    """
+    changed = {}
+    for one in fields(group):
+        value = getattr(group, one.name)
+        default = one.default_factory() if one.default_factory is not MISSING else one.default
+        is_hidden = "token" in one.name or one.name.startswith("_") or not one.init
+        is_plain = isinstance(value, (bool, int, float, str, list, tuple, dict, os.PathLike)) or value is None
+        if is_hidden or not is_plain or value == default or not (value or default):
+            continue
+        changed[one.name] = hide_secrets(_plain(value))
+    return changed
+
+
+def _command() -> list[str]:
+    """The words of the command line; `python -m c2fmae_hf` is called `c2fmae`."""
+    name = "c2fmae" if Path(sys.argv[0]).name in ("c2fmae", "__main__.py") else sys.argv[0]
+    return [name, *sys.argv[1:]]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def hub_name(name: Any) -> str | None:
+    """A model's name on a hub; `None` for a folder, and an architecture without an owner."""
+    return name if isinstance(name, str) and name.count("/") == 1 and data_name(name) == name else None
+
+
+def architecture_of(config: Any) -> dict[str, Any]:
+    """What the table of sizes and the card say of a model; of another library's what has the same names."""
+    config = getattr(config, "backbone_config", None) or config
+    return {name: getattr(config, name) for name in ARCHITECTURE_FIELDS if hasattr(config, name)}
+
+
+def data_name(dataset: str | None) -> str:
+    """A dataset's name: that on a hub, or the last part of a local path."""
+    if not dataset:
+        return "not recorded"
+    is_file = any(character in dataset for character in "*?[") or dataset.endswith((".parquet", ".json", ".csv"))
+    is_path = dataset.startswith((".", "/", "~")) or dataset.count("/") != 1 or is_file or Path(dataset).exists()
+    if not is_path:
+        return dataset
+    name = Path(dataset).name.replace("*", "").removesuffix(".parquet").strip("_-")
+    return name or Path(dataset).parent.name or "not named"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what computes."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """The machine that this process runs on, without its name."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    content: dict[str, Any] = {
+        "processor": _processor_name(),
+        "cores": cores,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+    if torch.cuda.is_available():
+        content["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return content
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+STATE_FILE = "trainer_state.json"
+DECODER_FILE = "decoder_results.json"
+RESULTS_FILE = "results.json"
+# Metrics of the records: what the table calls them, the Hub's name, and whether they are shares, shown as percentages.
+METRICS = {
+    "eval_loss": ("held-out loss", "loss", False),
+    "eval_semantic_loss": ("held-out semantic loss", "loss", False),
+    "eval_instance_loss": ("held-out instance loss", "loss", False),
+    "eval_image_loss": ("held-out image loss", "loss", False),
+    "semantic_mean_iou": ("mean IoU of the decoder's semantics, %", "mean_iou", True),
+    "semantic_accuracy": ("accuracy of the decoder's semantics, %", "accuracy", True),
+    "instance_pq": ("panoptic quality of the decoder's instances, %", "panoptic_quality", True),
+    "top1_accuracy": ("top-1 accuracy, %", "accuracy", True),
+    "top5_accuracy": ("top-5 accuracy, %", "top_5_accuracy", True),
+    "mean_iou": ("mean IoU, %", "mean_iou", True),
+    "mean_accuracy": ("mean accuracy, %", "mean_accuracy", True),
+    "overall_accuracy": ("overall accuracy, %", "accuracy", True),
+    "bbox_map": ("box AP, %", "mean_average_precision", True),
+    "bbox_map_50": ("box AP50, %", "mean_average_precision", True),
+    "segm_map": ("mask AP, %", "mean_average_precision", True),
+    "segm_map_50": ("mask AP50, %", "mean_average_precision", True),
+}
+PROTOCOLS = {"": "", "knn": "k-NN", "linear_probe": "linear probe", "fine_tuning": "fine-tuning"}
+HUB_TASKS = {
+    "pretraining": "image-feature-extraction",
+    "image_classification": "image-classification",
+    "semantic_segmentation": "image-segmentation",
+    "object_detection": "object-detection",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    The records of one run.
+
+    Args:
+        files: What each file holds, by its path in the repository, such as `runs/training/run.json`; without tokens,
+            passwords and the folders of the machine that it ran on, since it is to be published.
+        sources: Where each file is now.
+        role: What it has to do with the weights that it is published with: it `"made"` them, it `"made_encoder"`, of
+            which these are another class, it `"made_start"`, the encoder that they were trained from, it `"judged"`
+            them, or it `"transferred"` their encoder to a task. Its figures are of these weights if it made or judged
+            them.
+    """
+
+    files: dict[str, Any]
+    sources: dict[str, Path] = field(default_factory=dict)
+    role: Literal["made", "made_encoder", "made_start", "judged", "transferred"] = "made"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Command, arguments, hardware, ...; empty if a result was written without them."""
+        for content in self.files.values():
+            if "task" in content:
+                return content
+            if "run" in content:
+                return content["run"]
+        return {}
+
+    @property
+    def folder(self) -> str:
+        """Where its files are in the repository."""
+        return next(iter(self.files)).rpartition("/")[0]
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it trained the weights that it is published with, their encoder, or what they started from."""
+        return self.role in ("made", "made_encoder", "made_start")
+
+
+def load_run(path: str | os.PathLike, name: str) -> Run:
+    """
+    The records in a folder that a training script wrote, or one `results.json`, whatever its name is now.
+
+    Args:
+        path: The folder, or the file.
+        name (`str`): Of the run within the repository.
+
+    Raises:
+        `FileNotFoundError`: if there is neither `run.json` nor `results.json`.
+        `ValueError`: if a file is not a JSON object.
+    """
+    path = Path(path)
+    folder = path.parent if path.is_file() else path
+    wanted = [RUN_FILE, RESULTS_FILE, STATE_FILE, DECODER_FILE]
+    found = {file: folder / file for file in wanted if (folder / file).is_file()}
+    if path.is_file():  # whatever its name is
+        found = {RESULTS_FILE: path}
+    if not path.is_file() and not {RUN_FILE, RESULTS_FILE} & set(found):
+        raise FileNotFoundError(f"{folder}: expected {RUN_FILE} or {RESULTS_FILE} of a training script, found neither")
+    files = {}
+    for file, source in found.items():
+        try:
+            content = json.loads(source.read_text(encoding="utf-8"))
+        except ValueError as error:  # of JSON, or of UTF-8
+            raise ValueError(f"{source}: expected JSON, {error}") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{source}: expected a JSON object, got {type(content).__name__}")
+        files[f"runs/{name}/{file}"] = hide_folders(hide_secrets(content))
+    run = Run(files, {f"runs/{name}/{file}": source for file, source in found.items()})
+    return run if "encoder" in run.record else replace(run, role="judged")
+
+
+def run_of_weights(run: Run, model: nn.Module) -> Run | None:
+    """
+    The run with its role towards a model, by the fingerprints in its record; `None` if it is of other weights.
+
+    Args:
+        model: A C2FMAE model, or one that is built on it.
+    """
+    record, weights, encoder = run.record, weights_fingerprint(model), encoder_fingerprint(model)
+    kind = type(model).__name__
+    if record.get("weights") == weights:
+        return replace(run, role="made")
+    if record.get("starting_weights") == weights and "weights" not in record:
+        return replace(run, role="judged")
+    if record.get("task") == "pretraining":
+        # With another decoder it is another model.
+        is_encoder_s = record.get("encoder") == encoder and kind != "C2FMAEForPreTraining"
+        return replace(run, role="made_encoder") if is_encoder_s else None
+    is_start = record.get("starting_encoder") == encoder and kind in ("C2FMAEModel", "C2FMAEForPreTraining")
+    return replace(run, role="transferred") if is_start else None
+
+
+def runs_of_architecture(runs: Sequence[Run], config: Any) -> list[Run]:
+    """
+    The runs with their roles towards an architecture whose weights are not at hand: pre-training of it, and what was
+    measured with the encoders that it gave.
+
+    Args:
+        config ([`C2FMAEConfig`]): Of the architecture.
+
+    Raises:
+        `ValueError`: naming a run of another architecture, or of an encoder that no run among these made.
+    """
+    expected, trained = architecture_of(config), []
+    for run in runs:
+        if run.record.get("task") == "pretraining":
+            if run.record.get("architecture") != expected:
+                found = run.record.get("architecture") or "none"
+                raise ValueError(f"{run.folder}: expected a run of the architecture {expected}, got one of {found}")
+            trained.append(replace(run, role="made"))
+    encoders = {run.record.get("encoder") for run in trained} - {None}
+    others = [run for run in runs if run.record.get("task") != "pretraining"]
+    for run in others:
+        if run.record.get("starting_encoder") not in encoders:
+            raise ValueError(
+                f"{run.folder}: expected a run that started from an encoder of {[one.folder for one in trained]}, got "
+                "one of another"
+            )
+    return [*trained, *(replace(run, role="transferred") for run in others)]
+
+
+# Results
+
+
+@dataclass(frozen=True)
+class Figure:
+    """
+    One measured value: the task, the data, the metric's name in [`METRICS`], where the value stands, whether it is of
+    the weights that the run ended with, and the split of the data, if it is known.
+    """
+
+    task: str
+    hub_task: str
+    data: str
+    metric: str
+    value: float
+    file: str
+    place: str
+    is_last: bool = True
+    split: str | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.value)
+
+    @property
+    def shown(self) -> str:
+        if not self.is_finite:
+            return "not finite"
+        return f"{100 * self.value:.1f}" if METRICS[self.metric][2] else f"{self.value:.3f}"
+
+    @property
+    def evidence(self) -> str:
+        return f"{self.file}:{self.place}"
+
+
+def figures_of(run: Run) -> list[Figure]:
+    """
+    Everything that a run measured, in the order in which a reader wants it; of the losses of training the first and
+    the last.
+
+    Raises:
+        `ValueError`: if something else than a number stands where a metric should.
+    """
+    record = run.record
+    task = record.get("task", "")
+    figures: list[Figure] = []
+    if run.role in ("made_encoder", "made_start"):  # what it measured is of the whole that it made
+        return figures
+    # Losses of fine-tuning are of weights along the way, its score is of those that are saved.
+    is_scored = any(Path(file).name == RESULTS_FILE for file in run.files)
+
+    def add(words: str, metric: str, value: Any, file: str, place: str, is_last: bool = True) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{file}, {place}: expected a number, got {value!r}")
+        if METRICS[metric][2] and math.isfinite(value) and not 0 <= value <= 1:
+            raise ValueError(f"{file}, {place}: expected a share in [0, 1], got {value!r}")
+        hub_task = HUB_TASKS.get(task, "image-classification")
+        if run.role == "transferred":  # a result of another model
+            words, is_last = f"{words}, from this encoder", False
+        split = record.get("splits", {}).get("validation")
+        if split is not None and not re.fullmatch(r"[\w. -]+", split):
+            raise ValueError(f"{file}, splits: expected the name of a split, got {split!r}")
+        figures.append(Figure(words, hub_task, data_of(run), metric, value, file, place, is_last, split))
+
+    for file, content in run.files.items():
+        kind = Path(file).name
+        if kind == RESULTS_FILE:
+            protocol = content.get("protocol", "")
+            if protocol not in PROTOCOLS:
+                raise ValueError(f"{file}, protocol: expected one of {list(PROTOCOLS)}, got {protocol!r}")
+            for place, metric, value in _leaves(content.get("results", {}), "results"):
+                pooling = place.split(".")[1] if place.count(".") > 1 else ""
+                # Of the probes of a run one is saved; the other is of another head.
+                is_saved = pooling in ("", record.get("pooling", pooling)) or run.role != "made"
+                parts = (
+                    task_name(task),
+                    PROTOCOLS[protocol],
+                    pooling and f"{pooling} pooling",
+                    "" if is_saved else "a head that is not here",
+                )
+                add(", ".join(filter(None, parts)), metric, value, file, place, is_last=is_saved)
+        elif kind == STATE_FILE and not is_scored:
+            history = content.get("log_history", [])
+            evaluations = [index for index, entry in enumerate(history) if "eval_loss" in entry]
+            for index in dict.fromkeys(evaluations[:1] + evaluations[-1:]):
+                entry = history[index]
+                for name in METRICS:
+                    if name in entry:
+                        words = f"{task_name(task)}, step {entry['step']}"
+                        place = f"log_history.{index}.{name}"
+                        add(words, name, entry[name], file, place, is_last=index == evaluations[-1])
+        elif kind == DECODER_FILE:
+            for name in METRICS:
+                if content.get(name) is not None:
+                    add("the decoder's own maps", name, content[name], file, name)
+    return figures
+
+
+def task_name(task: str) -> str:
+    """A record's task in words."""
+    return "pre-training" if task == "pretraining" else task.replace("_", " ")
+
+
+def data_of(run: Run) -> str:
+    """Name of the data that a run trained on or judged by."""
+    if "data" in run.record:
+        return run.record["data"]
+    settings = [content.get("settings", {}) for content in run.files.values()]
+    named = [source.get("dataset_name") for source in (run.record.get("arguments", {}), *settings)]
+    return data_name(next(filter(None, named), None))
+
+
+def _leaves(content: dict[str, Any], place: str) -> Iterator[tuple[str, str, float]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{place}.{name}")
+        elif name in METRICS and value is not None:
+            yield f"{place}.{name}", name, value
+
+
+def resolve(content: Any, place: str) -> Any:
+    """What stands at a dotted place, such as `log_history.3.eval_loss`; `KeyError` if nothing does."""
+    for part in place.split("."):
+        try:
+            content = content[int(part)] if isinstance(content, list) else content[part]
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise KeyError(place) from None
+    return content

@@ -1,0 +1,47 @@
+"""The callback that tells the data where training stands."""
+
+from __future__ import annotations
+
+import math
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..data.progress import SharedProgress
+
+
+class CurriculumCallback(TrainerCallback):
+    """
+    Writes training progress, `global_step / max_steps`, into shared memory. [`C2FMAETrainer`] adds it; another trainer
+    needs it in its `callbacks`.
+
+    Args:
+        progress ([`SharedProgress`]): The one that the training dataset reads.
+    """
+
+    def __init__(self, progress: SharedProgress) -> None:
+        self.progress = progress
+        self.is_stream = False
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader=None, **kwargs
+    ) -> None:
+        """Runs before the epoch's iterator exists, and so before workers prepare any of its samples."""
+        try:
+            steps_per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+        except TypeError:  # a stream is one endless epoch
+            steps_per_epoch, self.is_stream = state.max_steps, True
+        # A resumed run enters in the middle of an epoch; its sampler still counts from the epoch's start.
+        epoch = state.global_step // steps_per_epoch
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.progress.start_epoch(
+            epoch,
+            start=min(epoch * steps_per_epoch / state.max_steps, 1.0),
+            per_sample=1 / (state.max_steps * batch_size),
+        )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if self.is_stream:  # of which a resumed run has not read the beginning
+            state.epoch = state.global_step / state.max_steps
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.progress.set_current(min(state.global_step / state.max_steps, 1.0))

@@ -1,0 +1,208 @@
+"""Fine-tuning for image classification, for any model that transformers or timm builds."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import torch
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torch import nn
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from transformers import (
+    AutoModelForImageClassification,
+    PreTrainedModel,
+)
+
+from ..configuration_c2fmae import resize_before_crop
+from ..constants import IMAGENET_MEAN, IMAGENET_STD
+from ..data.rows import undecoded
+from ..images import open_image, to_rgb
+from ..modeling_c2fmae import C2FMAEForImageClassification, resize_position_table
+from .encoders import encoder_config
+from .fine_tuning import FineTuningTrainer, named_classes
+
+
+def build_classifier(
+    name: str,
+    id2label: Mapping[int, str],
+    from_scratch: bool = False,
+    image_size: int | None = None,
+    pooling: str | None = None,
+    drop_path_rate: float = 0.0,
+) -> PreTrainedModel:
+    """
+    A classifier on an encoder; the head is new.
+
+    Args:
+        name (`str`): As for [`~c2fmae_hf.transfer.encoders.load_encoder`].
+        id2label: Names of the classes.
+        from_scratch (`bool`): Random weights instead of the saved ones.
+        image_size (`int`, *optional*): Side of the images, for an architecture of timm.
+        pooling (`str`, *optional*): `mean` or `cls`; of C2FMAE and timm. By default the model's own.
+        drop_path_rate (`float`): Stochastic depth, where the model has it.
+
+    Raises:
+        `ValueError`: for an architecture of timm without `from_scratch`, or two classes of one name.
+    """
+    options: dict[str, Any] = {"image_size": image_size, "pooling": pooling, "drop_path_rate": drop_path_rate}
+    config = encoder_config(name, from_scratch, **options, **named_classes(id2label))
+    if from_scratch:
+        model = AutoModelForImageClassification.from_config(config)
+    else:
+        model = AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+    if image_size is not None and isinstance(model, C2FMAEForImageClassification):
+        resize_images(model, image_size)
+    return model
+
+
+def resize_images(model: C2FMAEForImageClassification, image_size: int) -> None:
+    """
+    Make the side of square images the model's own, with positions resampled as for images of another size, so that
+    pipelines, timm and the published model take what it was trained on.
+
+    Raises:
+        `ValueError`: if it is no multiple of the patch size.
+    """
+    config, encoder = model.config, model.c2fmae
+    former = config.grid_size
+    if config.image_height_width == (image_size, image_size):
+        return
+    config.image_size = image_size
+    config.check_values()
+    table = encoder.pos_embed
+    positions = resize_position_table(table[:, 1:], former, config.grid_size)
+    encoder.pos_embed = torch.cat([table[:, :1], positions], dim=1)
+
+
+class ImageLabelDataset(Dataset):
+    """
+    Rows with an image and the class of the whole image.
+
+    Args:
+        rows (`datasets.Dataset`): Columns `image` and `label`.
+        transform: From an RGB PIL image to `pixel_values`.
+        image_column, label_column (`str`): Names of the columns.
+
+    Raises:
+        `ValueError`: if columns are missing; on access, if an image cannot be decoded or has no class, naming the row.
+    """
+
+    def __init__(
+        self, rows: datasets.Dataset, transform: v2.Transform, image_column: str = "image", label_column: str = "label"
+    ) -> None:
+        missing = [name for name in (image_column, label_column) if name not in rows.column_names]
+        if missing:
+            raise ValueError(f"dataset: expected the columns {missing}, got {rows.column_names}")
+        self.rows = undecoded(rows.select_columns([image_column, label_column]))
+        self.transform, self.image_column, self.label_column = transform, image_column, label_column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        label = row[self.label_column]
+        if label is None or label < 0:
+            raise ValueError(f"row {index}, column {self.label_column!r}: expected a class, got {label}")
+        try:
+            image = to_rgb(open_image(row[self.image_column]))
+        except ValueError as error:
+            raise ValueError(f"row {index}, column {self.image_column!r}: {error}") from error
+        return {"pixel_values": self.transform(image), "labels": label}
+
+
+def classification_transforms(
+    image_size: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    min_crop_scale: float = 0.2,
+    crop_ratio: float = 0.875,
+    rand_augment: bool = False,
+    random_erasing: float = 0.0,
+) -> tuple[v2.Transform, v2.Transform]:
+    """
+    The field's usual transforms: for training a random resized crop, a flip and, if wanted, RandAugment and random
+    erasing; for evaluation the central crop.
+
+    Args:
+        image_size (`int`): Side of the result.
+        mean, std: Per channel, for pixels in [0, 1].
+        min_crop_scale (`float`): Smallest area of a training crop.
+        crop_ratio (`float`): Side of the central crop relative to the resized image's shorter side.
+        rand_augment (`bool`): timm's `rand-m9-mstd0.5-inc1`, MAE's and BEiT's choice.
+        random_erasing (`float`): Share of the images of which a rectangle becomes noise; MAE's recipe has 0.25.
+    """
+    interpolation = v2.InterpolationMode.BICUBIC
+    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    augment_options = {
+        "translate_const": int(0.45 * image_size),
+        "img_mean": tuple(round(255 * value) for value in mean),
+    }
+    training = [
+        v2.RandomResizedCrop(image_size, (min_crop_scale, 1.0), interpolation=interpolation, antialias=True),
+        v2.RandomHorizontalFlip(),
+        *([rand_augment_transform("rand-m9-mstd0.5-inc1", augment_options)] if rand_augment else []),
+        *finish,
+        *([RandomErasing(random_erasing, mode="pixel", device="cpu")] if random_erasing > 0 else []),
+    ]
+    evaluation = [
+        v2.Resize(resize_before_crop(image_size, crop_ratio), interpolation=interpolation, antialias=True),
+        v2.CenterCrop(image_size),
+        *finish,
+    ]
+    return v2.Compose(training), v2.Compose(evaluation)
+
+
+class ImageClassificationTrainer(FineTuningTrainer):
+    """
+    [`FineTuningTrainer`] with mixup and cutmix (torchvision's), and label smoothing in training only.
+
+    Args:
+        mixup_alpha, cutmix_alpha (`float`): Of the beta distributions; 0 switches one off. With both on, each batch
+            takes one of them.
+        label_smoothing (`float`): Of the training loss.
+        kwargs: Of [`FineTuningTrainer`].
+    """
+
+    def __init__(
+        self,
+        *args,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        label_smoothing: float = 0.0,
+        **kwargs,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        assert isinstance(self.model, PreTrainedModel)
+        self.label_smoothing = label_smoothing
+        num_labels = self.model.config.num_labels
+        mixes: list[v2.Transform] = []
+        if mixup_alpha > 0:
+            mixes.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_labels))
+        if cutmix_alpha > 0:
+            mixes.append(v2.CutMix(alpha=cutmix_alpha, num_classes=num_labels))
+        self.mix = v2.RandomChoice(mixes) if mixes else None
+        self.forward_options = {}
+        if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
+            # Any image size, also another than the encoder was pre-trained with.
+            self.forward_options["interpolate_pos_encoding"] = True
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ):
+        pixel_values, labels = inputs["pixel_values"], inputs["labels"]
+        if model.training and self.mix is not None:
+            pixel_values, labels = self.mix(pixel_values, labels)
+        logits = model(pixel_values=pixel_values, **self.forward_options).logits
+        smoothing = self.label_smoothing if model.training else 0.0
+        loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss

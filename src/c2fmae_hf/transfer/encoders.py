@@ -1,0 +1,203 @@
+"""Any encoder that `AutoModel` or timm builds: its configuration, weights, tokens and pooled features."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperModel,
+    ViTConfig,
+    ViTMAEConfig,
+)
+
+from ..constants import IMAGENET_MEAN, IMAGENET_STD
+
+
+logger = logging.getLogger(__name__)
+
+
+POOLINGS = ("cls", "mean")
+
+
+def encoder_config(
+    name: str,
+    from_scratch: bool = False,
+    image_size: int | None = None,
+    drop_path_rate: float = 0.0,
+    pooling: str | None = None,
+    **options: Any,
+) -> PreTrainedConfig:
+    """
+    The configuration of an encoder, wherever it comes from, ready for images of any size. A ViTMAE, which would mask
+    its input, becomes the ViT that it trains.
+
+    Args:
+        name (`str`): As for [`load_encoder`].
+        from_scratch (`bool`): Whether its weights will be random.
+        image_size (`int`, *optional*): Side of the images, for the bare name of an architecture of timm.
+        drop_path_rate (`float`): Stochastic depth; a model without it is used as it is, with a warning.
+        pooling (`str`, *optional*): `mean` or `cls`, of C2FMAE and timm; likewise.
+        options: Further fields, such as `id2label`.
+
+    Raises:
+        `ValueError`: for the bare name of an architecture of timm without `from_scratch`, or another pooling.
+    """
+    if pooling not in (None, *POOLINGS):
+        raise ValueError(f"pooling: expected one of {POOLINGS}, got {pooling!r}")
+    config: PreTrainedConfig
+    is_bare = not Path(name).exists() and "/" not in name and timm.is_model(name)
+    if is_bare and not from_scratch:
+        raise ValueError(
+            f"model: expected a folder or a name on the Hub, got {name!r}, an architecture without weights; give "
+            f"'timm/{name}', or choose to start from scratch"
+        )
+    if is_bare:
+        config = TimmWrapperConfig(architecture=name)
+        for field, value in options.items():
+            setattr(config, field, value)
+    else:
+        config = AutoConfig.from_pretrained(name, **options)
+    if isinstance(config, TimmWrapperConfig):
+        _configure_timm(config, image_size if is_bare else None, drop_path_rate, pooling)
+        return config
+    if isinstance(config, ViTMAEConfig):
+        known = set(ViTConfig().to_dict()) - {"model_type", "architectures", "transformers_version"}
+        config = ViTConfig(**{**{k: v for k, v in config.to_dict().items() if k in known}, **options})
+    for field, value in (("drop_path_rate", drop_path_rate or None), ("pooling", pooling)):
+        if value is None:
+            continue
+        if hasattr(config, field):
+            setattr(config, field, value)
+        else:
+            logger.warning("%s: a %s has none, so that %s is left out.", name, config.model_type, field)
+    return config
+
+
+def own_image_size(config: PreTrainedConfig) -> int:
+    """
+    Side in pixels of the square images that an encoder was made for; 224 if its configuration does not say.
+
+    Raises:
+        `ValueError`: if they are no squares.
+    """
+    size = getattr(config, "image_size", None)
+    if isinstance(config, TimmWrapperConfig):
+        shape = (getattr(config, "pretrained_cfg", None) or {}).get("input_size")
+        shape = shape or timm.get_pretrained_cfg_value(config.architecture, "input_size")
+        size = (config.model_args or {}).get("img_size") or (shape and shape[-2:])
+    if size is None:
+        return 224
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise ValueError(f"image_size: expected it, as the model's own is no square: {height} x {width}")
+    return height
+
+
+def _configure_timm(
+    config: TimmWrapperConfig, image_size: int | None, drop_path_rate: float, pooling: str | None
+) -> None:
+    options: dict[str, Any] = dict(config.model_args or {})
+    with torch.device("meta"):
+        model = timm.create_model(config.architecture, **options)
+    takes = inspect.signature(type(model).__init__).parameters
+    if "dynamic_img_size" in takes:
+        options["dynamic_img_size"] = True
+    if image_size is not None and "img_size" in takes:
+        options["img_size"] = image_size
+    if drop_path_rate > 0:
+        options["drop_path_rate"] = drop_path_rate
+    if pooling is not None:
+        options["global_pool"] = {"mean": "avg", "cls": "token"}[pooling]
+    config.model_args = options
+
+
+def load_encoder(name: str, from_scratch: bool = False, **options: Any) -> PreTrainedModel:
+    """
+    An encoder by name.
+
+    Args:
+        name (`str`): A folder or a name on the Hub that `AutoModel` loads (C2FMAE's pre-training folders and ViTMAE's
+            too, and `timm/...`); or the bare name of an architecture of timm, which comes without weights.
+        from_scratch (`bool`): Random weights instead of the saved ones.
+        options: Of [`encoder_config`].
+
+    Raises:
+        `ValueError`: for an architecture of timm without `from_scratch`.
+    """
+    config = encoder_config(name, from_scratch, **options)
+    if from_scratch:
+        return AutoModel.from_config(config)
+    return AutoModel.from_pretrained(name, config=config)
+
+
+def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, for pixels in [0, 1], that an encoder expects; else ImageNet's."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):
+        if not Path(name).exists() and "/" not in name and timm.is_model(name):
+            cfg = timm.get_pretrained_cfg(name)
+            if cfg is not None:
+                return list(cfg.mean), list(cfg.std)
+        return list(IMAGENET_MEAN), list(IMAGENET_STD)
+    data_config = getattr(processor, "data_config", {})
+    mean = getattr(processor, "image_mean", None) or data_config.get("mean", IMAGENET_MEAN)
+    std = getattr(processor, "image_std", None) or data_config.get("std", IMAGENET_STD)
+    return list(mean), list(std)
+
+
+def encode_images(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """`(B, tokens, width)` of the last layer, at any image size that the model can be given."""
+    options = {}
+    if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
+        options["interpolate_pos_encoding"] = True
+    return model(pixel_values=pixel_values, **options).last_hidden_state
+
+
+def pool_tokens(tokens: torch.Tensor, num_patches: int, pooling: str) -> torch.Tensor:
+    """
+    One vector per image.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(batch_size, prefix + num_patches, width)`).
+        num_patches (`int`): Tokens at the end that are patches.
+        pooling (`str`): `cls`, the first token, or `mean`, that of the patches.
+
+    Raises:
+        `ValueError`: for an unknown pooling, or `cls` of a model without class token.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling: expected one of {POOLINGS}, got {pooling!r}")
+    prefix = tokens.shape[1] - num_patches
+    if pooling == "cls":
+        if prefix < 1:
+            raise ValueError("pooling: expected 'mean', since the encoder has no class token, got 'cls'")
+        return tokens[:, 0]
+    return tokens[:, prefix:].mean(dim=1)
+
+
+def patch_size_of(model: PreTrainedModel) -> int:
+    """
+    Side of a patch in pixels.
+
+    Raises:
+        `ValueError`: if the model does not say.
+    """
+    size = getattr(model.config, "patch_size", None)
+    if size is None and isinstance(model, TimmWrapperModel):
+        size = getattr(getattr(model.timm_model, "patch_embed", None), "patch_size", None)
+    size = size[0] if isinstance(size, (tuple, list)) else size
+    if size is None:
+        raise ValueError(f"model: expected a vision transformer with a patch_size, got {type(model).__name__}")
+    return int(size)

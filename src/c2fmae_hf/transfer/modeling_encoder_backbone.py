@@ -1,0 +1,195 @@
+"""
+Any plain vision transformer that `AutoModel` or timm builds, as a backbone with a feature pyramid: what C2FMAE is
+compared with under the same heads. C2FMAE itself has `C2FMAEBackbone`.
+"""
+
+# No `from __future__ import annotations` here: `@strict` checks fields against their annotations' real types.
+
+import inspect
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperModel,
+)
+from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput
+from transformers.utils.generic import can_return_tuple
+
+from ..configuration_c2fmae import C2FMAEConfig
+from ..modeling_c2fmae import C2FMAEBackbone, FeaturePyramid
+from .encoders import encoder_config, patch_size_of
+
+
+# Names of the last norm in the vision transformers of transformers.
+_FINAL_NORMS = ("layernorm", "norm", "post_layernorm", "layer_norm")
+
+
+@strict
+class EncoderBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of [`EncoderBackbone`].
+
+    Args:
+        encoder_config: Of the vision transformer, of any kind that `AutoModel` knows.
+        num_hidden_layers (`int`): Its blocks.
+        hidden_size (`int`): Its width.
+        patch_size (`int`): Side of its patches in pixels.
+        add_fpn (`bool`): Whether to make a feature pyramid of the one or four `out_features`.
+    """
+
+    model_type = "encoder_backbone"
+    sub_configs = {"encoder_config": AutoConfig}  # type: ignore[assignment]
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    num_hidden_layers: int = 12
+    hidden_size: int = 768
+    patch_size: int = 16
+    add_fpn: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.encoder_config, dict):
+            options = dict(self.encoder_config)
+            self.encoder_config = AutoConfig.for_model(options.pop("model_type"), **options)
+        kwargs.pop("stage_names", None)
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+
+class EncoderBackbone(BackboneMixin, PreTrainedModel):
+    """
+    Feature maps of the blocks named in `out_features`, after the encoder's final norm, or a [`FeaturePyramid`] of
+    them. Made by [`build_backbone`].
+    """
+
+    config_class = EncoderBackboneConfig
+    base_model_prefix = "encoder"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True  # if the encoder does
+    _no_split_modules = []
+
+    def __init__(self, config: EncoderBackboneConfig) -> None:
+        super().__init__(config)
+        self.encoder = AutoModel.from_config(config.encoder_config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.fpn = FeaturePyramid(config.hidden_size) if config.add_fpn else None
+        self.is_timm = isinstance(self.encoder, TimmWrapperModel)
+        self.takes_any_size = "interpolate_pos_encoding" in inspect.signature(self.encoder.forward).parameters
+        norms = [name for name in _FINAL_NORMS if hasattr(self.encoder, name)]
+        self.final_norm = norms[0] if norms else None
+        self.post_init()
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of each feature map."""
+        return [self.config.hidden_size] * (4 if self.fpn is not None else len(self.out_features))
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(
+        self, pixel_values: torch.Tensor, output_attentions: bool | None = None, **kwargs: Any
+    ) -> BackboneOutput:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): Sides are multiples of the
+                patch size.
+            output_attentions, output_hidden_states (`bool`, *optional*): Whether to return the encoder's; timm's
+                encoders return neither.
+
+        Returns:
+            [`~transformers.modeling_outputs.BackboneOutput`]: As of `C2FMAEBackbone`.
+        """
+        hidden_states = attentions = None
+        size = self.config.patch_size
+        grid = (pixel_values.shape[2] // size, pixel_values.shape[3] // size)
+        chosen = [index for index, name in enumerate(self.stage_names) if name in self.out_features]
+        if self.is_timm:
+            # timm's maps start with the first block, and are maps already.
+            indices = [index - 1 for index in chosen]
+            maps = list(self.encoder(pixel_values, output_hidden_states=indices, do_pooling=False, norm=True)[-1])
+        else:
+            options = {"interpolate_pos_encoding": True} if self.takes_any_size else {}
+            if output_attentions is None:
+                output_attentions = self.config.output_attentions
+            if output_attentions:
+                options["output_attentions"] = True
+            outputs = self.encoder(pixel_values, output_hidden_states=True, **options)
+            hidden_states, attentions = outputs.hidden_states, outputs.attentions
+            norm = getattr(self.encoder, self.final_norm) if self.final_norm else nn.Identity()
+            maps = [self._as_map(norm(hidden_states[index]), grid) for index in chosen]
+        if self.fpn is not None:
+            maps = self.fpn(maps)
+        return BackboneOutput(feature_maps=tuple(maps), hidden_states=hidden_states, attentions=attentions)
+
+    @staticmethod
+    def _as_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Patches are the last tokens; class and register tokens come before them."""
+        return tokens[:, tokens.shape[1] - grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid).contiguous()
+
+
+def build_backbone(
+    name: str,
+    from_scratch: bool = False,
+    out_indices: list[int] | None = None,
+    image_size: int | None = None,
+    drop_path_rate: float = 0.0,
+) -> PreTrainedModel:
+    """
+    A backbone with a feature pyramid on any encoder.
+
+    Args:
+        name (`str`): As for [`~c2fmae_hf.transfer.encoders.load_encoder`]. C2FMAE's folders, of pre-training too,
+            become a `C2FMAEBackbone`, everything else an [`EncoderBackbone`].
+        from_scratch (`bool`): Random weights instead of the saved ones.
+        out_indices (*optional*): Blocks, counted from 1, or from the last with -1: one (ViTDet) or four (BEiT). By
+            default four at equal distances, the last among them.
+        image_size (`int`, *optional*): Side of the images that training sees, for an architecture of timm.
+        drop_path_rate (`float`): Stochastic depth, where the model has it.
+
+    Raises:
+        `ValueError`: for an architecture of timm without `from_scratch`, a model that is no plain vision transformer,
+            or blocks that are not there.
+    """
+    config: Any = encoder_config(name, from_scratch, image_size, drop_path_rate)
+    if isinstance(config, TimmWrapperConfig):
+        with torch.device("meta"):
+            blocks = getattr(timm.create_model(config.architecture, **(config.model_args or {})), "blocks", None)
+        if blocks is None:
+            raise ValueError(f"model: expected a plain vision transformer, got {config.architecture!r}")
+        depth = len(blocks)
+    else:
+        depth = config.num_hidden_layers
+    out_indices = out_indices or [depth * quarter // 4 for quarter in range(1, 5)]
+    out_indices = [index + depth + 1 if index < 0 else index for index in out_indices]
+    if len(out_indices) not in (1, 4) or not all(0 < index <= depth for index in out_indices):
+        raise ValueError(f"out_indices: expected one block or four in [1, {depth}], got {out_indices}")
+    if isinstance(config, C2FMAEConfig):
+        config = AutoConfig.from_pretrained(name, add_fpn=True, out_indices=out_indices, out_features=None)
+        config.drop_path_rate = drop_path_rate
+        return C2FMAEBackbone(config) if from_scratch else C2FMAEBackbone.from_pretrained(name, config=config)
+    encoder = AutoModel.from_config(config) if from_scratch else AutoModel.from_pretrained(name, config=config)
+    hidden_size = encoder.timm_model.embed_dim if isinstance(encoder, TimmWrapperModel) else config.hidden_size
+    backbone = EncoderBackbone(
+        EncoderBackboneConfig(
+            encoder_config=encoder.config,
+            num_hidden_layers=depth,
+            hidden_size=hidden_size,
+            patch_size=patch_size_of(encoder),
+            out_indices=out_indices,  # type: ignore[call-arg]
+        )
+    )
+    backbone.encoder.load_state_dict(encoder.state_dict())
+    return backbone

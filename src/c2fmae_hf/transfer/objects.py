@@ -1,0 +1,248 @@
+"""
+Objects of images, from label maps or from COCO's annotations, and as samples for a detector. COCO's files need the
+`detection` extra (pycocotools).
+
+The objects of an image are a dictionary of arrays: `masks` `(N, height, width)`, uint8; `class_labels` `(N,)`, int64,
+from 0; `iscrowd` `(N,)`, bool: regions that are neither one object nor background; `boxes` `(N, 4)`, float32: left,
+top, right, bottom.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tvF
+from tqdm.auto import tqdm
+
+from ..constants import IGNORE_INDEX, IMAGENET_MEAN, NO_INSTANCE
+from ..data.rows import undecoded
+from ..images import expand_label_map, open_image, to_label_map, to_rgb
+
+
+class ObjectSource(Protocol):
+    """Images with their objects, by index."""
+
+    id2label: dict[int, str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, dict[str, np.ndarray]]: ...
+
+
+def boxes_of(masks: torch.Tensor) -> torch.Tensor:
+    """The smallest boxes that hold masks `(N, height, width)`, none of them empty: `(N, 4)`, float32."""
+    if len(masks) == 0:
+        return torch.zeros((0, 4))
+    boxes = masks_to_boxes(masks).float()
+    boxes[:, 2:] += 1  # right and bottom edges of the last pixels, not their indices
+    return boxes
+
+
+def objects_from_maps(semantic: np.ndarray, instance: np.ndarray, labels: Mapping[int, int]) -> dict[str, np.ndarray]:
+    """
+    The objects of an image's two label maps.
+
+    Args:
+        semantic, instance: `(height, width)` ids, -100 = ignore.
+        labels: Which class of the map is which class of the detector; instances of other classes are left out.
+
+    Returns:
+        Objects as this module describes them. What has a class but an ignored instance is a crowd of that class.
+    """
+    masks, class_labels, iscrowd = [], [], []
+    for instance_id in np.unique(instance):
+        if instance_id in (NO_INSTANCE, IGNORE_INDEX):
+            continue
+        mask = instance == instance_id
+        classes, counts = np.unique(semantic[mask], return_counts=True)
+        label = labels.get(int(classes[counts.argmax()]))
+        if label is not None:
+            masks.append(mask)
+            class_labels.append(label)
+            iscrowd.append(False)
+    for class_id in np.unique(semantic[instance == IGNORE_INDEX]):
+        if int(class_id) in labels:
+            masks.append((instance == IGNORE_INDEX) & (semantic == class_id))
+            class_labels.append(labels[int(class_id)])
+            iscrowd.append(True)
+    stacked = np.stack(masks).astype(np.uint8) if masks else np.zeros((0, *semantic.shape), dtype=np.uint8)
+    return {
+        "masks": stacked,
+        "class_labels": np.array(class_labels, dtype=np.int64),
+        "iscrowd": np.array(iscrowd, dtype=bool),
+        "boxes": boxes_of(torch.from_numpy(stacked)).numpy(),
+    }
+
+
+class MapObjects:
+    """
+    Objects of a dataset with the columns `image`, `semantic` and `instance`.
+
+    Args:
+        rows (`datasets.Dataset`).
+        classes: Names by class id of the maps, of those classes that are to be detected; see [`find_thing_classes`].
+
+    Raises:
+        `ValueError`: if columns are missing; on access, if a row cannot be decoded or its maps do not fit, naming row
+            and column.
+    """
+
+    def __init__(self, rows: datasets.Dataset, classes: Mapping[int, str]) -> None:
+        columns = ["image", "semantic", "instance"]
+        missing = [name for name in columns if name not in rows.column_names]
+        if missing:
+            raise ValueError(f"dataset: expected the columns {missing}, got {rows.column_names}")
+        self.rows = undecoded(rows.select_columns(columns))
+        self.labels = {class_id: label for label, class_id in enumerate(sorted(classes))}
+        self.id2label = {label: classes[class_id] for class_id, label in self.labels.items()}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, dict[str, np.ndarray]]:
+        row, column = self.rows[index], "image"
+        try:
+            image = to_rgb(open_image(row["image"]))
+            maps = []
+            for column in ("semantic", "instance"):
+                if row[column] is None:
+                    raise ValueError("expected a label map, got none")
+                label_map = to_label_map(open_image(row[column]))
+                maps.append(expand_label_map(label_map, (image.height, image.width)))
+        except ValueError as error:
+            raise ValueError(f"row {index}, column {column!r}: {error}") from error
+        return image, objects_from_maps(maps[0], maps[1], self.labels)
+
+
+def find_thing_classes(rows: datasets.Dataset) -> list[int]:
+    """
+    The classes that have instances, by reading all label maps once.
+
+    Raises:
+        `ValueError`: if no row has an instance, or a map cannot be decoded, naming the row.
+    """
+    found: set[int] = set()
+    maps = undecoded(rows.select_columns(["semantic", "instance"]))
+    for index, row in enumerate(tqdm(maps, desc="Finding classes with instances", unit=" maps", mininterval=1)):
+        if row["semantic"] is None or row["instance"] is None:
+            continue
+        try:
+            semantic, instance = (to_label_map(open_image(row[name])) for name in ("semantic", "instance"))
+        except ValueError as error:
+            raise ValueError(f"row {index}: {error}") from error
+        if semantic.shape != instance.shape:
+            raise ValueError(f"row {index}: expected maps of one size, got {semantic.shape} and {instance.shape}")
+        found.update(np.unique(semantic[instance > NO_INSTANCE]).tolist())
+    found.discard(IGNORE_INDEX)
+    if not found:
+        raise ValueError("dataset: expected at least one instance, got none in any row")
+    return sorted(found)
+
+
+class CocoObjects:
+    """
+    Objects of COCO's own annotations, outlines and boxes as they are there, as official scores need them.
+
+    Args:
+        folder: Of the images.
+        annotations: `instances_*.json`.
+        training ([`CocoObjects`], *optional*): The training part, whose classes count.
+
+    Raises:
+        `ValueError`: for a class that the training part does not have, or has by another name.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        annotations: str | os.PathLike,
+        training: CocoObjects | None = None,
+    ) -> None:
+        from torchvision.datasets import CocoDetection
+
+        self.images = CocoDetection(str(folder), str(annotations))
+        own = {category["id"]: category["name"] for category in self.images.coco.cats.values()}
+        self.names: dict[int, str] = own if training is None else training.names
+        if not own.items() <= self.names.items():
+            raise ValueError(f"{annotations}: expected the training part's classes, got {own} beside {self.names}")
+        self.labels = {category_id: label for label, category_id in enumerate(sorted(self.names))}
+        self.id2label = {label: self.names[category_id] for category_id, label in self.labels.items()}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, dict[str, np.ndarray]]:
+        image, annotations = self.images[index]
+        boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float32).reshape(-1, 4)
+        masks = [self.images.coco.annToMask(annotation) for annotation in annotations]
+        return image, {
+            "masks": np.stack(masks) if masks else np.zeros((0, image.height, image.width), dtype=np.uint8),
+            "class_labels": np.array([self.labels[a["category_id"]] for a in annotations], dtype=np.int64),
+            "iscrowd": np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
+            "boxes": np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+        }
+
+
+def detection_transform(
+    jitter_size: int | None = None, jitter_range: tuple[float, float] = (0.1, 2.0)
+) -> v2.Transform:
+    """
+    Augmentation of an image and its masks together: a flip, and, if `jitter_size` is given, ViTDet's large-scale
+    jitter: scaled to fit that side times a random factor, then cropped or padded to a square of that side.
+    """
+    fill = {tv_tensors.Image: [round(255 * value) for value in IMAGENET_MEAN], tv_tensors.Mask: 0}
+    jitter = []
+    if jitter_size is not None:
+        jitter = [
+            v2.ScaleJitter((jitter_size, jitter_size), jitter_range, antialias=True),
+            v2.RandomCrop(jitter_size, pad_if_needed=True, fill=fill),
+        ]
+    return v2.Compose([v2.RandomHorizontalFlip(), *jitter])
+
+
+class DetectionDataset(Dataset):
+    """
+    Images in [0, 1] with their objects as tensors: `pixel_values` `(3, height, width)` and `labels`, a dictionary of
+    `boxes`, `class_labels`, `masks` and `iscrowd`.
+
+    Args:
+        source ([`MapObjects`] or [`CocoObjects`]).
+        transform (*optional*): For training. Objects that it cuts away, slivers and crowds are left out then, and
+            boxes follow the masks.
+    """
+
+    def __init__(self, source: ObjectSource, transform: v2.Transform | None = None) -> None:
+        self.source, self.transform = source, transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, objects = self.source[index]
+        labels = {name: torch.from_numpy(values) for name, values in objects.items()}
+        pixels: torch.Tensor = tv_tensors.Image(tvF.pil_to_tensor(image))
+        if self.transform is not None:
+            pixels, masks = self.transform(pixels, tv_tensors.Mask(labels["masks"]))
+            masks = masks.as_subclass(torch.Tensor)
+            kept = ~labels["iscrowd"] & masks.bool().flatten(1).any(dim=1)
+            boxes = boxes_of(masks[kept])
+            is_large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) >= 2
+            labels = {name: values[kept][is_large] for name, values in labels.items()}
+            labels.update(masks=masks[kept][is_large], boxes=boxes[is_large])
+        pixels = tvF.to_dtype(pixels.as_subclass(torch.Tensor), torch.float32, scale=True)
+        return {"pixel_values": pixels, "labels": labels}
+
+
+def collate_lists(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Images of any sizes and their objects, as lists."""
+    return {name: [sample[name] for sample in samples] for name in ("pixel_values", "labels")}

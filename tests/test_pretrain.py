@@ -1,0 +1,241 @@
+"""`c2fmae pretrain` and `c2fmae demo`, end to end, on small data."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from c2fmae_hf import C2FMAEForPreTraining
+from testing_utils import RECIPES, load_command, make_rows, require_timm_local_dir
+
+
+@pytest.fixture(scope="module")
+def pretrain():
+    return load_command("pretrain")
+
+
+@pytest.fixture
+def saved_rows(tmp_path) -> Path:
+    rows = make_rows(16, size=72)
+    datasets.DatasetDict({"train": rows, "validation": rows.select(range(4))}).save_to_disk(tmp_path / "rows")
+    return tmp_path / "rows"
+
+
+@pytest.fixture
+def recipe(tmp_path, saved_rows) -> Path:
+    """A small recipe as a user would write it."""
+    values = {
+        "dataset_name": str(saved_rows),
+        "output_dir": str(tmp_path / "run"),
+        "size": "tiny",
+        "image_size": 64,
+        "config_overrides": {"num_hidden_layers": 2, "mask_ratio": 0.6},
+        "curriculum": "linear",
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "num_drawn": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_pretraining_writes_what_it_says(pretrain, recipe, tmp_path):
+    pretrain.main([str(recipe), "--base_learning_rate", "1e-2"])
+    run = tmp_path / "run"
+    names = {path.name for path in run.iterdir()}
+    assert names >= {
+        "c2fmae-vit-tiny",
+        "c2fmae-vit-tiny-pretraining",
+        "trainer_state.json",
+        "reconstruction.png",
+        "curves.png",
+        "checkpoint-2",
+        "checkpoint-4",
+    }
+    assert not any(name.startswith(".") for name in names)
+    model = C2FMAEForPreTraining.from_pretrained(run / "c2fmae-vit-tiny-pretraining")
+    assert model.config.num_semantic_classes == 5  # counted in the maps
+    assert model.config.mask_ratio == 0.6
+    encoder = AutoModel.from_pretrained(run / "c2fmae-vit-tiny")
+    pixels = torch.randn(1, 3, 64, 64)
+    assert torch.equal(encoder.eval()(pixels).last_hidden_state, model.c2fmae.eval()(pixels).last_hidden_state)
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "curriculum_random" in entry] == [1, 2, 3, 4]
+    assert history[0]["learning_rate"] == 0.0
+    assert history[1]["learning_rate"] == pytest.approx(1e-2 * 4 / 256)
+
+
+def test_a_finished_output_folder_is_not_overwritten(pretrain, recipe, tmp_path):
+    pretrain.main([str(recipe)])
+    before = load_file(tmp_path / "run/c2fmae-vit-tiny/model.safetensors")
+    with pytest.raises(ValueError, match=r"checkpoint-4 is there already. Pass --resume_from_checkpoint last"):
+        pretrain.main([str(recipe)])
+    trainer = pretrain.main([str(recipe), "--resume_from_checkpoint", "last", "--max_steps", "6"])
+    assert trainer.state.global_step == 6
+    after = load_file(tmp_path / "run/c2fmae-vit-tiny/model.safetensors")
+    assert not torch.equal(before["norm.weight"], after["norm.weight"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--streaming", "true", "--num_semantic_classes", "5", "--eval_strategy", "no", "--shuffle_rows", "8"],
+        [
+            "--config_overrides",
+            '{"granularities":["image"]}',
+            "--curriculum",
+            "constant",
+            "--curriculum_weights",
+            "0",
+            "0",
+            "1",
+        ],
+        ["--config_overrides", '{"decoder_type": "parallel", "input_granularities": ["semantic", "image"]}'],
+        ["--curriculum", "step", "--curriculum_order", "random", "instance", "semantic", "--num_drawn", "0"],
+    ],
+    ids=["streaming", "mae", "parallel", "reversed"],
+)
+def test_variants_by_options_alone(pretrain, recipe, options, tmp_path):
+    trainer = pretrain.main([str(recipe), *options, "--save_strategy", "no"])
+    assert trainer.state.global_step == 4
+    assert (tmp_path / "run/c2fmae-vit-tiny/model.safetensors").is_file()
+
+
+def test_parquet_files_and_a_held_out_share(pretrain, recipe, tmp_path):
+    """Another source by one argument; without a validation split a share of the rows is held out."""
+    make_rows(20, size=72).to_parquet(tmp_path / "mine-train.parquet")
+    source = str(tmp_path / "mine-*.parquet")
+    trainer = pretrain.main([str(recipe), "--dataset_name", source, "--validation_share", "0.2"])
+    assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (16, 4)
+
+
+def test_a_run_too_short_to_be_logged_still_ends_well(pretrain, recipe, tmp_path):
+    pretrain.main([str(recipe), "--logging_steps", "100", "--eval_strategy", "no", "--max_steps", "2"])
+    assert (tmp_path / "run/reconstruction.png").is_file()
+
+
+def test_bad_arguments_are_named(pretrain, recipe, tmp_path, capsys):
+    values = yaml.safe_load(recipe.read_text())
+    recipe.write_text(yaml.safe_dump({**values, "learning_rat": 1.0}))
+    with pytest.raises(SystemExit):
+        pretrain.main([str(recipe)])
+    assert "unknown argument 'learning_rat'; did you mean learning_rate?" in capsys.readouterr().err
+    recipe.write_text(yaml.safe_dump({**values, "train_split": "training"}))
+    with pytest.raises(ValueError, match=r"train_split: expected one of \['train', 'validation'\], got 'training'"):
+        pretrain.main([str(recipe)])
+    with pytest.raises(SystemExit):
+        pretrain.main(["--output_dir", str(tmp_path / "x")])
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_are_valid(pretrain, path):
+    data_args, model_args, training_args, _ = pretrain.parse([str(path), "--use_cpu", "true"])
+    assert data_args.dataset_name
+    overrides = json.loads(model_args.config_overrides or "{}")
+    config = pretrain.C2FMAEConfig.from_size(model_args.size, image_size=model_args.image_size, **overrides)
+    assert config.num_patches > 0
+    assert training_args.learning_rate > 0
+
+
+@pytest.mark.slow  # tests/test_kill_and_resume.py has more of them, in less time
+def test_a_killed_process_resumes_to_the_same_weights(recipe, tmp_path):
+    """SIGKILL in the middle of training, and the same command again."""
+    options = ["--max_steps", "30", "--save_steps", "5", "--eval_strategy", "no", "--num_drawn", "0"]
+    options += ["--dataloader_num_workers", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def command(folder: str, *more: str) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "c2fmae_hf",
+            "pretrain",
+            str(recipe),
+            *options,
+            "--output_dir",
+            str(tmp_path / folder),
+            *more,
+        ]
+
+    subprocess.run(command("whole"), check=True, env=environment, capture_output=True, timeout=240)
+    process = subprocess.Popen(command("killed"), env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "killed/checkpoint-10/trainer_state.json").is_file():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed/c2fmae-vit-tiny").exists()
+    resume = command("killed", "--resume_from_checkpoint", "last")
+    subprocess.run(resume, check=True, env=environment, capture_output=True, timeout=240)
+    weights, others = (
+        load_file(tmp_path / folder / "c2fmae-vit-tiny-pretraining/model.safetensors")
+        for folder in ("whole", "killed")
+    )
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+# The demonstration
+
+
+@pytest.fixture(scope="module")
+def demo_dataset(tmp_path_factory) -> datasets.DatasetDict:
+    folder = tmp_path_factory.mktemp("demo") / "dataset"
+    module = load_command("demo")
+    module.save_dataset(folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["dataset"]
+    with pytest.raises(SystemExit):
+        module.main(["--output_dir", str(folder)])
+    return datasets.load_from_disk(str(folder))
+
+
+def test_demo_dataset(demo_dataset):
+    import numpy as np
+
+    from c2fmae_hf.data.rows import semantic_id2label
+
+    assert len(demo_dataset["train"]) >= 300
+    assert len(demo_dataset["validation"]) >= 30
+    assert len(semantic_id2label(demo_dataset["train"].features)) == 8
+    for split in demo_dataset.values():
+        for row in split.select(range(0, len(split), 10)):
+            semantic, instance = np.asarray(row["semantic"]), np.asarray(row["instance"])
+            assert row["image"].size == semantic.shape[::-1] == instance.shape[::-1] == (192, 192)
+            assert sorted(np.unique(semantic).tolist()) == row["semantic_classes"]
+            # An instance lies within one class.
+            for instance_id in np.unique(instance)[1:]:
+                assert len(np.unique(semantic[instance == instance_id])) == 1
+    # Held-out tiles share no pixel with training tiles.
+    corners = {split: [row.rsplit("_", 2) for row in rows["image_id"]] for split, rows in demo_dataset.items()}
+    for name, _, left in corners["validation"]:
+        right_edges = [int(x) + 192 for other, _, x in corners["train"] if other == name]
+        assert not right_edges or max(right_edges) <= int(left)
+
+
+@require_timm_local_dir
+def test_both_libraries_load_the_encoder(pretrain, recipe, tmp_path, capsys):
+    pretrain.main([str(recipe), "--save_strategy", "no", "--config_overrides", "{}", "--num_drawn", "0"])
+    image = make_rows(1, size=90)[0]["image"]
+    assert load_command("demo").compare_libraries(tmp_path / "run/c2fmae-vit-tiny", image) <= 1e-5
+    assert "without c2fmae_hf" in capsys.readouterr().out
