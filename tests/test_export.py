@@ -27,6 +27,7 @@ from c2fmae_hf import (
 )
 from c2fmae_hf.interop import export as export_module
 from c2fmae_hf.interop.export import compare, export_onnx, export_program, export_pt2
+from testing_utils import load_command
 
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
