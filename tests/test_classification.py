@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
 from c2fmae_hf import C2FMAEForImageClassification, C2FMAEImageProcessor
+from c2fmae_hf.data.splits import load_train_and_validation
 from c2fmae_hf.metrics import load_metric
 from c2fmae_hf.publishing.records import figures_of, load_run, run_of_weights
 from c2fmae_hf.transfer.classification import (
@@ -214,16 +215,40 @@ def test_one_class_and_absent_classes(example, folders, tmp_path, caplog):
     datasets.DatasetDict({"train": named, "validation": named}).save_to_disk(tmp_path / "one")
     results = run(example, folders["c2fmae"], tmp_path / "one", tmp_path / "one_out", "--max_steps", "2")
     assert next(iter(results["results"].values()))["top1_accuracy"] == 1.0
-    one.save_to_disk(tmp_path / "single")
-    with pytest.raises(ValueError, match=r"dataset: expected the split 'validation', got \['train'\]"):
-        run(example, folders["c2fmae"], tmp_path / "single", tmp_path / "x", "--knn")
+
+
+def test_without_a_validation_split_a_share_of_every_class_is_held_out(example, folders, tmp_path, caplog):
+    rows = make_labelled(40)
+    rows.save_to_disk(tmp_path / "single")
+    run(example, folders["c2fmae"], tmp_path / "single", tmp_path / "x", "--knn", "--validation_share", "0.25")
+    assert "has no split 'validation': 10 of the 40 rows of 'train' are held out" in caplog.text
+    train, validation = load_train_and_validation(str(tmp_path / "single"), validation_share=0.25)
+    assert sorted([*train["label"], *validation["label"]]) == sorted(rows["label"])
+    counts = [list(validation["label"]).count(label) for label in range(3)]
+    assert max(counts) - min(counts) <= 1
+    assert (
+        load_train_and_validation(str(tmp_path / "single"), validation_share=0.25)[1]["label"] == validation["label"]
+    )
+    with pytest.raises(ValueError, match=r"expected the split 'test', got \['train'\]"):
+        run(example, folders["c2fmae"], tmp_path / "single", tmp_path / "y", "--knn", "--validation_split", "test")
+    with pytest.raises(ValueError, match=r"validation_share: expected a number between 0 and 1, got 1.0"):
+        run(example, folders["c2fmae"], tmp_path / "single", tmp_path / "y", "--knn", "--validation_share", "1")
+
+
+def test_a_folder_of_class_folders(example, folders, tmp_path):
+    rows = make_labelled(30)
+    for i, row in enumerate(rows):
+        (tmp_path / "photos" / str(row["label"])).mkdir(parents=True, exist_ok=True)
+        row["image"].save(tmp_path / "photos" / str(row["label"]) / f"{i}.png")
+    results = run(example, folders["c2fmae"], tmp_path / "photos", tmp_path / "out", "--knn", "--k", "3")
+    assert results["run"]["rows"] == {"train": 24, "validation": 6}
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "classify").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_understood(example, path):
-    model_args, data_args, _, training_args, _ = example.parse([str(path), "--use_cpu", "true"])
-    assert model_args.model
-    assert data_args.image_size % 8 == 0
+    args, training_args, _ = example.parse([str(path), "--use_cpu", "true"])
+    assert args.model
+    assert args.image_size % 8 == 0
     assert training_args.num_train_epochs in (5, 100)
 
 

@@ -539,10 +539,10 @@ def test_collation():
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "detect").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_understood(example, path):
-    model_args, data_args, _, training_args, _ = example.parse([str(path), "--use_cpu", "true"])
-    assert example.find_mistake(model_args, data_args) is None
-    if model_args.detector == "mask_rcnn" and model_args.detector_options:
-        assert set(json.loads(model_args.detector_options)) <= set(SMALL)
+    args, training_args, _ = example.parse([str(path), "--use_cpu", "true"])
+    assert example.find_mistake(args) is None
+    if args.detector == "mask_rcnn" and args.detector_options:
+        assert set(json.loads(args.detector_options)) <= set(SMALL)
     assert training_args.num_train_epochs == 100 or training_args.max_steps == 300
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import glob
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import datasets
+
+
+logger = logging.getLogger(__name__)
 
 
 def _stream(rows: datasets.Dataset) -> datasets.IterableDataset:
@@ -59,6 +63,7 @@ def load_train_and_validation(
     validation_split: str = "validation",
     max_train_samples: int | None = None,
     seed: int = 0,
+    validation_share: float = 0.2,
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """
     The two splits that fine-tuning needs.
@@ -67,16 +72,49 @@ def load_train_and_validation(
         name (`str`): As for [`load_splits`].
         train_split, validation_split (`str`): Their names.
         max_train_samples (`int`, *optional*): So many training rows, drawn at random.
-        seed (`int`): Of that draw.
+        seed (`int`): Of that draw, and of what is held out.
+        validation_share (`float`): Share of the training rows that is held out if there is no split `validation`; by
+            class, where rows have a `label`. The log says so.
 
     Raises:
-        `ValueError`: if a split is not there.
+        `ValueError`: if a split is not there, or there are too few rows to hold some out.
     """
     splits = load_splits(name)
     for split in (train_split, validation_split):
-        if split not in splits:
+        if split not in splits and split != "validation":
             raise ValueError(f"dataset: expected the split {split!r}, got {sorted(splits)}")
-    train, validation = splits[train_split], splits[validation_split]
+    train = splits[train_split]
+    if validation_split in splits:
+        validation = splits[validation_split]
+    else:
+        train, validation = hold_out(train, validation_share, seed)
+        logger.warning(
+            "%s has no split %r: %d of the %d rows of %r are held out.",
+            *(name, validation_split, len(validation), len(train) + len(validation), train_split),
+        )
     if max_train_samples is not None:
         train = train.shuffle(seed=seed).select(range(min(max_train_samples, len(train))))
     return train, validation
+
+
+def hold_out(rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """
+    Rows to train on, and a share of them held out at random: of every class the same, where rows have a `label` and
+    classes have enough.
+
+    Raises:
+        `ValueError`: if the share is not in (0, 1), or there are not two rows.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"validation_share: expected a number between 0 and 1, got {share}")
+    if len(rows) < 2:
+        raise ValueError(f"dataset: expected at least 2 rows to hold some out, got {len(rows)}")
+    number = min(max(round(share * len(rows)), 1), len(rows) - 1)
+    if isinstance(rows.features.get("label"), datasets.ClassLabel):
+        try:
+            parts = rows.train_test_split(number, seed=seed, stratify_by_column="label")
+            return parts["train"], parts["test"]
+        except ValueError:  # a class with one row, or fewer held-out rows than classes
+            pass
+    parts = rows.train_test_split(number, seed=seed)
+    return parts["train"], parts["test"]

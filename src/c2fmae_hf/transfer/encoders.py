@@ -16,12 +16,16 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     TimmWrapperConfig,
+    TimmWrapperImageProcessor,
     TimmWrapperModel,
     ViTConfig,
+    ViTImageProcessor,
     ViTMAEConfig,
 )
 
+from ..configuration_c2fmae import C2FMAEConfig, resize_before_crop
 from ..constants import IMAGENET_MEAN, IMAGENET_STD
+from ..image_processing_c2fmae import C2FMAEImageProcessor
 
 
 logger = logging.getLogger(__name__)
@@ -155,6 +159,31 @@ def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
     mean = getattr(processor, "image_mean", None) or data_config.get("mean", IMAGENET_MEAN)
     std = getattr(processor, "image_std", None) or data_config.get("std", IMAGENET_STD)
     return list(mean), list(std)
+
+
+def build_processor(name: str, config: PreTrainedConfig, image_size: int, crop_ratio: float = 0.875) -> Any:
+    """
+    The image processor of evaluation: C2FMAE's, or the model's own at this size, which may not crop.
+
+    Args:
+        name (`str`): As for [`load_encoder`].
+        config: Of the model.
+        image_size (`int`): Side of the square input in pixels.
+        crop_ratio (`float`): Side of C2FMAE's central crop, as a share of the resized image's shorter side.
+    """
+    size = {"height": image_size, "width": image_size}
+    if isinstance(config, C2FMAEConfig):
+        shortest_edge = resize_before_crop(image_size, crop_ratio)
+        return C2FMAEImageProcessor.from_config(config, size={"shortest_edge": shortest_edge}, crop_size=size)
+    try:
+        processor = AutoImageProcessor.from_pretrained(name, size=size, crop_size=size)
+    except (OSError, ValueError):
+        processor = None
+    if processor is None or isinstance(processor, TimmWrapperImageProcessor):
+        # timm's processor has no size of its own, and is part of the model's configuration.
+        mean, std = pixel_statistics(name)
+        return ViTImageProcessor(size=size, image_mean=mean, image_std=std)
+    return processor
 
 
 def encode_images(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:

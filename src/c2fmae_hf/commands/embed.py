@@ -1,0 +1,80 @@
+"""
+Write features of photographs to Parquet: of each image its id and a vector, or the vectors of all its patches.
+
+    c2fmae embed runs/mine/c2fmae-vit-tiny photos --output features.parquet
+    c2fmae embed runs/mine/c2fmae-vit-tiny photos --output features.parquet --features patches --half
+    c2fmae embed google/vit-base-patch16-224-in21k "data/*.parquet" --output features
+
+MODEL is whatever AutoModel loads (C2FMAE, ViT, DINOv2, timm/...). IMAGES is a folder, searched to its depths, tar or
+Parquet files (wildcards in quotes), a folder written by save_to_disk, or a dataset on the Hub. An output that does not
+end in .parquet is a folder of shards. The same command again continues an interrupted job.
+
+Read the features with datasets.load_dataset("parquet", data_files="features.parquet") or pandas.read_parquet.
+Exit code: 3 if some images could not be read.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from transformers import AutoConfig
+
+from ..labelling.sources.open import open_source
+from ..publishing.fingerprints import weights_fingerprint
+from ..publishing.repository import check_saved
+from ..transfer.embedding import KINDS, embed_images
+from ..transfer.encoders import build_processor, load_encoder, own_image_size
+from .arguments import CommandParser
+
+
+def main(args: list[str] | None = None) -> list[str]:
+    """Returns a line for each image that could not be used."""
+    parser = CommandParser("embed", __doc__)
+    parser.add_argument("model", help="see above")
+    parser.add_argument("images", help="see above")
+    parser.add_argument("--output", required=True, help="a .parquet file, or a folder of shards")
+    parser.add_argument(
+        "--features", choices=KINDS, default="mean", help="class token, mean of the patches, or all patches"
+    )
+    parser.add_argument("--half", action="store_true", help="store float16 instead of float32")
+    parser.add_argument("--image_size", type=int, help="side of the input in pixels; by default the model's own")
+    parser.add_argument("--split", help="split of a dataset; by default its only one, or train")
+    parser.add_argument("--class_folders", action="store_true", help="folders below IMAGES are classes")
+    parser.add_argument("--batch_size", type=int, default=32, help="images of a forward pass")
+    parser.add_argument(
+        "--rows_per_shard", type=int, default=4096, help="images of a shard, which is kept once computed"
+    )
+    parser.add_argument("--num_threads", type=int, default=2, help="threads that decode images")
+    parser.add_argument("--device", help="by default a GPU if there is one, else the CPU")
+    options = parser.parse_args(args)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    source = open_source(options.images, options.split, class_folders=options.class_folders)
+    check_saved(options.model)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_encoder(options.model).to(device)
+    image_size = options.image_size or own_image_size(AutoConfig.from_pretrained(options.model))
+    processor = build_processor(options.model, model.config, image_size)
+    settings = {
+        "model": weights_fingerprint(model),
+        "image_size": image_size,
+        "processor": {k: v for k, v in processor.to_dict().items() if k.startswith(("do_", "image_", "size", "crop"))},
+    }
+    rows, rejected = embed_images(
+        model,
+        processor,
+        source,
+        options.output,
+        kind=options.features,
+        batch_size=options.batch_size,
+        rows_per_shard=options.rows_per_shard,
+        num_threads=options.num_threads,
+        half=options.half,
+        settings=settings,
+    )
+    print(f"{options.output}: features of {rows} images" + (f", {len(rejected)} left out" if rejected else ""))
+    return rejected
+
+
+def exit_code(rejected: list[str]) -> int:
+    return 3 if rejected else 0

@@ -1,0 +1,126 @@
+"""What `classify`, `segment` and `detect` share: arguments, training, and what is left at the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainingArguments, set_seed
+
+from ..data.splits import load_train_and_validation
+from ..publishing.records import RESULTS_FILE, RunRecord
+from ..transfer.fine_tuning import FineTuningTrainer
+from ..utils.files import write_json
+from .arguments import HubArguments, find_checkpoint, parse_arguments
+
+
+@dataclass
+class TransferArguments:
+    """Model and data."""
+
+    model: str | None = field(
+        default=None,
+        metadata={"help": "A folder or Hub name that AutoModel loads, or timm's architecture with --from_scratch."},
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A folder, Parquet files (in quotes), or what datasets.load_dataset takes."}
+    )
+    from_scratch: bool = field(default=False, metadata={"help": "Random weights: what pre-training must beat."})
+    evaluate_only: bool = field(default=False, metadata={"help": "Score a model that was fine-tuned before."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    validation_share: float = field(
+        default=0.2, metadata={"help": "Without such a split, the share of training rows that is held out."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many rows, drawn at random."})
+    drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth, of C2FMAE and timm."})
+    layer_decay: float = field(default=0.75, metadata={"help": "Learning rate of a layer to that of the next."})
+    ema_decay: float | None = field(default=None, metadata={"help": "Average the weights with this decay."})
+
+    def load(self, seed: int):
+        """Training and validation rows."""
+        return load_train_and_validation(
+            self.dataset_name,
+            self.train_split,
+            self.validation_split,
+            self.max_train_samples,
+            seed,
+            self.validation_share,
+        )
+
+    def record(
+        self, task: str, training_args: TrainingArguments, rows: Mapping[str, int], model: nn.Module, **splits: str
+    ) -> RunRecord:
+        """The run's record, which begins now."""
+        names = {"train": self.train_split, "validation": self.validation_split, **splits}
+        return RunRecord(task, (self, training_args), rows=rows, splits=names, starting_model=model)
+
+
+def parse_transfer(command: str, group: type, args: list[str] | None, description: str, **options: Any) -> tuple:
+    """Arguments of a task, of transformers' Trainer and of publishing; the log and the seed are set up."""
+    parsed = parse_arguments(
+        (group, TrainingArguments, HubArguments),
+        args,
+        description,
+        command=command,
+        positionals=("model", "dataset_name"),
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        **options,
+    )
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    set_seed(parsed[1].seed)
+    return parsed
+
+
+def train(trainer: FineTuningTrainer, evaluate_only: bool) -> tuple[dict[str, float], float]:
+    """Train, save and evaluate; returns the metrics, and the seconds that training took."""
+    started = time.perf_counter()
+    if not evaluate_only:
+        trainer.train(resume_from_checkpoint=find_checkpoint(trainer.args))
+        trainer.save_model()
+        trainer.save_state()
+    seconds = time.perf_counter() - started
+    return trainer.evaluate(), seconds
+
+
+def finish(
+    args: TransferArguments,
+    training_args: TrainingArguments,
+    results: Mapping[str, Any],
+    record: Mapping[str, Any],
+    seconds: float,
+    draw: Callable[[Path], None] | None = None,
+    publish: Callable[[], Any] | None = None,
+) -> dict[str, Any]:
+    """
+    Write `results.json`, draw, publish, and say what there is.
+
+    Args:
+        results: What is to be written besides settings and record.
+        record: The finished [`RunRecord`].
+        draw (*optional*): Draws into the output folder, in the main process.
+        publish (*optional*): Called if the arguments ask for it.
+    """
+    content = {
+        **results,
+        "seconds": seconds,
+        "settings": {**asdict(args), "seed": training_args.seed},
+        "run": record,
+    }
+    folder = Path(str(training_args.output_dir))
+    if training_args.process_index == 0:
+        write_json(folder / RESULTS_FILE, content)
+        if draw is not None:
+            draw(folder)
+    if training_args.push_to_hub and publish is not None:
+        publish()
+    if training_args.process_index == 0:
+        print(f"Results: {folder / RESULTS_FILE}")
+    return content

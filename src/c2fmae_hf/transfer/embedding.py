@@ -1,0 +1,213 @@
+"""Features of photographs in Parquet files, a shard at a time, so that an interrupted job goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..images import open_image, to_rgb
+from ..labelling.records import SourceRecord, read_bytes
+from ..labelling.sources.base import ImageSource, Part
+from ..utils.files import replace_file, write_json
+from .encoders import encode_images, patch_size_of, pool_tokens
+
+
+logger = logging.getLogger(__name__)
+
+#: What is written of an image: the class token, the mean of the patch tokens, or all patch tokens.
+KINDS = ("cls", "mean", "patches")
+SETTINGS_FILE = "settings.json"
+
+
+def embed_images(
+    model: PreTrainedModel,
+    processor: Any,
+    source: ImageSource,
+    output: str | Path,
+    kind: str = "mean",
+    batch_size: int = 32,
+    rows_per_shard: int = 4096,
+    num_threads: int = 2,
+    half: bool = False,
+    settings: dict[str, Any] | None = None,
+) -> tuple[int, list[str]]:
+    """
+    Write features of every image of a source.
+
+    A shard is a part of the source; a shard that is there already is not computed again, as long as model, source and
+    settings are the same.
+
+    Args:
+        model: From [`~c2fmae_hf.transfer.encoders.load_encoder`], on the device that computes.
+        processor: Its image processor.
+        source: From [`~c2fmae_hf.labelling.sources.open.open_source`].
+        output: A `.parquet` file, which appears when all is done, or a folder of shards. Columns: `image_id` (string),
+            `label` (int64, if the source has classes), `features`: a list of `width` numbers, or for `patches` of as
+            many such lists as there are patches, row-major.
+        kind (`str`): One of `cls`, `mean`, `patches`.
+        batch_size (`int`): Images of a forward pass.
+        rows_per_shard (`int`): Images of a shard.
+        num_threads (`int`): Threads that decode images.
+        half (`bool`): Whether to store float16 instead of float32.
+        settings (*optional*): What else the features depend on; kept beside the shards and in the files' metadata.
+
+    Returns:
+        The number of rows, and a line for each image that could not be used.
+
+    Raises:
+        `ValueError`: for another kind, a class token that is not there, or an output begun with other settings.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"features: expected one of {KINDS}, got {kind!r}")
+    output = Path(output)
+    is_file = output.suffix == ".parquet"
+    folder = output.with_name(f".{output.name}.parts") if is_file else output
+    described = {**(settings or {}), "features": kind, "half": half, "rows_per_shard": rows_per_shard}
+    described = json.loads(json.dumps({**described, "source": source.fingerprint()}, default=str))
+    _begin(folder, output, described)
+
+    parts = source.parts(rows_per_shard)
+    rejected: list[str] = []
+    with (
+        torch.inference_mode(),
+        ThreadPoolExecutor(num_threads) as pool,
+        tqdm(total=source.num_records(rows_per_shard), desc="Embedding", unit=" images", mininterval=1) as bar,
+    ):
+        model.eval()
+        embedder = _Embedder(model, processor, kind, batch_size, half, pool)
+        for part in parts:
+            path = folder / f"part-{part.index:05d}.parquet"
+            notes = path.with_suffix(".rejected.json")
+            if path.is_file() and notes.is_file():
+                bar.update(pq.ParquetFile(path).metadata.num_rows + len(json.loads(notes.read_text("utf-8"))))
+            else:
+                table, missed = embedder.table(source, part, bar)
+                write_json(notes, missed)
+                with replace_file(path) as temporary:
+                    pq.write_table(table.replace_schema_metadata({"c2fmae": json.dumps(described)}), temporary)
+            rejected += json.loads(notes.read_text("utf-8"))
+    files = [folder / f"part-{part.index:05d}.parquet" for part in parts]
+    rows = sum(pq.ParquetFile(path).metadata.num_rows for path in files)
+    if is_file:
+        _join(files, output)
+        shutil.rmtree(folder)
+    return rows, rejected
+
+
+def _begin(folder: Path, output: Path, described: dict[str, Any]) -> None:
+    """Make the folder of shards, or make sure that it was begun with the same settings."""
+    if output.suffix == ".parquet" and output.exists():
+        raise FileExistsError(f"{output}: expected a new file, got one that exists; remove it, or choose another name")
+    path = folder / SETTINGS_FILE
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = sorted(name for name in {*before, *described} if before.get(name) != described.get(name))
+        if changed:
+            raise ValueError(
+                f"{folder}: begun with other settings ({', '.join(changed)}); remove it, or choose another output"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: expected a new or an empty folder, got one with other files")
+    write_json(path, described)
+
+
+class _Embedder:
+    """Computes the table of a part."""
+
+    def __init__(
+        self, model: PreTrainedModel, processor: Any, kind: str, batch_size: int, half: bool, pool: ThreadPoolExecutor
+    ) -> None:
+        self.model, self.processor, self.kind = model, processor, kind
+        self.batch_size, self.pool = batch_size, pool
+        self.patch_size = patch_size_of(model)
+        self.device = next(model.parameters()).device
+        self.dtype = np.float16 if half else np.float32
+
+    def table(self, source: ImageSource, part: Part, bar: tqdm) -> tuple[pa.Table, list[str]]:
+        ids: list[str] = []
+        labels: list[int | None] = []
+        features: list[np.ndarray] = []
+        missed: list[str] = []
+        records = iter(source.read(part))
+        while batch := list(islice(records, self.batch_size)):
+            images = []
+            for record, image in zip(batch, self.pool.map(_decode, batch)):
+                if isinstance(image, ValueError):
+                    missed.append(f"{record.location}: {image}")
+                    logger.warning("Left out: %s: %s", record.location, image)
+                    continue
+                images.append(image)
+                ids.append(record.image_id)
+                labels.append(record.label)
+            if images:
+                features.append(self._features(images))
+            bar.update(len(batch))
+        columns: dict[str, Any] = {"image_id": pa.array(ids, pa.string())}
+        if source.label_feature is not None:
+            columns["label"] = pa.array(labels, pa.int64())
+        columns["features"] = _lists(np.concatenate(features) if features else np.zeros((0, 1), self.dtype))
+        return pa.table(columns), missed
+
+    def _features(self, images: Sequence[Any]) -> np.ndarray:
+        """`(B, width)`, or for patches `(B, N, width)`."""
+        pixel_values = self.processor(images, return_tensors="pt")["pixel_values"].to(self.device)
+        tokens = encode_images(self.model, pixel_values.to(self.model.dtype)).float()
+        num_patches = (pixel_values.shape[2] // self.patch_size) * (pixel_values.shape[3] // self.patch_size)
+        if self.kind == "patches":
+            values = tokens[:, tokens.shape[1] - num_patches :]
+        else:
+            values = pool_tokens(tokens, num_patches, self.kind)
+        return values.cpu().numpy().astype(self.dtype)
+
+
+def _decode(record: SourceRecord) -> Any:
+    """An RGB image, or the error."""
+    try:
+        if record.error is not None:
+            raise ValueError(record.error)
+        return to_rgb(open_image(read_bytes(record.value)))
+    except ValueError as error:
+        return error
+
+
+def _lists(values: np.ndarray) -> pa.Array:
+    """An array `(rows, ...)` as nested lists of fixed size."""
+    array = pa.array(values.reshape(-1))
+    for size in reversed(values.shape[1:]):
+        array = pa.FixedSizeListArray.from_arrays(array, size)
+    return array
+
+
+def _join(files: Sequence[Path], output: Path) -> None:
+    """The shards as one file, a shard in memory at a time."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+    def tables() -> Iterator[pa.Table]:
+        for file in files:
+            table = pq.read_table(file)
+            if table.num_rows:
+                yield table
+
+    with replace_file(output) as temporary:
+        found = tables()
+        first = next(found, None)
+        if first is None:
+            raise ValueError(f"{output}: expected at least one image that can be read, got none")
+        with pq.ParquetWriter(temporary, first.schema) as writer:
+            writer.write_table(first)
+            for table in found:
+                writer.write_table(table)
