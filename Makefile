@@ -8,19 +8,22 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test test-floors test-matrix test-all docs quality audit style clean
 
-$(VENV)/.installed: setup.py pyproject.toml
+# What the commands need, without the developers' tools.
+$(VENV)/.installed-all: setup.py
+	@echo "Installs PyTorch and the rest into $(VENV): SIZES."
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[all]"
 	$(BIN)/python -c "import torchvision, timm, transformers, c2fmae_hf"
 	touch $@
 
+$(VENV)/.installed: $(VENV)/.installed-all pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
 ## Pre-train a small model on embedded photographs, offline; load its encoder with transformers and with timm.
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed-all
 	rm -rf runs/demo
-	$(BIN)/python examples/make_demo_dataset.py runs/demo/dataset
-	$(BIN)/python examples/run_pretraining.py examples/configs/demo.yaml
-	$(BIN)/python examples/load_encoder.py runs/demo/c2fmae-vit-tiny
-	@echo "Look at runs/demo/reconstruction.png and runs/demo/curves.png"
+	$(BIN)/c2fmae demo
 
 ## The tests, without those marked slow.
 test: $(VENV)/.installed
@@ -36,23 +39,19 @@ test-floors:
 
 # Apart from the rest, since Gradio takes an older Pillow than what `make test` has.
 $(VENV)/.installed-app: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[dev,app-test]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,app]" "playwright>=1.55"
 	touch $@
 
 ## All tests, with those that transformers and timm run on their own models (docs/conformity.md), the documents' site, and
-## the page of examples/app in the system's Chromium, where there is one.
-test-all: $(VENV)/.installed-app $(VENV)/.installed-docs
+## the page of `c2fmae app` in the system's Chromium, where there is one.
+test-all: $(VENV)/.installed-app
 	$(BIN)/python -m pytest tests
 
 ## The documents as a site, build/docs/index.html: warnings are errors, links lead somewhere, nothing is loaded from afar.
-docs: $(VENV)/.installed-docs
+docs: $(VENV)/.installed
 	rm -rf build/docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --fresh-env -c docs/site -d build/doctrees . build/docs
 	$(BIN)/python docs/site/check_site.py build/docs
-
-$(VENV)/.installed-docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
-	touch $@
 
 ## Lint, formatting, types.
 quality: $(VENV)/.installed

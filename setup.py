@@ -8,7 +8,9 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "src/c2fmae_hf/__init__.py").read_text(), re.MULTILINE).group(1)
+REPOSITORY = "https://github.com/c2fmae-hf/c2fmae-hf"
 
+# Load, fine-tune, pre-train.
 INSTALL_REQUIRES = [
     "torch>=2.11",
     "torchvision>=0.26",
@@ -23,54 +25,61 @@ INSTALL_REQUIRES = [
     "pillow>=11.3",  # AVIF
     "pyyaml>=6",
     "jinja2>=3.1",  # model cards
+    "pyarrow>=17",
+    "tqdm>=4.66",
 ]
 
+LABELLING = ["scikit-image>=0.25", "scikit-learn>=1.5", "threadpoolctl>=3.1", "filelock>=3.13"]
+PICTURES = ["matplotlib>=3.9"]
+DETECTION = ["pycocotools>=2.0.8", "scipy>=1.13"]
+EXPORT = ["onnx>=1.17", "onnxscript>=0.6", "onnxruntime>=1.20"]
+
 EXTRAS_REQUIRE = {
-    # figures: reconstruction.png, curves.png, contact_sheet.png
-    "viz": ["matplotlib>=3.9"],
-    # label_images.py and validate_dataset.py; also `make demo`, whose photographs ship with the first two
-    "label": [
-        "scikit-image>=0.25",
-        "scikit-learn>=1.5",
-        "threadpoolctl>=3.1",
-        "pycocotools>=2.0.8",
-        "filelock>=3.13",
-        "pyarrow>=17",
-        "tqdm>=4.66",
-        "matplotlib>=3.9",
-    ],
-    # run_object_detection.py; `evaluate.evaluator`
-    "detection": ["pycocotools>=2.0.8", "scipy>=1.13"],
-    # ONNX: written, checked, and verified against the model
-    "export": ["onnx>=1.17", "onnxscript>=0.6", "onnxruntime>=1.20"],
-    # examples/app; Gradio 6 holds Pillow below 13
-    "app": ["gradio>=6.31", "matplotlib>=3.9", "scikit-image>=0.25", "scikit-learn>=1.5"],
+    # every command but `c2fmae app`; the demonstration's photographs ship with scikit-image and scikit-learn
+    "all": [*LABELLING, *PICTURES, *DETECTION, *EXPORT],
+    # `c2fmae app`; Gradio 6 holds Pillow below 13
+    "app": ["gradio>=6.31", *PICTURES, *LABELLING],
     # labelling on a cluster
     "ray": ["ray[data]>=2.44"],
-    # `make docs`
-    "docs": ["sphinx>=8.1", "furo>=2024.8.6", "myst-parser>=4.0"],
-    "pytest": ["pytest>=8", "hypothesis>=6.100", "parameterized>=0.9", "torchmetrics>=1.6"],
-    "quality": ["ruff>=0.14", "mypy>=1.18", "types-PyYAML", "pip-audit>=2.7"],
 }
-EXTRAS_REQUIRE["test"] = [
-    *(package for extra in ("label", "detection", "export", "ray") for package in EXTRAS_REQUIRE[extra]),
-    *EXTRAS_REQUIRE.pop("pytest"),
+EXTRAS_REQUIRE["dev"] = [
+    *EXTRAS_REQUIRE["all"],
+    *EXTRAS_REQUIRE["ray"],
+    *("pytest>=8", "hypothesis>=6.100", "parameterized>=0.9", "torchmetrics>=1.6"),
+    *("ruff>=0.14", "mypy>=1.18", "types-PyYAML", "pip-audit>=2.7"),
+    *("sphinx>=8.1", "furo>=2024.8.6", "myst-parser>=4.0"),
 ]
-# Its page in a browser, which is the system's Chromium
-EXTRAS_REQUIRE["app-test"] = [*EXTRAS_REQUIRE["app"], "playwright>=1.55"]
-EXTRAS_REQUIRE["dev"] = [*EXTRAS_REQUIRE["test"], *EXTRAS_REQUIRE["quality"]]
+
+
+def long_description() -> str:
+    """README with addresses instead of paths, for a page outside the repository."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"(!\[[^\]]*\]\()(?!https?://)([^)]+)\)", rf"\1{REPOSITORY}/raw/main/\2)", text)
+    return re.sub(r"((?<!!)\[[^\]]*\]\()(?!https?://|#)([^)]+)\)", rf"\1{REPOSITORY}/blob/main/\2)", text)
+
 
 setup(
     name="c2fmae-hf",
     version=VERSION,
     description="C2FMAE, a coarse-to-fine masked autoencoder, for transformers and timm",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
+    author="The c2fmae-hf authors",
+    url=REPOSITORY,
+    project_urls={
+        "Documentation": f"{REPOSITORY}/blob/main/docs/index.md",
+        "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.md",
+        "Issues": f"{REPOSITORY}/issues",
+        "Paper": "https://arxiv.org/abs/2603.09955",
+    },
     license="Apache-2.0",
     keywords="vision pre-training masked-autoencoder self-supervised transformers timm",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"c2fmae_hf": ["py.typed", "publishing/*.md", "pictures/*.html", "labelling/*.md"]},
+    package_data={
+        "c2fmae_hf": ["py.typed", "recipes/*/*.yaml", "publishing/*.md", "pictures/*.html", "labelling/*.md"]
+    },
+    entry_points={"console_scripts": ["c2fmae = c2fmae_hf.commands.main:main"]},
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -65,7 +65,7 @@ def make_environment(python: str, versions: str) -> Path:
     call = [uv(), "--quiet"]
     subprocess.run([*call, "venv", "--clear", "--python", python, folder], check=True, text=True, capture_output=True)
     install = [*call, "pip", "install", "--python", interpreter, "--resolution", RESOLUTIONS[versions]]
-    subprocess.run([*install, "--editable", f"{ROOT}[test]"], check=True, text=True, capture_output=True)
+    subprocess.run([*install, "--editable", f"{ROOT}[dev]"], check=True, text=True, capture_output=True)
     check = "import torchvision, timm, transformers, c2fmae_hf"
     subprocess.run([interpreter, "-c", check], check=True, text=True, capture_output=True)
     stamp.write_text(wanted)

@@ -1,0 +1,158 @@
+"""The `c2fmae` command: its help, what it says of mistakes, and its exit codes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+
+from c2fmae_hf.commands import main as command
+from c2fmae_hf.commands.arguments import recipe_names
+from testing_utils import RECIPES, load_command
+
+
+TRAINING = ("pretrain", "classify", "segment", "detect")
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error."""
+    try:
+        code = command.main(list(words))
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_console_script_is_installed():
+    (found,) = entry_points(group="console_scripts", name="c2fmae")
+    assert found.load() is command.main
+
+
+def test_python_m_does_the_same():
+    done = subprocess.run([sys.executable, "-m", "c2fmae_hf"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert done.stdout.strip() == command.overview()
+
+
+def test_the_overview_names_every_command(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for name in command.COMMANDS:
+        assert re.search(rf"^  {name} +\w", out, re.MULTILINE)
+        assert load_command(name).__doc__
+
+
+@pytest.mark.parametrize("name", command.COMMANDS)
+def test_help_is_short_and_about_the_command(capsys, name):
+    code, out, _ = run(capsys, name, "--help")
+    assert code == 0
+    assert out.startswith(f"usage: c2fmae {name}")
+    assert f"    c2fmae {name}" in out  # an example
+    lines = out.splitlines()
+    assert len(lines) <= 100  # two screens
+    assert max(map(len, lines)) <= 120
+    assert "python examples" not in out
+    assert "Arguments(" not in out
+    assert "(default: None)" not in out
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_the_libraries_options_are_in_help_all(capsys, name):
+    short, full = run(capsys, name, "--help")[1], run(capsys, name, "--help-all")[1]
+    for option in ("--adam_epsilon", "--torch_compile", "--fsdp"):
+        assert option not in short
+        assert option in full
+    for option in ("--output_dir", "--num_train_epochs", "--seed"):
+        assert option in short
+    for recipe in recipe_names(name):
+        assert recipe in re.sub(r"-\s+", "-", short)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("pretrian",), "unknown command 'pretrian'; did you mean pretrain?"),
+        (("pretrain", "--outpt_dir", "x"), "unknown option --outpt_dir; did you mean --output_dir?"),
+        (("push", "a", "b", "--previw", "x"), "unknown option --previw; did you mean --preview?"),
+        (("pretrain",), "expected DATASET_NAME or --dataset_name"),
+        (("classify", "model", "data", "more"), "unexpected words: more"),
+        (("pretrain", "--recipe", "imagenet"), "recipe: expected a YAML or JSON file, or one of: demo, imagenet-vit-"),
+        (("label", "photos"), "expected OUTPUT_DIR or --output_dir"),
+    ],
+)
+def test_mistakes_in_the_words(capsys, words, message):
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert message in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("classify", "./nowhere", "data", "--knn"), "nowhere"),
+        (("embed", "./nowhere", "./photos", "--output", "x.parquet"), "nothing"),
+        (("validate", "./nowhere"), "dataset: expected a folder or Parquet files at './nowhere', found nothing"),
+        (
+            ("push", "./nowhere", "me/x", "--preview", "x"),
+            "expected a folder or a name on the Hub, found no such folder",
+        ),
+        (("export", "./nowhere", "x"), "expected a folder or a name on the Hub, found no such folder"),
+        (("convert", "./nowhere", "x"), "expected a folder or a name on the Hub, found no such folder"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_an_expected_mistake_is_one_line(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *words)
+    assert code == 1
+    assert "Traceback" not in err
+    (line,) = (line for line in err.splitlines() if "error: " in line)
+    assert line.startswith(f"c2fmae {words[0]}: error: ")
+    assert message in line
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch, capsys):
+    module = load_command("validate")
+    monkeypatch.setattr(module, "main", lambda args: {}["absent"])
+    with pytest.raises(KeyError):
+        command.main(["validate", "x"])
+
+
+def test_a_traceback_on_request(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("C2FMAE_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        command.main(["validate", "./nowhere"])
+
+
+def test_results_that_are_no_success(monkeypatch, capsys):
+    module = load_command("validate")
+    report = type("Report", (), {"is_valid": False})()
+    monkeypatch.setattr(module, "main", lambda args: report)
+    assert command.main(["validate", "x"]) == 1
+    report.is_valid = True
+    assert command.main(["validate", "x"]) == 0
+
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "main", stop)
+    assert command.main(["validate", "x"]) == 130
+    assert "c2fmae validate: stopped" in capsys.readouterr().err
+
+
+def test_every_recipe_is_called_by_its_name():
+    found = {path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml")}
+    assert found == {f"{name}/{recipe}" for name in command.COMMANDS for recipe in recipe_names(name)}
+    for name in TRAINING:
+        for recipe in recipe_names(name):
+            by_name = load_command(name).parse(["--recipe", recipe, "--use_cpu", "true", "--seed", "7"])
+            by_path = load_command(name).parse([str(RECIPES / name / f"{recipe}.yaml"), "--use_cpu", "true"])
+            training = next(part for part in by_name if hasattr(part, "learning_rate"))
+            assert training.seed == 7  # options override
+            assert training.output_dir.startswith("runs/")
+            assert type(by_path) is type(by_name)
