@@ -17,8 +17,8 @@ from c2fmae_hf import C2FMAEBackbone
 encoder = sys.argv[1]
 depth = AutoConfig.from_pretrained(encoder).num_hidden_layers
 stages = [f"stage{(i + 1) * depth // 4}" for i in range(4)]
-# A feature pyramid of four blocks, as UperNet expects it of hierarchical networks. (AutoBackbone.from_pretrained does the
-# same, but transformers lets it take names on the Hub alone.)
+# A feature pyramid of four blocks, as UperNet expects it of hierarchical networks. AutoBackbone.from_pretrained gives
+# the same, but of names on the Hub alone.
 backbone = C2FMAEBackbone.from_pretrained(encoder, out_features=stages, add_fpn=True)
 config = UperNetConfig(backbone_config=backbone.config, num_labels=5, hidden_size=64, use_auxiliary_head=False)
 model = UperNetForSemanticSegmentation(config)

@@ -1,12 +1,12 @@
 """
 What README.md and the documents tell people to run is run, on small stand-ins; what they state is compared.
 
-Python blocks run, but for those that need a network. Of the commands, those run that need nothing but photographs and
+Python blocks run, except those that need a network. Of the commands, those run that need nothing but photographs and
 what earlier commands of the documents leave: labelling, validation, pre-training and classification (of a small model,
-for two steps), the gallery, conversion, export, and the preview of a publication. Of the others the options are read
-by the script's own parser: those with data or models that are not here (ImageNet, names on the Hub), with several
-processes, or with `...`. Of the app, of benchmarks and of the study, which other tests run, the names of the options
-are looked up.
+for two steps), features, the gallery, conversion, export, and the preview of a publication. For the others the parser of
+the command reads the options: those with data or models that are not here (ImageNet, names on the Hub), with several
+processes, or with `...`. For the app, benchmarks and the study, which other tests run, the names of options are looked
+up.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -40,7 +41,8 @@ from c2fmae_hf import (
     C2FMAEImageProcessor,
     C2FMAEModel,
 )
-from c2fmae_hf.commands.arguments import parse_arguments
+from c2fmae_hf.commands import arguments
+from c2fmae_hf.commands.main import COMMANDS
 from c2fmae_hf.data.rows import semantic_id2label
 from c2fmae_hf.data.splits import load_splits
 from c2fmae_hf.transfer.detection import build_mask_rcnn
@@ -89,8 +91,10 @@ RUNNABLE = [block for block in PYTHON if block.needs is None]
 NUM_PHOTOS = 8
 # Of features, with a standard deviation of about 0.9, of a file that the two libraries resize each in its way.
 FILE_DIFFERENCE = 0.05
-# Scripts that a document's command has run.
+# Commands that a document has run.
 RUN: set[str] = set()
+TRAINING = ("pretrain", "classify", "segment", "detect")
+TRAINS = ["--use_cpu", "true"]
 
 
 def commands_of(block: Block) -> list[list[str]]:
@@ -174,10 +178,6 @@ def run_document(stand_ins, monkeypatch):
     def run(document: str) -> dict[str, Any]:
         """All its blocks, from first to last, as a reader would; the names that are there in the end."""
         names = {**names_that_documents_assume(), "__name__": "a_readers_script"}
-        if document == "README.md":  # which says where the imports of its last block are
-            (imports,) = [block for block in blocks_of("docs/pretraining.md") if block.language == "python"]
-            names["config"] = C2FMAEConfig.from_size("tiny", num_semantic_classes=8)
-            exec(imports.code.partition("\n\n")[0], names)
         for block in RUNNABLE:
             if block.document != document or needs_newer_timm(block):
                 continue
@@ -229,27 +229,14 @@ def check_same_photograph(names):
     assert (names["features"] - ours).abs().max() <= FILE_DIFFERENCE  # timm resizes with Pillow, this package tensors
 
 
-def check_labelled(names):
-    saved = load_splits("labelled")
-    assert {split: len(rows) for split, rows in saved.items()} == {"train": 6, "validation": 2}
-    for rows in saved.values():
-        assert rows.features["label"].names == ["cat", "dog"]
-        assert set(rows["label"]) == {0, 1}
-        assert rows[0]["image"].size == (96, 96)
-
-
 def check_by_split(names):
     assert (len(names["train"]), len(names["validation"])) == (6, 2)
     assert names["train"].features["label"].names == ["cat", "dog"]
 
 
-def check_training(names):
-    assert names["trainer"].state.global_step == 2
-
-
 def check_encoder_saved(names):
-    check_training(names)
-    encoder = C2FMAEModel.from_pretrained("runs/mine/encoder")
+    assert names["trainer"].state.global_step == 2
+    encoder = C2FMAEModel.from_pretrained("runs/python/encoder")
     trained = names["trainer"].model.c2fmae.state_dict()
     assert all(torch.equal(value.cpu(), trained[name].cpu()) for name, value in encoder.state_dict().items())
 
@@ -319,9 +306,7 @@ for text, check in {
     "**processor(Image.open(": check_features,
     "outputs.last_hidden_state": check_features,
     "create_model(folder, pretrained=True, num_classes=0)": check_same_photograph,
-    '"imagefolder"': check_labelled,
     '"by_split"': check_by_split,
-    "processing_class=processor": check_training,
     "trainer.save_encoder": check_encoder_saved,
     "convert_from_c2fmae": check_conversion,
     "export_pt2": check_export,
@@ -335,7 +320,7 @@ for text, check in {
     "out_indices=[3, 6, 9, 12]": check_pyramid,
 }.items():
     found = [one for one in RUNNABLE if text in one.code and one not in CHECKS]
-    assert len(found) == (2 if check is check_same_photograph else 1), text
+    assert len(found) == (2 if check is check_encoder_saved else 1), text
     CHECKS |= dict.fromkeys(found, check)
 
 
@@ -362,17 +347,11 @@ def shortened(name: str, args: list[str]) -> list[str]:
     """The same command with what makes it a matter of seconds: a small model, two steps, one process."""
     if name == "visualize":
         return [*args, "--device", "cpu", *([] if "--indices" in args else ["--num_images", "2"])]
-    if name == "run_classification":
-        return [*args, "--image_size", "64", "--max_steps", "2", "--use_cpu", "true"]
-    if name == "run_pretraining":
-        size = [
-            "--image_size",
-            "64",
-            "--config_overrides",
-            '{"num_hidden_layers": 2}',
-            "--dataloader_num_workers",
-            "0",
-        ]
+    if name == "classify":
+        return [*args, "--image_size", "64", "--max_steps", "2", "--use_cpu", "true", "--validation_share", "0.25"]
+    if name == "pretrain":
+        size = ["--image_size", "64", "--config_overrides", '{"num_hidden_layers": 2}']
+        size += ["--dataloader_num_workers", "0"]
         return [*args, *size, "--max_steps", "2", "--logging_steps", "1", "--num_drawn", "2", "--use_cpu", "true"]
     return args
 
@@ -388,7 +367,7 @@ def run_if_there(name: str, module, args: list[str], options: list[Any]) -> bool
     if not all(Path(one).is_dir() for one in inputs if one is not None) or values.get("push_to_hub"):
         return False
     output = Path(values["output_dir"])
-    if name == "label_images":
+    if name == "label":
         shutil.rmtree(output, ignore_errors=True)  # a stand-in for what is written now
         number = "4" if values["num_classes"] == 32 else str(values["num_classes"])  # the few photographs have no more
         module.main([*args, "--num_classes", number])
@@ -396,7 +375,8 @@ def run_if_there(name: str, module, args: list[str], options: list[Any]) -> bool
     elif name == "visualize":
         assert output / "index.html" in module.main(shortened(name, args))
         assert len(list(output.glob("*.png"))) > 8
-    elif name == "run_pretraining":
+    elif name == "pretrain":
+        shutil.rmtree(output, ignore_errors=True) if Path(values["dataset_name"]).name == "photos" else None
         folders = [output / "c2fmae-vit-tiny", output / "c2fmae-vit-tiny-pretraining"]
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)  # stand-ins for what is written now
@@ -404,7 +384,7 @@ def run_if_there(name: str, module, args: list[str], options: list[Any]) -> bool
         assert all((folder / "model.safetensors").is_file() for folder in folders)
         assert (output / "reconstruction.png").is_file()
         assert (output / "curves.png").is_file()
-    elif name == "run_classification":
+    elif name == "classify":
         protocol = "knn" if values["knn"] else "linear_probe" if values["linear_probe"] else "fine_tuning"
         assert module.main(shortened(name, args))["protocol"] == protocol
         assert (output / "results.json").is_file()
@@ -413,50 +393,43 @@ def run_if_there(name: str, module, args: list[str], options: list[Any]) -> bool
     return True
 
 
-def run_or_parse(script: Path, args: list[str]) -> None:
-    """Run what is a matter of seconds; of the rest, let its own parser read the options."""
-    source = script.read_text(encoding="utf-8")
-    name = script.stem
+def run_or_parse(name: str, args: list[str]) -> None:
+    """Run what is a matter of seconds; of the rest, let the command's own parser read the options."""
+    module = load_command(name)
     has_rest = "..." in args
     args = [word for word in args if word != "..."]
-    if name == "push_to_hub":
-        module = load_command(name)
+    if name == "push":
         options = module.parse(args)
         if options.preview is not None:
             module.main(args)
             assert (options.preview / "README.md").is_file()
             assert (options.preview / "model.safetensors").is_file()
-    elif name == "convert_checkpoint":
-        module = load_command(name)
+    elif name == "convert":
         options = module.parse(args)
         if Path(options.source).is_dir():
             assert module.main([*args, "--overwrite"]) <= 1e-3
             assert (options.output / "config.json").is_file()
-    elif name == "export_model":
-        assert max(load_command(name).main(args).values()) <= 1e-4
-    elif name == "validate_dataset":
-        assert load_command(name).main(args).rows > 0
-    elif re.search(r"^GROUPS = ", source, re.MULTILINE):
-        module = load_command(name)
-        required = {
-            "run_pretraining": ("dataset_name",),
-            "label_images": ("source", "output_dir"),
-            "visualize": ("model", "output_dir"),
-        }
-        trains = name not in ("label_images", "visualize")
-        options = parse_arguments(
-            module.GROUPS,
-            [*args, *(["--use_cpu", "true"] if trains else [])],
-            required=() if has_rest else required.get(name, ("model", "dataset_name")),
-            check=None if has_rest else getattr(module, "find_mistake", None),
-        )
-        if not has_rest and run_if_there(name, module, args, options):
+    elif name == "export":
+        assert max(module.main(args).values()) <= 1e-4
+    elif name == "validate":
+        assert module.main(args).rows > 0
+    elif name == "embed":
+        if Path(args[0]).is_dir() and Path(args[1]).is_dir():
+            assert module.main([*args, "--device", "cpu"]) == []
+            assert pq.read_table(args[args.index("--output") + 1]).num_rows == NUM_PHOTOS
             RUN.add(name)
+    elif name in ("demo", "app"):  # minutes, and until it is stopped
+        known = set(re.findall(r'"(--\w+)"', Path(module.__file__).read_text(encoding="utf-8")))
+        assert {word for word in args if word.startswith("--")} <= known
     else:
-        options = {word.partition("=")[0] for word in args if word.startswith("--")}
-        shared = script.parent / "common.py"  # of the benchmarks
-        source += shared.read_text(encoding="utf-8") if shared.is_file() else ""
-        assert options <= set(re.findall(r"--\w+", source))
+        words = [*args, *(TRAINS if name in TRAINING else [])]
+        if has_rest:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(arguments, "find_missing", lambda *_: None)
+                patch.setattr(module, "find_mistake", lambda *_: None, raising=False)
+                module.parse(words)
+        elif run_if_there(name, module, args, module.parse(words)):
+            RUN.add(name)
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "bash"], ids=str)
@@ -480,25 +453,34 @@ def check_command(words: list[str]) -> None:
         return
     if words[:2] == ["pip", "install"]:
         setup = (ROOT / "setup.py").read_text(encoding="utf-8")
-        for extra in re.fullmatch(r"\.\[(.+)\]", words[2])[1].split(","):
-            assert f'"{extra}": [' in setup
+        for extra in re.fullmatch(r"(?:\.|c2fmae-hf)\[(.+)\]", words[2])[1].split(","):
+            assert f'"{extra}": [' in setup or f'EXTRAS_REQUIRE["{extra}"]' in setup
         return
-    assert words[0] in ("python", "torchrun")
-    script = next(word for word in words if word.endswith(".py"))
-    assert (ROOT / script).is_file()
-    if script == "model_cards/build.py":  # tests/test_model_card.py runs it
+    if words[0] == "c2fmae":
+        run_or_parse(words[1], words[2:])
         return
-    args = [str(ROOT / word) if word.startswith("examples/") else word for word in words[words.index(script) + 1 :]]
-    if words[0] == "torchrun":  # several processes: see tests/test_distributed.py
-        args.append("...")
-    run_or_parse(ROOT / script, args)
+    if "c2fmae_hf" in words:  # several processes: see tests/test_distributed.py
+        assert words[0] in ("torchrun", "accelerate")
+        position = words.index("c2fmae_hf")
+        assert words[position - 1] == "-m"
+        run_or_parse(words[position + 1], [*words[position + 2 :], "..."])
+        return
+    assert words[0] == "python"
+    script = ROOT / next(word for word in words if word.endswith(".py"))
+    assert script.is_file()
+    # Examples, benchmarks and cards are run by their own tests.
+    options = {word.partition("=")[0] for word in words if word.startswith("--")}
+    source = script.read_text(encoding="utf-8")
+    shared = script.parent / "common.py"  # of the benchmarks
+    source += shared.read_text(encoding="utf-8") if shared.is_file() else ""
+    assert options <= set(re.findall(r"--\w+", source))
 
 
 def test_what_the_docstring_says_is_run(request):
     """After the tests above, unless some were deselected."""
     ids = {f"test_commands[{block}]" for block in BLOCKS if block.language == "bash"}
     if ids <= {item.name for item in request.session.items}:
-        assert {"label_images", "visualize", "run_pretraining", "run_classification"} == RUN
+        assert {"label", "visualize", "pretrain", "classify", "embed"} == RUN
 
 
 # Statements
@@ -544,12 +526,14 @@ def test_options_that_documents_name_exist():
     known = set()
     for path in (ROOT / "benchmarks").rglob("*.py"):
         known |= set(re.findall(r'"(--\w+)"', path.read_text(encoding="utf-8")))
-    for path in (ROOT / "examples").rglob("*.py"):
-        known |= set(re.findall(r'"(--\w+)"', path.read_text(encoding="utf-8")))
-        if path.parent.name == "app":
-            continue
-        for group in getattr(load_command(path.stem), "GROUPS", ()):
-            known |= {f"--{entry.name}" for entry in fields(group)}
+    for name in COMMANDS:
+        module = load_command(name)
+        known |= set(re.findall(r'"(--[\w-]+)"', Path(module.__file__).read_text(encoding="utf-8")))
+        if hasattr(module, "parse") and name not in ("push", "convert"):
+            words = {"label": ["a", "b"], "visualize": ["a", "b", "--output_dir", "c"], "pretrain": ["a"]}
+            for group in module.parse([*words.get(name, ["a", "b"]), *(TRAINS if name in TRAINING else [])]):
+                known |= {f"--{entry.name}" for entry in fields(group)}
+    known |= {"--recipe", "--help-all"}
     known |= {"--help", "--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_id"}  # torchrun's
     known |= {"--head", "--address", "--repo", "--exclude"}  # Ray's, and of `hf upload --repo-type`
     for document in set(DOCUMENTS) - {"docs/hub_faults.md"}:  # which is made of messages

@@ -69,12 +69,19 @@ OTHERS = {"transformers", "evaluate", "datasets", "trainer_utils", "Trainer", "B
 # The pages by part, in reading order. Those that are not there yet are left out; one that is there and is not named
 # here is an error of Sphinx.
 NAVIGATION = {
-    "Start": ["quickstart", "concepts", "gallery", "app", "faq", "glossary"],
+    "Start": ["quickstart", "concepts", "comparison", "gallery", "app", "faq", "glossary"],
     "Data": ["datasets", "labelling", "bad_rows"],
     "Training": ["pretraining", "long_runs", "transfer"],
     "Models": ["models", "hub", "hub_faults", "../model_cards/README"],
     "Evidence": ["evidence", "conformity", "../benchmarks/README", "../benchmarks/representation/README"],
-    "Development": ["extending", "reference/index", "../CONTRIBUTING", "../CHANGELOG"],
+    "Development": [
+        "extending",
+        "../examples/README",
+        "comparison",
+        "reference/index",
+        "../CONTRIBUTING",
+        "../CHANGELOG",
+    ],
 }
 # Where a page's own title is long.
 TITLES = {

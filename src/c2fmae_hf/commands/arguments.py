@@ -243,14 +243,19 @@ def parse_arguments(
     parsed = parsed[: len(groups)]
     refuse_unknown(parser, words, may_have_words=True)
     _fill_positionals(parser, groups, parsed, positionals, words)
-    given = {one.name: getattr(instance, one.name) for instance in parsed for one in fields(instance)}
-    for name in required:
-        if given[name] is None:
-            parser.error(f"expected {name.upper()} or --{name}" if name in positionals else f"--{name} is required")
-    mistake = check(*parsed) if check is not None else None
+    mistake = find_missing(parsed, required, positionals) or (check(*parsed) if check is not None else None)
     if mistake:
         parser.error(mistake)
     return tuple(parsed)
+
+
+def find_missing(parsed: Sequence[Any], required: Sequence[str], positionals: Sequence[str]) -> str | None:
+    """A message if a required field is `None`."""
+    given = {one.name: getattr(instance, one.name) for instance in parsed for one in fields(instance)}
+    for name in required:
+        if given[name] is None:
+            return f"expected {name.upper()} or --{name}" if name in positionals else f"--{name} is required"
+    return None
 
 
 def _list_fields(groups: Sequence[type]) -> set[str]:
