@@ -3,10 +3,10 @@ What README.md and the documents tell people to run is run, on small stand-ins; 
 
 Python blocks run, except those that need a network. Of the commands, those run that need nothing but photographs and
 what earlier commands of the documents leave: labelling, validation, pre-training and classification (of a small model,
-for two steps), features, the gallery, conversion, export, and the preview of a publication. For the others the parser of
-the command reads the options: those with data or models that are not here (ImageNet, names on the Hub), with several
-processes, or with `...`. For the app, benchmarks and the study, which other tests run, the names of options are looked
-up.
+for two steps), features, the gallery, conversion, export, and the preview of a publication. For the others the parser
+of the command reads the options: those with data or models that are not here (ImageNet, names on the Hub), with
+several processes, or with `...`. For the app, benchmarks and the study, which other tests run, the names of options
+are looked up.
 """
 
 from __future__ import annotations
