@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 
 # What the commands need, without the developers' tools.
 $(VENV)/.installed-all: setup.py
-	@echo "Installs PyTorch and the rest into $(VENV): SIZES."
+	@echo "Installs PyTorch and the rest into $(VENV): about 3.3 GB to download, 6.7 GB on disk (Linux)."
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[all]"
 	$(BIN)/python -c "import torchvision, timm, transformers, c2fmae_hf"
