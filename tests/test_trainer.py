@@ -147,6 +147,132 @@ def test_losses_fall(config, rows, tmp_path):
         assert after[f"eval_{name}_loss"] < before[f"eval_{name}_loss"], name
 
 
+# Plain rows
+
+
+def plain_trainer(config, rows, folder, *, callbacks=(), parts=None, **arguments) -> C2FMAETrainer:
+    """From `datasets` alone, with no part but those that are given."""
+    torch.manual_seed(7)
+    defaults = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "save_strategy": "no"}
+    defaults |= {"base_learning_rate": 0.05, "disable_tqdm": True, "use_cpu": True}
+    args = C2FMAETrainingArguments(str(folder), **{**defaults, **arguments})
+    model = C2FMAEForPreTraining(config)
+    return C2FMAETrainer(model, args, train_dataset=rows, callbacks=list(callbacks), **(parts or {}))
+
+
+def test_five_lines_train(config, rows, tmp_path):
+    args = C2FMAETrainingArguments(str(tmp_path), num_train_epochs=1, use_cpu=True, disable_tqdm=True)
+    trainer = C2FMAETrainer(C2FMAEForPreTraining(config), args, train_dataset=rows)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    trainer.save_encoder(tmp_path / "encoder")
+    assert AutoImageProcessor.from_pretrained(tmp_path / "encoder").patch_size == 8
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_plain_rows_follow_the_curriculum(config, rows, tmp_path, workers):
+    arguments = {"curriculum": "linear", "eval_strategy": "epoch", "dataloader_num_workers": workers}
+    trainer = plain_trainer(config, rows, tmp_path, parts={"eval_dataset": rows.select(range(5))}, **arguments)
+    trainer.train()
+    shares = logged(trainer, "masked_semantic", "masked_random")
+    assert shares[0][0] >= 0.5
+    assert shares[0][1] == shares[-1][0] == 0
+    assert shares[-1][1] >= 0.5
+    evaluations = logged(trainer, "eval_loss")
+    assert len(evaluations) == 3
+    assert trainer.eval_dataset.progress is None
+    assert trainer.evaluate()["eval_loss"] == evaluations[-1][0]  # whose masks do not move
+
+
+def test_plain_rows_are_what_the_parts_make_of_them(config, rows, tmp_path):
+    config = C2FMAEConfig(**{**config.to_dict(), "label_stride": 8})
+    arguments = {"curriculum": "linear", "seed": 3, "min_crop_scale": 0.7, "evaluation_masking": "semantic"}
+    trainer = plain_trainer(config, rows, tmp_path, parts={"eval_dataset": {"mine": rows}}, **arguments)
+    options = {"num_semantic_classes": 5, "seed": 3}
+    scaling = {"label_stride": 8}
+    train = C2FMAEDataset(
+        rows, training_transform((32, 32), scale=(0.7, 1.0), **scaling), progress=SharedProgress(), **options
+    )
+    evaluation = C2FMAEDataset(rows, evaluation_transform((32, 32), **scaling), **options)
+    curriculum = trainer.args.get_curriculum()
+    collator = DataCollatorForC2FMAE(config, curriculum, seed=3, evaluation_masking="semantic")
+    for expected, given in ((train, trainer.train_dataset), (evaluation, trainer.eval_dataset["mine"])):
+        expected, given = (
+            collator([expected[i] for i in range(12)]),
+            trainer.data_collator([given[i] for i in range(12)]),
+        )
+        assert all(torch.equal(value, given[name]) for name, value in expected.items())
+
+
+def test_each_part_can_be_passed(config, rows, tmp_path):
+    transform = training_transform(config.image_height_width)
+    own = C2FMAEDataset(rows, transform, num_semantic_classes=5, progress=SharedProgress())
+    stream = C2FMAEIterableDataset(rows.to_iterable_dataset(), evaluation_transform(config.image_height_width))
+    parts = {
+        "data_collator": DataCollatorForC2FMAE(config, seed=5),
+        "eval_dataset": stream,
+        "processing_class": C2FMAEImageProcessor.from_config(config, image_mean=[0.1, 0.2, 0.3]),
+    }
+    trainer = plain_trainer(config, own, tmp_path, parts=parts)
+    assert trainer.train_dataset is own
+    assert all(getattr(trainer, name) is part for name, part in parts.items())
+    trainer = plain_trainer(config, rows, tmp_path, parts=parts)
+    assert trainer.train_dataset.read_row.transform.mean == [0.1, 0.2, 0.3]
+
+
+def test_a_dataset_without_progress_gets_that_of_the_trainer(config, rows, tmp_path):
+    own = C2FMAEDataset(rows, training_transform(config.image_height_width), num_semantic_classes=5)
+    trainer = plain_trainer(config, own, tmp_path, parts={"eval_dataset": own}, curriculum="linear")
+    trainer.train()
+    assert logged(trainer, "masked_random")[-1][0] >= 0.5
+    assert trainer.eval_dataset.progress is None
+
+
+@pytest.mark.parametrize(
+    ("granularities", "arguments", "needed"),
+    [
+        (["image"], {}, ()),
+        (["image"], {"curriculum_weights": [0.0, 0.5, 0.5]}, ("semantic", "instance")),
+        (["image"], {"curriculum": "step"}, ("semantic", "instance")),
+        (["instance", "image"], {}, ("instance",)),
+        (["semantic", "instance", "image"], {}, ("semantic", "instance")),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_only_maps_that_are_needed_are_read(config, rows, tmp_path, granularities, arguments, needed, streaming):
+    config = C2FMAEConfig(**{**config.to_dict(), "granularities": granularities, "loss_weights": None})
+    arguments = {**arguments, "max_steps": 1, "shuffle_rows": 4, "on_bad_row": "skip"}
+
+    def given(columns):
+        kept = rows.remove_columns([name for name in ("semantic", "instance") if name not in columns])
+        return kept.to_iterable_dataset() if streaming else kept
+
+    trainer = plain_trainer(config, given(needed), tmp_path, **arguments)
+    trainer.train()
+    assert trainer.train_dataset.read_row.map_columns == needed
+    assert trainer.train_dataset.on_bad_row == "skip"
+    if streaming:
+        assert trainer.train_dataset.rows_per_block == 4
+    for name in needed:
+        with pytest.raises(ValueError, match=rf"missing \['{name}'\]"):
+            plain_trainer(config, given(set(needed) - {name}), tmp_path, **arguments)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_plain_rows_resume_to_the_same_weights(config, rows, tmp_path, streaming):
+    rows = rows.to_iterable_dataset(num_shards=2) if streaming else rows
+    arguments = {"curriculum": "linear", "save_strategy": "steps", "save_steps": 4, "max_steps": 9}
+    whole = plain_trainer(config, rows, tmp_path / "whole", **arguments)
+    whole.train()
+    killed = plain_trainer(config, rows, tmp_path / "killed", callbacks=[StopAt(6)], **arguments)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = plain_trainer(config, rows, tmp_path / "killed", **arguments)
+    resumed.train(resume_from_checkpoint=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
 # Resuming
 
 

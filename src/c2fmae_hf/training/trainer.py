@@ -1,15 +1,17 @@
-"""The transformers Trainer with what pre-training adds: the curriculum, logged losses, the encoder."""
+"""The transformers Trainer with what pre-training adds: plain rows, the curriculum, logged losses, the encoder."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -18,17 +20,22 @@ from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..configuration_c2fmae import C2FMAEConfig
 from ..constants import GRANULARITIES, MASKING_STRATEGIES
 from ..data.data_collator import DIAGNOSTICS, FALLBACK, DataCollatorForC2FMAE
 from ..data.dataset import C2FMAEDataset
 from ..data.progress import SharedProgress
+from ..data.rows import MAP_COLUMNS
 from ..data.sampling import EpochSampler
 from ..data.streaming import C2FMAEIterableDataset
+from ..data.transforms import evaluation_transform, training_transform
+from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..utils.files import replace_folder, write_json
 from .callbacks import CurriculumCallback
 from .checkpoints import in_any_process
 from .non_finite import REPORT_FILE, Watched
 from .publishing_trainer import PublishingTrainer
+from .training_args import C2FMAETrainingArguments
 
 
 STREAM_FILE = "stream_state.json"
@@ -37,7 +44,7 @@ _STREAM_FOLDER = ".stream"
 
 class C2FMAETrainer(PublishingTrainer):
     """
-    Pre-trains [`C2FMAEForPreTraining`] on a [`C2FMAEDataset`] or [`C2FMAEIterableDataset`].
+    Pre-trains [`C2FMAEForPreTraining`] on the rows of a dataset.
 
     - The curriculum follows `global_step / max_steps` in every data-loading worker, and a resumed run continues it.
     - A resumed stream continues where the checkpoint's `stream_state.json` says, without reading all before it again.
@@ -51,11 +58,60 @@ class C2FMAETrainer(PublishingTrainer):
       moment, which neither replaces another one nor is taken for the last. With float16, whose scaler skips such
       gradients, only losses are watched.
 
-    Args: those of [`~transformers.Trainer`]; `args` is a [`C2FMAETrainingArguments`].
+    Args:
+        model ([`C2FMAEForPreTraining`]): Its configuration decides on transforms, maps and masks.
+        args ([`C2FMAETrainingArguments`], *optional*): By default they write to `tmp_trainer`, as in transformers.
+        data_collator (*optional*): By default a [`DataCollatorForC2FMAE`] with the curriculum of `args`.
+        train_dataset (`datasets.Dataset` or `datasets.IterableDataset`, *optional*): Rows with the column `image` and,
+            where a granularity or a guided curriculum needs them, `semantic` and `instance`. The trainer makes a
+            [`C2FMAEDataset`] or [`C2FMAEIterableDataset`] of them; either can also be passed.
+        eval_dataset (*optional*): Likewise, or a dictionary of such datasets.
+        processing_class ([`C2FMAEImageProcessor`], *optional*): Saved with the model. By default from its
+            configuration.
+        kwargs: Of [`PublishingTrainer`].
+
+    Raises:
+        `ValueError`: if rows lack a column that is needed.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: C2FMAETrainingArguments | None = None,
+        data_collator: Callable[[Any], Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: C2FMAEImageProcessor | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = C2FMAETrainingArguments("tmp_trainer") if args is None else args
+        config = getattr(model, "config", None)
+        if isinstance(config, C2FMAEConfig):
+            if processing_class is None:
+                processing_class = C2FMAEImageProcessor.from_config(config)
+            if data_collator is None:
+                data_collator = DataCollatorForC2FMAE(
+                    config, args.get_curriculum(), args.seed, evaluation_masking=args.evaluation_masking
+                )
+            train_dataset = wrap_rows(train_dataset, config, args, processing_class, SharedProgress())
+            if isinstance(eval_dataset, dict):
+                eval_dataset = {
+                    name: wrap_rows(rows, config, args, processing_class) for name, rows in eval_dataset.items()
+                }
+            else:
+                eval_dataset = wrap_rows(eval_dataset, config, args, processing_class)
+        if isinstance(train_dataset, (C2FMAEDataset, C2FMAEIterableDataset)) and train_dataset.progress is None:
+            train_dataset = copy.copy(train_dataset)  # the caller's may also be there to evaluate
+            train_dataset.progress = SharedProgress()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
         self._averages = RunningAverages()
         self._watched = Watched()
         self._num_skipped = torch.zeros((), dtype=torch.long)
@@ -246,6 +302,49 @@ class FiniteCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.check_update()
+
+
+def wrap_rows(
+    rows: Any,
+    config: C2FMAEConfig,
+    args: C2FMAETrainingArguments,
+    processor: C2FMAEImageProcessor,
+    progress: SharedProgress | None = None,
+) -> Any:
+    """
+    A [`C2FMAEDataset`] or [`C2FMAEIterableDataset`] of plain rows; anything else as it is.
+
+    Args:
+        rows (`datasets.Dataset` or `datasets.IterableDataset`, or anything else).
+        config, args, processor: Decide on the label maps that are read, the transform and the normalisation.
+        progress ([`SharedProgress`], *optional*): For training; without it the dataset is for evaluation.
+    """
+    if not isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
+        return rows
+    curriculum = args.get_curriculum()
+    needed = {*config.granularities, *config.input_granularities}
+    if curriculum.schedule != "constant" or any(curriculum.weights[:2]):
+        needed.update(MAP_COLUMNS)  # instance-guided masking falls back on semantic regions
+    scaling: dict[str, Any] = {
+        "mean": processor.image_mean,
+        "std": processor.image_std,
+        "label_stride": config.label_stride,
+    }
+    size = config.image_height_width
+    if progress is None:
+        transform = evaluation_transform(size, **scaling)
+    else:
+        transform = training_transform(size, scale=(args.min_crop_scale, 1.0), **scaling)
+    options: dict[str, Any] = {
+        "map_columns": [name for name in MAP_COLUMNS if name in needed],
+        "num_semantic_classes": config.num_semantic_classes,
+        "seed": args.seed,
+        "progress": progress,
+        "on_bad_row": args.on_bad_row,
+    }
+    if isinstance(rows, datasets.IterableDataset):
+        return C2FMAEIterableDataset(rows, transform, shuffle_rows=args.shuffle_rows, **options)
+    return C2FMAEDataset(rows, transform, **options)
 
 
 class RunningAverages:
