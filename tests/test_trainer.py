@@ -224,7 +224,9 @@ def test_a_dataset_without_progress_gets_that_of_the_trainer(config, rows, tmp_p
     own = C2FMAEDataset(rows, training_transform(config.image_height_width), num_semantic_classes=5)
     trainer = plain_trainer(config, own, tmp_path, parts={"eval_dataset": own}, curriculum="linear")
     trainer.train()
+    assert logged(trainer, "masked_semantic")[0][0] >= 0.5
     assert logged(trainer, "masked_random")[-1][0] >= 0.5
+    assert own.progress is None
     assert trainer.eval_dataset.progress is None
 
 

@@ -93,7 +93,7 @@ class C2FMAETrainer(PublishingTrainer):
                 data_collator = DataCollatorForC2FMAE(
                     config, args.get_curriculum(), args.seed, evaluation_masking=args.evaluation_masking
                 )
-            train_dataset = wrap_rows(train_dataset, config, args, processing_class, SharedProgress())
+            train_dataset = wrap_rows(train_dataset, config, args, processing_class, is_training=True)
             if isinstance(eval_dataset, dict):
                 eval_dataset = {
                     name: wrap_rows(rows, config, args, processing_class) for name, rows in eval_dataset.items()
@@ -309,15 +309,15 @@ def wrap_rows(
     config: C2FMAEConfig,
     args: C2FMAETrainingArguments,
     processor: C2FMAEImageProcessor,
-    progress: SharedProgress | None = None,
+    is_training: bool = False,
 ) -> Any:
     """
-    A [`C2FMAEDataset`] or [`C2FMAEIterableDataset`] of plain rows; anything else as it is.
+    A [`C2FMAEDataset`] or [`C2FMAEIterableDataset`] of plain rows, without progress; anything else as it is.
 
     Args:
         rows (`datasets.Dataset` or `datasets.IterableDataset`, or anything else).
         config, args, processor: Decide on the label maps that are read, the transform and the normalisation.
-        progress ([`SharedProgress`], *optional*): For training; without it the dataset is for evaluation.
+        is_training (`bool`): Whether crops and flips are random.
     """
     if not isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
         return rows
@@ -331,15 +331,14 @@ def wrap_rows(
         "label_stride": config.label_stride,
     }
     size = config.image_height_width
-    if progress is None:
-        transform = evaluation_transform(size, **scaling)
-    else:
+    if is_training:
         transform = training_transform(size, scale=(args.min_crop_scale, 1.0), **scaling)
+    else:
+        transform = evaluation_transform(size, **scaling)
     options: dict[str, Any] = {
         "map_columns": [name for name in MAP_COLUMNS if name in needed],
         "num_semantic_classes": config.num_semantic_classes,
         "seed": args.seed,
-        "progress": progress,
         "on_bad_row": args.on_bad_row,
     }
     if isinstance(rows, datasets.IterableDataset):
