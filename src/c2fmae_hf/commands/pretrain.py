@@ -28,14 +28,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from ..configuration_c2fmae import SIZES, C2FMAEConfig
-from ..data.data_collator import DataCollatorForC2FMAE
 from ..data.dataset import C2FMAEDataset
-from ..data.progress import SharedProgress
-from ..data.rows import MAP_COLUMNS, count_semantic_classes, semantic_id2label
+from ..data.rows import count_semantic_classes, semantic_id2label
 from ..data.splits import load_splits
-from ..data.streaming import C2FMAEIterableDataset
-from ..data.transforms import evaluation_transform, training_transform
-from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..modeling_c2fmae import C2FMAEForPreTraining
 from ..publishing.records import RUN_FILE, RunRecord
 from ..training.decoder_evaluation import evaluate_decoder
@@ -68,14 +63,6 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many rows only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many rows only."})
     streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed. Set max_steps."})
-    shuffle_rows: int = field(
-        default=8192, metadata={"help": "Rows that streaming shuffles among each other, and holds in memory."}
-    )
-    on_bad_row: str = field(
-        default="raise",
-        metadata={"help": "Of a row that cannot be used: stop, or take the next.", "choices": ["raise", "skip"]},
-    )
-    min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest area of a training crop."})
     num_drawn: int = field(default=6, metadata={"help": "Rows of reconstruction.png; 0 draws no figures."})
 
 
@@ -176,48 +163,12 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     if model_args.model_name_or_path is not None:
         model = C2FMAEForPreTraining.from_pretrained(model_args.model_name_or_path)
     else:
-        model = C2FMAEForPreTraining(build_config(model_args, train_rows, data_args.on_bad_row))
+        model = C2FMAEForPreTraining(build_config(model_args, train_rows, training_args.on_bad_row))
     config = model.config
-    processor = C2FMAEImageProcessor.from_config(config)
-
-    # Label maps are read as far as a target, an input or a masking strategy needs them.
-    curriculum = training_args.get_curriculum()
-    # Instance-guided masking falls back on semantic regions, so that it needs both maps.
-    guided = curriculum.schedule != "constant" or any(curriculum.weights[:2])
-    needed = {*config.granularities, *config.input_granularities, *(MAP_COLUMNS if guided else ())}
-    options = {
-        "map_columns": [name for name in MAP_COLUMNS if name in needed],
-        "num_semantic_classes": config.num_semantic_classes,
-        "seed": training_args.seed,
-        "on_bad_row": data_args.on_bad_row,
-    }
-    transform_options = {
-        "label_stride": config.label_stride,
-        "mean": processor.image_mean,
-        "std": processor.image_std,
-    }
-    size = config.image_height_width
-    dataset_class = C2FMAEIterableDataset if data_args.streaming else C2FMAEDataset
-    train_dataset = dataset_class(
-        train_rows,
-        training_transform(size, scale=(data_args.min_crop_scale, 1.0), **transform_options),
-        progress=SharedProgress(),
-        **options,
-        **({"shuffle_rows": data_args.shuffle_rows} if data_args.streaming else {}),
-    )
-    eval_dataset = None
-    if held_out_rows is not None:
-        eval_dataset = dataset_class(held_out_rows, evaluation_transform(size, **transform_options), **options)
-    else:
+    if held_out_rows is None:
         training_args.eval_strategy = "no"
         training_args.eval_on_start = False
         logger.warning("No validation split: the run is not evaluated.")
-    collator = DataCollatorForC2FMAE(
-        config,
-        curriculum=curriculum,
-        seed=training_args.seed,
-        evaluation_masking=training_args.evaluation_masking,
-    )
 
     # Training
     record = RunRecord(
@@ -228,7 +179,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
             "validation": None if data_args.streaming or held_out_rows is None else len(held_out_rows),
         },
         splits={"train": data_args.train_split, "validation": held_out_name},
-        curriculum=asdict(curriculum),
+        curriculum=asdict(training_args.get_curriculum()),
         batch_size=training_args.train_batch_size
         * training_args.gradient_accumulation_steps
         * training_args.world_size,
@@ -237,12 +188,11 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     trainer = C2FMAETrainer(
         model=model,
         args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        data_collator=collator,
-        processing_class=processor,
+        train_dataset=train_rows,
+        eval_dataset=held_out_rows,
         **hub_args.publishing(),
     )
+    collator, processor, eval_dataset = trainer.data_collator, trainer.processing_class, trainer.eval_dataset
     trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
     if eval_dataset is not None:
         trainer.log_metrics("eval", trainer.evaluate())
@@ -268,7 +218,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         from ..pictures.reconstruction import draw_curves, draw_reconstruction
 
         title = f"{encoder_dir.name}, {trainer.state.global_step} steps"
-        dataset = eval_dataset if eval_dataset is not None else train_dataset
+        dataset = eval_dataset if eval_dataset is not None else trainer.train_dataset
         if data_args.streaming:
             samples = [sample for _, sample in zip(range(data_args.num_drawn), dataset)]
         else:

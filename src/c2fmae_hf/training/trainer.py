@@ -1,68 +1,121 @@
-"""The transformers Trainer with what pre-training adds: the order of samples, three logged losses, the encoder."""
+"""The transformers Trainer with what pre-training adds: plain rows, the curriculum, logged losses, the encoder."""
 
 from __future__ import annotations
 
+import copy
 import json
-import logging
-import math
 import os
 import shutil
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
+from ..configuration_c2fmae import C2FMAEConfig
 from ..constants import GRANULARITIES, MASKING_STRATEGIES
 from ..data.data_collator import DIAGNOSTICS, FALLBACK, DataCollatorForC2FMAE
 from ..data.dataset import C2FMAEDataset
 from ..data.progress import SharedProgress
+from ..data.rows import MAP_COLUMNS
 from ..data.sampling import EpochSampler
 from ..data.streaming import C2FMAEIterableDataset
-from ..utils.files import replace_folder, text_sha256, write_json
+from ..data.transforms import evaluation_transform, training_transform
+from ..image_processing_c2fmae import C2FMAEImageProcessor
+from ..utils.files import replace_folder, write_json
 from .callbacks import CurriculumCallback
-from .non_finite import REPORT_FILE, UNSOUND_PREFIX, Watched, with_words_for_numbers
+from .checkpoints import in_any_process
+from .non_finite import REPORT_FILE, Watched
 from .publishing_trainer import PublishingTrainer
+from .training_args import C2FMAETrainingArguments
 
 
-logger = logging.getLogger(__name__)
 STREAM_FILE = "stream_state.json"
-IDENTITY_FILE = "run_identity.json"
 _STREAM_FOLDER = ".stream"
 
 
 class C2FMAETrainer(PublishingTrainer):
     """
-    Pre-trains [`C2FMAEForPreTraining`] on a [`C2FMAEDataset`] or [`C2FMAEIterableDataset`].
+    Pre-trains [`C2FMAEForPreTraining`] on the rows of a dataset.
 
     - The curriculum follows `global_step / max_steps` in every data-loading worker, and a resumed run continues it.
-    - A streaming dataset goes on where the checkpoint's `stream_state.json` says, without reading all before it again.
+    - A resumed stream continues where the checkpoint's `stream_state.json` says, without reading all before it again.
     - Logs, and so `trainer_state.json`, hold each granularity's loss (means over the logged steps, images and
       processes), the curriculum's current probabilities, the share of images masked by each strategy, and, where bad
       rows are skipped, how many were since the run was started or resumed.
     - Norms, biases and tokens are not decayed. Weight decay, schedule and learning rate are the arguments'.
     - `push_to_hub` publishes in one commit, in the layout that timm loads too, with a card.
-    - A loss or a gradient that is not finite stops the run before it reaches the weights: a checkpoint of them as they
-      are, `non_finite.json` and a `FloatingPointError` that name the step, the granularity and the images. With
-      float16, whose scaler skips such gradients, losses alone are watched. If the weights themselves are not finite,
-      they are saved as `non-finite-<step>`, from which nothing resumes.
-    - A checkpoint is resumed by its own run alone: with the same seed and rows.
+    - A loss or a gradient that is not finite raises `FloatingPointError` before it reaches the weights.
+      `non_finite.json` names the step, the losses and the images; `non-finite-<step>` holds the checkpoint of that
+      moment, which neither replaces another one nor is taken for the last. With float16, whose scaler skips such
+      gradients, only losses are watched.
 
-    Args: those of [`~transformers.Trainer`]; `args` is a [`C2FMAETrainingArguments`].
+    Args:
+        model ([`C2FMAEForPreTraining`]): Its configuration decides on transforms, maps and masks.
+        args ([`C2FMAETrainingArguments`], *optional*): By default they write to `tmp_trainer`, as in transformers.
+        data_collator (*optional*): By default a [`DataCollatorForC2FMAE`] with the curriculum of `args`.
+        train_dataset (`datasets.Dataset` or `datasets.IterableDataset`, *optional*): Rows with the column `image` and,
+            where a granularity or a guided curriculum needs them, `semantic` and `instance`. The trainer makes a
+            [`C2FMAEDataset`] or [`C2FMAEIterableDataset`] of them; either can also be passed.
+        eval_dataset (*optional*): Likewise, or a dictionary of such datasets.
+        processing_class ([`C2FMAEImageProcessor`], *optional*): Saved with the model. By default from its
+            configuration.
+        kwargs: Of [`PublishingTrainer`].
+
+    Raises:
+        `ValueError`: if rows lack a column that is needed.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: C2FMAETrainingArguments | None = None,
+        data_collator: Callable[[Any], Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: C2FMAEImageProcessor | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = C2FMAETrainingArguments("tmp_trainer") if args is None else args
+        config = getattr(model, "config", None)
+        if isinstance(config, C2FMAEConfig):
+            if processing_class is None:
+                processing_class = C2FMAEImageProcessor.from_config(config)
+            if data_collator is None:
+                data_collator = DataCollatorForC2FMAE(
+                    config, args.get_curriculum(), args.seed, evaluation_masking=args.evaluation_masking
+                )
+            train_dataset = wrap_rows(train_dataset, config, args, processing_class, is_training=True)
+            if isinstance(eval_dataset, dict):
+                eval_dataset = {
+                    name: wrap_rows(rows, config, args, processing_class) for name, rows in eval_dataset.items()
+                }
+            else:
+                eval_dataset = wrap_rows(eval_dataset, config, args, processing_class)
+        if isinstance(train_dataset, (C2FMAEDataset, C2FMAEIterableDataset)) and train_dataset.progress is None:
+            train_dataset = copy.copy(train_dataset)  # the caller's may also be there to evaluate
+            train_dataset.progress = SharedProgress()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
         self._averages = RunningAverages()
         self._watched = Watched()
-        self._evaluation_report: dict[str, Any] | None = None
         self._num_skipped = torch.zeros((), dtype=torch.long)
+        self.add_callback(FiniteCallback(self))
         progress = getattr(self.train_dataset, "progress", None)
         if isinstance(progress, SharedProgress):
             self.add_callback(CurriculumCallback(progress))
@@ -75,8 +128,6 @@ class C2FMAETrainer(PublishingTrainer):
             self.data_collator.return_diagnostics = True
 
     def _begin_run(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self._check_identity(Path(checkpoint))
         stream = self.train_dataset
         if isinstance(stream, C2FMAEIterableDataset):
             stream.state_folder = Path(str(self.args.output_dir)) / _STREAM_FOLDER
@@ -94,40 +145,6 @@ class C2FMAETrainer(PublishingTrainer):
             shutil.rmtree(stream.state_folder, ignore_errors=True)
             stream.state_folder = None
 
-    def _identity(self) -> dict[str, Any]:
-        """What makes a run the same run, beside its model: a stream has its own account of its rows."""
-        args, rows = self.args, getattr(self.train_dataset, "rows", None)
-        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        identity = {"seed": args.seed, "data_seed": args.data_seed, "batch_size": batch_size}
-        if isinstance(self.train_dataset, C2FMAEDataset):
-            identity["rows"] = len(self.train_dataset)
-            if rows is not None and "image_id" in (getattr(rows, "column_names", None) or ()):
-                spread = sorted({index * (len(rows) - 1) // 63 for index in range(64)})
-                identity["image_ids"] = text_sha256("\n".join(map(str, rows.select(spread)["image_id"])))
-        return identity
-
-    def _check_identity(self, checkpoint: Path) -> None:
-        """
-        Raises:
-            `ValueError`: if this is another run than the checkpoint's: another seed, or other rows.
-        """
-        path = checkpoint / IDENTITY_FILE
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        now = self._identity()
-        names = {"rows": "number of training rows", "image_ids": "fingerprint of the training rows"}
-        for name in ("seed", "data_seed", "rows", "image_ids"):
-            if name in before and name in now and before[name] != now[name]:
-                raise ValueError(
-                    f"{checkpoint}: expected its run's {names.get(name, name)}, {before[name]!r}, got {now[name]!r}: "
-                    "order, masks and held-out images would not be the same run's. To begin another one from its "
-                    f"weights, leave out resume_from_checkpoint and pass --model_name_or_path {checkpoint}"
-                )
-        if before.get("batch_size", now["batch_size"]) != now["batch_size"]:
-            logger.warning(
-                f"{checkpoint} was trained with {before['batch_size']} images a step, now there are "
-                f"{now['batch_size']}; the learning rate goes on as the checkpoint has it"
-            )
-
     def _resume_stream(self, stream: C2FMAEIterableDataset, checkpoint: str) -> None:
         path = Path(checkpoint) / STREAM_FILE
         if not path.is_file():
@@ -136,11 +153,10 @@ class C2FMAETrainer(PublishingTrainer):
         stream.load_state_dict(content)
         self._stream_start = (content["step"], content["num_batches"])
         self._resumed_from = checkpoint
-        # The stream itself begins there: the library is to skip nothing.
+        # The stream starts there by itself, so the library must not skip any batches.
         self.args.ignore_data_skip = True
 
     def _add_to_checkpoint(self, folder: Path) -> None:
-        write_json(folder / IDENTITY_FILE, self._identity())
         stream = self.train_dataset
         if isinstance(stream, C2FMAEIterableDataset):
             first_step, first_batch = self._stream_start
@@ -151,7 +167,7 @@ class C2FMAETrainer(PublishingTrainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches = super().get_batch_samples(*args, **kwargs)
         if self._resumed_from is not None:
-            # The loader has drawn a number by now, as it had before the checkpoint.
+            # The loader drew a number when it started, which the checkpoint's random state is already past.
             self._load_rng_state(self._resumed_from)
             self._resumed_from = None
         return batches
@@ -164,7 +180,7 @@ class C2FMAETrainer(PublishingTrainer):
         return super()._get_train_sampler(train_dataset)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Matrices and filters; everything of one row (norms, biases) and the tokens stay undecayed."""
+        """Names of matrices and filters: norms, biases and tokens are not decayed."""
         names = super().get_decay_parameter_names(model)
         tokens = ("cls_token", "mask_token")
         return [name for name in names if not name.endswith(tokens)]
@@ -185,10 +201,7 @@ class C2FMAETrainer(PublishingTrainer):
 
         values = {f"{name}_loss": outputs.get(f"{name}_loss") for name in GRANULARITIES}
         values = {name: value.detach().mean() for name, value in values.items() if value is not None}
-        watched = self._watched if model.training else Watched()
-        watched.add({"loss": loss.mean(), **values}, inputs, image_ids)
-        if not model.training and self._evaluation_report is None:
-            self._evaluation_report = watched.report()
+        self._watched.add({"loss": loss.mean(), **values}, image_ids)
         if strategy is not None and model.training:
             names = (*MASKING_STRATEGIES, "fallback")
             for index, name in enumerate(names[: FALLBACK + 1]):
@@ -198,57 +211,44 @@ class C2FMAETrainer(PublishingTrainer):
         self._averages.add(values, weight=len(inputs["pixel_values"]))
         return (loss, outputs) if return_outputs else loss
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        # The last thing that the library asks before it updates the weights.
-        norm = super()._get_grad_norm(model, grad_norm)
+    def check_update(self) -> None:
+        """
+        Raises:
+            `FloatingPointError`: in all processes, if a loss or gradient of this update is not finite.
+        """
+        norm = None
+        if self.accelerator.scaler is None:
+            parameters = self.model_wrapped.parameters()
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
         watched, self._watched = self._watched, Watched()
-        report = watched.report(norm if self.accelerator.scaler is None else None)
-        if self.accelerator.num_processes > 1:
-            fault = torch.tensor(float(report is not None), device=self.args.device)
-            is_at_fault = bool(self.accelerator.reduce(fault, reduction="sum") > 0)
-        else:
-            is_at_fault = report is not None
-        if is_at_fault:
-            if report is not None:
-                losses = _granularities_of(report)
-                # Sharded weights have no gradients of their own.
-                if not losses and not self.is_fsdp_enabled:
-                    losses = watched.granularities_at_fault(self.accelerator.unwrap_model(model))
-                report["granularities"] = losses
-            self._stop(model, report)
-        return norm
+        self._stop_if_not_finite(watched.report(norm))
 
-    def _stop(self, model: nn.Module, report: dict[str, Any] | None, when: str = "") -> None:
-        """Save, report and raise, in all processes; `report` is that of this one, if it is at fault."""
+    def _stop_if_not_finite(self, report: dict[str, Any] | None, when: str = "") -> None:
+        """Save, report and raise if any process has a report."""
+        if not in_any_process(self.accelerator, report is not None):
+            return
         step, folder = self.state.global_step, Path(str(self.args.output_dir))
-        checkpoint, saved = None, ""
+        checkpoint = None
         if self.is_in_train:
-            is_sound = self._is_sound(model)
-            # What is not sound must not be resumed from, nor push out what is.
-            checkpoint = f"{PREFIX_CHECKPOINT_DIR if is_sound else UNSOUND_PREFIX}-{step}"
-            if not (folder / checkpoint).is_dir():
-                self._save_as(checkpoint, model)
-            saved = f". {folder / checkpoint} holds the weights as they were before this step"
-            saved += "" if is_sound else ", which are not finite: resume from an earlier checkpoint"
-        reports = gather_object([report])
+            # Not named as others are, so that nothing resumes from it by itself and it replaces none of them.
+            checkpoint = f"non-finite-{step}"
+            self._save_checkpoint(self.model_wrapped, None)
+            self.finish_checkpoint(checkpoint)
+        reports = [{"process": rank, **one} for rank, one in enumerate(gather_object([report])) if one is not None]
+        content = {"step": step, "evaluation": bool(when), "checkpoint": checkpoint, "processes": reports}
         if self.is_world_process_zero():
-            by_process = [{"process": rank, **one} for rank, one in enumerate(reports) if one is not None]
-            content = {"step": step, "evaluation": bool(when), "checkpoint": checkpoint, "processes": by_process}
-            write_json(folder / REPORT_FILE, with_words_for_numbers(content))
-        words = "; ".join(_in_words(one) for one in reports if one is not None)
-        raise FloatingPointError(f"{when}step {step}: {words}{saved}, {folder / REPORT_FILE} this report")
-
-    def _is_sound(self, model: nn.Module) -> bool:
-        """Whether weights and the optimizer's state are finite, in all processes."""
-        states = self.optimizer.state.values() if self.optimizer is not None else ()
-        values = [*model.parameters(), *(value for state in states for value in state.values())]
-        is_sound = all(_local(value).isfinite().all() for value in values if isinstance(value, torch.Tensor))
-        faults = torch.tensor(float(not is_sound), device=self.args.device)
-        return bool(self.accelerator.reduce(faults, reduction="sum") == 0)
+            write_json(folder / REPORT_FILE, content)
+        raise FloatingPointError(
+            f"{when}step {step}: expected finite losses and gradients, got {reports}. This report is in "
+            f"{folder / REPORT_FILE}"
+            + (f", and the weights before this step are in {folder / checkpoint}" if checkpoint else "")
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = {**logs, **self._averages.pop(self)}
+            averages, self._averages = self._averages, RunningAverages()
+            logs = {**logs, **averages.means(self.accelerator)}
             if getattr(self.train_dataset, "on_bad_row", "raise") == "skip":
                 skipped = self._num_skipped.to(self.args.device)
                 logs["skipped_rows"] = int(self.accelerator.reduce(skipped, reduction="sum"))
@@ -259,19 +259,14 @@ class C2FMAETrainer(PublishingTrainer):
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        # Training steps since the last log wait while evaluation uses the averages.
-        training_averages, self._averages = self._averages, RunningAverages()
-        self._evaluation_report = None
+        # Averages of the training steps since the last log are set aside.
+        training, (self._averages, self._watched) = (self._averages, self._watched), (RunningAverages(), Watched())
         try:
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-            metrics = self._averages.pop(self)
+            metrics, report = self._averages.means(self.accelerator), self._watched.report()
         finally:
-            self._averages = training_averages
-        report, self._evaluation_report = self._evaluation_report, None
-        if any(one is not None for one in gather_object([report])):
-            if report is not None:
-                report["granularities"] = _granularities_of(report)
-            self._stop(self.model_wrapped, report, "evaluation at ")
+            self._averages, self._watched = training
+        self._stop_if_not_finite(report, "evaluation at ")
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
@@ -297,23 +292,58 @@ class C2FMAETrainer(PublishingTrainer):
                 self.processing_class.save_pretrained(temporary)
 
 
-def _granularities_of(report: dict[str, Any]) -> list[str]:
-    losses = {name for one in report["losses"] for name in GRANULARITIES if not _is_finite(one, name)}
-    return sorted(losses, key=GRANULARITIES.index)
+class FiniteCallback(TrainerCallback):
+    """Stops a [`C2FMAETrainer`] before an update that is not finite."""
+
+    def __init__(self, trainer: C2FMAETrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.check_update()
 
 
-def _local(value: torch.Tensor) -> torch.Tensor:
-    return value.to_local() if isinstance(value, DTensor) else value
+def wrap_rows(
+    rows: Any,
+    config: C2FMAEConfig,
+    args: C2FMAETrainingArguments,
+    processor: C2FMAEImageProcessor,
+    is_training: bool = False,
+) -> Any:
+    """
+    A [`C2FMAEDataset`] or [`C2FMAEIterableDataset`] of plain rows, without progress; anything else as it is.
 
-
-def _is_finite(losses: dict[str, float], granularity: str) -> bool:
-    return math.isfinite(losses.get(f"{granularity}_loss", 0.0))
-
-
-def _in_words(report: dict[str, Any]) -> str:
-    names = f" of {', '.join(report['granularities'])}" if report.get("granularities") else ""
-    norm = "" if report["gradient_norm"] is None else f", gradient norm {report['gradient_norm']:g}"
-    return f"expected finite losses and gradients{names}, got {report['losses']}{norm} for {report['image_ids']}"
+    Args:
+        rows (`datasets.Dataset` or `datasets.IterableDataset`, or anything else).
+        config, args, processor: Decide on the label maps that are read, the transform and the normalisation.
+        is_training (`bool`): Whether crops and flips are random.
+    """
+    if not isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
+        return rows
+    curriculum = args.get_curriculum()
+    needed = {*config.granularities, *config.input_granularities}
+    if curriculum.schedule != "constant" or any(curriculum.weights[:2]):
+        needed.update(MAP_COLUMNS)  # instance-guided masking falls back on semantic regions
+    scaling: dict[str, Any] = {
+        "mean": processor.image_mean,
+        "std": processor.image_std,
+        "label_stride": config.label_stride,
+    }
+    size = config.image_height_width
+    if is_training:
+        transform = training_transform(size, scale=(args.min_crop_scale, 1.0), **scaling)
+    else:
+        transform = evaluation_transform(size, **scaling)
+    options: dict[str, Any] = {
+        "map_columns": [name for name in MAP_COLUMNS if name in needed],
+        "num_semantic_classes": config.num_semantic_classes,
+        "seed": args.seed,
+        "on_bad_row": args.on_bad_row,
+    }
+    if isinstance(rows, datasets.IterableDataset):
+        return C2FMAEIterableDataset(rows, transform, shuffle_rows=args.shuffle_rows, **options)
+    return C2FMAEDataset(rows, transform, **options)
 
 
 class RunningAverages:
@@ -323,18 +353,17 @@ class RunningAverages:
         self._sums: dict[str, torch.Tensor] = {}
         self._weights: dict[str, float] = defaultdict(float)
 
-    def add(self, values: dict[str, torch.Tensor], weight: float) -> None:
+    def add(self, values: Mapping[str, torch.Tensor], weight: float) -> None:
         for name, value in values.items():
             weighted = value.double() * weight if value.device.type != "mps" else value * weight
             self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
             self._weights[name] += weight
 
-    def pop(self, trainer: Trainer) -> dict[str, float]:
-        """The means over all processes since the last call, and a new start."""
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over all processes."""
         means = {}
         for name, total in self._sums.items():
             pair = torch.stack([total, torch.full_like(total, self._weights[name])])
-            total_sum, total_weight = trainer.accelerator.reduce(pair, reduction="sum").tolist()
+            total_sum, total_weight = accelerator.reduce(pair, reduction="sum").tolist()
             means[name] = total_sum / total_weight
-        self.__init__()  # type: ignore[misc]
         return means

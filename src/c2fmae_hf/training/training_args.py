@@ -39,6 +39,12 @@ class C2FMAETrainingArguments(TrainingArguments):
         mask_jitter (`float`, defaults to 0.05): Its jitter.
         mask_min_visible (`int`, defaults to 0): Patches of every region that it leaves visible.
         evaluation_masking (`str`, defaults to `"random"`): The strategy that masks evaluation images.
+        min_crop_scale (`float`, defaults to 0.2): Smallest area of a training crop, as a share of the image.
+        on_bad_row (`str`, defaults to `"raise"`): What a row that cannot be used does: `"raise"` stops the run,
+            `"skip"` takes the next row.
+        shuffle_rows (`int`, defaults to 8192): Rows that a stream shuffles among each other and holds in memory.
+
+    The last three apply to plain rows that [`C2FMAETrainer`] wraps.
     """
 
     learning_rate: float | None = field(  # type: ignore[assignment]
@@ -102,6 +108,14 @@ class C2FMAETrainingArguments(TrainingArguments):
     evaluation_masking: str = field(
         default="random",
         metadata={"help": "Masking strategy of evaluation.", "choices": list(MASKING_STRATEGIES)},
+    )
+    min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest area of a training crop."})
+    on_bad_row: str = field(
+        default="raise",
+        metadata={"help": "When a row cannot be used, stop or take the next.", "choices": ["raise", "skip"]},
+    )
+    shuffle_rows: int = field(
+        default=8192, metadata={"help": "Rows that streaming shuffles among each other, and holds in memory."}
     )
 
     def __post_init__(self) -> None:
