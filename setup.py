@@ -27,9 +27,10 @@ INSTALL_REQUIRES = [
     "jinja2>=3.1",  # model cards
     "pyarrow>=17",
     "tqdm>=4.66",
+    "filelock>=3.13",
 ]
 
-LABELLING = ["scikit-image>=0.25", "scikit-learn>=1.5", "threadpoolctl>=3.1", "filelock>=3.13"]
+LABELLING = ["scikit-image>=0.25", "scikit-learn>=1.5", "threadpoolctl>=3.1"]
 PICTURES = ["matplotlib>=3.9"]
 DETECTION = ["pycocotools>=2.0.8", "scipy>=1.13"]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.6", "onnxruntime>=1.20"]

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,31 @@ def test_only_so_many_checkpoints_are_kept(config, rows, tmp_path):
     make_trainer(config, rows, tmp_path, **{**SAVES, "max_steps": 3}).train()
     make_trainer(config, rows, tmp_path, **arguments).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert 6 in steps_in(tmp_path)
+
+
+def test_the_newest_checkpoint_is_kept_whatever_the_clock_says(config, rows, tmp_path):
+    make_trainer(config, rows, tmp_path, **SAVES).train()
+    for path in tmp_path.glob("checkpoint-*"):  # from a machine whose clock is ahead
+        os.utime(path, (time.time() + 9999,) * 2)
+    arguments = {**SAVES, "max_steps": 12, "save_total_limit": 2}
+    make_trainer(config, rows, tmp_path, **arguments).train(resume_from_checkpoint=True)
+    assert steps_in(tmp_path) == [9, 12]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_checkpoint_is_of_one_run(config, rows, tmp_path, streaming):
+    arguments = {**SAVES, "streaming": streaming}
+    make_trainer(config, rows, tmp_path, **arguments).train()
+    last = str(tmp_path / "checkpoint-3")
+    with pytest.raises(ValueError, match=r"run's seed, 42, got 7: .*--model_name_or_path .*checkpoint-3"):
+        make_trainer(config, rows, tmp_path, seed=7, **arguments).train(resume_from_checkpoint=last)
+    if streaming:
+        return
+    with pytest.raises(ValueError, match="expected its run's rows, 12, got 9"):
+        make_trainer(config, rows.select(range(9)), tmp_path, **arguments).train(resume_from_checkpoint=last)
+    other = rows.select([*range(1, 12), 0])
+    with pytest.raises(ValueError, match="expected its run's image_ids"):
+        make_trainer(config, other, tmp_path, **arguments).train(resume_from_checkpoint=last)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,9 @@ class DurableTrainer(Trainer):
             if final.exists():  # of an earlier run
                 os.replace(final, self._staging / "replaced")
             os.replace(written, final)
+            # The library keeps the latest by time: this one is, whatever the clock of another machine said.
+            others = (path.stat().st_mtime + 2 for path in final.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+            os.utime(final, (max([time.time(), *others]),) * 2)
             sync_folder(final.parent)
             shutil.rmtree(self._staging)
         self.accelerator.wait_for_everyone()

@@ -30,7 +30,7 @@ from ..data.sampling import EpochSampler
 from ..data.streaming import C2FMAEIterableDataset
 from ..data.transforms import evaluation_transform, training_transform
 from ..image_processing_c2fmae import C2FMAEImageProcessor
-from ..utils.files import replace_folder, write_json
+from ..utils.files import replace_folder, text_sha256, write_json
 from .callbacks import CurriculumCallback
 from .checkpoints import in_any_process
 from .non_finite import REPORT_FILE, Watched
@@ -38,6 +38,7 @@ from .publishing_trainer import PublishingTrainer
 from .training_args import C2FMAETrainingArguments
 
 
+IDENTITY_FILE = "run_identity.json"
 STREAM_FILE = "stream_state.json"
 _STREAM_FOLDER = ".stream"
 
@@ -51,6 +52,7 @@ class C2FMAETrainer(PublishingTrainer):
     - Logs, and so `trainer_state.json`, hold each granularity's loss (means over the logged steps, images and
       processes), the curriculum's current probabilities, the share of images masked by each strategy, and, where bad
       rows are skipped, how many were since the run was started or resumed.
+    - A checkpoint is resumed by its own run alone: with the same seed and rows.
     - Norms, biases and tokens are not decayed. Weight decay, schedule and learning rate are the arguments'.
     - `push_to_hub` publishes in one commit, in the layout that timm loads too, with a card.
     - A loss or a gradient that is not finite raises `FloatingPointError` before it reaches the weights.
@@ -128,6 +130,8 @@ class C2FMAETrainer(PublishingTrainer):
             self.data_collator.return_diagnostics = True
 
     def _begin_run(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._check_identity(Path(checkpoint) / IDENTITY_FILE)
         stream = self.train_dataset
         if isinstance(stream, C2FMAEIterableDataset):
             stream.state_folder = Path(str(self.args.output_dir)) / _STREAM_FOLDER
@@ -145,6 +149,31 @@ class C2FMAETrainer(PublishingTrainer):
             shutil.rmtree(stream.state_folder, ignore_errors=True)
             stream.state_folder = None
 
+    def _identity(self) -> dict[str, Any]:
+        """What order, crops, masks and held-out images follow from; a stream keeps its own account of its rows."""
+        identity: dict[str, Any] = {"seed": self.args.seed, "data_seed": self.args.data_seed}
+        if isinstance(self.train_dataset, C2FMAEDataset):
+            rows = self.train_dataset.rows
+            identity["rows"] = len(rows)
+            if "image_id" in (getattr(rows, "column_names", None) or ()):
+                spread = sorted({index * (len(rows) - 1) // 63 for index in range(64)})
+                identity["image_ids"] = text_sha256("\n".join(map(str, rows.select(spread)["image_id"])))
+        return identity
+
+    def _check_identity(self, path: Path) -> None:
+        """
+        Raises:
+            `ValueError`: if the checkpoint is of a run with another seed or other rows.
+        """
+        before, now = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}, self._identity()
+        for name in before.keys() & now.keys():
+            if before[name] != now[name]:
+                raise ValueError(
+                    f"{path.parent}: expected its run's {name}, {before[name]!r}, got {now[name]!r}: order, masks and "
+                    "held-out images would be another run's. To begin a new run from its weights, leave out "
+                    f"resume_from_checkpoint and pass --model_name_or_path {path.parent}"
+                )
+
     def _resume_stream(self, stream: C2FMAEIterableDataset, checkpoint: str) -> None:
         path = Path(checkpoint) / STREAM_FILE
         if not path.is_file():
@@ -157,6 +186,7 @@ class C2FMAETrainer(PublishingTrainer):
         self.args.ignore_data_skip = True
 
     def _add_to_checkpoint(self, folder: Path) -> None:
+        write_json(folder / IDENTITY_FILE, self._identity())
         stream = self.train_dataset
         if isinstance(stream, C2FMAEIterableDataset):
             first_step, first_batch = self._stream_start
