@@ -207,7 +207,7 @@ def write(output: Path, model: PreTrainedModel, target: nn.Module, processor: C2
 
 
 def main(args: list[str] | None = None) -> float:
-    """Returns the largest difference of features."""
+    """Run the command; returns the largest difference of features."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("c2fmae_hf").setLevel(logging.INFO)
     options = parse(args)
