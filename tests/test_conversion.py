@@ -608,6 +608,9 @@ def test_the_command_says_what_it_changes_or_does_not_know(command, tmp_path, ca
     assert "layer_norm_eps is 1e-06, as asked for, and not the source's 0.01: features change slightly" in printed
     assert "size: the source's image processor has {'height': 40, 'width': 40}, the model" in printed
     assert "Wrote a VisionTransformer to" in printed
+    command.main([str(tmp_path / "vit"), str(tmp_path / "c2fmae")])
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "c2fmae")
+    assert {side: number for side, number in dict(processor.size).items() if number} == {"height": 32, "width": 32}
 
 
 def test_the_command_on_a_folder_of_pickled_weights(command, tmp_path):
