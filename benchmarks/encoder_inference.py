@@ -11,7 +11,6 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-import timm
 import torch
 from common import add_common_arguments, compare, in_turns, report
 from torch import nn
@@ -35,10 +34,7 @@ def main() -> None:
     torch.manual_seed(0)
     config = C2FMAEConfig.from_size(args.size)
     encoder = C2FMAEModel(config).eval()
-    keys = config.timm_keys()
-    assert keys is not None
-    peer = timm.create_model(keys["architecture"], **keys["model_args"], num_classes=0).eval()
-    peer.load_state_dict(convert_from_c2fmae(encoder, "timm"))
+    peer = convert_from_c2fmae(encoder, "timm")
     vit = convert_from_c2fmae(encoder, "vit")
     models: dict[str, nn.Module] = {PEER: peer, "transformers ViT": vit, "C2FMAE": encoder}
 

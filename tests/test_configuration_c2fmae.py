@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from huggingface_hub.errors import StrictDataclassFieldValidationError
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 
 from c2fmae_hf import SIZES, C2FMAEConfig
 from c2fmae_hf.configuration_c2fmae import TIMM_KEYS
@@ -54,6 +54,10 @@ def test_wrong_types_are_named(field, value):
         ({"decoder_prediction_ratio": 0}, r"decoder_prediction_ratio: expected a number in \(0, 1\], got 0"),
         ({"num_hidden_layers": 0}, "num_hidden_layers: expected a positive integer, got 0"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate: expected a number in \[0, 1\), got 1.0"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps: expected a positive number, got 0.0"),
+        ({"patch_size": 0}, "patch_size: expected a positive integer, got 0"),
+        ({"decoder_num_attention_heads": 0}, "decoder_num_attention_heads: expected a positive integer, got 0"),
+        ({"instance_offset_weight": float("inf")}, "instance_offset_weight: expected a finite number >= 0, got inf"),
         ({"image_size": 225}, "image_size: expected multiples of patch_size=16, got 225"),
         ({"image_size": (224, 8)}, "image_size: expected multiples of patch_size=16"),
         ({"image_size": [224]}, r"image_size: expected an integer or \(height, width\), got \[224\]"),
@@ -63,8 +67,8 @@ def test_wrong_types_are_named(field, value):
         ({"granularities": []}, r"granularities: expected a non-empty part of .*got \[\]"),
         ({"granularities": ["image", "semantic"]}, "granularities: expected a non-empty part of .* in that order"),
         ({"input_granularities": ["semantic"]}, "input_granularities: expected 'image' among them"),
-        ({"loss_weights": {"image": 1.0}}, r"loss_weights: expected a weight >= 0 for each of \['semantic'"),
-        ({"loss_weights": {"semantic": 1, "instance": 1, "image": -1}}, "loss_weights: expected a weight >= 0"),
+        ({"loss_weights": {"image": 1.0}}, r"loss_weights: expected a finite weight >= 0 for each of \['semantic'"),
+        ({"loss_weights": {"semantic": 1, "instance": 1, "image": -1}}, "loss_weights: expected a finite weight >= 0"),
         (
             {"supervise_visible_labels": True, "input_granularities": ["semantic", "image"]},
             "supervise_visible_labels: expected False",
@@ -78,6 +82,22 @@ def test_wrong_types_are_named(field, value):
 def test_wrong_values_are_named(fields, message):
     with pytest.raises(ValueError, match=f"C2FMAEConfig.{message}"):
         C2FMAEConfig(**fields)
+
+
+def test_every_validator_runs_at_construction(monkeypatch):
+    own = [name for name in vars(C2FMAEConfig) if name.startswith("validate_")]
+    ran = []
+    for name in own:
+        monkeypatch.setattr(C2FMAEConfig, name, lambda self, name=name: ran.append(name))
+    C2FMAEConfig().check_values()
+    assert sorted(set(ran)) == sorted(own)
+
+
+def test_what_became_wrong_is_not_saved(tmp_path):
+    config = C2FMAEConfig.from_size("tiny")
+    config.mask_ratio = 2.0
+    with pytest.raises(StrictDataclassClassValidationError, match="mask_ratio: expected a number in"):
+        config.save_pretrained(tmp_path)
 
 
 def test_saving_and_loading(tmp_path):
@@ -132,7 +152,7 @@ def test_a_bare_configuration_has_no_timm_keys(tmp_path):
 
 def test_pixel_statistics_fit_the_channels():
     assert C2FMAEConfig(num_channels=1).image_mean == [0.5]
-    with pytest.raises(ValueError, match=r"image_mean: expected a number for each of 1 channels, got \[0.1, 0.2\]"):
+    with pytest.raises(ValueError, match=r"image_mean: expected a finite number for .* 1 channels, got \[0.1, 0.2\]"):
         C2FMAEConfig(num_channels=1, image_mean=[0.1, 0.2])
     with pytest.raises(ValueError, match="image_std: expected numbers > 0"):
         C2FMAEConfig(image_std=[0.5, 0, 0.5])

@@ -101,13 +101,13 @@ _CLASSIFIER_CLASS = "C2FMAEForImageClassification"
 def resize_before_crop(side: int, crop_ratio: float = 0.875) -> int:
     """
     Pixels of an image's shorter side before a central crop of `side` pixels, which is about `crop_ratio` of it. The
-    margin is even, since libraries cut odd ones unlike.
+    margin is even, because libraries split odd margins differently.
     """
     return side + 2 * round(side * (1 / crop_ratio - 1) / 2)
 
 
 def crop_share(crop: int, resized: int) -> float:
-    """timm's `crop_pct`, of which it makes `floor(crop / crop_pct)`, for a crop of images of that shorter side."""
+    """timm's `crop_pct` for a crop from images of that shorter side; timm resizes to `floor(crop / crop_pct)`."""
     share = round(crop / resized, 4)
     return share if math.floor(crop / share) == resized else crop / (resized + 0.5)
 
@@ -274,10 +274,11 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
         """
-        As in transformers.
+        Build a configuration from a mapping, as in transformers.
 
         Raises:
-            `ValueError`: for what is no mapping, or holds what the library stumbles over; else as at construction.
+            `ValueError`: if it is no mapping, or has fields of types that the library cannot read; else as at
+                construction.
         """
         if not isinstance(config_dict, dict):
             raise ValueError(f"C2FMAEConfig: expected a mapping, got {type(config_dict).__name__}")
@@ -292,7 +293,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def from_size(cls, size: str, **overrides) -> "C2FMAEConfig":
         """
-        The configuration of a zoo size.
+        Build the configuration of a size in `SIZES`.
 
         Args:
             size (`str`): One of `"tiny"`, `"small"`, `"base"`, `"large"`, `"huge"`.
@@ -332,111 +333,97 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         return min(max(round(self.mask_ratio * num_patches), 1), max(num_patches - 1, 1))
 
     def check_values(self) -> None:
-        """Raises `ValueError` for a value out of range; runs at construction and again when a model is built."""
+        """
+        Check every field; runs at construction and again when a model is built.
 
-        def check(condition: bool, field: str, expected: str, value: Any = None) -> None:
-            if not condition:
-                raise ValueError(f"C2FMAEConfig.{field}: expected {expected}, got {value!r}")
+        Raises:
+            `ValueError`: for a value out of range.
+        """
+        self.validate_encoder()
+        self.validate_images()
+        self.validate_granularities()
+        self.validate_semantic_classes()
+        self.validate_decoder()
+        self.validate_losses()
+        self.validate_segmentation_head()
 
-        positive = (
-            "hidden_size num_hidden_layers num_attention_heads intermediate_size patch_size num_channels "
-            "num_semantic_classes label_stride decoder_hidden_size decoder_num_hidden_layers "
-            "decoder_num_attention_heads decoder_intermediate_size segmentation_head_channels"
-        )
-        for field in positive.split():
-            check(getattr(self, field) > 0, field, "a positive integer", getattr(self, field))
-        for field in ("layer_norm_eps", "initializer_range"):
-            value = getattr(self, field)
-            check(0 < value < math.inf, field, "a positive number", value)
-        for field, values in (
-            ("image_mean", self.image_mean or ()),
-            ("image_std", self.image_std or ()),
-            ("loss_weights", (self.loss_weights or {}).values()),
-            ("instance_offset_weight", [self.instance_offset_weight]),
-        ):
-            check(all(map(math.isfinite, values)), field, "finite numbers", getattr(self, field))
+    # The library runs these, too, whenever a configuration is saved.
+
+    def validate_encoder(self) -> None:
+        for field in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            self._expect_positive(field)
+        self._expect_heads_fit("num_attention_heads", "hidden_size")
         for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
-            check(0 <= getattr(self, field) < 1, field, "a number in [0, 1)", getattr(self, field))
-        check(0 < self.mask_ratio < 1, "mask_ratio", "a number in (0, 1)", self.mask_ratio)
-        check(
-            0 < self.decoder_prediction_ratio <= 1,
-            "decoder_prediction_ratio",
-            "a number in (0, 1]",
-            self.decoder_prediction_ratio,
-        )
-        check(self.instance_offset_weight >= 0, "instance_offset_weight", "a number >= 0", self.instance_offset_weight)
+            self._expect(0 <= getattr(self, field) < 1, field, "a number in [0, 1)")
+        for field in ("initializer_range", "layer_norm_eps"):
+            self._expect(0 < getattr(self, field) < math.inf, field, "a positive number")
 
-        check(
-            isinstance(self.image_size, int) or len(self.image_size) == 2,
-            "image_size",
-            "an integer or (height, width)",
-            self.image_size,
-        )
-        check(
-            all(side >= self.patch_size and side % self.patch_size == 0 for side in self.image_height_width),
-            "image_size",
-            f"multiples of patch_size={self.patch_size}",
-            self.image_size,
-        )
-        check(
-            self.patch_size % self.label_stride == 0,
-            "label_stride",
-            f"a divisor of patch_size={self.patch_size}",
-            self.label_stride,
-        )
-        for heads, width in (
-            ("num_attention_heads", "hidden_size"),
-            ("decoder_num_attention_heads", "decoder_hidden_size"),
-        ):
-            check(
-                getattr(self, width) % getattr(self, heads) == 0,
-                heads,
-                f"a divisor of {width}={getattr(self, width)}",
-                getattr(self, heads),
-            )
-            # Half of a position's channels encode its row, half its column; each half is sines and cosines.
-            check(getattr(self, width) % 4 == 0, width, "a multiple of 4", getattr(self, width))
-
+    def validate_images(self) -> None:
+        self._expect_positive("patch_size")
+        is_size = isinstance(self.image_size, int) or len(self.image_size) == 2
+        self._expect(is_size, "image_size", "an integer or (height, width)")
+        fits = all(side >= self.patch_size and side % self.patch_size == 0 for side in self.image_height_width)
+        self._expect(fits, "image_size", f"multiples of patch_size={self.patch_size}")
+        self._expect_positive("num_channels")
         for field in ("image_mean", "image_std"):
-            value = getattr(self, field)
-            check(len(value) == self.num_channels, field, f"a number for each of {self.num_channels} channels", value)
-        check(all(value > 0 for value in self.image_std or ()), "image_std", "numbers > 0", self.image_std)
+            values = getattr(self, field)
+            is_complete = len(values) == self.num_channels and all(map(math.isfinite, values))
+            self._expect(is_complete, field, f"a finite number for each of {self.num_channels} channels")
+        self._expect(all(value > 0 for value in self.image_std or ()), "image_std", "numbers > 0")
 
+    def validate_granularities(self) -> None:
         for field in ("granularities", "input_granularities"):
             value = getattr(self, field)
-            check(
-                len(value) > 0 and value == [name for name in GRANULARITIES if name in value],
-                field,
-                f"a non-empty part of {GRANULARITIES} in that order",
-                value,
-            )
-        check(
-            "image" in self.input_granularities, "input_granularities", "'image' among them", self.input_granularities
-        )
+            is_part = len(value) > 0 and value == [name for name in GRANULARITIES if name in value]
+            self._expect(is_part, field, f"a non-empty part of {GRANULARITIES} in that order")
+        self._expect("image" in self.input_granularities, "input_granularities", "'image' among them")
+
+    def validate_semantic_classes(self) -> None:
+        self._expect_positive("num_semantic_classes")
+        ids = sorted(int(key) for key in self.semantic_id2label or ())
+        if ids and not 0 <= ids[0] <= ids[-1] < self.num_semantic_classes:
+            expected = f"class ids in [0, num_semantic_classes={self.num_semantic_classes})"
+            raise ValueError(f"C2FMAEConfig.semantic_id2label: expected {expected}, got {ids}")
+
+    def validate_decoder(self) -> None:
+        self._expect_positive("label_stride")
+        divides = self.patch_size % self.label_stride == 0
+        self._expect(divides, "label_stride", f"a divisor of patch_size={self.patch_size}")
+        for field in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            self._expect_positive(f"decoder_{field}")
+        self._expect_heads_fit("decoder_num_attention_heads", "decoder_hidden_size")
+        self._expect(0 < self.decoder_prediction_ratio <= 1, "decoder_prediction_ratio", "a number in (0, 1]")
+        self._expect(0 < self.mask_ratio < 1, "mask_ratio", "a number in (0, 1)")
+
+    def validate_losses(self) -> None:
         weights = self.loss_weights or {}
-        check(
-            set(weights) == set(self.granularities) and all(weight >= 0 for weight in weights.values()),
-            "loss_weights",
-            f"a weight >= 0 for each of {self.granularities}",
-            self.loss_weights,
-        )
-        check(
-            not self.supervise_visible_labels or self.input_granularities == ["image"],
-            "supervise_visible_labels",
-            f"False where the encoder is shown labels (input_granularities={self.input_granularities})",
-            self.supervise_visible_labels,
-        )
-        if self.semantic_id2label is not None:
-            check(
-                all(0 <= int(key) < self.num_semantic_classes for key in self.semantic_id2label),
-                "semantic_id2label",
-                f"class ids in [0, num_semantic_classes={self.num_semantic_classes})",
-                sorted(self.semantic_id2label),
-            )
+        are_weights = all(0 <= weight < math.inf for weight in weights.values())
+        is_complete = set(weights) == set(self.granularities) and are_weights
+        self._expect(is_complete, "loss_weights", f"a finite weight >= 0 for each of {self.granularities}")
+        self._expect(0 <= self.instance_offset_weight < math.inf, "instance_offset_weight", "a finite number >= 0")
+        fits = not self.supervise_visible_labels or self.input_granularities == ["image"]
+        expected = f"False where the encoder is shown labels (input_granularities={self.input_granularities})"
+        self._expect(fits, "supervise_visible_labels", expected)
+
+    def validate_segmentation_head(self) -> None:
+        self._expect_positive("segmentation_head_channels")
+
+    def _expect(self, holds: bool, field: str, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"C2FMAEConfig.{field}: expected {expected}, got {getattr(self, field)!r}")
+
+    def _expect_positive(self, field: str) -> None:
+        self._expect(getattr(self, field) > 0, field, "a positive integer")
+
+    def _expect_heads_fit(self, heads: str, width: str) -> None:
+        value = getattr(self, width)
+        self._expect(value % getattr(self, heads) == 0, heads, f"a divisor of {width}={value}")
+        # Half of a position's channels encode its row, half its column; each half is sines and cosines.
+        self._expect(value % 4 == 0, width, "a multiple of 4")
 
     def timm_keys(self, num_classes: int = 0) -> dict[str, Any] | None:
         """
-        What timm needs to find in `config.json` to build this encoder as its own `VisionTransformer`, so that
+        Keys of `config.json` from which timm builds this encoder as its own `VisionTransformer`, so that
         `timm.create_model("local-dir:...")` and `"hf-hub:..."` work without this package. `None` if timm's class
         cannot express the encoder: extra input granularities, another activation or epsilon of the layer norms.
 

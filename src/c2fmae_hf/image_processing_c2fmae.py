@@ -1,4 +1,4 @@
-"""Image processor of C2FMAE: photographs and label maps in, tensors out; and the model's outputs back to maps."""
+"""C2FMAE's image processor: photographs and label maps to tensors, and the model's outputs back to maps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class C2FMAEImageProcessorKwargs(ImagesKwargs, total=False):
 
 def rounded_size(image: torch.Tensor, size: SizeDict, divisor: int) -> SizeDict:
     """
-    What `image` `(..., height, width)` is to be resized to: to `size`, each side rounded to the nearest multiple of
+    Size to resize `image` `(..., height, width)` to: `size`, with each side rounded to the nearest multiple of
     `divisor`.
 
     Raises:
@@ -61,15 +61,15 @@ def rounded_size(image: torch.Tensor, size: SizeDict, divisor: int) -> SizeDict:
 
 class C2FMAEImageProcessor(TorchvisionBackend):
     r"""
-    Constructs a C2FMAE image processor: resize of the shorter side, central crop, rescale, normalise.
+    Image processor of C2FMAE: resizes the shorter side, crops the centre, rescales and normalises.
 
-    Besides the arguments of every torchvision image processor:
+    It has the arguments of every torchvision image processor, and:
 
     Args:
         patch_size (`int`, defaults to 16): Side of a patch in pixels.
         label_stride (`int`, defaults to 4): Pixels per cell of the label grid.
         size_divisor (`int`, *optional*): Sides of a resized image are rounded to multiples of it. Set to the patch
-            size, without a central crop, images of any aspect can be taken whole.
+            size, and without a central crop, it keeps images of any aspect whole.
     """
 
     valid_kwargs = C2FMAEImageProcessorKwargs
@@ -96,11 +96,11 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     @classmethod
     def from_config(cls, config: Any, **kwargs) -> C2FMAEImageProcessor:
         """
-        The processor of a model: its image size (from a resize to about 8/7 of it), pixel statistics, patch size and
-        label stride.
+        Build the processor of a model: its image size (after a resize to about 8/7 of it), pixel statistics, patch
+        size and label stride.
 
         Args:
-            config ([`C2FMAEConfig`]).
+            config ([`C2FMAEConfig`]): The model's configuration.
             kwargs: Attributes that differ.
         """
         height, width = config.image_height_width
@@ -122,16 +122,19 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         **kwargs: Unpack[C2FMAEImageProcessorKwargs],
     ) -> BatchFeature:
         r"""
+        Prepare images, and label maps with the same geometry.
+
         Args:
             images: One image or several: PIL images of any mode, arrays or tensors (channels first or last). 8-bit
                 pixels are expected; 16-bit ones are scaled down.
             segmentation_maps (*optional*): As many single-channel maps of class ids. In 8-bit PIL images 255 is
                 ignored, in 16-bit ones 65535, in arrays and tensors -100.
-            instance_maps (*optional*): As many single-channel maps of instance ids, 0 = none; ignored likewise.
+            instance_maps (*optional*): As many single-channel maps of instance ids, 0 = none; the same values are
+                ignored.
 
         Returns:
-            [`BatchFeature`] with `pixel_values` `(B, 3, H, W)` and, if given, `semantic_labels` `(B, H/s, W/s)` int64
-            and `instance_labels` `(B, 3, H/s, W/s)` float32, which `C2FMAEForPreTraining` takes.
+            [`BatchFeature`] for `C2FMAEForPreTraining` with `pixel_values` `(B, 3, H, W)` float32 and, if maps are
+            given, `semantic_labels` `(B, H/s, W/s)` int64 and `instance_labels` `(B, 3, H/s, W/s)` float32.
 
         Raises:
             `ValueError`: for NaN pixels, maps of another size or number than the images, or an output size that is
@@ -140,7 +143,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         return super().preprocess(images, segmentation_maps, instance_maps, **kwargs)
 
     def process_image(self, image: ImageInput, do_convert_rgb: bool | None = None, **kwargs) -> torch.Tensor:
-        """Anything that is an image, to an 8-bit (or the caller's own floating-point) tensor, channels first."""
+        """Convert an image to a tensor, channels first: 8-bit, or floating-point if the image is."""
         if isinstance(image, Image.Image) and do_convert_rgb:
             image = to_rgb(image)
         elif isinstance(image, np.ndarray) and image.dtype == np.uint16:
@@ -151,8 +154,8 @@ class C2FMAEImageProcessor(TorchvisionBackend):
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
         """
-        As torchvision and timm crop, which round where the margin is odd. transformers' own cuts it off there, and the
-        crop of `"shortest_edge": 257` would be one pixel from the one that the other libraries evaluate.
+        Crop the centre as torchvision and timm do, which round odd margins. transformers truncates them: its crop of
+        `"shortest_edge": 257` would be one pixel away from that of the other libraries.
         """
         return tvF.center_crop(image, [size.height, size.width])
 
@@ -216,7 +219,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         device: str | torch.device | None,
         **kwargs,
     ) -> list[torch.Tensor]:
-        """Label maps through the same geometry as the images, nearest, to the label grid: `(H/s, W/s)` int64 each."""
+        """Resize and crop label maps as the images, nearest, to the label grid: `(H/s, W/s)` int64 each."""
         maps: list[Any]
         if isinstance(label_maps, (list, tuple)):
             maps = list(label_maps)
@@ -243,7 +246,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         processed = self._process(tensors, **kwargs)
         return [reduce_label_map(tensor[0].long() + IGNORE_INDEX, label_stride).contiguous() for tensor in processed]
 
-    # From the model's outputs back to what people look at
+    # From the model's outputs back to maps
 
     def post_process_semantic_segmentation(
         self,
@@ -253,21 +256,23 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         grid_size: tuple[int, int] | None = None,
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """
+        Turn semantic predictions into maps of class ids.
+
         Args:
-            outputs: Of `C2FMAEForSemanticSegmentation`, or of `C2FMAEForPreTraining`.
-            target_sizes (*optional*): `(height, width)` of each map; else that of the logits or the label grid.
-            return_segmentation_scores (`bool`): Whether to return the scores of all classes beside each map; of
-                pre-training outputs, which hold masked patches alone, they are `None`.
-            grid_size (*optional*): Patches per column and per row, for pre-training outputs of images that are not of
-                the processor's `crop_size`.
+            outputs: Outputs of `C2FMAEForSemanticSegmentation` or `C2FMAEForPreTraining`.
+            target_sizes (*optional*): `(height, width)` of each map; defaults to the logits' or the label grid's.
+            return_segmentation_scores (`bool`): Whether to return the scores of all classes beside each map. For
+                pre-training outputs, which cover masked patches alone, they are `None`.
+            grid_size (*optional*): Patches per column and per row, for pre-training outputs of images of another size
+                than the processor's `crop_size`.
 
         Returns:
             A list of `(height, width)` int64 maps of class ids (or of outputs with `segmentation` and
-            `segmentation_scores` `(num_labels, height, width)`). Pre-training predicts masked patches only; what was
-            visible is -100.
+            `segmentation_scores` `(num_labels, height, width)`). Pre-training predicts masked patches only; visible
+            ones are -100.
 
         Raises:
-            `ValueError`: if there are no semantic predictions, or not one target size per image.
+            `ValueError`: if there are no semantic predictions, or another number of target sizes than of images.
         """
         scores: list[torch.Tensor | None]
         if hasattr(outputs, "patch_ids"):  # of pre-training
@@ -303,22 +308,24 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         **decoding,
     ) -> list[dict[str, Any]]:
         """
+        Turn instance predictions into maps of instance ids.
+
         Args:
-            outputs ([`C2FMAEForPreTrainingOutput`]): Outputs of a semantic segmenter are taken too: each class that
-                occurs is one segment. So `pipeline("image-segmentation")` works without a `subtask`.
+            outputs ([`C2FMAEForPreTrainingOutput`]): Outputs of a semantic segmenter are accepted, too, with a segment
+                for each class that occurs, so that `pipeline("image-segmentation")` works without a `subtask`.
             threshold (`float`): A cell is foreground above this probability.
-            target_sizes (*optional*): `(height, width)` of each map; else that of the label grid.
+            target_sizes (*optional*): `(height, width)` of each map; defaults to the label grid's.
             grid_size (*optional*): As for [`post_process_semantic_segmentation`].
-            decoding: `radius`, `min_cells`, `max_instances` of [`instance_map_from_labels`]; the further thresholds
-                that a pipeline passes have no effect.
+            decoding: `radius`, `min_cells`, `max_instances` of [`instance_map_from_labels`]. Other thresholds that a
+                pipeline passes have no effect.
 
         Returns:
-            For each image `segmentation`, a `(height, width)` int64 map of instance ids (0 = none, also where patches
-            were visible and nothing was predicted), and `segments_info`, a list of `id`, `label_id` (the most frequent
+            For each image `segmentation`, a `(height, width)` int64 map of instance ids (0 = none, also at visible
+            patches, where nothing is predicted), and `segments_info`, a list of `id`, `label_id` (the most frequent
             predicted class, if there are semantic predictions, else `None`) and `score` (mean foreground probability).
 
         Raises:
-            `ValueError`: if there are no instance predictions, or not one target size per image.
+            `ValueError`: if there are no instance predictions, or another number of target sizes than of images.
         """
         for name in ("mask_threshold", "overlap_mask_area_threshold"):
             decoding.pop(name, None)
@@ -366,10 +373,12 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         self, outputs: Any, threshold: float = 0.5, target_sizes: list[tuple[int, int]] | None = None
     ) -> list[dict[str, torch.Tensor]]:
         """
+        Keep detections above a score.
+
         Args:
-            outputs: Of `MaskRCNNForObjectDetection`, which resizes images by itself.
-            threshold (`float`): Least score.
-            target_sizes (*optional*): Not needed: boxes are in pixels of the images that the model was given.
+            outputs: Outputs of `MaskRCNNForObjectDetection`, which resizes images itself.
+            threshold (`float`): Lowest score.
+            target_sizes (*optional*): Ignored: boxes are in pixels of the images that the model was given.
 
         Returns:
             For each image `scores` `(N,)`, `labels` `(N,)`, `boxes` `(N, 4)`: left, top, right, bottom; and `masks`
@@ -394,13 +403,13 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         self, outputs: Any, pixel_values: torch.Tensor, norm_pix_loss: bool
     ) -> list[np.ndarray]:
         """
-        The predicted pixels in place of the masked patches, the photograph's own elsewhere.
+        Put the predicted pixels in place of the masked patches and keep the photograph's own elsewhere.
 
         Args:
-            outputs ([`C2FMAEForPreTrainingOutput`]).
+            outputs ([`C2FMAEForPreTrainingOutput`]): The model's outputs.
             pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): The model's input.
-            norm_pix_loss (`bool`): The model's `config.norm_pix_loss`. Predictions are then relative to each patch's
-                mean and variance, which are borrowed from the photograph: texture is the model's, brightness is not.
+            norm_pix_loss (`bool`): The model's `config.norm_pix_loss`. If it is set, predictions are relative to each
+                patch's mean and variance, which are taken from the photograph: brightness is not predicted.
 
         Returns:
             A list of `(H, W, 3)` uint8 arrays.
@@ -422,7 +431,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         return self.to_pixels(images)
 
     def to_pixels(self, pixel_values: torch.Tensor) -> list[np.ndarray]:
-        """Normalised images `(B, 3, H, W)` back to `(H, W, 3)` uint8 arrays."""
+        """Convert normalised images `(B, 3, H, W)` back to `(H, W, 3)` uint8 arrays."""
         mean, std = (
             torch.tensor(v, device=pixel_values.device)[:, None, None] for v in (self.image_mean, self.image_std)
         )
@@ -432,7 +441,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     def _place_patches(
         self, values: torch.Tensor, patch_ids: torch.Tensor | None, grid_size: tuple[int, int] | None, fill: float
     ) -> torch.Tensor:
-        """Predictions `(B, M, cells, channels)` on the whole label grid `(B, channels, H/s, W/s)`."""
+        """Place predictions `(B, M, cells, channels)` on the whole label grid `(B, channels, H/s, W/s)`."""
         assert patch_ids is not None
         if grid_size is None:
             side = self.crop_size

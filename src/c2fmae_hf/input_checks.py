@@ -1,4 +1,4 @@
-"""What the models ask of their inputs; every error names the field, what was expected and what came."""
+"""Checks of the models' inputs. Every error names the field, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .constants import IGNORE_INDEX
 def check_pixel_values(
     config: C2FMAEConfig, pixel_values: torch.Tensor, interpolate_pos_encoding: bool
 ) -> tuple[int, int]:
-    """The patch grid of a batch; raises `ValueError` if the model cannot take images of this size."""
+    """Return the patch grid of images `(B, C, H, W)`; `ValueError` if the model cannot take their shape."""
     if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
         raise ValueError(
             f"pixel_values: expected shape (batch_size, {config.num_channels}, height, width), got "
@@ -37,7 +37,17 @@ def check_pixel_values(
 
 
 def check_labels(config: C2FMAEConfig, name: str, labels: torch.Tensor, grid_size: tuple[int, int]) -> None:
-    """Raises `ValueError` if labels do not fit the image or, where looking costs nothing, hold unknown classes."""
+    """
+    Check that labels fit the images and, on the CPU, that semantic ones are known classes.
+
+    Args:
+        name (`str`): `"semantic"` or `"instance"`.
+        labels: `(B, H/s, W/s)` int64, or `(B, 3, H/s, W/s)`.
+        grid_size: Patches per column and per row of the images.
+
+    Raises:
+        `ValueError`: if they do not.
+    """
     height, width = (side * config.label_cells_per_side for side in grid_size)
     expected = (height, width) if name == "semantic" else (3, height, width)
     if labels.shape[1:] != expected:
@@ -58,12 +68,15 @@ def count_masked(
     config: C2FMAEConfig, bool_masked_pos: torch.Tensor, num_patches: int, num_masked: int | None = None
 ) -> int:
     """
-    Masked patches in each row. A compiled graph needs the number before it sees the mask, so that it is `num_masked`
-    or the configuration's there, and the mask is held to it at run time. On an accelerator a given `num_masked` is
-    taken as it is, since looking at the mask means waiting for all that runs before it.
+    Number of masked patches per row of a mask `(B, num_patches)`, bool.
+
+    A compiled graph needs the number before it sees the mask: there it is `num_masked` or the configuration's, and the
+    mask is checked against it at run time. On an accelerator a given `num_masked` is not checked, which avoids a
+    device synchronisation.
 
     Raises:
-        `ValueError`: if the mask has another shape, or its rows another count or different ones.
+        `ValueError`: if the mask has another shape or dtype, its rows have different counts, or another one than
+            `num_masked`.
     """
     if bool_masked_pos.ndim != 2 or bool_masked_pos.shape[1] != num_patches or bool_masked_pos.dtype != torch.bool:
         raise ValueError(

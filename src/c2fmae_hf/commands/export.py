@@ -1,12 +1,11 @@
 """
-Export a saved encoder, classifier or semantic segmenter for use without this package: ONNX, and torch.export's .pt2.
+Export a saved encoder, classifier or semantic segmenter to ONNX and torch.export's .pt2, for use without this package.
 
-    python examples/export_model.py runs/demo/c2fmae-vit-tiny runs/exported
-    python examples/export_model.py runs/demo/classifier runs/exported --format onnx --image_size 256 320
+    c2fmae export runs/demo/c2fmae-vit-tiny runs/exported
+    c2fmae export runs/demo/classifier runs/exported --format onnx --image_size 256 320
 
-Writes `model.onnx` and `model.pt2`, each once its outputs agree with the model's to 1e-4 at several batch sizes, on
-random images and with `--image` on a photograph. Needs `pip install "c2fmae-hf[export]"` for ONNX. A model of ViT-Base
-size takes half a minute for both on one CPU core; measured differences: 5e-6 for ONNX, 0 for .pt2.
+Writes model.onnx and model.pt2, each once its outputs agree with the model's to 1e-4 on random images, at several
+batch sizes, and on the photograph of --image. ONNX needs pip install "c2fmae-hf[all]".
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def export(options: argparse.Namespace) -> dict[str, float]:
     if not isinstance(model, C2FMAEPreTrainedModel):
         raise ValueError(f"{options.model}: expected a model of c2fmae_hf, got {type(model).__name__}")
     if isinstance(model, C2FMAEForPreTraining):
-        print("A pre-training model masks at random, which is not exported; its encoder is.")
+        print("Pre-training masks at random, which cannot be exported; its encoder is exported.")
         model = model.image_encoder()
     config = model.config
     height, width = options.image_size or config.image_height_width
@@ -65,12 +64,12 @@ def export(options: argparse.Namespace) -> dict[str, float]:
 
 
 def main(args: list[str] | None = None) -> dict[str, float]:
-    """Returns the largest difference of each file."""
+    """Run the command; returns the largest difference of each file."""
     parser = CommandParser("export", __doc__)
-    parser.add_argument("model", help="folder or Hub name of a saved model")
-    parser.add_argument("output_dir", type=Path, help="made if it is not there")
-    parser.add_argument("--format", nargs="+", choices=sorted(USES), default=sorted(USES))
+    parser.add_argument("model", help="folder or Hub name")
+    parser.add_argument("output_dir", type=Path, help="folder to write")
+    parser.add_argument("--format", nargs="+", choices=sorted(USES), default=sorted(USES), help="files to write")
     parser.add_argument("--image_size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="by default the model's")
-    parser.add_argument("--image", type=Path, help="photograph to compare the outputs of, too")
+    parser.add_argument("--image", type=Path, help="photograph to compare the outputs on, too")
     options = parser.parse_args(args)
     return export(options)

@@ -28,7 +28,7 @@ COMMANDS = {
     "detect": "fine-tune for object detection and instance segmentation",
     "embed": "write features of photographs to Parquet files",
     "visualize": "draw what a model predicts and attends to, as a page",
-    "convert": "convert weights from and to timm, ViT, ViTMAE and MAE",
+    "convert": "convert encoders from timm, ViT, ViTMAE and MAE, and to timm and ViT",
     "export": "export to ONNX and torch.export",
     "push": "publish a model on the Hub, or preview what would be published",
     "app": "try a model on photographs in the browser",

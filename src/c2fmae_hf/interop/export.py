@@ -1,9 +1,9 @@
 """
 Export for use without this package: `torch.export` programs (`.pt2`, which torch alone runs) and ONNX files.
 
-What is exported is a copy in evaluation mode, on the CPU and in float32: the caller's model stays as it is, its later
-training does not reach the program, and half-precision weights are widened, which is exact. The batch is dynamic, the
-image size fixed: the position table is resampled once, here, and not at every call. Inputs are normalised images.
+A copy of the model is exported, in evaluation mode, on the CPU and in float32; half-precision weights are widened,
+which is exact. The batch is dynamic, the image size fixed: the position table is resampled once, at export. Inputs are
+normalised images.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import copy
 import importlib
 import json
 import os
-import re
-import secrets
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,9 +64,11 @@ def export_program(
     model: C2FMAEPreTrainedModel, image_size: tuple[int, int] | None = None
 ) -> torch.export.ExportedProgram:
     """
+    Trace a copy of a model to a program.
+
     Args:
-        model: [`C2FMAEModel`], [`C2FMAEForImageClassification`] or [`C2FMAEForSemanticSegmentation`]; it stays as it
-            is. Eager attention is exported as such, every other implementation as sdpa.
+        model: [`C2FMAEModel`], [`C2FMAEForImageClassification`] or [`C2FMAEForSemanticSegmentation`]. Eager attention
+            is exported as such, every other implementation as sdpa.
         image_size (*optional*): `(height, width)`, multiples of the patch size; by default the configuration's.
 
     Returns:
@@ -108,8 +108,8 @@ def export_pt2(
     pixel_values: torch.Tensor | None = None,
 ) -> float:
     """
-    Save [`export_program`]'s result, for `torch.export.load(path).module()`; arguments, result and errors as for
-    [`export_onnx`]. The metadata are the extra file `metadata.json`.
+    Save [`export_program`]'s result, for `torch.export.load(path).module()`. Arguments, result and errors are those of
+    [`export_onnx`]; the metadata are the extra file `metadata.json`.
     """
     program = export_program(model, image_size)
     with replace_file(path) as temporary:
@@ -128,25 +128,24 @@ def export_onnx(
     pixel_values: torch.Tensor | None = None,
 ) -> float:
     """
-    Write an ONNX file with the input, the outputs and the dynamic `batch` of [`export_program`]. It takes the place of
-    `path` in one step when it is checked and verified; if anything fails, `path` stays as it was.
+    Write an ONNX file with the input, the outputs and the dynamic `batch` of [`export_program`]. It replaces `path`
+    once its outputs agree with the model's; if anything fails, `path` stays as it was.
 
-    Weights that do not fit in one file lie beside it in `<name>.<random>.data`. That name is new each time, so that an
-    older file has its own weights until it is replaced; they are removed then.
+    Weights of more than 1.9 GB are written beside it, to `<name>.data`. An earlier `path` is then removed first.
 
     Args:
         model, image_size: As for [`export_program`].
         path: File to write; its folder must exist.
-        processor (*optional*): Image processor whose mean and standard deviation to put in the metadata, beside the
-            model's type and class, the image size and, unless it is an encoder, `id2label`: strings as they are, all
-            else as JSON.
+        processor (*optional*): Image processor whose mean and standard deviation go into the metadata, beside the
+            model's type and class, the image size and, unless it is an encoder, `id2label`. Strings are stored as they
+            are, all else as JSON.
         pixel_values (*optional*): As for [`compare`].
 
     Returns:
         The largest difference from the model, as [`compare`] returns it.
 
     Raises:
-        `ImportError`: without the packages of the extra `export`.
+        `ImportError`: if `onnx`, `onnxscript` or `onnxruntime` is not installed.
         `ValueError`: as [`export_program`] and [`compare`] do.
     """
     # onnxscript is what torch translates with, onnxruntime what the result is verified with.
@@ -164,24 +163,14 @@ def export_onnx(
     )
     for name, value in _metadata(model, program, processor).items():
         exported.model.metadata_props[name] = value if isinstance(value, str) else json.dumps(value)
-    weights = [value.const_value for value in exported.model.graph.initializers.values()]
-    external = sum(weight.nbytes for weight in weights) > _LARGEST_FILE
-    data = path.with_name(f"{path.name}.{secrets.token_hex(4)}.data")
+    size = sum(value.const_value.nbytes for value in exported.model.graph.initializers.values())
+    data = f"{path.name}.data" if size > _LARGEST_FILE else None
+    if data is not None:  # an earlier file would read these weights
+        path.unlink(missing_ok=True)
     with replace_file(path) as temporary:
-        try:
-            onnx_ir.save(exported.model, temporary, external_data=data.name if external else None)
-            if external:
-                with open(data, "rb+") as file:
-                    os.fsync(file.fileno())
-            onnx.checker.check_model(temporary, full_check=True)
-            difference = compare(model, temporary, pixel_values)
-        except BaseException:
-            data.unlink(missing_ok=True)
-            raise
-    for other in path.parent.iterdir():
-        if other != data and re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{8}\.data", other.name):
-            other.unlink()
-    return difference
+        onnx_ir.save(exported.model, temporary, external_data=data)
+        onnx.checker.check_model(temporary, full_check=True)
+        return compare(model, temporary, pixel_values)
 
 
 def compare(
@@ -193,22 +182,22 @@ def compare(
     tolerance: float = TOLERANCE,
 ) -> float:
     """
-    Hold an export to its model, in float32 on the CPU, on random images and, if given, real ones.
+    Compare an export's outputs with its model's, in float32 on the CPU, on random images and, if given, real ones.
 
     Args:
-        model: What was exported.
+        model: The model that was exported.
         exported: A program, or a `.pt2` or ONNX file.
         pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`, *optional*): Real images.
-        batch_sizes: Of the random images, which are drawn from a generator of their own.
-        seed (`int`): Of that generator.
-        tolerance (`float`): Greatest accepted difference.
+        batch_sizes: Numbers of random images in a batch.
+        seed (`int`): Seed of the random images.
+        tolerance (`float`): Largest accepted difference.
 
     Returns:
         The largest absolute difference of any output.
 
     Raises:
         `ImportError`: for an ONNX file, without onnxruntime.
-        `ValueError`: if a difference is above `tolerance`, or names or shapes of outputs are not the model's.
+        `ValueError`: if a difference is above `tolerance`, or the outputs have other names or shapes.
     """
     run, shape = _load(exported)
     reference = _PlainOutputs(model)
@@ -237,7 +226,7 @@ def compare(
 
 
 def _load(exported: torch.export.ExportedProgram | str | os.PathLike) -> tuple[_Runner, tuple[int, ...]]:
-    """An export as a function, and the shape of an image."""
+    """Return an export as a function, and the shape of an image."""
     if not isinstance(exported, torch.export.ExportedProgram) and zipfile.is_zipfile(exported):
         with open(exported, "rb") as file:
             exported = torch.export.load(file)
@@ -284,7 +273,7 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f'ONNX export needs {name}: pip install "c2fmae-hf[export]"') from error
+        raise ImportError(f'ONNX export needs {name}: pip install "c2fmae-hf[all]"') from error
 
 
 __all__ = ["TOLERANCE", "compare", "export_onnx", "export_program", "export_pt2"]

@@ -1,7 +1,4 @@
-"""
-What is done to a photograph before an encoder sees it, from other libraries' words into those of C2FMAE's image
-processor, and back. Weights that are fed differently give other features, however equal they are.
-"""
+"""Image processors of timm and transformers to C2FMAE's, and back: equal weights need equally prepared images."""
 
 from __future__ import annotations
 
@@ -20,34 +17,24 @@ from ..image_processing_c2fmae import C2FMAEImageProcessor
 
 logger = logging.getLogger(__name__)
 
-# What processors of transformers call alike.
-_SHARED = (
-    "do_resize",
-    "size",
-    "resample",
-    "do_center_crop",
-    "crop_size",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-)
+# Attributes that the processors of transformers and C2FMAE's have in common.
+_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+_SHARED = (*_STEPS, "size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
 
 
 def convert_processor_to_c2fmae(source: str, config: C2FMAEConfig) -> C2FMAEImageProcessor:
     """
-    The image processor that goes with converted weights. What it cannot express, or must change to fit the model's
-    image size, is a warning in the log.
+    Build the image processor that goes with converted weights. The log warns of what it cannot express, or must
+    change to fit the model's image size.
 
     Args:
         source (`str`): A folder or a name on the Hub, of transformers or timm, or the bare name of an architecture of
-            timm. Without an image processor there, the configuration's own is taken, with ImageNet's statistics.
-        config ([`C2FMAEConfig`]): Of the converted model.
+            timm. Without an image processor there, C2FMAE's own is built, with ImageNet's statistics.
+        config ([`C2FMAEConfig`]): The converted model's configuration.
     """
     if not Path(source).exists() and "/" not in source and timm.is_model(source):
         cfg = timm.get_pretrained_cfg(source)
-        data_config = timm.data.resolve_data_config(pretrained_cfg=cfg.to_dict()) if cfg else {}
+        data_config = timm.data.resolve_data_config(pretrained_cfg=cfg.to_dict() if cfg else {})
         return C2FMAEImageProcessor.from_config(config, **_from_timm(data_config, config))
     try:
         processor = AutoImageProcessor.from_pretrained(source)
@@ -66,7 +53,7 @@ def _from_transformers(processor: Any, config: C2FMAEConfig) -> dict[str, Any]:
     for name in ("size", "crop_size"):
         if name in fields:
             fields[name] = {side: number for side, number in dict(fields[name]).items() if number}
-    # What comes out last has the model's size.
+    # The last step's output has the model's size.
     last = "crop_size" if fields["do_center_crop"] else "size"
     height, width = config.image_height_width
     expected = {"height": height, "width": width}
@@ -77,14 +64,12 @@ def _from_transformers(processor: Any, config: C2FMAEConfig) -> dict[str, Any]:
 
 
 def _from_timm(data_config: dict[str, Any], config: C2FMAEConfig) -> dict[str, Any]:
-    if not data_config:
-        return {}
     height, width = config.image_height_width
     share, mode = data_config.get("crop_pct") or 0.875, data_config.get("crop_mode") or "center"
     interpolation = data_config.get("interpolation") or "bilinear"
     if mode not in ("center", "squash") or (mode == "center" and height != width):
-        shape = "" if height == width else f" of {height} x {width}"
-        logger.warning("crop_mode: timm's %r%s cannot be expressed; the shorter side is resized.", mode, shape)
+        text = "crop_mode: timm's %r of %d x %d cannot be expressed; the shorter side is resized."
+        logger.warning(text, mode, height, width)
     if interpolation.upper() not in PILImageResampling.__members__:
         logger.warning("interpolation: timm's %r cannot be expressed; bicubic is taken.", interpolation)
         interpolation = "bicubic"
@@ -98,24 +83,8 @@ def _from_timm(data_config: dict[str, Any], config: C2FMAEConfig) -> dict[str, A
 
 
 def convert_processor_to_vit(processor: C2FMAEImageProcessor) -> ViTImageProcessor:
-    """The processor of transformers' ViT and ViTMAE that does the same."""
+    """Build the processor of transformers' ViT that does the same."""
     fields = {name: getattr(processor, name) for name in _SHARED}
     for name in ("size", "crop_size"):
         fields[name] = {side: number for side, number in dict(fields[name] or {}).items() if number}
     return ViTImageProcessor(**fields)
-
-
-def describe_processor(processor: C2FMAEImageProcessor) -> str:
-    """In words, for a log."""
-    size, crop = dict(processor.size or {}), dict(processor.crop_size or {})
-    steps = []
-    if processor.do_resize:
-        edge = size.get("shortest_edge")
-        to = f", the shorter side to {edge}" if edge else f" to {size.get('height')} x {size.get('width')}"
-        steps.append(f"resized{to} ({PILImageResampling(processor.resample).name.lower()})")
-    if processor.do_center_crop:
-        steps.append(f"cropped to {crop.get('height')} x {crop.get('width')}")
-    if processor.do_normalize:
-        mean, std = ([f"{value:g}" for value in values] for values in (processor.image_mean, processor.image_std))
-        steps.append(f"normalised with mean {', '.join(mean)} and deviation {', '.join(std)}")
-    return "; ".join(steps)
