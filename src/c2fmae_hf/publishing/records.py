@@ -304,6 +304,26 @@ def run_of_weights(run: Run, model: nn.Module) -> Run | None:
     return replace(run, role="transferred") if is_start else None
 
 
+def runs_of_weights(runs: Sequence[Run], model: nn.Module) -> list[Run]:
+    """
+    The runs with their roles towards a model; the one that made the encoder it started from is part of its history.
+
+    Raises:
+        `ValueError`: naming a record of other weights.
+    """
+    found = [run_of_weights(run, model) for run in runs]
+    starts = {run.record.get("starting_encoder") for run in found if run is not None and run.is_training} - {None}
+    result = []
+    for run, known in zip(runs, found):
+        if known is None and run.record.get("encoder") not in starts:
+            raise ValueError(
+                f"{next(iter(run.sources.values()), run.folder)}: expected a record of the weights to be published, "
+                "got one of others; evaluate these weights, or leave the record out"
+            )
+        result.append(known or replace(run, role="made_start"))
+    return result
+
+
 def runs_of_architecture(runs: Sequence[Run], config: Any) -> list[Run]:
     """
     The runs with their roles towards an architecture whose weights are not at hand: pre-training of it, and what was
