@@ -124,6 +124,7 @@ def test_what_was_trained_is_loaded_by_name(hub_scene, tmp_path, python_without_
             *(python_without_package, "-c", WITHOUT_PACKAGE),
             *(tmp_path / "in.safetensors", tmp_path / "out.safetensors", "me/trained", "me/pushed"),
         ],
+        environment={"PYTHONPATH": ""},
     )
     assert result.code == 0, result.err[-3000:]
     assert hub_scene.hub.unknown == []

@@ -280,7 +280,7 @@ def _ask(repo_id: str, token: str | bool | None, action: Callable[[HfApi, str], 
         )
     try:
         account = api.whoami()
-        if account["auth"]["accessToken"].get("role") == "read":
+        if account.get("auth", {}).get("accessToken", {}).get("role") == "read":  # OAuth's have no role
             raise HubError(
                 f"the access token of {account['name']} may only read; make one that may write at {settings}. "
                 f"{NOTHING}"
@@ -310,8 +310,8 @@ def _explain(error: BaseException, endpoint: str, repo_id: str, account: dict[st
             "the Hub does not accept the access token: it may be mistyped, expired or revoked. Make one that may "
             f"write at {settings} and run `hf auth login`. {NOTHING}"
         )
-    if response.status_code in (403, 404):
-        owners = ", ".join([account["name"], *(one["name"] for one in account["orgs"])])
+    if account and response.status_code in (403, 404):
+        owners = ", ".join([account["name"], *(one["name"] for one in account.get("orgs", []))])
         return (
             f"{repo_id} is not yours to write to, or not visible: you are {account['name']}, and may write as "
             f"{owners}, unless a fine-grained token lacks the permission (see {settings}); choose another name, or "
