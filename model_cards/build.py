@@ -6,7 +6,7 @@ this script.
 
 A size's card is made of its configuration and of the records in `runs/<size>/<run>/` beside this script, if there are
 any: folders or files that a training script wrote. Pre-training must be of that very architecture, and evaluations of
-the encoders that it gave. Weights are folders that `push_to_hub.py --preview` wrote; their card is made of what is in
+the encoders that it gave. Weights are folders that `c2fmae push --preview` wrote; their card is made of what is in
 them, and of `card.yaml`, which holds the fields of [`CardFacts`] that no record knows. Cards are not edited: a test
 compares them with what this gives.
 """
@@ -14,6 +14,7 @@ compares them with what this gives.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -21,7 +22,7 @@ from huggingface_hub import ModelCard
 
 from c2fmae_hf import SIZES, C2FMAEConfig
 from c2fmae_hf.publishing.model_card import CardFacts, build_card
-from c2fmae_hf.publishing.records import Run, load_run, run_of_weights, runs_of_architecture
+from c2fmae_hf.publishing.records import Run, architecture_of, load_run, run_of_weights
 from c2fmae_hf.publishing.repository import load_saved
 from c2fmae_hf.utils.files import replace_file
 
@@ -34,10 +35,27 @@ TABLE = "| size | card | weights | records of runs |\n| --- | --- | --- | --- |\
 
 
 def find_runs(size: str, folder: Path) -> list[Run]:
-    """The records in `runs/<size>/` of the folder; see [`runs_of_architecture`] for what is an error."""
+    """
+    The records in `runs/<size>/` of the folder with their roles: pre-training first, then what was measured with the
+    encoders that it gave.
+
+    Raises:
+        `ValueError`: naming a run of another architecture, or of an encoder that no run among these made.
+    """
     paths = sorted((folder / "runs" / size).iterdir()) if (folder / "runs" / size).is_dir() else []
     runs = [load_run(path, f"{size}/{path.stem}") for path in paths]
-    return runs_of_architecture(runs, C2FMAEConfig.from_size(size))
+    expected = architecture_of(C2FMAEConfig.from_size(size))
+    trained = [replace(run, role="made") for run in runs if run.record.get("task") == "pretraining"]
+    others = [replace(run, role="transferred") for run in runs if run.record.get("task") != "pretraining"]
+    for run in trained:
+        if (found := run.record.get("architecture")) != expected:
+            raise ValueError(f"{run.folder}: expected a run of the architecture {expected}, got one of {found}")
+    encoders = {run.record.get("encoder") for run in trained}
+    for run in others:
+        if run.record.get("starting_encoder") not in encoders:
+            folders = [one.folder for one in trained]
+            raise ValueError(f"{run.folder}: expected a run that started from an encoder of {folders}, got another's")
+    return [*trained, *others]
 
 
 def build(size: str, folder: Path) -> ModelCard:

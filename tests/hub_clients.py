@@ -1,6 +1,6 @@
 """
 Processes that use a Hub. The libraries read the Hub's address when they are imported, which takes seconds, so that one
-process imports them for a server and forks a child for each script: a process of its own, that may run out of disk, be
+process imports them for a server and forks a child for each script: a process of its own, that may be
 killed, or end with whatever it ends with. Run as a script, this file is that process.
 """
 
@@ -67,13 +67,11 @@ class Clients:
         script: str | Path,
         *arguments: object,
         token: str | None = None,
-        file_limit: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Finished:
         """
         Args:
             script: A file, or Python code.
-            file_limit (*optional*): Bytes beyond which a file cannot grow, as on a disk that is full.
         """
         outputs = [Path(self._folder.name) / name for name in ("out", "err")]
         order = {
@@ -81,7 +79,6 @@ class Clients:
             "is_file": isinstance(script, Path),
             "arguments": [str(argument) for argument in arguments],
             "environment": {**({"HF_TOKEN": token} if token else {}), **(environment or {})},
-            "file_limit": file_limit,
             "outputs": [str(path) for path in outputs],
         }
         self._send(json.dumps(order))
@@ -138,7 +135,6 @@ def run_alone(
 
 
 def _run_child(order: dict) -> int:
-    import resource
     import runpy
     import time
     import traceback
@@ -150,8 +146,6 @@ def _run_child(order: dict) -> int:
     sys.argv = [order["script"] if order["is_file"] else "-c", *order["arguments"]]
     sleep: Callable[[float], None] = time.sleep
     time.sleep = lambda seconds: sleep(min(seconds, 0.02))
-    if order["file_limit"] is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"],) * 2)
     try:
         if order["is_file"]:
             runpy.run_path(order["script"], run_name="__main__")

@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -31,36 +31,19 @@ class Fault:
 
     Args:
         times (`int`): How many of them; below 0 all.
-        skip (`int`): How many pass before.
-        status, message, headers: Answer this, and do nothing.
+        status (*optional*): Answer this, and do nothing.
         before: Called before the request is looked at.
-        delay (`float`): Seconds until it is.
-        reset_request_after (`int`): Bytes of the request's body after which the connection is reset.
-        damage_request (`bool`): Whether a bit of the body arrives wrong.
+        reset (`bool`): Whether the connection is reset, and nothing done.
         lose_answer (`bool`): Whether the connection is reset in place of an answer, when all is done.
-        reset_reply_after, close_reply_after, stall_reply_after (`int`): Bytes of the answer's body after which the
-            connection is reset, closed, or nothing comes any more.
-        shorten (`int`): Bytes by which the body is shorter, as if it were all.
-        damage_reply (`bool`): Whether a bit of the body is wrong.
     """
 
     method: str
     path: str
     times: int = 1
-    skip: int = 0
     status: int | None = None
-    message: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
     before: Callable[[], object] | None = None
-    delay: float = 0.0
-    reset_request_after: int | None = None
-    damage_request: bool = False
+    reset: bool = False
     lose_answer: bool = False
-    reset_reply_after: int | None = None
-    close_reply_after: int | None = None
-    stall_reply_after: int | None = None
-    shorten: int = 0
-    damage_reply: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,9 +90,6 @@ class HubServer(HubState):
         with self.lock:
             for fault in self.faults:
                 if fault.method == method and re.search(fault.path, path) and fault.times:
-                    if fault.skip:
-                        fault.skip -= 1
-                        continue
                     fault.times -= 1
                     return fault
         return None
@@ -164,13 +144,11 @@ class _Handler(BaseHTTPRequestHandler):
             body = self.read_body()
             if self.fault and self.fault.before:
                 self.fault.before()
-            if self.fault and self.fault.delay:
-                self.hub.stopped.wait(self.fault.delay)
             if self.fault and self.fault.status:
-                raise Refusal(self.fault.status, self.fault.message)
+                raise Refusal(self.fault.status, "")
             self.dispatch(url.path, body, on_storage, token.removeprefix("Bearer ") if token else None)
         except Refusal as refusal:
-            headers = {"X-Error-Message": refusal.message, **(self.fault.headers if self.fault else {})}
+            headers = {"X-Error-Message": refusal.message}
             if refusal.code:
                 headers["X-Error-Code"] = refusal.code
             if "commit" in refusal.details:
@@ -187,17 +165,9 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = answer
 
     def read_body(self) -> bytes:
-        limit = self.fault.reset_request_after if self.fault else None
-        body = b""
-        if limit == 0:
+        if self.fault and self.fault.reset:
             raise _Reset
-        for piece in self._pieces():
-            body += piece
-            if limit is not None and len(body) >= limit:
-                raise _Reset
-        if self.fault and self.fault.damage_request and body:
-            body = body[:-1] + bytes([body[-1] ^ 1])
-        return body
+        return b"".join(self._pieces())
 
     def _pieces(self) -> Iterator[bytes]:
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
@@ -222,7 +192,6 @@ class _Handler(BaseHTTPRequestHandler):
             ("POST", rf"{API}/commit/{REVISION}", self.commit),
             ("POST", rf"{API}/branch/{REVISION}", self.create_branch),
             ("GET", rf"{API}/refs", self.list_refs),
-            ("GET", rf"{API}/discussions", self.list_pull_requests),
             ("POST", rf"{API}/paths-info/{REVISION}", self.describe_paths),
             ("GET", rf"{API}/tree/{REVISION}(?:/(?P<folder>.*))?", self.list_tree),
             ("GET", rf"{API}(?:/revision/{REVISION})?", self.describe),
@@ -246,30 +215,15 @@ class _Handler(BaseHTTPRequestHandler):
         raise Refusal(404, "No such address")
 
     def reply(self, status: int, content: object = None, headers: dict[str, str] | None = None) -> None:
-        fault = self.fault or Fault("", "")
-        if fault.lose_answer:
+        if self.fault and self.fault.lose_answer:
             raise _Reset
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        if fault.shorten:
-            body = body[: -fault.shorten]
-        if fault.damage_reply:
-            body = body[:-1] + bytes([body[-1] ^ 1])
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "HEAD":
-            return
-        cuts = (fault.reset_reply_after, fault.close_reply_after, fault.stall_reply_after)
-        cut = next((cut for cut in cuts if cut is not None), None)
-        self.wfile.write(body[:cut])
-        self.wfile.flush()
-        if fault.reset_reply_after is not None:
-            raise _Reset
-        if fault.stall_reply_after is not None:
-            self.hub.stopped.wait(30)
-        if cut is not None:
-            self.close_connection = True
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def ok(self, content: object, headers: dict[str, str] | None = None) -> Callable[[], None]:
         return lambda: self.reply(200, content, headers)
@@ -318,21 +272,6 @@ class _Handler(BaseHTTPRequestHandler):
             if not branch.startswith("refs/")
         ]
         return self.ok({"branches": branches, "converts": [], "tags": []})
-
-    def list_pull_requests(self, body: bytes, name: str, kind: str) -> Callable:
-        discussions = [
-            {
-                "num": number,
-                "title": commit.title,
-                "status": "open",
-                "author": {"name": self.account.name if self.account else "someone"},
-                "isPullRequest": True,
-                "repo": {"name": name, "type": kind.removesuffix("s")},
-                "createdAt": "2026-01-01T00:00:00.000Z",
-            }
-            for number, commit in self.find(name, kind).pull_requests()
-        ]
-        return self.ok({"discussions": discussions, "count": len(discussions), "start": 0})
 
     # Uploads and commits
 

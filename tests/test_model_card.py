@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,10 +16,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainingArguments, ViTConfig
 
 from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining, C2FMAEModel
-from c2fmae_hf.publishing import model_card
 from c2fmae_hf.publishing.fingerprints import encoder_fingerprint
 from c2fmae_hf.publishing.hub import HubError, write_repository
-from c2fmae_hf.publishing.model_card import CardFacts, build_card, check_card
+from c2fmae_hf.publishing.model_card import CardFacts, build_card
 from c2fmae_hf.publishing.records import (
     METRICS,
     Run,
@@ -29,10 +27,9 @@ from c2fmae_hf.publishing.records import (
     data_name,
     figures_of,
     load_run,
-    resolve,
     run_of_weights,
 )
-from c2fmae_hf.publishing.redaction import hide_folders, hide_secrets, hide_tokens
+from c2fmae_hf.publishing.redaction import hide_folders, hide_tokens
 from c2fmae_hf.publishing.repository import load_saved
 from testing_utils import load_command, make_rows, randomized
 
@@ -53,7 +50,7 @@ class Runs:
 
 
 def run_example(name: str, args: list[str]) -> None:
-    """As `python examples/<name>.py args` would be, from a folder of a user's own."""
+    """As `c2fmae <name> args` would be, from a folder of a user's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"/home/somebody/{name}.py", *args])
         load_command(name).main(args)
@@ -73,14 +70,14 @@ def runs(tmp_path_factory) -> Runs:
     pretraining += ["--curriculum", "linear"]
     pretraining += ["--config_overrides", '{"num_hidden_layers": 1}', "--eval_strategy", "steps", "--save_steps", "1"]
     first = [*common, *pretraining, "--output_dir", str(folder / "pretraining")]
-    run_example("run_pretraining", [*first, "--max_steps", "1"])
-    run_example("run_pretraining", [*first, "--max_steps", "3", "--resume_from_checkpoint", "last"])
+    run_example("pretrain", [*first, "--max_steps", "1"])
+    run_example("pretrain", [*first, "--max_steps", "3", "--resume_from_checkpoint", "last"])
     streaming = ["--streaming", "true", "--num_semantic_classes", "5", "--eval_strategy", "no", "--max_steps", "1"]
     streaming += ["--config_overrides", "{}", "--image_size", "224"]  # a whole size
     streaming += ["--curriculum", "constant", "--curriculum_weights", "1", "0", "0.5"]
-    run_example("run_pretraining", [*common, *pretraining, *streaming, "--output_dir", str(folder / "streaming")])
+    run_example("pretrain", [*common, *pretraining, *streaming, "--output_dir", str(folder / "streaming")])
     run_example(
-        "run_classification",
+        "classify",
         [
             *(*common, "--model", str(folder / "pretraining/c2fmae-vit-tiny"), "--max_steps", "1"),
             *("--dataset_name", str(folder / "labels"), "--output_dir", str(folder / "classifier")),
@@ -101,9 +98,6 @@ class Case:
     def build(self, **changes) -> ModelCard:
         case = replace(self, **{name: changes.pop(name) for name in ("runs", "files") if name in changes})
         return build_card(NAME, case.config, case.model_class, files=case.files, runs=case.runs, **changes)
-
-    def check(self, text: str) -> None:
-        check_card(text, NAME, self.config, self.model_class, files=self.files, runs=self.runs)
 
 
 @pytest.fixture
@@ -257,7 +251,7 @@ def test_training_is_told_from_the_record(pretraining, runs):
     assert f"torch {torch.__version__.partition('+')[0]}" in facts["versions"]
     assert "Masking curriculum: linear, semantic then instance then random; jitter 0.05." in text
     assert "\nmax_steps: 3\n" in text
-    assert "run_pretraining.py --use_cpu true" in text
+    assert "pretrain.py --use_cpu true" in text
     assert "--config_overrides '{\"num_hidden_layers\": 1}'" in text  # quoted, so that it can be run again
     assert "1 block a stage" in text
 
@@ -305,7 +299,7 @@ def test_an_evaluation_is_no_training(pretraining, runs):
     assert evaluation.role == "transferred"
     card = pretraining.build(runs=[*pretraining.runs, evaluation])
     training = card.text.partition("\n## Training\n")[2].partition("\n## Results\n")[0]
-    assert "run_classification.py" not in training
+    assert "classify.py" not in training
     assert results_of(card)[-1][4] == "`runs/evaluation-1/results.json:results.mean.top1_accuracy`"
     assert results_of(card)[-1][0].endswith(", from this encoder")
     assert {result.task_type for result in card.data.eval_results} == {"image-feature-extraction"}
@@ -358,8 +352,8 @@ def test_the_card_is_of_what_is_written(pretraining, runs, tmp_path):
 
 def test_what_fails_leaves_nothing(pretraining, runs, tmp_path):
     model, _ = load_saved(runs.pretraining / "c2fmae-vit-tiny")
-    with pytest.raises(ValueError, match="expected no number"):
-        write_repository(model, tmp_path / "out", NAME, facts=CardFacts(data="We reach 93 % accuracy."))
+    with pytest.raises(HubError, match=r"README.md holds what looks like an access token"):
+        write_repository(model, tmp_path / "out", NAME, facts=CardFacts(data=f"Ask with {TOKEN}."))
     for name in ("me/a b", "", 'me/x"); import os'):
         with pytest.raises(HubError, match="repo_id: expected 'name' or 'owner/name'"):
             write_repository(model, tmp_path / "out", name)
@@ -395,7 +389,10 @@ def test_metadata_round_trip(pretraining, tmp_path):
     for result in loaded.data.eval_results:
         assert isinstance(result, EvalResult)
         file, _, place = result.metric_args["record"].partition(":")
-        assert resolve(evidence[file], place) == result.metric_value
+        value = evidence[file]
+        for part in place.split("."):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        assert value == result.metric_value
         assert result.source_url == f"https://huggingface.co/{NAME}/tree/main/runs"
     again = ModelCardData(**loaded.data.to_dict(), ignore_metadata_errors=False)
     assert again.to_dict() == loaded.data.to_dict()
@@ -411,8 +408,6 @@ def test_the_name_of_a_licence_that_hubs_do_not_know(pretraining):
     card = pretraining.build(facts=facts)
     assert (card.data.license, card.data.license_name) == ("other", "non-commercial-research")
     assert pretraining.build(facts=CardFacts(license_name="unused")).data.license_name is None
-    with pytest.raises(ValueError, match="expected a licence's name in small letters and dashes, got 'Mine 99'"):
-        pretraining.build(facts=CardFacts(license="other", license_name="Mine 99"))
 
 
 def test_code_of_weights_that_are_on_no_hub(pretraining):
@@ -463,30 +458,6 @@ def test_values_that_are_not_finite(pretraining):
     assert all(abs(value) < 100 for value in values)
 
 
-@pytest.mark.parametrize("value", ["83.1", True, [1.0]])
-def test_results_that_are_no_numbers(classifier, value):
-    run = classifier.runs[0]
-    content = {**run.files["runs/training/results.json"], "results": {"mean": {"top1_accuracy": value}}}
-    with pytest.raises(ValueError, match=r"results.json, results.mean.top1_accuracy: expected a number, got"):
-        figures_of(replace(run, files={"runs/training/results.json": content}))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"results": {"mean": {"top1_accuracy": 83.1}}}, r"results.mean.top1_accuracy: expected a share in \[0, 1\]"),
-        ({"protocol": "83.1 on ImageNet"}, r"protocol: expected one of \['', 'knn'"),
-        ({"run": {"task": "image_classification", "splits": {"validation": "a|b"}}}, "splits: expected the name of a"),
-    ],
-    ids=["per cent", "protocol", "split"],
-)
-def test_records_that_are_no_records(classifier, change, message):
-    run = classifier.runs[0]
-    content = {**run.files["runs/training/results.json"], **change}
-    with pytest.raises(ValueError, match=message):
-        figures_of(replace(run, files={"runs/training/results.json": content}))
-
-
 def test_data_and_base_model_of_the_records_are_metadata(pretraining, classifier):
     run = classifier.runs[0]
     record = run.files["runs/training/results.json"]
@@ -501,11 +472,9 @@ def test_data_and_base_model_of_the_records_are_metadata(pretraining, classifier
     assert (card.data.datasets, card.data.base_model) == (["me/more"], "me/other")
 
 
-def test_what_was_converted_is_called_so_and_needs_a_licence(tmp_path):
+def test_what_was_converted_is_called_so():
     config = C2FMAEConfig.from_size("tiny", converted_from="google/vit-tiny")
     arguments = ("me/x", config, "C2FMAEModel")
-    with pytest.raises(ValueError, match=r"license: expected that of google/vit-tiny, from which .* got None"):
-        build_card(*arguments, files=FILES)
     card = build_card(*arguments, files=FILES, facts=CardFacts(license="cc-by-nc-4.0"))
     assert "The weights were made of those of `google/vit-tiny`, which is not ours." in card.text
     assert (card.data.license, card.data.base_model) == ("cc-by-nc-4.0", "google/vit-tiny")
@@ -536,114 +505,16 @@ def test_a_record_of_other_weights_is_refused(pretraining, runs, tmp_path):
     assert "log_history" in (tmp_path / "own/README.md").read_text()
 
 
-# Numbers that nobody measured
-
-
-def in_place(old: str, new: str):
-    return lambda text: text.replace(old, new, 1)
-
-
-def after(line: str, new: str):
-    return lambda text: text.replace(line, f"{line}{new}", 1)
-
-
-FORGERIES = {
-    "another value in the table": lambda text: re.sub(r"(held-out loss \|) \d", r"\1 0", text, count=1),
-    "a row without a record": after("| --- | --- | --- | --- | --- |\n", "| x | ImageNet | top-1 | 83.1 | none |\n"),
-    "a row with a record of nothing": after(
-        "| --- | --- | --- | --- | --- |\n",
-        "| x | y | held-out loss | 0.100 | `runs/training/trainer_state.json:log_history.99.eval_loss` |\n",
-    ),
-    "a number in a row's task": in_place("| pre-training, step", "| pre-training (83.1 on ImageNet), step"),
-    "prose of the results": after("\n## Results\n", "\nIt reaches 83.1 top-1.\n"),
-    "a second section of results": in_place("\n## Data,", "\n## Results\n\n83.1\n\n## Data,"),
-    "the description": after("masking curriculum.", " It reaches 83.1 on ImageNet."),
-    "a number that is elsewhere in the card": after("masking curriculum.", " It reaches 64."),
-    "another number of parameters": lambda text: re.sub(r"encoder \| \d.\d M", "encoder | 9.9 M", text),
-    "a comment in the code": after("import c2fmae_hf", "  # 83.1 top-1"),
-    "the command": after("run_pretraining.py", " --accuracy 83.1"),
-    "a row of the training's table": after("| data | discs |\n", "| accuracy | 83.1 |\n"),
-    "a heading": in_place("\n## Use\n", "\n## Use: 83.1 on ImageNet\n"),
-    "a value of the metadata": lambda text: re.sub(r"value: \d\.\d+", "value: 0.1", text, count=1),
-    "a name of the metadata": lambda text: re.sub(r"name: '.*held-out loss'", "name: accuracy 83.1", text, count=1),
-    "a new field of the metadata": in_place("license:", "accuracy: 83.1\nlicense:"),
-    "a tag": in_place("- vision\n", "- vision\n- accuracy-83.1\n"),
-    "a tag without a point": in_place("- vision\n", "- vision\n- top1-83\n"),
-    "a result without a record": lambda text: re.sub(r"record: runs\S*", "record: none", text, count=1),
-    "words on data": after("\n## Data, licences and limits\n\n", "83.1 on ImageNet. "),
-    "words with a fraction": after("\n## Data, licences and limits\n\n", "Right in ¾ of all cases. "),
-    "words with a table": lambda text: text + "\n| top-1 |\n| --- |\n",
-    "words with per cent": lambda text: text + "\nEighty-three %.\n",
-    "words with other digits": lambda text: text + "\nAccuracy \uff18\uff13.\n",
-    "words with a hidden number": lambda text: text + "\n<!-- 83.1 -->\n",
-    "words with a code for a digit": lambda text: text + "\n&#56;&#51;\n",
-    "words with a word for it": lambda text: text + "\nEighty-three percent.\n",
-    "words with HTML": lambda text: text + "\n<b>best</b>\n",
-    "words with a picture": lambda text: text + "\n![best](https://example.org/chart.png)\n",
-    "words with a heading": lambda text: text + "\nState of the art\n=====\n",
-    "words with a measure": lambda text: text + "\nmIoU-48 on ADE20K.\n",
-    "no last section": lambda text: text.partition("\n## Data,")[0],
-}
-
-
-@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
-def test_invented_numbers_are_found(pretraining, forge):
-    text = str(pretraining.build())
-    pretraining.check(text)
-    forged = forge(text)
-    assert forged != text
-    with pytest.raises(ValueError, match=r"^card"):
-        pretraining.check(forged)
-
-
-@pytest.mark.parametrize("first", [0, 4], ids=["table", "metadata"])
-def test_a_renderer_that_errs_is_found(pretraining, monkeypatch, first):
-    """Results are compared with the records, not only with what would be rendered again."""
-
-    def wrong_figures(run: Run) -> list:
-        figures = figures_of(run)
-        # A difference that the table's three places do not show is one of the metadata.
-        figures[first] = replace(figures[first], value=figures[first].value + (0.1 if first == 0 else 1e-7))
-        return figures
-
-    monkeypatch.setattr(model_card, "figures_of", wrong_figures)
-    with pytest.raises(ValueError, match=r"^card, (results|metadata): .* the record \d"):
-        pretraining.build()
-
-
-def test_a_card_that_is_no_card(pretraining):
-    with pytest.raises(ValueError, match="card, metadata: expected what huggingface_hub reads"):
-        pretraining.check("---\nlicense: [\n---\n")
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "12 photographs of discs, 4 more to validate",  # the record's
-        "ImageNet-1K, ADE20K, VOC2012 and COCO 2017, labelled in 2026",
-        "CC BY-NC-SA 4.0, Apache-2.0, CC0 1.0; see https://example.org/licence-1.2 and arXiv:2401.14391",
-    ],
-)
-def test_numbers_that_words_may_have(pretraining, words):
-    assert words in pretraining.build(facts=CardFacts(data=words, limits="")).text
-
-
-@pytest.mark.parametrize("words", ["1.28 M photographs", "83.1 % top-1", "accuracy of 2012.5", "13 photographs"])
-def test_numbers_that_words_may_not_have(pretraining, words):
-    with pytest.raises(ValueError, match="expected no number but those of names"):
-        pretraining.build(facts=CardFacts(limits=words))
-
-
-def test_names_in_the_metadata_are_names(pretraining):
-    for facts in (CardFacts(base_model="me/base at 83.1"), CardFacts(datasets=("a b",))):
-        with pytest.raises(ValueError, match=r"metadata: expected the name of a dataset or model"):
-            pretraining.build(facts=facts)
-    for license in ("83.1 %", "MIT", "Apache-2.0"):
-        with pytest.raises(ValueError, match=r"metadata: expected a licence as the Hub names it"):
-            pretraining.build(facts=CardFacts(license=license))
-
-
 # Records
+
+
+def test_no_folder_of_this_machine_is_recorded():
+    given = SomeArguments("/home/me/photos", names=["/a/b", "rel/v", "https://host/x"])
+    record = RunRecord("pretraining", [given], {}, {}).finish()
+    assert record["arguments"] == {"dataset_name": ".../photos", "names": [".../b", "rel/v", "https://host/x"]}
+    assert record["data"] == "photos"
+    hidden = hide_folders({"settings": {"dataset_name": "/home/me/x", "share": 0.5}, "best": [None, "~me/u", "me/u"]})
+    assert hidden == {"settings": {"dataset_name": ".../x", "share": 0.5}, "best": [None, ".../u", "me/u"]}
 
 
 @dataclass
@@ -694,53 +565,11 @@ def test_arguments_of_trainers():
         (["run.py", f"my_{TOKEN}"], "run.py 'my_***'"),
         (["run.py", "--x", "a b; rm -rf"], "run.py --x 'a b; rm -rf'"),
         (["run.py", "--hub_token"], "run.py --hub_token"),
+        (["run.py", "/home/me/x y", "--b=/home/me/z", "rel/v"], "run.py '.../x y' --b=.../z rel/v"),
     ],
 )
 def test_commands_are_quoted_and_hide_tokens(command, expected):
     assert hide_tokens(command) == expected
-
-
-def test_folders_are_hidden():
-    record = {
-        "command": "run.py --a /home/me/x --b=/home/me/y 'file:///home/me/z z' 'C:\\me\\w' rel/v ~me/u",
-        "arguments": {"path": "/home/me/photos/", "hub": "me/photos", "url": "https://host/x", "share": 0.5},
-        "list": ["/a/b", None, 3],
-    }
-    hidden = hide_folders(record)
-    assert hidden["command"] == "run.py --a .../x --b=.../y '.../z z' .../w rel/v .../u"
-    assert hidden["arguments"] == {**record["arguments"], "path": ".../photos"}
-    assert hidden["list"] == [".../b", None, 3]
-    assert hide_secrets(record) == record
-
-
-@pytest.mark.parametrize(
-    ("text", "hidden"),
-    [
-        ("train=/home/me/x", "train=.../x"),
-        ("-d/home/me/x", "-d.../x"),
-        ("../../me/x", ".../x"),
-        ('{"a": "/home/me/my photos/x", "b": [1, "/q/r"]}', '{"a": ".../x", "b": [1, ".../r"]}'),
-        ("see /home/me/x, and /tmp/y.", "see .../x, and .../y."),
-        ("it's /home/me/x alone", "it's .../x alone"),
-        ("PATH=/me/b:/c/d", "PATH=.../d"),
-        ("\\\\host\\me\\x", ".../x"),
-        # What is no path, or none of a machine's own
-        *(
-            (text, text)
-            for text in ("a/../b", "./data/x", "1/2", "/", "hf://datasets/me/x", "https://h/a b", ".../x y")
-        ),
-    ],
-)
-def test_folders_within_strings_are_hidden(text, hidden):
-    assert hide_folders(text) == hidden
-    assert hide_folders(hidden) == hidden
-    command = hide_folders({"command": f"run.py --x {shlex.quote(text)}"})["command"]
-    assert command == f"run.py --x {shlex.quote(hidden)}"
-
-
-def test_a_command_that_is_no_command_and_keys():
-    assert hide_folders({"command": "it's /home/me/x"}) == {"command": "it's .../x"}
-    assert hide_folders({"/home/me/x": 1}) == {".../x": 1}
 
 
 def test_names_of_data(tmp_path, monkeypatch):
@@ -787,10 +616,3 @@ def test_folders_without_records(tmp_path):
         (tmp_path / "run.json").write_bytes(content.encode("utf-8", "surrogateescape"))
         with pytest.raises(ValueError, match=r"run.json: expected (a )?JSON"):
             load_run(tmp_path, "x")
-
-
-def test_records_that_are_not_whole(pretraining):
-    run = pretraining.runs[0]
-    record = {name: value for name, value in run.record.items() if name != "versions"}
-    with pytest.raises(ValueError, match=r"runs/training: expected a whole record .* without \['versions'\]"):
-        pretraining.build(runs=[Run({"runs/training/run.json": record})])

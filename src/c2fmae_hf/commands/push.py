@@ -1,17 +1,16 @@
 """
 Publish a saved model on the Hub: an encoder, a pre-training checkpoint or a fine-tuned model.
 
-    python examples/push_to_hub.py runs/demo/c2fmae-vit-tiny-pretraining me/c2fmae-vit-tiny --preview runs/demo/preview
-    python examples/push_to_hub.py runs/demo/c2fmae-vit-tiny-pretraining me/c2fmae-vit-tiny --private
-    python examples/push_to_hub.py runs/1 me/flowers --results runs/2/results.json --license cc0-1.0 --license_file CC0
+    c2fmae push runs/demo/c2fmae-vit-tiny-pretraining me/c2fmae-vit-tiny --preview runs/demo/preview
+    c2fmae push runs/demo/c2fmae-vit-tiny-pretraining me/c2fmae-vit-tiny --private
+    c2fmae push runs/1 me/flowers --results runs/2/results.json --license cc0-1.0 --license_file CC0
 
 One commit holds the weights in the layout that transformers and timm both load, configuration, image processor, model
-card, the records of the runs that the card's figures come from, licence, and code for use without this package. The
+card, the records of the runs that the card's results come from, licence, and code for use without this package. The
 card is made of the records beside the model (`run.json`, `trainer_state.json`, `results.json`) and of `--results`.
 
-`--preview` writes all of it to a folder instead, which is what to look at first. Publishing needs a token that may
-write, from `hf auth login` or in HF_TOKEN. Nothing is uploaded twice, and nothing is published by halves: run it again
-after an interruption.
+Look first: `--preview` writes all of it to a folder instead. Publishing needs a token that may write, from
+`hf auth login` or in HF_TOKEN. After an interruption run it again: what arrived is not sent twice.
 """
 
 from __future__ import annotations

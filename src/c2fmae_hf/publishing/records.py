@@ -6,10 +6,10 @@ import json
 import math
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -56,13 +56,14 @@ class RunRecord:
     ) -> None:
         self._clock = time.perf_counter()
         changed = {name: value for group in arguments for name, value in changed_arguments(group).items()}
+        # Now, while it can be seen whether a name is that of a local folder.
+        data, base_model = changed.get("dataset_name") or changed.get("coco_dir"), changed.get("model")
         self.content: dict[str, Any] = {
             "task": task,
             "command": hide_tokens(_command()),
-            "arguments": changed,
-            # Now, while it can be seen whether a name is that of a local folder.
-            "data": data_name(changed.get("dataset_name") or changed.get("coco_dir")),
-            "base_model": hub_name(changed.get("model") or changed.get("model_name_or_path")),
+            "arguments": hide_folders(changed),
+            "data": data_name(data),
+            "base_model": hub_name(base_model or changed.get("model_name_or_path")),
             "rows": dict(rows),
             "splits": dict(splits),
             **details,
@@ -150,10 +151,8 @@ def versions() -> dict[str, str]:
     """Of Python and of what computes."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -172,11 +171,9 @@ def hardware() -> dict[str, Any]:
 
 def _processor_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.is_file() else []
+    found = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+    return found or platform.processor() or platform.machine()
 
 
 STATE_FILE = "trainer_state.json"
@@ -304,33 +301,24 @@ def run_of_weights(run: Run, model: nn.Module) -> Run | None:
     return replace(run, role="transferred") if is_start else None
 
 
-def runs_of_architecture(runs: Sequence[Run], config: Any) -> list[Run]:
+def runs_of_weights(runs: Sequence[Run], model: nn.Module) -> list[Run]:
     """
-    The runs with their roles towards an architecture whose weights are not at hand: pre-training of it, and what was
-    measured with the encoders that it gave.
-
-    Args:
-        config ([`C2FMAEConfig`]): Of the architecture.
+    The runs with their roles towards a model; the one that made the encoder it started from is part of its history.
 
     Raises:
-        `ValueError`: naming a run of another architecture, or of an encoder that no run among these made.
+        `ValueError`: naming a record of other weights.
     """
-    expected, trained = architecture_of(config), []
-    for run in runs:
-        if run.record.get("task") == "pretraining":
-            if run.record.get("architecture") != expected:
-                found = run.record.get("architecture") or "none"
-                raise ValueError(f"{run.folder}: expected a run of the architecture {expected}, got one of {found}")
-            trained.append(replace(run, role="made"))
-    encoders = {run.record.get("encoder") for run in trained} - {None}
-    others = [run for run in runs if run.record.get("task") != "pretraining"]
-    for run in others:
-        if run.record.get("starting_encoder") not in encoders:
+    found = [run_of_weights(run, model) for run in runs]
+    starts = {run.record.get("starting_encoder") for run in found if run is not None and run.is_training} - {None}
+    result = []
+    for run, known in zip(runs, found):
+        if known is None and run.record.get("encoder") not in starts:
             raise ValueError(
-                f"{run.folder}: expected a run that started from an encoder of {[one.folder for one in trained]}, got "
-                "one of another"
+                f"{next(iter(run.sources.values()), run.folder)}: expected a record of the weights to be published, "
+                "got one of others; evaluate these weights, or leave the record out"
             )
-    return [*trained, *(replace(run, role="transferred") for run in others)]
+        result.append(known or replace(run, role="made_start"))
+    return result
 
 
 # Results
@@ -354,12 +342,8 @@ class Figure:
     split: str | None = None
 
     @property
-    def is_finite(self) -> bool:
-        return math.isfinite(self.value)
-
-    @property
     def shown(self) -> str:
-        if not self.is_finite:
+        if not math.isfinite(self.value):
             return "not finite"
         return f"{100 * self.value:.1f}" if METRICS[self.metric][2] else f"{self.value:.3f}"
 
@@ -372,9 +356,6 @@ def figures_of(run: Run) -> list[Figure]:
     """
     Everything that a run measured, in the order in which a reader wants it; of the losses of training the first and
     the last.
-
-    Raises:
-        `ValueError`: if something else than a number stands where a metric should.
     """
     record = run.record
     task = record.get("task", "")
@@ -385,31 +366,23 @@ def figures_of(run: Run) -> list[Figure]:
     is_scored = any(Path(file).name == RESULTS_FILE for file in run.files)
 
     def add(words: str, metric: str, value: Any, file: str, place: str, is_last: bool = True) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"{file}, {place}: expected a number, got {value!r}")
-        if METRICS[metric][2] and math.isfinite(value) and not 0 <= value <= 1:
-            raise ValueError(f"{file}, {place}: expected a share in [0, 1], got {value!r}")
         hub_task = HUB_TASKS.get(task, "image-classification")
         if run.role == "transferred":  # a result of another model
             words, is_last = f"{words}, from this encoder", False
         split = record.get("splits", {}).get("validation")
-        if split is not None and not re.fullmatch(r"[\w. -]+", split):
-            raise ValueError(f"{file}, splits: expected the name of a split, got {split!r}")
         figures.append(Figure(words, hub_task, data_of(run), metric, value, file, place, is_last, split))
 
     for file, content in run.files.items():
         kind = Path(file).name
         if kind == RESULTS_FILE:
             protocol = content.get("protocol", "")
-            if protocol not in PROTOCOLS:
-                raise ValueError(f"{file}, protocol: expected one of {list(PROTOCOLS)}, got {protocol!r}")
             for place, metric, value in _leaves(content.get("results", {}), "results"):
                 pooling = place.split(".")[1] if place.count(".") > 1 else ""
                 # Of the probes of a run one is saved; the other is of another head.
                 is_saved = pooling in ("", record.get("pooling", pooling)) or run.role != "made"
                 parts = (
                     task_name(task),
-                    PROTOCOLS[protocol],
+                    PROTOCOLS.get(protocol, protocol),
                     pooling and f"{pooling} pooling",
                     "" if is_saved else "a head that is not here",
                 )
@@ -438,11 +411,7 @@ def task_name(task: str) -> str:
 
 def data_of(run: Run) -> str:
     """Name of the data that a run trained on or judged by."""
-    if "data" in run.record:
-        return run.record["data"]
-    settings = [content.get("settings", {}) for content in run.files.values()]
-    named = [source.get("dataset_name") for source in (run.record.get("arguments", {}), *settings)]
-    return data_name(next(filter(None, named), None))
+    return run.record.get("data", "not recorded")
 
 
 def _leaves(content: dict[str, Any], place: str) -> Iterator[tuple[str, str, float]]:
@@ -451,13 +420,3 @@ def _leaves(content: dict[str, Any], place: str) -> Iterator[tuple[str, str, flo
             yield from _leaves(value, f"{place}.{name}")
         elif name in METRICS and value is not None:
             yield f"{place}.{name}", name, value
-
-
-def resolve(content: Any, place: str) -> Any:
-    """What stands at a dotted place, such as `log_history.3.eval_loss`; `KeyError` if nothing does."""
-    for part in place.split("."):
-        try:
-            content = content[int(part)] if isinstance(content, list) else content[part]
-        except (KeyError, IndexError, ValueError, TypeError):
-            raise KeyError(place) from None
-    return content

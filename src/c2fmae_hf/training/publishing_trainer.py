@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
+from transformers.trainer_utils import HubStrategy
 
-from ..publishing.hub import _Publication, check_license, push_to_hub
+from ..publishing.hub import prepare_repository, push_to_hub
 from ..publishing.model_card import CardFacts
 from ..publishing.records import RESULTS_FILE, RUN_FILE, load_run, run_of_weights
 from .checkpoints import DurableTrainer
@@ -15,9 +16,9 @@ from .checkpoints import DurableTrainer
 
 class PublishingTrainer(DurableTrainer):
     """
-    A [`DurableTrainer`] that publishes as [`push_to_hub`] does: once, in the end, in one commit, with a card of its
-    records. `args.hub_strategy` has no effect: what transformers uploads while it trains has no card, no licence and,
-    in `training_args.bin`, the folders of this machine.
+    A [`DurableTrainer`] that publishes as [`~c2fmae_hf.publishing.hub.push_to_hub`] does: at the end, in one commit,
+    with a card of its records. `args.hub_strategy` becomes `end`: what transformers uploads while it trains
+    has no card, no licence and, in `training_args.bin`, the folders of this machine.
 
     `args.hub_token` is taken over and set to `None`: transformers saves the arguments beside the weights.
 
@@ -25,39 +26,28 @@ class PublishingTrainer(DurableTrainer):
         card_facts ([`CardFacts`], *optional*), license_text (`str`, *optional*): For `push_to_hub`.
 
     Raises:
-        [`HubError`]: if it is to publish in the end, and could not, or weights of others without a licence.
+        [`HubError`]: if it is to publish at the end, and could not, or the weights are others' and have no licence.
     """
-
-    _hub_token: str | None = None
 
     def __init__(
         self, *args: Any, card_facts: CardFacts | None = None, license_text: str | None = None, **kwargs: Any
     ) -> None:
         self._card_facts, self._license_text = card_facts, license_text
         super().__init__(*args, **kwargs)
-        self._take_token()
-
-    def _take_token(self) -> None:
-        if self.args.hub_token is not None:
-            self._hub_token, self.args.hub_token = self.args.hub_token, None
+        self._hub_token, self.args.hub_token = self.args.hub_token, None
+        self.args.hub_strategy = HubStrategy.END
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository before the training, and say now what would fail after it."""
-        if not self.is_world_process_zero():
-            return
-        self._take_token()
-        if self.args.push_to_hub:
-            check_license(self.accelerator.unwrap_model(self.model), self._card_facts, self._license_text)
-        args = self.args
-        private = args.hub_private_repo if private is None else private
-        name = args.hub_model_id or Path(str(args.output_dir)).absolute().name
-        publication = _Publication({}, name, token or self._hub_token, None, None)
-        publication.explained(publication.prepare, private)
-        self.hub_model_id = publication.repo_id  # type: ignore[assignment]
-        self.push_in_progress = None
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: see this class."""
+        if self.is_world_process_zero():
+            self.hub_model_id = prepare_repository(  # type: ignore[assignment]
+                self.accelerator.unwrap_model(self.model),
+                self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,
+                facts=self._card_facts,
+                license_text=self._license_text,
+                private=self.args.hub_private_repo if private is None else private,
+                token=token or self.args.hub_token,
+            )
 
     def push_to_hub(
         self,
@@ -73,7 +63,7 @@ class PublishingTrainer(DurableTrainer):
 
         Args:
             commit_message, token, revision, private (*optional*): Over those of the arguments.
-            blocking (`bool`): Has no effect; the method returns when everything is published.
+            blocking (`bool`): Has no effect; the method always waits.
             kwargs: Of [`push_to_hub`].
 
         Returns:
