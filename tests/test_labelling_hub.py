@@ -43,7 +43,7 @@ for name in ("me/pushed", "me/uploaded"):
 # A dataset on a hub is a source in its turn.
 from c2fmae_hf.labelling.labellers.annotations import ColumnsLabeller
 from c2fmae_hf.labelling.job import label_images
-from c2fmae_hf.labelling.sources.base import open_source
+from c2fmae_hf.labelling.sources.open import open_source
 names = rows["train"].features["semantic_classes"].feature.names
 for streaming in (False, True):
     labeller = ColumnsLabeller(dict(enumerate(names)))

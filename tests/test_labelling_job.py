@@ -29,7 +29,6 @@ from labelling_utils import plant_bad_files, plant_odd_files, tree_checksums, wr
 from testing_utils import make_rows
 
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "label_images.py"
 SMALL = OutputOptions(rows_per_shard=5)
 
 
@@ -265,7 +264,7 @@ def test_two_jobs_do_not_write_one_dataset(photos, tmp_path):
         ({"engine": "slurm"}, "engine: expected 'local' or 'ray', got 'slurm'"),
         ({"split": "a/b"}, "split: expected letters"),
         ({"num_threads": 0}, "num_threads: expected at least 1"),
-        ({"num_workers": -1}, "num_workers: expected at least 1"),
+        ({"num_workers": 0}, "num_workers: expected at least 1"),
     ],
 )
 def test_arguments_are_checked(photos, tmp_path, options, message):
@@ -317,8 +316,8 @@ def test_ray_writes_the_same_bytes(photos, tmp_path):
     assert again.labelled_now == 0
 
 
-def run_example(photos: Path, out: Path, *options: str, **popen) -> subprocess.Popen:
-    command = [sys.executable, str(EXAMPLE), "--source", str(photos), "--output_dir", str(out)]
+def run_label(photos: Path, out: Path, *options: str, **popen) -> subprocess.Popen:
+    command = [sys.executable, "-m", "c2fmae_hf", "label", str(photos), str(out)]
     command += ["--num_classes", "4", "--rows_per_shard", "4", "--num_threads", "1", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -329,11 +328,11 @@ def run_example(photos: Path, out: Path, *options: str, **popen) -> subprocess.P
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_killed_job_ends_with_the_same_bytes(tmp_path, workers):
     write_photographs(tmp_path / "photos", 60, width=320, height=240)
-    whole = run_example(tmp_path / "photos", tmp_path / "whole" / "out")
+    whole = run_label(tmp_path / "photos", tmp_path / "whole" / "out")
     assert whole.wait() == 0, whole.stdout.read()
     out = tmp_path / "killed" / "out"
     for done in (2, 6):
-        process = run_example(tmp_path / "photos", out, "--num_workers", workers, start_new_session=True)
+        process = run_label(tmp_path / "photos", out, "--num_workers", workers, start_new_session=True)
         deadline = time.monotonic() + 120
         while len(list(out.glob("data/*.parquet"))) < done:
             assert time.monotonic() < deadline
@@ -347,7 +346,7 @@ def test_a_killed_job_ends_with_the_same_bytes(tmp_path, workers):
             assert time.monotonic() < deadline, "a worker outlived its job"
             time.sleep(0.05)
     assert len(list(out.glob("data/*.parquet"))) < 15
-    process = run_example(tmp_path / "photos", out, "--num_workers", workers)
+    process = run_label(tmp_path / "photos", out, "--num_workers", workers)
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert tree_checksums(out) == tree_checksums(tmp_path / "whole" / "out")
@@ -366,14 +365,14 @@ def test_the_command_tells_what_it_did(tmp_path):
     (tmp_path / "photos" / "notes.txt").write_text("")
     bad = tmp_path / "photos" / "bad.jpg"
     bad.write_bytes(b"")
-    process = run_example(tmp_path / "photos", tmp_path / "out")
+    process = run_label(tmp_path / "photos", tmp_path / "out")
     output = process.communicate()[0]
     assert process.returncode == 3, output
     assert "8 of 9 images labelled in 3 shards, 1 rejected" in output
-    assert "passed over, since they are no images by their names: 1 files .txt" in output
+    assert "skipped, since their names do not end like an image's: 1 files .txt" in output
     assert "rejects.jsonl" in output
     bad.unlink()
-    process = run_example(tmp_path / "photos", tmp_path / "out")
+    process = run_label(tmp_path / "photos", tmp_path / "out")
     output = process.communicate()[0]
     assert process.returncode == 1
     assert "error: output_dir: split 'train'" in output

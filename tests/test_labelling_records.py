@@ -140,8 +140,8 @@ def test_every_bad_file_is_rejected_with_a_reason(tmp_path):
         "bomb.png": "an image that claims more",
         "error_page.jpg": "none of the formats JPEG",
         "postscript.jpg": "none of the formats JPEG",
-        "broken_link.jpg": "No such file",
-        "pipe.jpg": "not a regular file",
+        "broken_link.jpg": "does not exist",
+        "pipe.jpg": "is not a file",
         "one_pixel.png": "at least 16 pixels, got 1 x 1",
         "not_a_number.tif": r"in [0, 1], got [nan, nan]",
     }.items():

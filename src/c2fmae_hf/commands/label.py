@@ -1,15 +1,13 @@
 """
-Label images: turn a source of images into a multi-granular dataset for pre-training.
+Label images: turn photographs into a multi-granular dataset for pre-training.
 
-    python examples/label_images.py --source photos/ --output_dir runs/mine
-    python examples/label_images.py --source photos/ --output_dir runs/mine --labeller panoptic \
-        --checkpoint facebook/mask2former-swin-large-coco-panoptic
-    python examples/label_images.py --source coco/val2017 --output_dir runs/coco --labeller annotations \
-        --layout coco_panoptic --annotations coco/panoptic_val2017.json
+    c2fmae label photos runs/mine
+    c2fmae label photos runs/mine --labeller panoptic --checkpoint facebook/mask2former-swin-large-coco-panoptic
+    c2fmae label coco/val2017 runs/coco --labeller annotations --layout coco_panoptic \\
+        --annotations coco/panoptic_val2017.json
 
-A source is a folder of images (searched to its depths), WebDataset tar files or Parquet files (wildcards in quotes), a
-folder written by `save_to_disk`, or the name of a dataset on the Hub. Run the same command again after an
-interruption: it goes on. A YAML or JSON file may give the arguments; options on the command line override it.
+SOURCE is a folder of images, WebDataset tar files or Parquet files (wildcards in quotes), a folder written by
+save_to_disk, or a dataset on the Hub. After an interruption, run the same command again: it continues.
 
 Exit code: 0 if every image was labelled, 3 if some were rejected (see rejects.jsonl), 130 if stopped by Ctrl-C.
 """
@@ -49,14 +47,14 @@ LAYOUTS = ("coco", "coco_panoptic", "ade20k", "voc", "folders", "columns")
 class SourceArguments:
     """Source."""
 
-    source: str | None = field(default=None, metadata={"help": "Images: see above."})
+    source: str | None = field(default=None, metadata={"help": "Images, see above."})
     source_split: str | None = field(
-        default=None, metadata={"help": "Split of a dataset (by default its only one, or train), ADE20K or VOC."}
+        default=None, metadata={"help": "Split of a dataset, ADE20K or VOC; by default the only one, or train."}
     )
     source_config_name: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
-    streaming: bool = field(default=False, metadata={"help": "Read a dataset on the Hub as it is needed."})
+    streaming: bool = field(default=False, metadata={"help": "Do not download a dataset on the Hub first."})
     class_folders: bool = field(
-        default=False, metadata={"help": "The first folder below the source is the class of the whole image."}
+        default=False, metadata={"help": "The first folder below SOURCE is the class of the image."}
     )
 
 
@@ -67,16 +65,16 @@ class LabellerArguments:
     labeller: str = field(default="classical", metadata={"help": f"One of {', '.join(LABELLERS)}."})
     checkpoint: str | None = field(
         default=None,
-        metadata={"help": "panoptic, semantic+masks: the segmentation model, a name on the Hub or a folder."},
+        metadata={"help": "panoptic, semantic+masks: segmentation model, on the Hub or a folder."},
     )
     mask_checkpoint: str | None = field(
-        default=None, metadata={"help": "semantic+masks: the mask generator (SAM, SAM2, ...)."}
+        default=None, metadata={"help": "semantic+masks: mask generator (SAM, SAM2, ...)."}
     )
     thing_classes: str | None = field(
         default=None,
         metadata={
-            "help": "Classes that have instances: 'all', 'none', or names, ids and ranges separated by ';'. Known for "
-            "models of COCO, ADE20K and Cityscapes."
+            "help": "Classes that have instances: 'all', 'none', or names, ids and ranges separated by ';'. "
+            "By default known for models of COCO, ADE20K and Cityscapes."
         },
     )
     threshold: float | None = field(default=None, metadata={"help": "panoptic: least score of a segment."})
@@ -84,21 +82,21 @@ class LabellerArguments:
     overlap_mask_area_threshold: float | None = field(
         default=None, metadata={"help": "panoptic: share of a mask that must remain visible."}
     )
-    points_per_side: int = field(default=32, metadata={"help": "semantic+masks: grid of points, squared."})
+    points_per_side: int = field(default=32, metadata={"help": "semantic+masks: points per side of the grid."})
     pred_iou_thresh: float | None = field(default=None, metadata={"help": "semantic+masks: least quality of a mask."})
     stability_score_thresh: float | None = field(
         default=None, metadata={"help": "semantic+masks: least stability of a mask."}
     )
     batch_size: int = field(default=8, metadata={"help": "Images per forward pass."})
-    device: str | None = field(default=None, metadata={"help": "By default an accelerator if there is one."})
+    device: str | None = field(default=None, metadata={"help": "By default an accelerator, if there is one."})
     dtype: str | None = field(default=None, metadata={"help": "By default bfloat16 on accelerators, else float32."})
-    num_classes: int = field(default=32, metadata={"help": "classical: semantic classes to find."})
+    num_classes: int = field(default=32, metadata={"help": "classical: number of semantic classes."})
     regions: str = field(default="felzenszwalb", metadata={"help": "classical: felzenszwalb or slic."})
     layout: str = field(default="folders", metadata={"help": f"annotations: one of {', '.join(LAYOUTS)}."})
-    annotations: str | None = field(default=None, metadata={"help": "annotations: COCO's JSON file."})
+    annotations: str | None = field(default=None, metadata={"help": "coco, coco_panoptic: the JSON file."})
     class_names: str | None = field(
         default=None,
-        metadata={"help": "annotations, columns: file of class names, one per line, if the dataset has none."},
+        metadata={"help": "columns: file of class names, one per line, if the dataset has none."},
     )
 
 
@@ -107,14 +105,14 @@ class OutputArguments:
     """Output."""
 
     output_dir: str | None = field(default=None, metadata={"help": "The dataset's folder."})
-    split: str = field(default="train", metadata={"help": "Split to write; others in the folder stay."})
+    split: str = field(default="train", metadata={"help": "Split to write; other splits in the folder stay."})
     label_stride: int = field(default=2, metadata={"help": "Pixels per cell of the stored label maps."})
     shortest_edge: int | None = field(
         default=None,
-        metadata={"help": "Make larger images so small, as JPEG. By default images are stored as they are."},
+        metadata={"help": "Resize larger images to this shorter side, as JPEG; by default images stay as they are."},
     )
-    jpeg_quality: int = field(default=90, metadata={"help": "Of images that are made smaller."})
-    min_side: int = field(default=16, metadata={"help": "Smaller images are rejected."})
+    jpeg_quality: int = field(default=90, metadata={"help": "JPEG quality of resized images."})
+    min_side: int = field(default=16, metadata={"help": "Images with a shorter side are rejected."})
     max_pixels: int = field(default=OutputOptions.max_pixels, metadata={"help": "Larger images are rejected."})
     rows_per_shard: int = field(default=1000, metadata={"help": "Images per Parquet file."})
     overwrite: bool = field(default=False, metadata={"help": "Delete the split first."})
@@ -127,14 +125,13 @@ class EngineArguments:
     engine: str = field(default="local", metadata={"help": "local, or ray for a cluster."})
     num_workers: int = field(default=1, metadata={"help": "Processes (local) or actors (ray), a labeller in each."})
     num_threads: int = field(default=2, metadata={"help": "Threads per process that decode and encode."})
-    max_reject_share: float = field(
-        default=0.5, metadata={"help": "Stop if more of a shard fails: then something other than the images is wrong."}
-    )
+    max_reject_share: float = field(default=0.5, metadata={"help": "Stop if a larger share of a shard is rejected."})
     ray_address: str | None = field(
-        default=None, metadata={"help": "Of a Ray cluster; 'auto' on one of its machines. By default Ray starts here."}
+        default=None,
+        metadata={"help": "Address of a cluster, 'auto' on one of its machines; by default Ray starts here."},
     )
-    ray_num_gpus: float | None = field(default=None, metadata={"help": "Per actor; by default 1 if there are any."})
-    ray_num_cpus: float | None = field(default=None, metadata={"help": "Per actor; by default 1."})
+    ray_num_gpus: float | None = field(default=None, metadata={"help": "GPUs per actor; by default 1 if any."})
+    ray_num_cpus: float | None = field(default=None, metadata={"help": "CPUs per actor; by default 1."})
 
 
 GROUPS = (SourceArguments, LabellerArguments, OutputArguments, EngineArguments)
@@ -156,7 +153,7 @@ def find_mistake(_, labeller_args: LabellerArguments, *others) -> str | None:
 
 
 def build_annotations(source_args: SourceArguments, args: LabellerArguments) -> tuple[AnnotationLabeller, ImageSource]:
-    """A layout of annotations knows its images, but for columns of a dataset."""
+    """An annotation labeller and its images."""
     root = source_args.source
     if args.layout == "columns":
         source = open_source(
@@ -263,7 +260,7 @@ def main(args: list[str] | None = None) -> LabellingSummary:
     print(f"\n{output_args.output_dir}, split {output_args.split}:\n{summary}")
     if source.passed_over:
         kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(source.passed_over.items()))
-        print(f"passed over, since they are no images by their names: {kinds}")
+        print(f"skipped, since their names do not end like an image's: {kinds}")
     if summary.rejects:
         print(f"rejected: see {Path(output_args.output_dir) / 'rejects.jsonl'}")
     return summary

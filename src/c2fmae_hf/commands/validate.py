@@ -1,34 +1,33 @@
 """
-Validate a multi-granular dataset: read every row back, report what is in it, and draw a contact sheet.
+Validate a multi-granular dataset: read every row, report what is in it, and draw a contact sheet.
 
-    python examples/validate_dataset.py runs/mine
-    python examples/validate_dataset.py "data/*.parquet" --split validation --output_dir runs/checked
+    c2fmae validate runs/mine
+    c2fmae validate "data/*.parquet" --split validation --output_dir runs/checked
 
-Prints the report, and writes it as `validation-<split>.json` beside `contact_sheet-<split>.png`. Exit code: 0 if every
-row can be used and every shard is as the manifest says, 1 if not.
+Prints the report and writes it as validation-<split>.json beside contact_sheet-<split>.png. Exit code: 0 if every row
+can be used and every shard matches the manifest, else 1.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..data.validation import ValidationReport, validate_dataset
 from ..pictures.contact_sheet import draw_contact_sheet
-from ..utils.files import replace_file
+from ..utils.files import write_json
 from .arguments import CommandParser
 
 
 def main(args: list[str] | None = None) -> ValidationReport:
     parser = CommandParser("validate", __doc__)
-    parser.add_argument("dataset_name", help="a labelled folder, Parquet files, or what datasets.load_dataset takes")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--output_dir", type=Path, help="where to write; by default beside the dataset's folder")
+    parser.add_argument("dataset_name", help="A labelled folder, Parquet files, or a dataset on the Hub.")
+    parser.add_argument("--split", default="train", help="Split to read.")
+    parser.add_argument("--output_dir", type=Path, help="Folder for results; by default beside the dataset's folder.")
     parser.add_argument(
-        "--num_semantic_classes", type=int, help="check class ids against it; by default the dataset's"
+        "--num_semantic_classes", type=int, help="Class ids must be below it; by default the dataset's number."
     )
-    parser.add_argument("--num_threads", type=int, default=2)
-    parser.add_argument("--num_drawn", type=int, default=12, help="rows of the contact sheet; 0 draws none")
+    parser.add_argument("--num_threads", type=int, default=2, help="Threads that decode.")
+    parser.add_argument("--num_drawn", type=int, default=12, help="Rows of the contact sheet; 0 draws none.")
     parsed = parser.parse_args(args)
     report, samples = validate_dataset(
         parsed.dataset_name, parsed.split, parsed.num_semantic_classes, parsed.num_threads, parsed.num_drawn
@@ -38,10 +37,8 @@ def main(args: list[str] | None = None) -> ValidationReport:
     if folder is None:
         path = Path(parsed.dataset_name)
         folder = path.with_name(f"{path.name}-validation") if path.is_dir() else Path("validation")
-    folder.mkdir(parents=True, exist_ok=True)
     results = [folder / f"validation-{parsed.split}.json"]
-    with replace_file(results[0]) as temporary:
-        temporary.write_text(json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(results[0], report.to_dict())
     if samples:
         results.append(folder / f"contact_sheet-{parsed.split}.png")
         names = {entry["id"]: entry["name"] for entry in report.classes}

@@ -1,8 +1,9 @@
-"""Read a multi-granular dataset back: is it whole, what is in it, what does it look like."""
+"""Read a multi-granular dataset back: whether it is whole, and what is in it."""
 
 from __future__ import annotations
 
 import collections
+import functools
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,47 +21,48 @@ from .rows import MAP_COLUMNS, semantic_id2label, undecoded
 from .splits import load_splits
 
 
-# Fewer pixels of a second class than this are no contradiction: an outline is never exact.
+# An instance may have a smaller share of pixels in a second class: outlines are never exact.
 _SPANNING_SHARE = 0.01
-# Broken rows that are named; all are counted.
-_NAMED_ROWS = 1000
 
 
 @dataclass
 class RowReport:
-    """What one row says of itself."""
+    """Measurements of one row."""
 
     error: str | None = None
+    """Why the row cannot be used."""
     image_size: tuple[int, int] = (0, 0)
+    """Height and width."""
     bytes: dict[str, int] = field(default_factory=dict)
+    """Bytes by column."""
     stride: int | None = None
-    class_cells: np.ndarray | None = None
+    """Pixels per cell of the maps."""
+    class_pixels: dict[int, int] = field(default_factory=dict)
+    """Labelled pixels by class."""
     ignored: dict[str, float] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
+    """Share of ignored cells by column."""
     instances: int = 0
     spanning: int = 0
+    """Instances that lie in several classes."""
 
 
 @dataclass
 class ValidationReport:
     """
-    What a split of a dataset holds.
+    Contents of a split of a dataset.
 
     Attributes:
-        name (`str`), split (`str`): Which.
         rows (`int`): All rows, broken ones included.
-        broken (`list[dict]`): `row`, `image_id` and `reason` of rows that cannot be used, the first 1000 of them.
-        num_broken (`int`): All of them.
-        duplicate_ids (`int`): Rows whose `image_id` an earlier row has.
-        shards: What the manifest says that is not so; `None` if there is no manifest.
-        classes: Per class `id`, `name`, `images` that hold it, and its `share` of all labelled cells.
-        ...: See `to_dict`.
+        broken (`list[dict]`): `row`, `image_id` and `reason` of rows that cannot be used.
+        duplicate_ids (`int`): Rows that repeat an earlier row's `image_id`.
+        shards (`list[str]`, *optional*): Differences from the manifest; `None` if there is no manifest.
+        spanning_instances (`int`): Instances with at least 1 % of their pixels in a second class.
+        classes: Per class `id`, `name`, number of `images`, and mean `share` of an image's labelled pixels.
     """
 
     name: str
     split: str
     rows: int = 0
-    num_broken: int = 0
     broken: list[dict[str, Any]] = field(default_factory=list)
     duplicate_ids: int = 0
     shards: list[str] | None = None
@@ -73,8 +75,11 @@ class ValidationReport:
     instances_per_image: dict[str, float] = field(default_factory=dict)
     images_without_instances: int = 0
     spanning_instances: int = 0
-    """Instances of whose cells at least 1 % lie in a second class."""
     classes: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def num_broken(self) -> int:
+        return len(self.broken)
 
     @property
     def is_valid(self) -> bool:
@@ -82,7 +87,7 @@ class ValidationReport:
         return self.rows > 0 and self.num_broken == 0 and self.duplicate_ids == 0 and not self.shards
 
     def to_dict(self) -> dict[str, Any]:
-        return {"is_valid": self.is_valid, **self.__dict__}
+        return {"is_valid": self.is_valid, "num_broken": self.num_broken, **self.__dict__}
 
     def __str__(self) -> str:
         lines = [f"{self.name}, split {self.split}: {self.rows} rows, {self.num_broken} broken"]
@@ -95,11 +100,12 @@ class ValidationReport:
             lines.append(f"  and {self.num_broken - 10} more")
         if self.rows == self.num_broken:
             return "\n".join(lines)
+        maps = sum(self.bytes_per_image[column] for column in MAP_COLUMNS)
         lines += [
             f"images: height {_range(self.image_height)}, width {_range(self.image_width)} pixels",
             "bytes per image: "
             + ", ".join(f"{column} {number:.0f}" for column, number in self.bytes_per_image.items())
-            + f"; maps add {self._map_share():.1%}",
+            + f"; maps add {maps / self.bytes_per_image['image']:.1%}",
             "pixels per cell of the maps: " + ", ".join(f"{s} ({n} rows)" for s, n in self.map_stride.items()),
             f"instances per image: {_range(self.instances_per_image)}, mean {self.instances_per_image['mean']:.2f}; "
             f"{self.images_without_instances} images without; {self.spanning_instances} span several classes",
@@ -115,68 +121,59 @@ class ValidationReport:
             lines.append(f"  and {len(used) - 20} more")
         return "\n".join(lines)
 
-    def _map_share(self) -> float:
-        maps = sum(number for column, number in self.bytes_per_image.items() if column != "image")
-        return maps / self.bytes_per_image["image"]
-
 
 def _range(summary: Mapping[str, float]) -> str:
     return f"{summary['min']:.0f} to {summary['max']:.0f} (median {summary['median']:.0f})"
 
 
 def inspect_row(row: Mapping[str, Any], num_classes: int | None) -> RowReport:
-    """Decode a row (encoded images) and measure it; what makes it unusable is in `error`."""
+    """Decode and measure a row of encoded images."""
     report = RowReport()
     column = "image"
     try:
         image = to_rgb(open_image(row["image"]))
         report.image_size = (image.height, image.width)
+        report.bytes["image"] = _num_bytes(row["image"])
         maps: dict[str, np.ndarray] = {}
-        for column in ("image", *MAP_COLUMNS):
-            value = row.get(column)
-            if isinstance(value, Mapping):
-                report.bytes[column] = len(value["bytes"] or b"")
-            if column == "image":
+        for column in MAP_COLUMNS:
+            if row.get(column) is None:
                 continue
-            if value is None:
-                report.missing.append(column)
-                continue
-            stored = to_label_map(open_image(value))
+            stored = to_label_map(open_image(row[column]))
             maps[column] = expand_label_map(stored, report.image_size)
+            report.bytes[column] = _num_bytes(row[column])
             report.stride = map_stride((stored.shape[0], stored.shape[1]), report.image_size)
             report.ignored[column] = float((stored == IGNORE_INDEX).mean())
-        column = "semantic"
         if "semantic" in maps:
-            semantic = maps["semantic"]
+            column, semantic = "semantic", maps["semantic"]
             if num_classes is not None and semantic.max() >= num_classes:
                 raise ValueError(f"expected class ids in [0, {num_classes}) or the ignore value, got {semantic.max()}")
-            report.class_cells = np.bincount(semantic[semantic >= 0], minlength=num_classes or 0)
+            ids, pixels = np.unique(semantic[semantic >= 0], return_counts=True)
+            report.class_pixels = dict(zip(ids.tolist(), pixels.tolist()))
         if "instance" in maps:
             report.instances = len(np.unique(maps["instance"][maps["instance"] > NO_INSTANCE]))
-            if "semantic" in maps:
-                report.spanning = count_spanning(maps["semantic"], maps["instance"])
+        if len(maps) == len(MAP_COLUMNS):
+            report.spanning = count_spanning(maps["semantic"], maps["instance"])
     except ValueError as error:
         report.error = f"column {column!r}: {error}"
     return report
 
 
+def _num_bytes(value: Any) -> int:
+    return len(value["bytes"] or b"") if isinstance(value, Mapping) else 0
+
+
 def count_spanning(semantic: np.ndarray, instance: np.ndarray) -> int:
     """Instances of which at least 1 % of the labelled pixels lie outside their commonest class."""
     place = (instance > NO_INSTANCE) & (semantic >= 0)
-    if not place.any():
-        return 0
-    width = int(semantic.max()) + 1
-    pairs, counts = np.unique(instance[place].astype(np.int64) * width + semantic[place], return_counts=True)
-    total: dict[int, int] = collections.Counter()
-    commonest: dict[int, int] = {}
-    for pair, count in zip((pairs // width).tolist(), counts.tolist()):
-        total[pair] += count
-        commonest[pair] = max(commonest.get(pair, 0), count)
-    return sum(0 < total[i] - commonest[i] >= _SPANNING_SHARE * total[i] for i in total)
+    by_instance: dict[int, list[int]] = collections.defaultdict(list)
+    pairs, counts = np.unique(np.stack([instance[place], semantic[place]]), axis=1, return_counts=True)
+    for number, count in zip(pairs[0].tolist(), counts.tolist()):
+        by_instance[number].append(count)
+    return sum(0 < sum(c) - max(c) >= _SPANNING_SHARE * sum(c) for c in by_instance.values())
 
 
 def check_manifest(root: str | Path, split: str) -> list[str] | None:
-    """Which shards of a labelled dataset are not as its manifest says; `None` if it has no manifest."""
+    """Differences of a dataset's shards from its manifest; `None` if it has no manifest."""
     root = Path(root)
     path = root / "manifest.jsonl"
     if not path.is_file():
@@ -205,9 +202,9 @@ def validate_dataset(
     Read every row of a split.
 
     Args:
-        name (`str`): As for [`load_splits`].
-        split (`str`): Which split.
-        num_classes (`int`, *optional*): Class ids are checked against it; by default the dataset's own number.
+        name (`str`): A dataset, as for [`load_splits`].
+        split (`str`): Name of the split.
+        num_classes (`int`, *optional*): Class ids must be below it. Default: the dataset's number of classes.
         num_threads (`int`): Threads that decode.
         num_drawn (`int`): Rows to return for [`draw_contact_sheet`], evenly spaced.
 
@@ -218,48 +215,36 @@ def validate_dataset(
         `FileNotFoundError`: if there is no such dataset.
         `ValueError`: if there is no such split.
     """
-    problems = check_manifest(name, split)
+    report = ValidationReport(name, split, shards=check_manifest(name, split))
     splits = load_splits(name, streaming=True)
     if split not in splits:
         raise ValueError(f"split: expected one of {sorted(splits)}, got {split!r}")
     rows = undecoded(splits[split])
-    names = semantic_id2label(rows.features)
-    if num_classes is None and names is not None:
-        num_classes = len(names)
-    report = ValidationReport(name, split, shards=problems)
-    kept: list[Mapping[str, Any]] = []
-    spacing = 1
+    names = semantic_id2label(rows.features) or {}
+    inspect = functools.partial(inspect_row, num_classes=num_classes or len(names) or None)
     totals = _Totals()
     seen: set[str] = set()
+    kept: list[Mapping[str, Any]] = []
+    spacing = 1
     with ThreadPoolExecutor(num_threads) as pool, tqdm(desc="Validating", unit=" rows", mininterval=1) as progress:
-        pending: collections.deque = collections.deque()
-
-        def take(limit: int) -> None:
-            while len(pending) > limit:
-                number, image_id, future = pending.popleft()
-                result = future.result()
-                if result.error is not None:
-                    report.num_broken += 1
-                    if len(report.broken) < _NAMED_ROWS:
-                        report.broken.append({"row": number, "image_id": image_id, "reason": result.error})
-                else:
+        for columns in rows.iter(8 * num_threads):
+            batch = [dict(zip(columns, values)) for values in zip(*columns.values())]
+            for row, result in zip(batch, pool.map(inspect, batch)):
+                image_id = row.get("image_id")
+                if image_id is not None:
+                    report.duplicate_ids += image_id in seen
+                    seen.add(image_id)
+                if result.error is None:
                     totals.add(result)
+                else:
+                    report.broken.append({"row": report.rows, "image_id": image_id, "reason": result.error})
+                # Evenly spaced rows of a stream of unknown length: keep every n-th, and double n at too many.
+                if num_drawn > 0 and report.rows % spacing == 0:
+                    kept.append(row)
+                    if len(kept) > 2 * num_drawn:
+                        kept, spacing = kept[::2], 2 * spacing
+                report.rows += 1
                 progress.update()
-
-        for number, row in enumerate(rows):
-            image_id = row.get("image_id")
-            if image_id is not None:
-                report.duplicate_ids += image_id in seen
-                seen.add(image_id)
-            report.rows += 1
-            pending.append((number, image_id, pool.submit(inspect_row, row, num_classes)))
-            # Evenly spaced rows of a stream of unknown length: keep every n-th, and double n when there are too many.
-            if num_drawn > 0 and number % spacing == 0:
-                kept.append(row)
-                if len(kept) > 2 * num_drawn:
-                    kept, spacing = kept[::2], 2 * spacing
-            take(limit=8 * num_threads)
-        take(limit=0)
     totals.write(report, names)
     step = max(len(kept) / max(num_drawn, 1), 1)
     drawn = [kept[int(i * step)] for i in range(min(num_drawn, len(kept)))]
@@ -267,73 +252,58 @@ def validate_dataset(
 
 
 class _Totals:
-    """Sums over rows, so that memory does not grow with what a row holds."""
+    """Sums over rows, so that memory hardly grows with their number."""
 
     def __init__(self) -> None:
-        self.sizes: dict[str, list[int]] = {"height": [], "width": [], "instances": []}
-        self.bytes: collections.Counter[str] = collections.Counter()
-        self.strides: collections.Counter[str] = collections.Counter()
-        self.missing: collections.Counter[str] = collections.Counter()
-        self.ignored: collections.Counter[str] = collections.Counter()
-        self.maps: collections.Counter[str] = collections.Counter()
+        self.sizes: dict[str, list[int]] = {"image_height": [], "image_width": [], "instances_per_image": []}
+        self.bytes: dict[str, int] = collections.Counter()
+        self.strides: dict[str, int] = collections.Counter()
+        self.ignored: dict[str, list[float]] = {column: [] for column in MAP_COLUMNS}
         self.spanning = 0
-        self.class_share = np.zeros(0)
-        self.class_images = np.zeros(0, dtype=int)
+        self.class_share: dict[int, float] = collections.defaultdict(float)
+        self.class_images: dict[int, int] = collections.Counter()
 
     def add(self, row: RowReport) -> None:
-        for name, value in zip(self.sizes, (*row.image_size, row.instances)):
-            self.sizes[name].append(value)
-        self.bytes.update(row.bytes)
-        self.missing.update(row.missing)
+        for values, value in zip(self.sizes.values(), (*row.image_size, row.instances)):
+            values.append(value)
+        for column, number in row.bytes.items():
+            self.bytes[column] += number
         for column, share in row.ignored.items():
-            self.ignored[column] += share  # type: ignore[assignment]
-            self.maps[column] += 1
+            self.ignored[column].append(share)
         if row.stride is not None:
             self.strides[str(row.stride)] += 1
         self.spanning += row.spanning
-        if row.class_cells is not None:
-            longer = max(len(row.class_cells) - len(self.class_share), 0)
-            self.class_share = np.pad(self.class_share, (0, longer))
-            self.class_images = np.pad(self.class_images, (0, longer))
-            number = len(row.class_cells)
-            self.class_share[:number] += row.class_cells / max(row.class_cells.sum(), 1)
-            self.class_images[:number] += row.class_cells > 0
+        for index, pixels in row.class_pixels.items():
+            self.class_share[index] += pixels / sum(row.class_pixels.values())
+            self.class_images[index] += 1
 
-    def write(self, report: ValidationReport, names: Mapping[int, str] | None) -> None:
-        number = len(self.sizes["height"])
+    def write(self, report: ValidationReport, names: Mapping[int, str]) -> None:
+        number = len(self.sizes["image_height"])
         if number == 0:
             return
-        height, width, instances = (
-            {
-                "min": float(np.min(values)),
-                "median": float(np.median(values)),
-                "mean": float(np.mean(values)),
-                "max": float(np.max(values)),
-            }
-            for values in self.sizes.values()
-        )
-        report.image_height, report.image_width, report.instances_per_image = height, width, instances
-        report.images_without_instances = self.sizes["instances"].count(0)
+        for name, values in self.sizes.items():
+            low, middle, high = np.percentile(values, [0, 50, 100]).tolist()
+            setattr(report, name, {"min": low, "median": middle, "mean": float(np.mean(values)), "max": high})
+        report.images_without_instances = self.sizes["instances_per_image"].count(0)
         report.bytes_per_image = {column: self.bytes[column] / number for column in ("image", *MAP_COLUMNS)}
         report.map_stride = dict(sorted(self.strides.items()))
-        report.missing_maps = dict(sorted(self.missing.items()))
-        report.ignored_share = {column: self.ignored[column] / max(self.maps[column], 1) for column in MAP_COLUMNS}
+        report.missing_maps = {c: number - len(shares) for c, shares in self.ignored.items() if len(shares) < number}
+        report.ignored_share = {column: float(np.mean(shares or 0)) for column, shares in self.ignored.items()}
         report.spanning_instances = self.spanning
-        longer = max(len(names or ()) - len(self.class_share), 0)
-        share = np.pad(self.class_share, (0, longer)) / max(self.class_share.sum(), 1e-12)
-        images = np.pad(self.class_images, (0, longer))
+        total = sum(self.class_share.values()) or 1
         report.classes = [
             {
                 "id": index,
-                "name": (names or {}).get(index, f"class {index}"),
-                "images": int(images[index]),
-                "share": float(share[index]),
+                "name": names.get(index, f"class {index}"),
+                "images": self.class_images[index],
+                "share": self.class_share[index] / total,
             }
-            for index in range(len(share))
+            for index in range(max([*names, *self.class_images], default=-1) + 1)
         ]
 
 
 def _decode_row(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Arrays of a row; `None` for a broken one, which is in the report."""
     try:
         image = to_rgb(open_image(row["image"]))
         sample: dict[str, Any] = {"image": np.asarray(image), "image_id": row.get("image_id") or ""}
@@ -341,5 +311,5 @@ def _decode_row(row: Mapping[str, Any]) -> dict[str, Any] | None:
             if row.get(column) is not None:
                 sample[column] = expand_label_map(to_label_map(open_image(row[column])), (image.height, image.width))
     except ValueError:
-        return None  # in the report
+        return None
     return sample

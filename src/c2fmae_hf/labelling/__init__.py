@@ -1,7 +1,12 @@
 """
-From images to a multi-granular dataset: sources, labellers, shards, engines, validation. Nothing else in the package
-imports it. Needs the `label` extra, and for clusters the `ray` extra.
+From images to a multi-granular dataset. Needs `pip install "c2fmae-hf[all]"`, and for clusters `"c2fmae-hf[ray]"`.
 
-In the order in which data flows: `records`, `sources`, the labellers (`labeller`, `classical`, `universal`,
-`mask_generation`, `annotations`), `shards`, `engine`, `ray_engine`, `job`, `validation`.
+In the order in which data flows:
+
+- `sources` find images: a folder, tar files, rows of a dataset; `sources.open.open_source` picks one by name.
+- `records` decode an image and encode its maps as a row.
+- `labellers` give each image a semantic and an instance map.
+- `shards` write rows to Parquet files.
+- `engine` runs these steps in this process or several, `ray_engine` on a cluster.
+- `job.label_images` runs a whole job: call this.
 """

@@ -1,38 +1,36 @@
-"""
-Labelling a part of a source: what every engine runs. The local engine runs parts in this process or in several.
-"""
+"""Labelling of a source's parts, shard by shard, in this process or in several on this machine."""
 
 from __future__ import annotations
 
 import collections
-import contextlib
+import copy
 import itertools
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import datasets
 
 from .labellers.base import Labeller
 from .records import LabelMaps, OutputOptions, PreparedImage, Reject, SourceRecord, build_row, prepare_image
-from .shards import ShardInfo, ShardStore, ShardWriter
+from .shards import ShardInfo, ShardStore
 from .sources.base import ImageSource, Part
 
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# A shard of at least so many images is not taken for finished if most of them failed.
+# A smaller shard may fail as a whole without stopping the job.
 _FEW_IMAGES = 32
 
 
 @dataclass
 class LabellingTask:
-    """All that a process needs to label parts; can be pickled."""
+    """Everything a process needs to label parts. Can be pickled."""
 
     source: ImageSource
     labeller: Labeller
@@ -42,84 +40,81 @@ class LabellingTask:
     num_threads: int = 2
     max_reject_share: float = 0.5
 
-    def run_part(self, part: Part, report: Callable[[int], None] = lambda number: None) -> list[ShardInfo]:
+    def run_part(self, part: Part, report: Callable[[int], None] = lambda number: None) -> Iterator[ShardInfo]:
         """
-        Label what is not labelled yet of a part, shard by shard.
+        Label what is left of a part.
 
         Args:
-            part: Of the source.
-            report: Called with numbers of images that are done.
+            part: A part of the source.
+            report: Called with the number of images just finished.
 
-        Returns:
-            The shards that were written.
+        Yields:
+            Shards as they are written.
 
         Raises:
-            `RuntimeError`: if most images of a shard fail, which says that something else is wrong.
+            `RuntimeError`: if more than `max_reject_share` of a shard's images fail.
         """
-        written: list[ShardInfo] = []
-        chunk = 0
+        chunk, size = 0, self.options.rows_per_shard
         while (finished := self.store.find(part.index, chunk)) is not None:
             if finished.is_last:
-                return written
+                return
             chunk += 1
-        records = self.source.read(part, skip=chunk * self.options.rows_per_shard)
+        records = self.source.read(part, skip=chunk * size)
         following = next(records, None)
         with ThreadPoolExecutor(self.num_threads, thread_name_prefix="decode") as pool:
             while following is not None or chunk == 0:
-                here = [] if following is None else [following]
-                block = itertools.chain(here, itertools.islice(records, self.options.rows_per_shard - 1))
-                info = ShardInfo(self.store.shard_name(part.index, chunk), part.index, chunk, 0, False)
+                first = [] if following is None else [following]
+                info = ShardInfo(self.store.shard_name(part.index, chunk), part.index, chunk)
                 with self.store.write(info, self.features) as writer:
-                    self._label(block, writer, pool, report)
+                    for row in self._label(itertools.chain(first, itertools.islice(records, size - 1)), pool):
+                        writer.add(row)
+                        report(1)
                     following = next(records, None)
                     info.is_last = following is None
                     self._check_rejects(info)
-                written.append(info)
+                yield info
                 chunk += 1
-        return written
 
-    def _label(
-        self, records: Iterable[SourceRecord], writer: ShardWriter, pool: Executor, report: Callable[[int], None]
-    ) -> None:
+    def _label(self, records: Iterable[SourceRecord], pool: Executor) -> Iterator[dict[str, Any] | Reject]:
         """
-        Decoding and encoding run in threads ahead of and behind the labeller; rows keep the source's order. Batches
-        hold only images that could be decoded, and depend on nothing but the shard's records.
+        Rows in the source's order. Threads decode ahead of the labeller and encode behind it. A batch holds only
+        images that could be decoded and depends on nothing but the shard's records.
         """
-        size = self.labeller.batch_size
-        lookahead = max(2 * size, 2 * self.num_threads)
-        encoded: collections.deque[Future | Reject] = collections.deque()
+        lookahead = 2 * max(self.labeller.batch_size, self.num_threads)
+        prepared = _map_ahead(pool, lambda record: prepare_image(record, self.options), records, lookahead)
+        return _map_ahead(pool, self._encode, self._label_batches(prepared), lookahead)
+
+    def _label_batches(
+        self, images: Iterable[PreparedImage | Reject]
+    ) -> Iterator[tuple[PreparedImage, LabelMaps] | Reject]:
         batch: list[PreparedImage] = []
-
-        def write(limit: int) -> None:
-            while len(encoded) > limit:
-                entry = encoded.popleft()
-                result = entry if isinstance(entry, Reject) else entry.result()
-                if isinstance(result, Reject):
-                    writer.reject(result)
-                else:
-                    writer.add(result)
-                report(1)
-
-        def label() -> None:
-            for prepared, maps in zip(batch, _label_batch(self.labeller, batch)):
-                if isinstance(maps, Reject):
-                    encoded.append(maps)
-                else:
-                    encoded.append(pool.submit(_encode, prepared, maps, len(self.labeller.id2label), self.options))
-            batch.clear()
-            write(limit=lookahead)
-
-        for prepared in _map_ahead(pool, lambda record: prepare_image(record, self.options), records, lookahead):
-            writer.info.records += 1
-            if isinstance(prepared, Reject):
-                encoded.append(prepared)
+        for image in images:
+            if isinstance(image, Reject):
+                yield image
                 continue
-            batch.append(prepared)
-            if len(batch) == size:
-                label()
+            batch.append(image)
+            if len(batch) == self.labeller.batch_size:
+                yield from self._label_batch(batch)
+                batch = []
         if batch:
-            label()
-        write(limit=0)
+            yield from self._label_batch(batch)
+
+    def _label_batch(self, batch: Sequence[PreparedImage]) -> list[tuple[PreparedImage, LabelMaps] | Reject]:
+        """Maps of a batch. If the labeller refuses it, its images are tried one by one."""
+        try:
+            return list(zip(batch, self.labeller(batch)))
+        except ValueError as error:
+            if len(batch) == 1:
+                return [_refused(batch[0], error)]
+        return [result for image in batch for result in self._label_batch([image])]
+
+    def _encode(self, labelled: tuple[PreparedImage, LabelMaps] | Reject) -> dict[str, Any] | Reject:
+        if isinstance(labelled, Reject):
+            return labelled
+        try:
+            return build_row(*labelled, len(self.labeller.id2label), self.options)
+        except ValueError as error:
+            return _refused(labelled[0], error)
 
     def _check_rejects(self, info: ShardInfo) -> None:
         if info.records >= _FEW_IMAGES and len(info.rejects) > self.max_reject_share * info.records:
@@ -130,29 +125,14 @@ class LabellingTask:
             )
 
 
-def _label_batch(labeller: Labeller, batch: Sequence[PreparedImage]) -> list[LabelMaps | Reject]:
-    """The maps of a batch; if the labeller refuses it, of its images one by one."""
-    try:
-        return list(labeller(batch))
-    except ValueError as error:
-        if len(batch) == 1:
-            record = batch[0].record
-            return [Reject(record.image_id, record.location, f"cannot be labelled: {error}")]
-    return [result for prepared in batch for result in _label_batch(labeller, [prepared])]
-
-
-def _encode(prepared: PreparedImage, maps: LabelMaps, num_classes: int, options: OutputOptions) -> dict | Reject:
-    try:
-        return build_row(prepared, maps, num_classes, options)
-    except ValueError as error:
-        record = prepared.record
-        return Reject(record.image_id, record.location, f"cannot be labelled: {error}")
+def _refused(image: PreparedImage, error: ValueError) -> Reject:
+    return Reject(image.record.image_id, image.record.location, f"cannot be labelled: {error}")
 
 
 def _map_ahead(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], lookahead: int
 ) -> Iterator[Result]:
-    """`map` in a pool, in order, never more than so many items ahead."""
+    """`map` in a pool, in order, at most `lookahead` items ahead."""
     pending: collections.deque[Future[Result]] = collections.deque()
     for item in items:
         pending.append(pool.submit(function, item))
@@ -160,46 +140,6 @@ def _map_ahead(
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
-
-
-# --- several processes on one machine
-
-_worker_task: LabellingTask
-_worker_counter: Any
-
-
-def _start_worker(task: LabellingTask, counter: Any, names: Any, threads_per_worker: int | None) -> None:
-    global _worker_task, _worker_counter
-    _worker_task, _worker_counter = task, counter
-    _die_with_parent()
-    if threads_per_worker is not None:
-        import torch
-
-        torch.set_num_threads(threads_per_worker)
-    with names.get_lock():
-        number = names.value
-        names.value += 1
-    task.labeller.start(number)
-
-
-def _die_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _run_part_in_worker(part: Part) -> list[ShardInfo]:
-    def report(number: int) -> None:
-        with _worker_counter.get_lock():
-            _worker_counter.value += number
-
-    return _worker_task.run_part(part, report)
 
 
 def run_local(
@@ -210,42 +150,55 @@ def run_local(
 
     Args:
         task: What to do.
-        parts: Where.
-        num_workers (`int`): Processes; 0 and 1 label in this one. Each holds a labeller of its own.
-        report: Called with numbers of images that are done.
+        parts: Parts of the source that are not finished.
+        num_workers (`int`): Processes, each with its own labeller. 1 labels in this process.
+        report: Called with the number of images just finished: image by image in this process, part by part in others.
 
     Yields:
         Shards as they are finished.
     """
-    if num_workers <= 1:
+    if num_workers == 1:
+        # The caller's labeller stays without weights, so that it can be pickled again.
+        task = replace(task, labeller=copy.copy(task.labeller))
         task.labeller.start(0)
         for part in parts:
             yield from task.run_part(part, report)
         return
 
-    # Not forked: libraries that have started threads, and CUDA, do not survive it.
-    context = multiprocessing.get_context("spawn")
-    counter, names = context.Value("q", 0), context.Value("i", 0)
+    context = multiprocessing.get_context("spawn")  # threads and CUDA do not survive a fork
+    numbers = context.SimpleQueue()
+    for number in range(num_workers):
+        numbers.put(number)
+    alive, job = context.Pipe(duplex=False)
     threads = max((os.cpu_count() or 1) // num_workers, 1)
-    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (task, counter, names, threads))
-    try:
-        remaining = iter(parts)
-        # A million parts need not wait in a queue.
-        running = {pool.submit(_run_part_in_worker, part) for part in itertools.islice(remaining, 2 * num_workers)}
-        reported = 0
-        while running:
-            done, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-            report(counter.value - reported)
-            reported = counter.value
-            for future in done:
-                yield from future.result()
-                running.update(pool.submit(_run_part_in_worker, part) for part in itertools.islice(remaining, 1))
-        report(counter.value - reported)
-    except BaseException:
-        # Shards that are under way are dropped; finished ones stay.
-        for process in list((getattr(pool, "_processes", None) or {}).values()):
-            with contextlib.suppress(OSError):
-                process.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ProcessPoolExecutor(num_workers, context, _start_worker, (task, numbers, alive, threads)) as pool:
+        try:
+            for future in as_completed([pool.submit(_run_part, part) for part in parts]):
+                for shard in future.result():
+                    report(shard.records)
+                    yield shard
+        except BaseException:
+            job.close()  # ends the workers at once; finished shards stay
+            raise
+
+
+# The task of a worker process.
+_task: LabellingTask
+
+
+def _start_worker(task: LabellingTask, numbers: Any, alive: Any, num_threads: int) -> None:
+    global _task
+    import torch
+
+    def exit_with_job() -> None:
+        alive.poll(None)  # until the job closes its end, or is killed
+        os._exit(1)
+
+    threading.Thread(target=exit_with_job, daemon=True).start()
+    torch.set_num_threads(num_threads)
+    task.labeller.start(numbers.get())
+    _task = task
+
+
+def _run_part(part: Part) -> list[ShardInfo]:
+    return list(_task.run_part(part))

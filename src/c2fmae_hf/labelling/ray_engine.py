@@ -14,16 +14,11 @@ from .sources.base import Part
 
 
 class _PartLabeller:
-    """An actor: one labeller, on one GPU where there is one."""
+    """An actor with one labeller."""
 
-    def __init__(self, task: LabellingTask, num_threads: int | None) -> None:
-        if num_threads is not None:
-            import torch
-
-            torch.set_num_threads(num_threads)
+    def __init__(self, task: LabellingTask) -> None:
         self.task = task
-        # Ray shows an actor only its own accelerator.
-        task.labeller.start(0)
+        task.labeller.start(0)  # Ray shows an actor only its own accelerator
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         shards = [shard.to_json() for part in batch["part"] for shard in self.task.run_part(part)]
@@ -38,21 +33,19 @@ def run_ray(
     address: str | None = None,
     num_gpus: float | None = None,
     num_cpus: float | None = None,
-    torch_threads: int | None = None,
 ) -> Iterator[ShardInfo]:
     """
-    Label parts on a Ray cluster. A row of the Ray dataset is a part; actors label parts and write shards to the
-    dataset's folder, which every machine must see under the same path. The same shards with the same bytes as
-    [`run_local`], as far as the machines compute the same.
+    Label parts on a Ray cluster. Actors label parts and write shards to the dataset's folder, which every machine must
+    see under the same path. The shards are those of [`run_local`], if the machines compute the same.
 
     Args:
-        task, parts, report: As for [`run_local`]; progress is reported part by part.
-        num_workers (`int`): Actors, each with a labeller of its own.
-        address (`str`, *optional*): Of a cluster (`auto` for the one that this machine is part of); by default Ray is
-            started on this machine and stopped at the end.
-        num_gpus (`float`, *optional*): Per actor; by default 1 where the cluster has any.
-        num_cpus (`float`, *optional*): Per actor; by default 1.
-        torch_threads (`int`, *optional*): Per actor; by default left to Ray.
+        task, parts: As for [`run_local`].
+        num_workers (`int`): Actors, each with its own labeller.
+        report: Called with the number of images of each finished shard.
+        address (`str`, *optional*): Address of a cluster; `auto` for the one this machine is part of. By default Ray
+            starts on this machine and stops at the end.
+        num_gpus (`float`, *optional*): GPUs per actor. Default: 1 if the cluster has any, else 0.
+        num_cpus (`float`, *optional*): CPUs per actor. Default: 1.
 
     Yields:
         Shards as their parts are finished.
@@ -67,10 +60,9 @@ def run_ray(
 
     was_running = ray.is_initialized()
     if not was_running:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if address is None:
-            options.update(include_dashboard=False)
-        ray.init(address=address, **options)
+        # The dashboard is only refused where Ray starts here; a cluster has its own.
+        dashboard = False if address is None else None
+        ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -79,13 +71,13 @@ def run_ray(
         rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
         results = rows.map_batches(
             _PartLabeller,
-            fn_constructor_args=(task, torch_threads),
+            fn_constructor_args=(task,),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=num_workers),
             num_gpus=num_gpus,
-            num_cpus=num_cpus if num_cpus is not None else 1,
+            num_cpus=1 if num_cpus is None else num_cpus,
         )
-        # Its plans and resources are not what a user waits for. (Ray sets its own level when it is imported.)
+        # Ray's plans and resources are of no interest here. Importing it sets its level, so this comes after.
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         for row in results.iter_rows():
             shard = ShardInfo.from_json(row["shard"])

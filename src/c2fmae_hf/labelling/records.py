@@ -1,10 +1,9 @@
-"""What travels through labelling: a record of a source, the decoded image, its label maps, the finished row."""
+"""The stations of an image: a record of a source, the decoded image, its label maps, the row of the dataset."""
 
 from __future__ import annotations
 
 import io
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,33 +17,33 @@ from ..images import MAX_IMAGE_PIXELS, number_of_frames, open_image, to_rgb
 from ..pictures.figures import UNKNOWN_COLOUR, colour_ids
 
 
-# A longer file is taken for a mistake rather than read into memory.
+# A longer file is rejected instead of read into memory.
 MAX_FILE_BYTES = 1 << 28
-# Stored as they came, if they are 8-bit RGB or grey; everything else is stored as an RGB PNG.
+# Stored unchanged if they are 8-bit RGB or grey; everything else is stored as an RGB PNG.
 KEPT_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """An image of a source, not yet read."""
+    """An image of a source, not decoded yet."""
 
     image_id: str
     """Unique within the dataset."""
     location: str
-    """Where a person finds it: a path, or a file and the place in it."""
+    """Where to find it: a path, or a file and the place in it."""
     value: Any
     """A path, encoded bytes, or `{"bytes", "path"}`."""
     label: int | None = None
     """Class of the whole image."""
     row: Mapping[str, Any] | None = None
-    """Further columns of a dataset."""
+    """Further columns of a dataset, for the labeller."""
     error: str | None = None
-    """Why the source could not deliver it."""
+    """Why the source cannot deliver it."""
 
 
 @dataclass(frozen=True)
 class Reject:
-    """An image that could not be labelled, and why."""
+    """An image that cannot be labelled, and why."""
 
     image_id: str
     location: str
@@ -57,13 +56,16 @@ class OutputOptions:
     How images and maps are stored.
 
     Args:
-        label_stride (`int`): Label maps hold one cell per so many pixels of the stored image.
-        shortest_edge (`int`, *optional*): Larger images are made so large and stored as JPEG. By default they are
-            stored as they came.
-        jpeg_quality (`int`): Of images that are made smaller.
-        min_side (`int`): An image with a shorter side is rejected.
-        max_pixels (`int`): A larger image is rejected before it is decoded.
+        label_stride (`int`): Pixels of the stored image per cell of a label map.
+        shortest_edge (`int`, *optional*): Images whose shorter side is longer are resized to it and stored as JPEG. By
+            default they are stored unchanged.
+        jpeg_quality (`int`): JPEG quality of resized images.
+        min_side (`int`): Images with a shorter side are rejected.
+        max_pixels (`int`): Larger images are rejected before they are decoded.
         rows_per_shard (`int`): Images per Parquet file, counted before rejection.
+
+    Raises:
+        `ValueError`: if a value is out of range.
     """
 
     label_stride: int = 2
@@ -95,9 +97,9 @@ class PreparedImage:
 
     record: SourceRecord
     image: Image.Image
-    """RGB, at its original size, as a viewer shows it."""
+    """RGB at its original size, as a viewer shows it."""
     encoded: bytes
-    """What is stored."""
+    """The stored file."""
     stored_size: tuple[int, int]
     """`(height, width)` of the stored image."""
 
@@ -105,12 +107,11 @@ class PreparedImage:
 @dataclass(frozen=True)
 class LabelMaps:
     """
-    What a labeller says of an image. Both maps cover the whole image, at any resolution of their own.
+    A labeller's maps of an image. Both cover the whole image, each at any resolution.
 
     Args:
         semantic: `(height, width)` integer array of class ids, -100 = ignore.
-        instance: `(height, width)` integer array of instance ids, 0 = none, -100 = ignore; `None` if the labeller
-            knows nothing of instances.
+        instance: `(height, width)` integer array of instance ids, 0 = none, -100 = ignore; `None` without instances.
     """
 
     semantic: np.ndarray
@@ -122,31 +123,29 @@ def read_bytes(value: Any) -> bytes:
     The encoded image behind a record's value.
 
     Raises:
-        `ValueError`: if there is nothing to read, saying why.
+        `ValueError`: if there is nothing to read.
     """
     if isinstance(value, Mapping):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
-    if isinstance(value, bytes):
-        content = value
-    elif isinstance(value, (str, os.PathLike)):
+    if isinstance(value, (str, os.PathLike)):
+        path = Path(value)
         try:
-            status = os.stat(value)
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError("is not a regular file")
-            if status.st_size > MAX_FILE_BYTES:
-                raise ValueError(f"expected a file of at most {MAX_FILE_BYTES} bytes, got {status.st_size}")
-            content = Path(value).read_bytes()
+            if not path.is_file():  # a pipe would block
+                raise ValueError("is not a file" if path.exists() else "does not exist")
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise ValueError(f"expected a file of at most {MAX_FILE_BYTES} bytes, got {path.stat().st_size}")
+            value = path.read_bytes()
         except OSError as error:
             raise ValueError(f"cannot be read: {error.strerror or error}") from error
-    else:
+    if not isinstance(value, bytes):
         raise ValueError("has no image" if value is None else f"expected an encoded image, got {type(value).__name__}")
-    if not content:
+    if not value:
         raise ValueError("is empty (0 bytes)")
-    return content
+    return value
 
 
 def prepare_image(record: SourceRecord, options: OutputOptions) -> PreparedImage | Reject:
-    """Read and decode an image, and encode what is stored of it; what cannot be used becomes a [`Reject`]."""
+    """Read and decode an image and encode what is stored; an image that cannot be used becomes a [`Reject`]."""
     try:
         if record.error is not None:
             raise ValueError(record.error)
@@ -175,7 +174,7 @@ def _encode_image(
     is_plain = original.mode in ("RGB", "L") and not original.has_transparency_data
     if original.format in KEPT_FORMATS and is_plain and number_of_frames(original) == 1:
         return content, image.size
-    if original.format == "MPO" and is_plain:  # a telephone's JPEG with a second picture behind it: keep the first
+    if original.format == "MPO" and is_plain:  # a JPEG with a second picture behind it: keep the first
         image.save(buffer, "JPEG", quality=95)
     else:
         image.save(buffer, "PNG")
@@ -184,7 +183,7 @@ def _encode_image(
 
 def resample_label_map(label_map: np.ndarray, image_size: tuple[int, int], label_stride: int) -> np.ndarray:
     """
-    A label map at the resolution in which it is stored, by taking ids from the nearest place.
+    Resize a label map to the resolution in which it is stored, by nearest neighbour.
 
     Args:
         label_map: `(height, width)` ids; covers the image at any resolution.
@@ -204,7 +203,7 @@ def resample_label_map(label_map: np.ndarray, image_size: tuple[int, int], label
 
 
 def number_instances(instance: np.ndarray) -> np.ndarray:
-    """Instance ids without gaps (1, 2, ... in the order of the ids given); 0 and -100 stay."""
+    """Renumber instances without gaps (1, 2, ... in the order of their ids); 0 and -100 stay."""
     ids, inverse = np.unique(instance, return_inverse=True)
     names = np.cumsum(ids > 0)
     names[ids == IGNORE_INDEX] = IGNORE_INDEX
@@ -213,9 +212,9 @@ def number_instances(instance: np.ndarray) -> np.ndarray:
 
 def encode_label_map(label_map: np.ndarray) -> bytes:
     """
-    A single-channel PNG of ids: 8 bits if ids are below 255, else 16; -100 becomes 255 or 65535. Of 8 bits with a
-    palette where that makes it smaller, as of large maps: it shows the ids as colours and has the encoder filter
-    nothing, and is read in three quarters of the time.
+    Encode ids as a single-channel PNG: 8 bits if ids are below 255, else 16; -100 becomes 255 or 65535. An 8-bit map
+    gets a palette if that makes it smaller, as it does large maps. A viewer then shows colours, and it decodes in
+    three quarters of the time.
 
     Raises:
         `ValueError`: if an id does not fit into 16 bits.
@@ -241,10 +240,10 @@ def encode_label_map(label_map: np.ndarray) -> bytes:
 
 def build_row(prepared: PreparedImage, maps: LabelMaps, num_classes: int, options: OutputOptions) -> dict[str, Any]:
     """
-    A row of the dataset (DESIGN: image, semantic, instance, semantic_classes, image_id, and label where known).
+    A row of the dataset: `image`, `semantic`, `instance`, `semantic_classes`, `image_id`, and `label` if known.
 
     Raises:
-        `ValueError`: if the labeller's maps do not keep to their contract.
+        `ValueError`: if a class id is not below `num_classes`, or an id cannot be stored.
     """
     semantic = resample_label_map(maps.semantic, prepared.stored_size, options.label_stride)
     if semantic.max() >= num_classes:

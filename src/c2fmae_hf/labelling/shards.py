@@ -1,7 +1,7 @@
 """
-The dataset on disk. Each shard is a Parquet file that appears when it is complete, and beside it a small JSON file of
-what went into it, written last: only a shard with both is done. All of it is a function of source, labeller and
-options, so that an interrupted job ends with the same bytes as an uninterrupted one.
+The dataset on disk. A shard is a Parquet file that appears when it is complete, and a small JSON file of its contents,
+written after it; a shard with both is finished. Both depend only on source, labeller and options, so an interrupted
+job ends with the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..utils.files import file_sha256, replace_file
 from .records import Reject
 
 
-# Small enough that a stream starts fast, large enough that Parquet's own bytes do not matter.
+# Small enough for a stream to start fast, large enough for Parquet's overhead not to matter.
 ROWS_PER_GROUP = 100
 
 
@@ -47,19 +47,19 @@ def dataset_features(
 
 @dataclass
 class ShardInfo:
-    """What is known of a finished shard."""
+    """Contents of a shard."""
 
     name: str
     part: int
     chunk: int
-    records: int
-    """Images that the source gave, rejects included."""
-    is_last: bool
-    """Whether the part ends with it."""
+    records: int = 0
+    """Images of the source, rejects included."""
+    is_last: bool = False
+    """Whether the part ends with this shard."""
     rows: int = 0
     bytes: int = 0
     sha256: str | None = None
-    """Of the Parquet file; `None` if every image was rejected and there is no file."""
+    """Checksum of the Parquet file; `None` if every image was rejected and there is no file."""
     image_bytes: int = 0
     map_bytes: int = 0
     rejects: list[Reject] = field(default_factory=list)
@@ -86,16 +86,16 @@ class ShardStore:
         self.root, self.split = Path(root), split
         self.data = self.root / "data"
         self.state = self.root / ".labelling" / split
+        self.infos = self.state / "shards"
 
     def create_folders(self) -> None:
-        for folder in (self.data, self.state / "shards"):
+        for folder in (self.data, self.infos):
             folder.mkdir(parents=True, exist_ok=True)
 
     def remove_leftovers(self) -> None:
-        """Temporary files of a process that was killed."""
-        for folder in (self.root, self.data, self.state, self.state / "shards"):
-            for path in folder.glob(".*.tmp-*"):
-                path.unlink()
+        """Delete temporary files of processes that were killed."""
+        for path in self.root.rglob(".*.tmp-*"):
+            path.unlink()
 
     def remove(self) -> None:
         """Delete the split."""
@@ -109,33 +109,26 @@ class ShardStore:
     def shard_path(self, name: str) -> Path:
         return self.data / f"{name}.parquet"
 
-    def _info_path(self, name: str) -> Path:
-        return self.state / "shards" / f"{name}.json"
-
     def find(self, part: int, chunk: int) -> ShardInfo | None:
-        """A finished shard, or `None`. One whose Parquet file is gone or has another size is not finished."""
-        name = self.shard_name(part, chunk)
-        path = self._info_path(name)
+        """A finished shard, or `None`. A shard whose Parquet file is gone or has another size is not finished."""
+        return self._read(self.infos / f"{self.shard_name(part, chunk)}.json")
+
+    def finished(self) -> list[ShardInfo]:
+        """All finished shards, in order."""
+        infos = map(self._read, sorted(self.infos.glob("*.json")))
+        return [info for info in infos if info is not None]
+
+    def _read(self, path: Path) -> ShardInfo | None:
         if not path.is_file():
             return None
         info = ShardInfo.from_json(path.read_text(encoding="utf-8"))
-        if info.sha256 is not None:
-            file = self.shard_path(name)
-            if not file.is_file() or file.stat().st_size != info.bytes:
-                return None
-        return info
-
-    def finished(self) -> Iterator[ShardInfo]:
-        """All finished shards, in order."""
-        for path in sorted((self.state / "shards").glob("*.json")):
-            info = ShardInfo.from_json(path.read_text(encoding="utf-8"))
-            found = self.find(info.part, info.chunk)
-            if found is not None:
-                yield found
+        file = self.shard_path(info.name)
+        is_whole = info.rows == 0 or (file.is_file() and file.stat().st_size == info.bytes)
+        return info if is_whole else None
 
     @contextmanager
     def write(self, info: ShardInfo, features: datasets.Features) -> Iterator[ShardWriter]:
-        """Write a shard; it appears when the block ends, with what the block wrote into `info`."""
+        """Write a shard. It appears when the block ends; `info` is filled in."""
         path = self.shard_path(info.name)
         with replace_file(path) as temporary:
             writer = ShardWriter(temporary, features, info)
@@ -145,8 +138,7 @@ class ShardStore:
                 info.bytes, info.sha256 = temporary.stat().st_size, file_sha256(temporary)
         if info.rows == 0:
             path.unlink()
-        with replace_file(self._info_path(info.name)) as temporary:
-            temporary.write_text(info.to_json() + "\n", encoding="utf-8")
+        write_lines(self.infos / f"{info.name}.json", [info.to_json()])
 
 
 class ShardWriter:
@@ -155,19 +147,20 @@ class ShardWriter:
     def __init__(self, path: Path, features: datasets.Features, info: ShardInfo) -> None:
         self.features, self.info = features, info
         self.rows: list[Mapping[str, Any]] = []
-        # Pictures are compressed already, and no two are the same.
+        # PNG and JPEG do not compress further, and no two images are the same.
         self.parquet = pq.ParquetWriter(path, features.arrow_schema, compression="none", use_dictionary=False)
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any] | Reject) -> None:
+        self.info.records += 1
+        if isinstance(row, Reject):
+            self.info.rejects.append(row)
+            return
         self.rows.append(row)
         self.info.rows += 1
         self.info.image_bytes += len(row["image"]["bytes"])
         self.info.map_bytes += sum(len(row[name]["bytes"]) for name in ("semantic", "instance") if row[name])
         if len(self.rows) == ROWS_PER_GROUP:
             self._flush()
-
-    def reject(self, reject: Reject) -> None:
-        self.info.rejects.append(reject)
 
     def _flush(self) -> None:
         if self.rows:
@@ -181,6 +174,6 @@ class ShardWriter:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """A text file that appears whole."""
+    """Write a text file that appears whole."""
     with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)

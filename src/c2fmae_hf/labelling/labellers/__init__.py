@@ -1,1 +1,1 @@
-"""Labellers: images to semantic and instance maps."""
+"""Labellers: from images to semantic and instance maps."""

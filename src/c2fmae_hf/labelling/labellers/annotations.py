@@ -1,4 +1,4 @@
-"""Labels that people have made: the layouts of COCO, ADE20K and PASCAL VOC, mirrored folders, columns of a dataset."""
+"""Labels made by people: the layouts of COCO, ADE20K and PASCAL VOC, mirrored folders, columns of a dataset."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import abc
 import contextlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ...constants import IGNORE_INDEX, NO_INSTANCE
 from ...images import check_lossless, expand_label_map, open_image, to_label_map
@@ -30,9 +31,8 @@ VOC_CLASSES = (
 
 class AnnotationLabeller(Labeller):
     """
-    Reads maps rather than making them. An image whose annotation is missing or has another size is rejected.
-
-    Subclasses are the layouts; each also knows which images it annotates.
+    Base class of layouts: reads maps instead of making them. An image whose annotation is missing or has another size
+    is rejected.
     """
 
     libraries = ("pycocotools",)
@@ -48,12 +48,12 @@ class AnnotationLabeller(Labeller):
         return {"layout": self.layout}
 
     def source(self) -> FolderSource:
-        """The annotated images."""
+        """Source of the annotated images."""
         raise NotImplementedError
 
     @abc.abstractmethod
     def read_maps(self, record: SourceRecord, size: tuple[int, int]) -> LabelMaps:
-        """The maps of an image of `(height, width)`; `ValueError` if there are none."""
+        """Maps of an image of `size` (height, width). `ValueError` if there are none."""
 
     def __call__(self, batch: Sequence[PreparedImage]) -> list[LabelMaps]:
         results = []
@@ -71,7 +71,7 @@ class AnnotationLabeller(Labeller):
 
 
 class _CocoLabeller(AnnotationLabeller):
-    """What COCO's two JSON formats share."""
+    """Base class of COCO's two JSON formats."""
 
     def __init__(self, images: str | Path, annotations: str | Path) -> None:
         self.images, self.annotations = Path(images), Path(annotations)
@@ -81,7 +81,7 @@ class _CocoLabeller(AnnotationLabeller):
         names = {self.class_ids[category["id"]]: category["name"] for category in categories}
         self.id2label = unique_names({0: "background", **names} if self.first_class else names)
 
-    # Class 0 is the background where the format has none.
+    # 1 if class 0 is the background.
     first_class = 0
 
     def settings(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class _CocoLabeller(AnnotationLabeller):
 
     @abc.abstractmethod
     def index(self) -> None:
-        """Prepare `content` for look-up by image."""
+        """Index `content` by image."""
 
     def source(self) -> FolderSource:
         return FolderSource(self.images, paths=list(self.image_ids))
@@ -116,12 +116,11 @@ class _CocoLabeller(AnnotationLabeller):
 
 class CocoInstancesLabeller(_CocoLabeller):
     """
-    COCO's instances format, polygons or run lengths. Class 0 is the background, the categories follow in the order of
-    their ids. Larger masks are painted first, so that a smaller object lies over a larger one; a crowd gives its class
-    and is ignored in the instance map.
+    COCO's instances format, polygons or run lengths. Class 0 is the background; the categories follow in the order of
+    their ids. A smaller object lies over a larger one. A crowd gives its class and is ignored in the instance map.
 
     Args:
-        images: Folder that the file names are relative to.
+        images: Folder of the images.
         annotations: The JSON file.
 
     Raises:
@@ -157,14 +156,13 @@ class CocoInstancesLabeller(_CocoLabeller):
 class CocoPanopticLabeller(_CocoLabeller):
     """
     COCO's panoptic format. Classes are the categories in the order of their ids, from 0. Segments of things are
-    instances in the order of their ids; a crowd is ignored in the instance map, an unlabelled pixel in the semantic
+    instances in the order of their ids. A crowd is ignored in the instance map, an unlabelled pixel in the semantic
     map.
 
     Args:
-        images: Folder that the file names of `images` are relative to.
+        images: Folder of the images.
         annotations: The JSON file.
-        segments: Folder of the PNG files that hold segment ids; by default the folder beside the JSON file that has
-            its name.
+        segments: Folder of PNG files with segment ids. Default: the folder beside the JSON file with its name.
 
     Raises:
         `ValueError`: if the file is not of that format.
@@ -184,7 +182,7 @@ class CocoPanopticLabeller(_CocoLabeller):
         entry = self.panoptic.get(self.find(record))
         if entry is None:
             raise ValueError(f"has no annotation in {self.annotations.name}")
-        colours = _read_colours(self.segments / entry["file_name"]).astype(np.int64)
+        colours = _read_annotation(self.segments / entry["file_name"], _to_colours).astype(np.int64)
         segments = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
         semantic = np.full(segments.shape, IGNORE_INDEX, dtype=np.int32)
         instance = np.zeros(segments.shape, dtype=np.int32)
@@ -200,34 +198,27 @@ class CocoPanopticLabeller(_CocoLabeller):
         return LabelMaps(semantic, instance)
 
 
-def _read_png(path: Path) -> np.ndarray:
+def _read_annotation(path: Path, read: Callable[[Image.Image], np.ndarray] = to_label_map) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f"has no annotation {path}")
     try:
-        return to_label_map(open_image(str(path)))
+        return read(open_image(str(path)))
     except ValueError as error:
         raise ValueError(f"annotation {path}: {error}") from error
 
 
-def _read_colours(path: Path) -> np.ndarray:
-    """Of a file whose colours are ids."""
-    if not path.is_file():
-        raise ValueError(f"has no annotation {path}")
-    try:
-        image = open_image(str(path))
-        check_lossless(image)
-    except ValueError as error:
-        raise ValueError(f"annotation {path}: {error}") from error
+def _to_colours(image: Image.Image) -> np.ndarray:
+    """`(height, width, 3)` of an image whose colours are ids."""
+    check_lossless(image)
     return np.asarray(image.convert("RGB"))
 
 
 class VocLabeller(AnnotationLabeller):
     """
-    PASCAL VOC: `JPEGImages`, `SegmentationClass`, `SegmentationObject`, and the list of
-    `ImageSets/Segmentation/<split>.txt`.
+    PASCAL VOC: `JPEGImages`, `SegmentationClass`, `SegmentationObject` and `ImageSets/Segmentation/<split>.txt`.
 
     Args:
-        root: The folder that holds these (`VOC2012`).
+        root: Folder with these (`VOC2012`).
         split (`str`): `train`, `val` or `trainval`.
     """
 
@@ -244,17 +235,18 @@ class VocLabeller(AnnotationLabeller):
     def read_maps(self, record: SourceRecord, size: tuple[int, int]) -> LabelMaps:
         name = Path(record.image_id).with_suffix(".png")
         return LabelMaps(
-            _read_png(self.root / "SegmentationClass" / name), _read_png(self.root / "SegmentationObject" / name)
+            _read_annotation(self.root / "SegmentationClass" / name),
+            _read_annotation(self.root / "SegmentationObject" / name),
         )
 
 
 class Ade20kLabeller(AnnotationLabeller):
     """
-    ADE20K as released for the scene parsing challenge (150 classes): `images/<split>`, `annotations/<split>`, where
-    0 is unlabelled, and, if it is there, `annotations_instance/<split>`, whose green channel counts instances.
+    ADE20K's release for the scene parsing challenge (150 classes): `images/<split>`, `annotations/<split>` (0 =
+    unlabelled) and, if present, `annotations_instance/<split>` (the green channel counts instances).
 
     Args:
-        root: The folder that holds these and `objectInfo150.txt` (`ADEChallengeData2016`).
+        root: Folder with these and `objectInfo150.txt` (`ADEChallengeData2016`).
         split (`str`): `training` or `validation`.
     """
 
@@ -275,23 +267,23 @@ class Ade20kLabeller(AnnotationLabeller):
 
     def read_maps(self, record: SourceRecord, size: tuple[int, int]) -> LabelMaps:
         name = Path(record.image_id).with_suffix(".png")
-        semantic = _read_png(self.root / "annotations" / self.split / name)
+        semantic = _read_annotation(self.root / "annotations" / self.split / name)
         semantic = np.where(semantic == NO_INSTANCE, IGNORE_INDEX, semantic - 1)
         instance = None
         if self.has_instances:
             path = self.root / "annotations_instance" / self.split / name
-            instance = _read_colours(path)[..., 1].astype(np.int32)
+            instance = _read_annotation(path, _to_colours)[..., 1].astype(np.int32)
         return LabelMaps(semantic, instance)
 
 
 class MirroredFoldersLabeller(AnnotationLabeller):
     """
-    `images/a/b.jpg` beside `semantic/a/b.png` and, if that folder is there, `instance/a/b.png`: single-channel PNG as
-    in a multi-granular dataset (255, or 65535 in 16 bits, = ignore; instance 0 = none). `classes.txt` names class 0 in
-    its first line, class 1 in its second, and so on.
+    `images/a/b.jpg` beside `semantic/a/b.png` and, if present, `instance/a/b.png`: single-channel PNG as in a
+    multi-granular dataset (255, or 65535 in 16 bits, = ignore; instance 0 = none). The first line of `classes.txt`
+    names class 0, and so on.
 
     Args:
-        root: The folder that holds these.
+        root: Folder with these.
     """
 
     layout = "folders"
@@ -310,8 +302,8 @@ class MirroredFoldersLabeller(AnnotationLabeller):
 
     def read_maps(self, record: SourceRecord, size: tuple[int, int]) -> LabelMaps:
         name = Path(record.image_id).with_suffix(".png")
-        instance = _read_png(self.root / "instance" / name) if self.has_instances else None
-        return LabelMaps(_read_png(self.root / "semantic" / name), instance)
+        instance = _read_annotation(self.root / "instance" / name) if self.has_instances else None
+        return LabelMaps(_read_annotation(self.root / "semantic" / name), instance)
 
 
 class ColumnsLabeller(AnnotationLabeller):
@@ -333,7 +325,7 @@ class ColumnsLabeller(AnnotationLabeller):
 
     @property
     def columns(self) -> list[str]:
-        """What a source must carry."""
+        """Columns that a source must carry."""
         return [name for name in (self.semantic_column, self.instance_column) if name is not None]
 
     def settings(self) -> dict[str, Any]:

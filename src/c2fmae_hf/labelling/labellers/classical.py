@@ -1,7 +1,6 @@
 """
-Labels without any trained model: regions of similar colour (scikit-image), grouped into classes by clustering their
-descriptors over the dataset (scikit-learn). Our choice; it lets the method run where no weights can be had, and knows
-nothing of objects.
+Labels without a trained model: regions of similar colour (scikit-image), grouped into classes by clustering their
+descriptors over the dataset (scikit-learn). Needs no weights, and does not know objects.
 """
 
 from __future__ import annotations
@@ -30,22 +29,21 @@ _FITTED_FILE = "classical.safetensors"
 
 class ClassicalLabeller(Labeller):
     """
-    Semantic classes are clusters of regions of similar colour, texture and height in the image; instances are the
-    regions that are neither specks nor background.
+    Semantic classes are clusters of regions of similar colour, texture and height in the image. Instances are regions
+    that are neither specks nor background.
 
     Args:
         num_classes (`int`): Semantic classes.
         regions (`str`): `felzenszwalb` (Felzenszwalb and Huttenlocher's graph-based segmentation) or `slic`.
-        working_size (`int`): Images whose shorter side is longer are made so small before they are segmented.
-        scale (`float`): Of felzenszwalb: larger means larger regions.
-        num_segments (`int`): Of slic.
-        instance_area (`tuple[float, float]`): Smallest and largest share of the image that a region covers to be an
-            instance.
-        fit_images (`int`): The classes are found on so many images.
-        seed (`int`): Of the clustering.
+        working_size (`int`): Images whose shorter side is longer are resized to it before segmentation.
+        scale (`float`): felzenszwalb: larger values give larger regions.
+        num_segments (`int`): slic: regions per image.
+        instance_area (`tuple[float, float]`): Smallest and largest share of the image for an instance.
+        fit_images (`int`): Images on which the classes are found.
+        seed (`int`): Seed of the clustering.
 
     Raises:
-        `ValueError`: for an unknown method.
+        `ValueError`: for an unknown method, or fewer than one class.
     """
 
     name = "classical"
@@ -73,24 +71,24 @@ class ClassicalLabeller(Labeller):
         if num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
         self.num_classes, self.regions, self.working_size = num_classes, regions, working_size
-        self.scale, self.num_segments = scale, num_segments
-        self.instance_area, self.seed = tuple(instance_area), seed
-        self.fit_images = fit_images
+        self.scale, self.num_segments, self.instance_area = scale, num_segments, tuple(instance_area)
+        self.fit_images, self.seed = fit_images, seed
         self.id2label = {index: f"cluster {index}" for index in range(num_classes)}
-        # Fitted: mean and spread of the descriptors, and the clusters' centres among the standardised ones.
+        # Mean and spread of the descriptors, and the clusters' centres among the standardised ones.
         self.fitted: dict[str, np.ndarray] | None = None
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "num_classes": self.num_classes,
-            "regions": self.regions,
-            "working_size": self.working_size,
-            "scale": self.scale,
-            "num_segments": self.num_segments,
-            "instance_area": list(self.instance_area),
-            "fit_images": self.fit_images,
-            "seed": self.seed,
-        }
+        names = (
+            "num_classes",
+            "regions",
+            "working_size",
+            "scale",
+            "num_segments",
+            "instance_area",
+            "fit_images",
+            "seed",
+        )
+        return {name: getattr(self, name) for name in names}
 
     def fit(self, images: Iterable[Image.Image]) -> ClassicalLabeller:
         """
@@ -100,7 +98,7 @@ class ClassicalLabeller(Labeller):
             images: A sample of the dataset, RGB.
 
         Raises:
-            `ValueError`: if the sample has fewer regions than there are to be classes.
+            `ValueError`: if the sample has fewer regions than `num_classes`.
         """
         from sklearn.cluster import MiniBatchKMeans
         from threadpoolctl import threadpool_limits
@@ -115,7 +113,7 @@ class ClassicalLabeller(Labeller):
         area = np.concatenate([share for _, share in described])
         mean, spread = descriptors.mean(axis=0), descriptors.std(axis=0) + 1e-6
         clustering = MiniBatchKMeans(self.num_classes, n_init=4, random_state=self.seed, batch_size=4096)
-        # One thread: sums in another order would give other classes on another machine.
+        # One thread: another order of sums would give other classes on another machine.
         with threadpool_limits(limits=1):
             # Large regions matter more, but not in proportion.
             clustering.fit((descriptors - mean) / spread * _DESCRIPTOR_WEIGHTS, sample_weight=np.sqrt(area))
@@ -142,7 +140,7 @@ class ClassicalLabeller(Labeller):
         return [self.label(prepared.image) for prepared in batch]
 
     def label(self, image: Image.Image) -> LabelMaps:
-        """The maps of one RGB image, whose shorter side is at most `working_size`."""
+        """Maps of one RGB image; their shorter side is at most `working_size`."""
         if self.fitted is None:
             raise RuntimeError("the labeller has not been fitted: call fit() or prepare()")
         regions, descriptors, area = self._segment(image)
@@ -154,7 +152,7 @@ class ClassicalLabeller(Labeller):
         return LabelMaps(semantic, instance)
 
     def _segment(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Regions `(height, width)` numbered from 0, their descriptors `(regions, 8)` and shares of the image."""
+        """Regions `(height, width)` numbered from 0, their descriptors `(regions, 8)`, their shares of the image."""
         from skimage import color, filters, segmentation
 
         if min(image.size) > self.working_size:

@@ -1,4 +1,4 @@
-"""Labels from a universal segmentation model of transformers: one forward pass gives both maps."""
+"""Labels from a universal segmentation model of transformers: both maps in one forward pass."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .checkpoints import check_dtype, find_things, identify_checkpoint, limit_si
 
 class PanopticLabeller(Labeller):
     """
-    Any checkpoint that `AutoModelForUniversalSegmentation` loads (Mask2Former, MaskFormer, OneFormer, EoMT, ...) with
-    its processor's panoptic post-processing. Segments of thing classes become instances, others only give their class;
-    what no segment covers is ignored in both maps.
+    Maps from a checkpoint of `AutoModelForUniversalSegmentation` (Mask2Former, MaskFormer, OneFormer, EoMT, DETR, ...)
+    and its processor's panoptic post-processing. Segments of thing classes become instances; others only give their
+    class. Pixels outside all segments are ignored in both maps.
 
     Args:
         checkpoint (`str`): Name on the Hub or folder.
         thing_classes (`str`, *optional*): See [`find_things`].
-        threshold, mask_threshold, overlap_mask_area_threshold (`float`, *optional*): Of the post-processing; by
-            default the processor's own.
-        map_size (`int`): Longest side of the maps that are computed. A photograph of 12 million pixels needs no map
-            of that size, and a hundred masks of that size need a large memory.
+        threshold, mask_threshold, overlap_mask_area_threshold (`float`, *optional*): Options of the
+            post-processing. Default: the processor's own.
+        map_size (`int`): Longest side of the computed maps. A hundred masks of a 12-megapixel photograph would need a
+            lot of memory.
         batch_size (`int`): Images per forward pass.
-        device, dtype (`str`, *optional*): By default an accelerator with bfloat16, or the CPU with float32.
-        revision (`str`, *optional*): Of a checkpoint on the Hub.
+        device, dtype (`str`, *optional*): Default: an accelerator with bfloat16, else the CPU with float32.
+        revision (`str`, *optional*): Revision of a checkpoint on the Hub.
 
     Raises:
-        `ValueError`: if it is not known which classes are things.
+        `ValueError`: if things are neither given nor known, or for an unknown `dtype`.
     """
 
     name = "panoptic"
@@ -87,7 +87,7 @@ class PanopticLabeller(Labeller):
     def start(self, worker: int = 0) -> None:
         device = pick_device(self.device_name, worker)
         dtype = pick_dtype(self.dtype_name, device)
-        # OneFormer is told its task in words, by a processor with a tokenizer.
+        # OneFormer takes its task in words, so its processor has a tokenizer.
         processor_class = AutoProcessor if self.config.model_type == "oneformer" else AutoImageProcessor
         self.processor = processor_class.from_pretrained(self.checkpoint, revision=self.revision)
         model = AutoModelForUniversalSegmentation.from_pretrained(self.checkpoint, revision=self.revision, dtype=dtype)
@@ -99,7 +99,7 @@ class PanopticLabeller(Labeller):
                 f"{type(self.image_processor).__name__} of {self.checkpoint!r}"
             )
         parameters = inspect.signature(self.image_processor.post_process_panoptic_segmentation).parameters
-        # Fusing is left to us: the library's fusing gives the same id to different segments.
+        # The library's fusing can give the same id to different segments; stuff is fused by class in `_read_maps`.
         self.post_process_options: dict[str, Any] = {**self.thresholds}
         if "label_ids_to_fuse" in parameters:
             self.post_process_options["label_ids_to_fuse"] = set()
@@ -140,21 +140,17 @@ class PanopticLabeller(Labeller):
                 instance[place] = number
         return LabelMaps(semantic, instance)
 
-    def __getstate__(self) -> dict[str, Any]:
-        loaded = ("model", "processor", "image_processor", "post_process_options")
-        return {name: value for name, value in self.__dict__.items() if name not in loaded}
-
 
 class _ImageOutputs(dict):
-    """A model's outputs for one image; fields by attribute, as post-processing reads them."""
+    """A model's outputs for one image, readable as attributes, as the post-processing expects."""
 
     __getattr__ = dict.__getitem__
 
 
 def _select_image(outputs: Any, index: int, pixel_mask: torch.Tensor | None) -> _ImageOutputs:
     """
-    The outputs for one image of a batch, in float32, without the part of its masks that lies on padding: the library's
-    post-processing would stretch the padded area over the image.
+    Outputs for one image of a batch, in float32, with the padding cut off its masks: the library's post-processing
+    would stretch the padded area over the image.
     """
     selected = _ImageOutputs()
     for name in ("class_queries_logits", "masks_queries_logits", "logits", "pred_masks"):

@@ -1,4 +1,4 @@
-"""Labels from two models of transformers: one for semantics, one that finds masks without knowing classes (SAM)."""
+"""Labels from two models of transformers: one for semantics, one for masks without classes (SAM)."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def resolve_masks(
     min_purity: float,
 ) -> LabelMaps:
     """
-    Overlapping masks to one instance map. The rule:
+    Resolve overlapping masks to one instance map:
 
-    1. A mask's class is the commonest class under it. Masks whose class is no thing are left out, and so are masks
-       under which that class covers less than `min_purity` of the known pixels.
-    2. Masks are painted from the largest to the smallest (of equal ones the first stays on top), so that a small
-       object lies over a larger one.
-    3. What is left visible of a mask is an instance if it covers at least `min_area` pixels, and the semantic map
-       takes the mask's class there: mask generators find outlines better than semantic models do. So every instance
-       lies in one class.
+    1. A mask's class is the commonest class under it. A mask is dropped if that class is not a thing or covers less
+       than `min_purity` of the known pixels.
+    2. Masks are painted from the largest to the smallest (of equal ones the first on top), so a small object lies over
+       a larger one.
+    3. The visible rest of a mask is an instance if it covers at least `min_area` pixels. The semantic map takes the
+       mask's class there, because mask generators find outlines better than semantic models. So every instance lies in
+       one class.
 
     Args:
         semantic: `(height, width)` class ids, -100 = ignore.
         masks: Boolean arrays of that shape.
         things (`frozenset[int]`): Classes that have instances.
-        min_area (`int`): In pixels.
-        min_purity (`float`): In [0, 1].
+        min_area (`int`): Pixels.
+        min_purity (`float`): Share in [0, 1].
     """
     painted = np.zeros(semantic.shape, dtype=np.int32)
     classes = [0]
@@ -72,22 +72,24 @@ def resolve_masks(
 
 class SemanticAndMasksLabeller(Labeller):
     """
-    Semantics from a checkpoint that `AutoModelForSemanticSegmentation` loads, instances from one that
-    `AutoModelForMaskGeneration` loads, through transformers' `mask-generation` pipeline. [`resolve_masks`] states how
-    overlapping masks are resolved.
+    Semantics from a checkpoint of `AutoModelForSemanticSegmentation`, instances from one of
+    `AutoModelForMaskGeneration` through transformers' `mask-generation` pipeline. [`resolve_masks`] resolves overlaps.
 
     Args:
         checkpoint (`str`): Semantic segmentation: name on the Hub or folder.
         mask_checkpoint (`str`): Mask generation: name on the Hub or folder.
         thing_classes (`str`, *optional*): See [`find_things`].
-        points_per_side (`int`): Masks are asked for on a grid of so many points squared.
+        points_per_side (`int`): Points per side of the square grid that prompts the mask generator.
         points_per_batch (`int`): Points per forward pass of the mask decoder.
-        pred_iou_thresh, stability_score_thresh (`float`, *optional*): Of the pipeline; by default its own.
-        min_area (`float`): Smallest share of the image that an instance covers.
+        pred_iou_thresh, stability_score_thresh (`float`, *optional*): Options of the pipeline. Default: its own.
+        min_area (`float`): Smallest share of the image for an instance.
         min_purity (`float`): See [`resolve_masks`].
-        map_size (`int`): Images whose longer side is longer are made so small first.
+        map_size (`int`): Images whose longer side is longer are resized to it first.
         batch_size, device, dtype, revision: As for [`PanopticLabeller`].
-        mask_revision (`str`, *optional*): Of the mask generation checkpoint on the Hub.
+        mask_revision (`str`, *optional*): Revision of the mask generation checkpoint on the Hub.
+
+    Raises:
+        `ValueError`: if things are neither given nor known, or for an unknown `dtype`.
     """
 
     name = "semantic+masks"
@@ -186,7 +188,3 @@ class SemanticAndMasksLabeller(Labeller):
             class_map = classes.cpu().numpy().astype(np.int32)
             results.append(resolve_masks(class_map, masks, self.things, min_area, self.min_purity))
         return results
-
-    def __getstate__(self) -> dict[str, Any]:
-        loaded = ("model", "image_processor", "generate_masks")
-        return {name: value for name, value in self.__dict__.items() if name not in loaded}

@@ -1,1 +1,1 @@
-"""Sources of images to be labelled."""
+"""Sources of images to label."""

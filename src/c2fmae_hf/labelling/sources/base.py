@@ -1,11 +1,12 @@
 """
-Where images come from. A source is cut into parts; a part is read in order, by one process, and always yields the same
-records, so that labelling can be spread over processes and machines, stopped, and gone on with.
+The interface of sources. A source is cut into parts. A part is read in order by one process and always yields the same
+records, so labelling can be spread over processes and machines, interrupted and continued.
 """
 
 from __future__ import annotations
 
 import abc
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ..records import SourceRecord
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a source: its number, what its source needs to find it, and its number of records if known."""
+    """A piece of a source: its number, what the source needs to find it, and its number of records, if known."""
 
     index: int
     where: Any
@@ -28,11 +29,11 @@ class Part:
 
 class ImageSource(abc.ABC):
     """
-    A source can be pickled: parts are read in other processes and on other machines, which see the same files.
+    Base class of sources. A source can be pickled; every process and machine that reads its parts sees the same files.
 
     Attributes:
-        label_feature (*optional*): The `datasets` feature of the class of whole images, if the source has such labels.
-        passed_over (`dict[str, int]`): Files that are no images, counted by what they are.
+        label_feature (*optional*): `datasets` feature of the class of a whole image, if the source has such labels.
+        passed_over (`dict[str, int]`): Number of skipped files by kind.
     """
 
     label_feature: datasets.ClassLabel | datasets.Value | None = None
@@ -42,43 +43,40 @@ class ImageSource(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> dict[str, Any]:
-        """What must be the same when labelling goes on: JSON values."""
+        """JSON values that must be the same when an interrupted job continues."""
 
     @abc.abstractmethod
     def parts(self, records_per_part: int) -> Sequence[Part]:
-        """All parts. Sources that can be cut anywhere make parts of so many records."""
+        """All parts. A source that can be cut anywhere makes parts of `records_per_part` records."""
 
     @abc.abstractmethod
     def read(self, part: Part, skip: int = 0) -> Iterator[SourceRecord]:
-        """The records of a part, without the first `skip`."""
+        """Records of a part, without the first `skip`."""
 
     def sample(self, records_per_part: int) -> Iterator[SourceRecord]:
-        """Records from all over the source, always the same: here the first ones of up to 64 parts, in turns."""
+        """Records from all over the source, always the same: those of up to 64 parts, in turns."""
         parts = self.parts(records_per_part)
         number = min(len(parts), 64)
         readers = [self.read(parts[i * len(parts) // number]) for i in range(number)]
-        while readers:
-            for reader in list(readers):
-                record = next(reader, None)
-                if record is None:
-                    readers.remove(reader)
-                else:
-                    yield record
+        for records in itertools.zip_longest(*readers):
+            yield from (record for record in records if record is not None)
 
     def num_records(self, records_per_part: int) -> int | None:
-        """Records of all parts, if known."""
+        """Number of records of all parts, if known."""
         counts = [part.num_records for part in self.parts(records_per_part)]
         return None if None in counts else sum(count for count in counts if count is not None)
 
 
 def spans(number: int, size: int) -> list[tuple[int, int]]:
+    """Starts and ends of runs of `size` rows; the last may be shorter."""
     return [(start, min(start + size, number)) for start in range(0, number, size)]
 
 
 def path_text(path: str) -> str:
-    """A path as text that can be stored, whatever its bytes are."""
+    """A path as UTF-8 text; other bytes become escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def shuffled(number: int) -> list[int]:
+    """The numbers below `number` in a fixed random order."""
     return np.random.default_rng(0).permutation(number).tolist()

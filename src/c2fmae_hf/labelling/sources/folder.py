@@ -1,4 +1,4 @@
-"""A folder of image files, searched to its depths."""
+"""A folder of image files, searched with all folders below it."""
 
 from __future__ import annotations
 
@@ -15,37 +15,13 @@ from ..records import SourceRecord
 from .base import ImageSource, Part, path_text, shuffled, spans
 
 
-# Files with these endings are taken for images; those that cannot be read end among the rejects.
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-        ".j2k",
-        ".avif",
-        ".tga",
-        ".heic",
-        ".heif",
-        ".dng",
-        ".cr2",
-        ".nef",
-        ".arw",
-    ]
-)
+# Files with these endings count as images; those that cannot be read are rejected.
+# fmt: off
+IMAGE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".tga", ".heic", ".heif", ".dng", ".cr2", ".nef", ".arw",
+))
+# fmt: on
 
 
 def _raise(error: OSError) -> None:
@@ -55,7 +31,7 @@ def _raise(error: OSError) -> None:
 class FolderSource(ImageSource):
     """
     Images of a folder and all folders below it, in the order of their paths. An image's id is its path relative to the
-    folder. Hidden files are passed over, and so are files whose names do not end like an image's; these are counted.
+    folder. Hidden files are skipped; so are, with a count, files whose names do not end like an image's.
 
     Args:
         root: The folder.
@@ -88,14 +64,13 @@ class FolderSource(ImageSource):
     def _walk(self) -> Iterator[str]:
         seen = set()
         with tqdm(desc=f"Listing {self.root}", unit=" files", disable=None) as progress:
-            # A folder that cannot be read is an error: its images would be lost silently.
+            # A folder that cannot be read is an error: its images would be lost unnoticed.
             for folder, subfolders, files in os.walk(self.root, onerror=_raise, followlinks=True):
-                # Links are followed, since class folders often are links, but never round in circles.
-                identity = os.path.realpath(folder)
-                if identity in seen:
+                # Links are followed, since class folders often are links, but not in circles.
+                if os.path.realpath(folder) in seen:
                     subfolders.clear()
                     continue
-                seen.add(identity)
+                seen.add(os.path.realpath(folder))
                 subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
                 relative = PurePosixPath(Path(folder).relative_to(self.root).as_posix())
                 for name in files:
@@ -112,10 +87,8 @@ class FolderSource(ImageSource):
     def fingerprint(self) -> dict[str, Any]:
         listing = hashlib.sha256()
         for path in self._paths:
-            try:
-                size = os.stat(self.root / path).st_size
-            except OSError:
-                size = -1
+            file = self.root / path
+            size = file.stat().st_size if file.exists() else -1
             listing.update(f"{path_text(path)}\0{size}\n".encode())
         return {
             "kind": "folder",
@@ -142,5 +115,5 @@ class FolderSource(ImageSource):
         return SourceRecord(path_text(path), path_text(str(self.root / path)), str(self.root / path), label)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Parts carry their own paths; a million of them need not travel to every process.
+        # Parts carry their own paths: a million of them need not travel to every process.
         return {**self.__dict__, "_paths": []}

@@ -1,4 +1,4 @@
-"""Whatever a user may name as a source of images."""
+"""A source of images from a name: a path, a pattern or a dataset."""
 
 from __future__ import annotations
 
@@ -13,32 +13,8 @@ import pyarrow.parquet as pq
 from ...data.splits import load_splits
 from .base import ImageSource
 from .folder import FolderSource
-from .rows import DatasetSource, StreamSource, _ColumnReader
+from .rows import ColumnReader, DatasetSource, StreamSource
 from .tar import TarSource
-
-
-def _open_parquet(files: Sequence[str], label_column: str, columns: Sequence[str]) -> StreamSource:
-    """Parquet files that have the needed columns; what else they have may differ."""
-    reader: _ColumnReader | None = None
-    features = datasets.Features()
-    for file in files:
-        try:
-            schema = pq.read_schema(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"source: expected a Parquet file, got {file}: {error}") from error
-        if reader is None:
-            features = datasets.Features.from_arrow_schema(schema)
-            reader = _ColumnReader(features, label_column, columns)
-        missing = [name for name in reader.needed if name not in schema.names]
-        if missing:
-            raise ValueError(f"source: expected the columns {reader.needed} in every file, {file} lacks {missing}")
-    assert reader is not None, "there are files"
-    rows = datasets.load_dataset(
-        "parquet", data_files=list(files), split="train", streaming=True, columns=reader.needed
-    )
-    source = StreamSource(rows, label_column, columns, files)
-    source.features = features
-    return source
 
 
 def open_source(
@@ -51,16 +27,16 @@ def open_source(
     columns: Sequence[str] = (),
 ) -> ImageSource:
     """
-    The source behind a name.
+    Open a source of images.
 
     Args:
-        name (`str`): Tar files or Parquet files (wildcards allowed); a folder written by `save_to_disk`, one that
-            holds Parquet files, or else one of images; or the name of a dataset on the Hub.
-        split (`str`, *optional*): Split of a dataset; by default its only one, or `train`.
+        name (`str`): Tar or Parquet files (wildcards allowed), a folder of images, a folder of Parquet files, a folder
+            written by `save_to_disk`, or a dataset on the Hub.
+        split (`str`, *optional*): Split of a dataset. Default: its only one, or `train`.
         config_name (`str`, *optional*): Configuration of a dataset on the Hub.
-        streaming (`bool`): Whether a dataset on the Hub is read as it is needed.
-        class_folders (`bool`): Of a folder of images: the first folder below names the class of the whole image.
-        label_column, columns: Of datasets, see [`DatasetSource`].
+        streaming (`bool`): Read a dataset on the Hub as it is needed instead of downloading it first.
+        class_folders (`bool`): In a folder of images, the first folder below it is the class of the whole image.
+        label_column, columns: Of a dataset, see [`DatasetSource`].
 
     Raises:
         `FileNotFoundError`: if there is nothing of that name.
@@ -89,3 +65,23 @@ def open_source(
     rows = splits[split]
     source_class = StreamSource if isinstance(rows, datasets.IterableDataset) else DatasetSource
     return source_class(rows, label_column, columns)
+
+
+def _open_parquet(files: Sequence[str], label_column: str, columns: Sequence[str]) -> StreamSource:
+    """Parquet files that have the needed columns; their other columns may differ."""
+    schemas = []
+    for file in files:
+        try:
+            schemas.append(pq.read_schema(file))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"source: expected a Parquet file, got {file}: {error}") from error
+    features = datasets.Features.from_arrow_schema(schemas[0])
+    needed = ColumnReader(features, label_column, columns).needed
+    for file, schema in zip(files, schemas):
+        missing = [name for name in needed if name not in schema.names]
+        if missing:
+            raise ValueError(f"source: expected the columns {needed} in every file, {file} lacks {missing}")
+    rows = datasets.load_dataset("parquet", data_files=list(files), split="train", streaming=True, columns=needed)
+    source = StreamSource(rows, label_column, columns, files)
+    source.features = features
+    return source

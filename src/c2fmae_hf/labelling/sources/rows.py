@@ -1,4 +1,4 @@
-"""Rows of datasets, in memory or streamed."""
+"""Rows of `datasets`, on disk or streamed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..records import SourceRecord
 from .base import ImageSource, Part, shuffled, spans
 
 
-class _ColumnReader:
-    """Rows of a dataset to records."""
+class ColumnReader:
+    """Turns rows of a dataset into records."""
 
     def __init__(self, features: datasets.Features | None, label_column: str, columns: Sequence[str]) -> None:
         features = features or datasets.Features()
@@ -27,21 +27,18 @@ class _ColumnReader:
         if not images:
             raise ValueError(f"source: expected a column of images, got the columns {list(features)}")
         self.image = "image" if "image" in images else images[0]
-        self.label = label_column if label_column in features else None
         self.image_id = next((name for name in ("image_id", "__key__") if name in features), None)
         self.columns = tuple(columns)
         missing = [name for name in self.columns if name not in features]
         if missing:
             raise ValueError(f"source: expected the columns {missing}, got {list(features)}")
-        self.label_feature = None
-        if self.label is not None:
-            feature = features[self.label]
-            if isinstance(feature, datasets.ClassLabel):
-                self.label_feature = feature
-            elif isinstance(feature, datasets.Value) and "int" in feature.dtype:
-                self.label_feature = datasets.Value("int64")
-            else:
-                self.label = None
+        feature = features.get(label_column)
+        self.label_feature: datasets.ClassLabel | datasets.Value | None = None
+        if isinstance(feature, datasets.ClassLabel):
+            self.label_feature = feature
+        elif isinstance(feature, datasets.Value) and "int" in feature.dtype:
+            self.label_feature = datasets.Value("int64")
+        self.label = label_column if self.label_feature is not None else None
         self.needed = list(dict.fromkeys(filter(None, (self.image, self.label, self.image_id, *self.columns))))
 
     def __call__(self, row: Mapping[str, Any], name: str) -> SourceRecord:
@@ -57,12 +54,12 @@ class _ColumnReader:
 
 class DatasetSource(ImageSource):
     """
-    Images of a `datasets.Dataset`, which can be cut anywhere.
+    Images of a `datasets.Dataset`.
 
     Args:
-        rows: With a column of images; `image_id` (or `__key__`) and `label` are taken over.
-        label_column (`str`): The class of the whole image.
-        columns: Further columns that a labeller needs.
+        rows: Has a column of images. Ids come from `image_id` or `__key__`, if there is one.
+        label_column (`str`): Class of the whole image: a `ClassLabel` or integers.
+        columns: Further columns that the labeller needs.
 
     Raises:
         `ValueError`: if columns are missing or there are no rows.
@@ -73,7 +70,7 @@ class DatasetSource(ImageSource):
         if len(rows) == 0:
             raise ValueError("source: expected at least one row, got an empty dataset")
         self.features = rows.features
-        self.read_row = _ColumnReader(rows.features, label_column, columns)
+        self.read_row = ColumnReader(rows.features, label_column, columns)
         self.label_feature = self.read_row.label_feature
         self.rows = undecoded(rows.select_columns(self.read_row.needed))
 
@@ -103,12 +100,12 @@ class DatasetSource(ImageSource):
 
 class StreamSource(ImageSource):
     """
-    Images of a `datasets.IterableDataset`: Parquet files, read in place, or a dataset on a hub. A part is one of its
+    Images of a `datasets.IterableDataset`: Parquet files, read in place, or a dataset on the Hub. A part is one of its
     shards (a file).
 
     Args:
         rows, label_column, columns: As for [`DatasetSource`].
-        files (`list[str]`, *optional*): The Parquet files behind the stream, from which rows are counted.
+        files (`list[str]`, *optional*): The Parquet files behind the stream; they tell the number of rows.
     """
 
     def __init__(
@@ -119,11 +116,10 @@ class StreamSource(ImageSource):
         files: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        self.features: datasets.Features | None
         if rows.features is None:
             rows = rows._resolve_features()
         self.features = rows.features
-        self.read_row = _ColumnReader(rows.features, label_column, columns)
+        self.read_row = ColumnReader(rows.features, label_column, columns)
         self.label_feature = self.read_row.label_feature
         self.rows = undecoded(rows.select_columns(self.read_row.needed))
         self.files = list(files) if files is not None else None
