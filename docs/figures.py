@@ -23,7 +23,8 @@ from skimage import data
 from c2fmae_hf.constants import MASKING_STRATEGIES, NO_INSTANCE
 from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
 from c2fmae_hf.masking import MaskingCurriculum, mask_by_strategy
-from c2fmae_hf.pictures.figures import PALETTE, UNKNOWN_COLOUR, colour_ids, enlarge, new_figure
+from c2fmae_hf.pictures.colours import PALETTE, UNKNOWN_COLOUR, colour_ids, enlarge
+from c2fmae_hf.pictures.figures import new_figure
 from c2fmae_hf.utils.files import replace_file
 
 
@@ -106,7 +107,7 @@ def arrow(figure, start: tuple[float, float], end: tuple[float, float], colour: 
 
 def draw_overview(example: Example, path: Path) -> None:
     """What is predicted, and what is hidden, each from coarse to fine."""
-    figure = new_figure(9.0, 5.3)
+    figure = new_figure(9.0, 5.3, dpi=100)
     photograph = figure.add_axes((0.01, 0.27, 0.245, 0.42))
     show(photograph, example.photograph, "photograph")
     lefts, width, height = (0.325, 0.555, 0.785), 0.205, 0.348
@@ -125,7 +126,7 @@ def draw_overview(example: Example, path: Path) -> None:
 
 
 def draw_granularities(examples: dict[str, Example], path: Path) -> None:
-    figure = new_figure(7.6, 7.4)
+    figure = new_figure(7.6, 7.4, dpi=100)
     axes = figure.subplots(3, 3)
     for row, name in enumerate(("coffee", "chelsea", "rocket")):
         targets = examples[name].targets()
@@ -138,7 +139,7 @@ def draw_granularities(examples: dict[str, Example], path: Path) -> None:
 
 def draw_cascade(example: Example, path: Path) -> None:
     """Boxes are modules; small pictures are what goes in and what is to come out."""
-    figure = new_figure(9.6, 5.4)
+    figure = new_figure(9.6, 5.4, dpi=100)
 
     def box(left: float, bottom: float, width: float, height: float, text: str, colour) -> None:
         patch = FancyBboxPatch(
@@ -185,7 +186,7 @@ def draw_cascade(example: Example, path: Path) -> None:
 
 
 def draw_curriculum(example: Example, path: Path) -> None:
-    figure = new_figure(9.0, 6.2)
+    figure = new_figure(9.0, 6.2, dpi=100)
     axes = figure.add_axes((0.07, 0.09, 0.35, 0.82))
     progress = torch.linspace(0, 1, 101)
     probabilities = MaskingCurriculum().probabilities(progress)

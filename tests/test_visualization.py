@@ -8,7 +8,7 @@ from PIL import Image
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
 from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
-from c2fmae_hf.pictures.figures import colour_ids
+from c2fmae_hf.pictures.colours import colour_ids
 from c2fmae_hf.pictures.reconstruction import draw_curves, draw_reconstruction
 
 
@@ -29,7 +29,7 @@ def test_reconstruction(config, dataset, tmp_path, granularities):
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["reconstruction.png"]
     image = np.asarray(Image.open(tmp_path / "figures" / "reconstruction.png").convert("RGB"))
     panels = 2 + 2 * ("semantic" in granularities) + 2 * ("instance" in granularities) + ("image" in granularities)
-    assert image.shape[1] == round((max(1.75 * panels, 9) + 0.1) * 100)
+    assert image.shape[1] == round(max(1.75 * panels, 9) * 120)
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 100
     assert model.training  # as it was
 
