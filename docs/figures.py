@@ -107,7 +107,7 @@ def arrow(figure, start: tuple[float, float], end: tuple[float, float], colour: 
 
 def draw_overview(example: Example, path: Path) -> None:
     """What is predicted, and what is hidden, each from coarse to fine."""
-    figure = new_figure(9.0, 5.3, dpi=100)
+    figure = new_figure(9.0, 5.3)
     photograph = figure.add_axes((0.01, 0.27, 0.245, 0.42))
     show(photograph, example.photograph, "photograph")
     lefts, width, height = (0.325, 0.555, 0.785), 0.205, 0.348
@@ -126,7 +126,7 @@ def draw_overview(example: Example, path: Path) -> None:
 
 
 def draw_granularities(examples: dict[str, Example], path: Path) -> None:
-    figure = new_figure(7.6, 7.4, dpi=100)
+    figure = new_figure(7.6, 7.4)
     axes = figure.subplots(3, 3)
     for row, name in enumerate(("coffee", "chelsea", "rocket")):
         targets = examples[name].targets()
@@ -139,7 +139,7 @@ def draw_granularities(examples: dict[str, Example], path: Path) -> None:
 
 def draw_cascade(example: Example, path: Path) -> None:
     """Boxes are modules; small pictures are what goes in and what is to come out."""
-    figure = new_figure(9.6, 5.4, dpi=100)
+    figure = new_figure(9.6, 5.4)
 
     def box(left: float, bottom: float, width: float, height: float, text: str, colour) -> None:
         patch = FancyBboxPatch(
@@ -186,7 +186,7 @@ def draw_cascade(example: Example, path: Path) -> None:
 
 
 def draw_curriculum(example: Example, path: Path) -> None:
-    figure = new_figure(9.0, 6.2, dpi=100)
+    figure = new_figure(9.0, 6.2)
     axes = figure.add_axes((0.07, 0.09, 0.35, 0.82))
     progress = torch.linspace(0, 1, 101)
     probabilities = MaskingCurriculum().probabilities(progress)

@@ -25,7 +25,8 @@ from ..data.rows import count_semantic_classes, semantic_id2label
 from ..data.splits import load_train_and_validation
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..images import to_rgb
-from ..pictures.figures import colour_ids, draw_panels
+from ..pictures.colours import colour_ids
+from ..pictures.figures import draw_panels
 from ..publishing.records import RunRecord
 from ..transfer.encoders import pixel_statistics
 from ..transfer.segmentation import (

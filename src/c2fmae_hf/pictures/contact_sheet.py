@@ -59,5 +59,5 @@ def _join(sample: Mapping[str, Any]) -> np.ndarray:
     for pixels, how in zip([sample["image"], *maps], ("BOX", "NEAREST", "NEAREST")):
         thumbnail = Image.fromarray(pixels)
         thumbnail.thumbnail(_THUMBNAIL, Image.Resampling[how])
-        panels.append(np.pad(np.asarray(thumbnail), ((0, 0), (2, 2), (0, 0)), constant_values=255))
-    return np.concatenate(panels, axis=1)
+        panels.append(np.pad(np.asarray(thumbnail), ((0, 0), (0, 4), (0, 0)), constant_values=255))
+    return np.pad(np.concatenate(panels, axis=1), ((0, 0), (0, 16), (0, 0)), constant_values=255)

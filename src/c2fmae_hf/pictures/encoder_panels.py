@@ -13,7 +13,7 @@ from ..configuration_c2fmae import C2FMAEConfig
 from .captions import Facts, Picture, draw_picture, photo_pixels, sentences
 from .colours import PALETTE, enlarge
 from .encoder_views import MIN_OBJECT_PATCHES, feature_pictures, objects_attention, photo_attention
-from .figures import GRID_FONT, GRID_WIDTH, heat_colours, new_figure, save_figure
+from .figures import GRID_DPI, GRID_FONT, GRID_WIDTH, heat_colours, new_figure, save_figure
 from .views import Photo, ViewedModel
 
 
@@ -58,8 +58,7 @@ def draw_attention(
     What chosen patches attend to, by layer: a row for each patch.
 
     Args:
-        viewed ([`~c2fmae_hf.pictures.views.ViewedModel`]): A decoder is not needed.
-        photo ([`~c2fmae_hf.pictures.views.Photo`]): Prepared for this model.
+        viewed, photo: A decoder is not needed; the photograph is prepared for this model.
         path: Where to write.
         patches: (row, column) of each, from 0; pictures name them from 1.
         layers (*optional*): From 0; by default four, evenly spread.
@@ -69,9 +68,9 @@ def draw_attention(
     layers = spread(len(attention), 4) if layers is None else layers
     cells = []
     for patch in patches:
-        index = np.ravel_multi_index(patch, config.grid_size)
-        shown = [heat_picture(attention[layer, index], config, patch) for layer in layers]
-        cells.append([outlined(pixels, patch, config.patch_size), *shown])
+        weights = attention[layers, np.ravel_multi_index(patch, config.grid_size)]
+        pictures = [heat_picture(one, config, patch) for one in weights]
+        cells.append([outlined(pixels, patch, config.patch_size), *pictures])
     return draw_picture(
         cells,
         path,
@@ -93,29 +92,25 @@ def draw_attention_heads(
     heads: Sequence[int] | None = None,
 ) -> Picture:
     """
-    What one patch attends to: a row for each layer, a column for each head.
-
-    Args:
-        viewed, photo, path, layers: As for [`draw_attention`].
-        patch: (row, column), from 0.
-        heads (*optional*): From 0; by default up to four, evenly spread.
+    What one patch, (row, column) from 0, attends to: a row for each layer, a column for each head. By default four
+    layers and up to four heads, evenly spread; else as [`draw_attention`].
     """
     config = viewed.config
     attention = photo_attention(viewed, photo).numpy()[:, :, np.ravel_multi_index(patch, config.grid_size)]
     layers = spread(len(attention), 4) if layers is None else layers
     heads = spread(attention.shape[1], 4) if heads is None else heads
+    photograph = outlined(photo_pixels(viewed, photo), patch, config.patch_size)
     cells: list[list[np.ndarray | None]] = []
     for layer in layers:
-        photograph = None if cells else outlined(photo_pixels(viewed, photo), patch, config.patch_size)
-        shown = [attention[layer].mean(axis=0), *attention[layer, heads]]
-        cells.append([photograph, *(heat_picture(weights, config, patch) for weights in shown)])
-    place = f"{patch[0] + 1},{patch[1] + 1}"
+        weights = [attention[layer].mean(axis=0), *attention[layer, heads]]
+        cells.append([None if cells else photograph, *(heat_picture(one, config, patch) for one in weights)])
+    row, column = patch[0] + 1, patch[1] + 1
     return draw_picture(
         cells,
         path,
-        f"Heads, patch {place}",
-        f"What the outlined patch in row {patch[0] + 1}, column {patch[1] + 1} attends to, by layer (rows) and head "
-        f"(columns; first the mean over all heads). {ABOUT_HEAT}",
+        f"Heads, patch {row},{column}",
+        f"What the outlined patch in row {row}, column {column} attends to, by layer (rows) and head (columns; first "
+        f"the mean over all heads). {ABOUT_HEAT}",
         Facts([viewed.name], [photo.name]),
         column_names=["photograph", "mean", *(f"head {head + 1}" for head in heads)],
         row_names=[f"layer {layer + 1}" for layer in layers],
@@ -127,19 +122,14 @@ def draw_attention_in_objects(
 ) -> Picture | None:
     """
     By layer, the share of attention that stays inside the object; `None`, and no picture, if no model sees a known
-    object.
-
-    Args:
-        viewed: One model, or two to compare.
-        photos: Those of each model.
-        path: Where to write.
+    object. One model, or two to compare, with the photographs prepared for each.
     """
     found = [objects_attention(model, own) for model, own in zip(viewed, photos)]
     if not any(found):
         return None
     shown = [photo for photo in photos[0] if photo.has_objects]
     facts = Facts([model.name for model in viewed], [photo.name for photo in shown])
-    figure = new_figure(GRID_WIDTH, 5.0, layout="constrained")
+    figure = new_figure(GRID_WIDTH, 5.0, GRID_DPI, layout="constrained")
     axes = figure.subplots()
     highest, spoken = 0.0, []
     for model, result, colour, style in zip(viewed, found, PALETTE[[0, 5]] / 255, ("o-", "s--")):
@@ -180,11 +170,6 @@ def draw_attention_in_objects(
 def draw_features(viewed: ViewedModel, photos: Sequence[Photo], path: str | os.PathLike) -> Picture:
     """
     Patch features as colours, of all photographs together: see [`~c2fmae_hf.pictures.encoder_views.feature_pictures`].
-
-    Args:
-        viewed ([`~c2fmae_hf.pictures.views.ViewedModel`]): A decoder is not needed.
-        photos: At least one.
-        path: Where to write.
     """
     features = feature_pictures(viewed, photos)
     per_line = min(max(len(photos), 3), 4)
@@ -203,6 +188,3 @@ def draw_features(viewed: ViewedModel, photos: Sequence[Photo], path: str | os.P
         "checkpoints.",
         Facts([viewed.name], [photo.name for photo in photos]),
     )
-
-
-__all__ = ["draw_attention", "draw_attention_heads", "draw_attention_in_objects", "draw_features", "spread"]

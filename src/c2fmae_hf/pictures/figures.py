@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ..utils.files import replace_file
-from .colours import PALETTE, UNKNOWN_COLOUR, colour_ids, colour_of, enlarge
 
 
 try:
@@ -35,7 +34,7 @@ def heat_colours(weights: np.ndarray) -> np.ndarray:
     return (colormaps["cividis"](scaled)[..., :3] * 255).round().astype(np.uint8)
 
 
-def new_figure(width: float, height: float, dpi: int = GRID_DPI, **options: Any) -> Figure:
+def new_figure(width: float, height: float, dpi: int = 100, **options: Any) -> Figure:
     """A figure of a size in inches."""
     return Figure(figsize=(width, height), dpi=dpi, **options)
 
@@ -88,7 +87,7 @@ def new_grid(
     top = (0.08 + 0.2 * len(title.splitlines()) if title else 0.05) + (0.29 if column_names else 0)
     bottom = below + 0.05 + (0.2 if note else 0) + (0.12 + _LINE * lines if lines else 0)
     height = top + sum(heights) + under * len(cells) + _GAP * (len(cells) - 1) + bottom
-    figure = new_figure(width, height)
+    figure = new_figure(width, height, GRID_DPI)
     # One pair of axes in inches for all pictures: axes of their own would take most of the time.
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -152,21 +151,3 @@ def draw_panels(
     """
     options = {"legend": legend, "note": note, "title": title, "width": max(1.75 * len(panels), 9)}
     draw_grid(list(zip(*panels.values())), path, column_names=list(panels), **options)
-
-
-__all__ = [
-    "GRID_DPI",
-    "GRID_FONT",
-    "GRID_WIDTH",
-    "PALETTE",
-    "UNKNOWN_COLOUR",
-    "colour_ids",
-    "colour_of",
-    "draw_grid",
-    "draw_panels",
-    "enlarge",
-    "heat_colours",
-    "new_figure",
-    "new_grid",
-    "save_figure",
-]

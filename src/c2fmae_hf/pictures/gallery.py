@@ -57,6 +57,3 @@ def _entry(picture: Picture) -> dict[str, Any]:
         "width": width,
         "height": height,
     }
-
-
-__all__ = ["write_gallery"]

@@ -311,6 +311,3 @@ def draw_comparison(
         row_names=[str(number) for number in range(1, len(viewed) + 1)],
         legend=class_legend(*maps),
     )
-
-
-__all__ = ["draw_comparison", "draw_curriculum", "draw_maps", "draw_strategies"]

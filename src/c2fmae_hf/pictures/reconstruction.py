@@ -83,7 +83,7 @@ def draw_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
     names = [name for name in GRANULARITIES if any(f"{name}_loss" in entry for entry in log_history)]
     if not names:
         raise ValueError("log_history: expected entries with losses, got none")
-    figure = new_figure(3.6 * (len(names) + 1), 3.4, dpi=100, layout="constrained")
+    figure = new_figure(3.6 * (len(names) + 1), 3.4, layout="constrained")
     axes = figure.subplots(1, len(names) + 1)
 
     def series(key: str) -> tuple[list[float], list[float]]:

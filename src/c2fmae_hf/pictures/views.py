@@ -82,13 +82,13 @@ def load_viewed_model(name: str, device: str | torch.device = "cpu") -> ViewedMo
         `FileNotFoundError`: if there is no such model.
         `ValueError`: if it is not C2FMAE's, or does not take RGB images.
     """
-    model: Any = load_saved(name)[0]
+    model, _ = load_saved(name)
     if not isinstance(model, C2FMAEPreTrainedModel):
         raise ValueError(f"{name}: expected a model of c2fmae_hf, got {type(model).__name__}")
     if model.config.num_channels != 3:
         raise ValueError(f"{name}: expected a model of RGB images, got num_channels={model.config.num_channels}")
     shown_name = Path(name).name if Path(name).exists() else name
-    return view(model.to(device), shown_name)
+    return view(model.to(device), shown_name)  # type: ignore[arg-type]
 
 
 def view(model: C2FMAEPreTrainedModel, name: str) -> ViewedModel:
@@ -242,9 +242,8 @@ def complementary_masks(num_patches: int, num_masked: int, seed: int = 0) -> tor
 
 
 class Frame(NamedTuple):
-    """A mask of the curriculum at one time, `(N,)` bool, and the strategy that made it."""
+    """A mask of the curriculum, `(N,)` bool, and the strategy that made it."""
 
-    progress: float
     strategy: str
     mask: torch.Tensor
 
@@ -259,27 +258,22 @@ def curriculum_frames(
     mask_ratio: float | None = None,
 ) -> list[list[Frame]]:
     """
-    The masking curriculum on one photograph.
+    The masking curriculum on one photograph: a row of frames for each of `num_draws` samples.
 
     Args:
-        times: Training progress of the frames, in [0, 1].
-        num_draws (`int`): Samples at each time. Each keeps its random numbers throughout; the strategies of n samples
-            are drawn at the quantiles (k + 1/2) / n, so that they are as frequent as they are probable.
+        times: Training progress of the frames, in [0, 1]. A sample keeps its random numbers throughout; the strategies
+            of n samples are drawn at the quantiles (k + 1/2) / n, so that they are as frequent as they are probable.
         curriculum: See [`MaskingCurriculum`].
         photo, config, seed, mask_ratio: As for [`strategy_mask`].
-
-    Returns:
-        A row of frames for each sample.
     """
-    rows = []
+    progress, rows = torch.tensor(times, dtype=torch.double), []
     for draw in range(num_draws):
-        quantile = torch.full((len(times),), (draw + 0.5) / num_draws)
-        strategies = curriculum.draw(torch.tensor(times, dtype=torch.double), quantile).tolist()
-        row = []
-        for time, drawn in zip(times, strategies):
-            mask, applied = strategy_mask(photo, config, MASKING_STRATEGIES[drawn], seed, mask_ratio, draw, curriculum)
-            row.append(Frame(time, applied, mask))
-        rows.append(row)
+        drawn = curriculum.draw(progress, torch.full((len(times),), (draw + 0.5) / num_draws)).tolist()
+        masks = [
+            strategy_mask(photo, config, MASKING_STRATEGIES[index], seed, mask_ratio, draw, curriculum)
+            for index in drawn
+        ]
+        rows.append([Frame(applied, mask) for mask, applied in masks])
     return rows
 
 
@@ -313,13 +307,8 @@ class Prediction:
 @torch.no_grad()
 def predict(viewed: ViewedModel, photo: Photo, mask: torch.Tensor) -> Prediction:
     """
-    What the decoder predicts of masked patches, and of the labels of visible ones if the model was trained on these
-    (`config.supervise_visible_labels`).
-
-    Args:
-        viewed ([`ViewedModel`]): With a decoder.
-        photo ([`Photo`]): Prepared for this model.
-        mask (`torch.BoolTensor` of shape `(N,)`): `True` = masked.
+    What the decoder predicts of masked patches (`mask` of shape `(N,)`, `True` = masked), and of the labels of visible
+    ones if the model was trained on these (`config.supervise_visible_labels`).
     """
     return _read(viewed, photo, _run(viewed, photo, mask[None]))
 
@@ -397,13 +386,7 @@ def read_predictions(
     outputs: C2FMAEForPreTrainingOutput,
     pixel_values: torch.Tensor,
 ) -> list[Prediction]:
-    """
-    Maps and pixels of each photograph of a batch.
-
-    Args:
-        pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, H, W)`): The photographs.
-        outputs: Of the model of that processor and configuration.
-    """
+    """Maps and pixels of each photograph of a batch `(batch_size, 3, H, W)`."""
     assert outputs.patch_ids is not None
     rows, columns = (side // config.patch_size for side in pixel_values.shape[2:])
     semantic: Sequence[Any] = [None] * len(pixel_values)
@@ -414,10 +397,12 @@ def read_predictions(
     if outputs.instance_logits is not None:
         decoded = torch.zeros(len(pixel_values), rows * columns, dtype=torch.bool)
         decoded.scatter_(1, outputs.patch_ids.cpu(), True)
-        cells = enlarge(decoded.view(-1, rows, columns).numpy().T, config.label_cells_per_side).T
+        cells: Any = enlarge(decoded.view(-1, rows, columns).numpy().T, config.label_cells_per_side).T
         segments = processor.post_process_instance_segmentation(outputs, grid_size=(rows, columns))
-        maps = [segment["segmentation"].cpu().numpy() for segment in segments]
-        instance = [np.where(*both, IGNORE_INDEX) for both in zip(cells, maps)]
+        instance = [
+            np.where(is_decoded, segment["segmentation"].cpu().numpy(), IGNORE_INDEX)
+            for is_decoded, segment in zip(cells, segments)
+        ]
     if outputs.image_logits is not None:
         pixel_values = pixel_values.to(outputs.image_logits.device)
         image = processor.post_process_reconstruction(outputs, pixel_values, config.norm_pix_loss)
