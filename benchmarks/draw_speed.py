@@ -13,7 +13,8 @@ import argparse
 import json
 from pathlib import Path
 
-from c2fmae_hf.pictures.figures import PALETTE, new_figure, save_figure
+from c2fmae_hf.pictures.colours import PALETTE
+from c2fmae_hf.pictures.figures import new_figure, save_figure
 
 
 def main() -> None:

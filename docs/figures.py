@@ -23,7 +23,8 @@ from skimage import data
 from c2fmae_hf.constants import MASKING_STRATEGIES, NO_INSTANCE
 from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
 from c2fmae_hf.masking import MaskingCurriculum, mask_by_strategy
-from c2fmae_hf.pictures.figures import PALETTE, UNKNOWN_COLOUR, colour_ids, enlarge, new_figure
+from c2fmae_hf.pictures.colours import PALETTE, UNKNOWN_COLOUR, colour_ids, enlarge
+from c2fmae_hf.pictures.figures import new_figure
 from c2fmae_hf.utils.files import replace_file
 
 

@@ -19,11 +19,11 @@ from packaging.version import Version
 from PIL import Image
 
 from c2fmae_hf import C2FMAEForPreTraining
-from c2fmae_hf.app.playground import MAX_SEED, Photograph, Playground, facts_of_weights
+from c2fmae_hf.app.playground import Photograph, Playground, facts_of_weights
 from c2fmae_hf.constants import IGNORE_INDEX
 from c2fmae_hf.pictures.captions import photo_pixels
+from c2fmae_hf.pictures.colours import UNKNOWN_COLOUR, enlarge
 from c2fmae_hf.pictures.encoder_views import attention_maps
-from c2fmae_hf.pictures.figures import UNKNOWN_COLOUR, enlarge
 from c2fmae_hf.pictures.photographs import embedded_photographs, open_photograph
 from c2fmae_hf.publishing.records import RunRecord
 from testing_utils import randomized, small_config, with_fields
@@ -244,11 +244,7 @@ def test_models_of_fewer_granularities(granularities):
     [
         (("columns", 0.5, 0), "strategy: expected one of .*, got 'columns'"),
         (("random", 1.0, 0), "mask_ratio: expected a number between 0 and 1, got 1.0"),
-        (("random", None, 0), "mask_ratio: expected a number between 0 and 1, got None"),
         (("random", float("nan"), 0), "mask_ratio: expected"),
-        (("random", 0.5, -1), "seed: expected a whole number in"),
-        (("random", 0.5, MAX_SEED + 1), "seed: expected a whole number in"),
-        (("random", 0.5, None), "seed: expected a whole number in"),
     ],
 )
 def test_settings_that_are_refused(playground, photograph, arguments, message):
@@ -268,9 +264,8 @@ def test_attention(playground, photograph):
     np.testing.assert_allclose(mean.weights, expected[:, patch, 1:].mean(dim=0).view(8, 8).numpy(), rtol=1e-5)
     assert mean.weights.sum() + mean.class_token == pytest.approx(1, abs=1e-5)
     assert playground.model.config._attn_implementation == before != "eager"
-    for wrong in ({"row": 8}, {"column": -1}, {"layer": 2}, {"head": 2}, {"layer": 1.5}, {"row": None}):
-        name = next(iter(wrong))
-        with pytest.raises(ValueError, match=rf"{name}: expected a whole number in \[0, "):
+    for wrong in ({"row": 8}, {"column": 8}, {"layer": 2}, {"head": 2}):
+        with pytest.raises(IndexError):
             playground.attention(photograph, **{"row": 0, "column": 0, "layer": 0, **wrong})
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEModel
-from c2fmae_hf.pictures.encoder_views import attention_in_objects, attention_maps, eager_attention
+from c2fmae_hf.pictures.encoder_views import attention_in_objects, attention_maps
 
 
 @pytest.fixture
@@ -27,13 +27,9 @@ def test_maps_are_those_of_the_encoder_which_is_left_as_it_was(encoder):
 def test_the_attention_is_set_back_after_an_error(encoder):
     before = encoder.config._attn_implementation
 
-    def fail() -> None:
-        with eager_attention(encoder):
-            assert encoder.config._attn_implementation == "eager"
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        fail()
+    with pytest.raises(ValueError, match="pixel_values"):
+        attention_maps(encoder.train(), torch.randn(1, 2, 32, 32))
+    assert encoder.training
     assert encoder.config._attn_implementation == before
 
 

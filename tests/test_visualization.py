@@ -8,7 +8,8 @@ from PIL import Image
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
 from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
-from c2fmae_hf.pictures.figures import colour_ids
+from c2fmae_hf.pictures.colours import colour_ids
+from c2fmae_hf.pictures.figures import new_grid, save_figure
 from c2fmae_hf.pictures.reconstruction import draw_curves, draw_reconstruction
 
 
@@ -29,7 +30,7 @@ def test_reconstruction(config, dataset, tmp_path, granularities):
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["reconstruction.png"]
     image = np.asarray(Image.open(tmp_path / "figures" / "reconstruction.png").convert("RGB"))
     panels = 2 + 2 * ("semantic" in granularities) + 2 * ("instance" in granularities) + ("image" in granularities)
-    assert image.shape[1] == round((max(1.75 * panels, 9) + 0.1) * 100)
+    assert image.shape[1] == round(max(1.75 * panels, 9) * 120)
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 100
     assert model.training  # as it was
 
@@ -53,3 +54,18 @@ def test_colours():
     assert colours[0, 0].tolist() == [30, 30, 30]
     assert colours[0, 2].tolist() == [222, 222, 222]
     assert len(np.unique(colours.reshape(-1, 3), axis=0)) == 6
+
+
+def test_grid(tmp_path):
+    red, blue = (np.full((10, 20, 3), colour, dtype=np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
+    legend = {f"a class, number {i:2}": np.zeros(3) for i in range(40)}
+    figure = new_grid([[red, None], [None, blue]], ["one", "two"], legend=legend)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert (names[0], names[6:]) == ("a class, number  0", ["a class, number  6", "and 33 more"])  # four lines of two
+    save_figure(figure, tmp_path / "grid.png")
+    image = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
+    rows = np.flatnonzero((image[:, 240] == [255, 0, 0]).all(axis=-1))
+    assert len(rows) == pytest.approx(235, abs=3)  # half as high as wide
+    assert (image[rows, 720] == 255).all()  # an empty place
+    assert (image[rows[20:-20] + 242, 720] == [0, 0, 255]).all()
+    assert (image[rows[-1] + 100, 240] == 255).all()

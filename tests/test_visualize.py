@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -18,12 +20,12 @@ from PIL import Image
 from c2fmae_hf import C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEImageProcessor
 from c2fmae_hf.constants import IGNORE_INDEX, MASKING_STRATEGIES
 from c2fmae_hf.masking import MaskingCurriculum
-from c2fmae_hf.pictures import panels
-from c2fmae_hf.pictures.captions import NamedMap, Picture, class_legend, map_picture, other_colours
+from c2fmae_hf.pictures import captions, panels
+from c2fmae_hf.pictures.captions import Facts, Picture, class_legend
+from c2fmae_hf.pictures.colours import UNKNOWN_COLOUR
 from c2fmae_hf.pictures.encoder_panels import spread
 from c2fmae_hf.pictures.encoder_views import choose_patches, feature_pictures, objects_attention, parse_patch
-from c2fmae_hf.pictures.figures import UNKNOWN_COLOUR, colour_ids
-from c2fmae_hf.pictures.gallery import Section, write_gallery
+from c2fmae_hf.pictures.gallery import write_gallery
 from c2fmae_hf.pictures.views import (
     Photo,
     ViewedModel,
@@ -148,10 +150,10 @@ def test_labelled_dataset(visualize, config, saved_rows, tmp_path):
     ]
     for words in ("36 of 48 patches (75%)", "the maps of the dataset", "through 4 masks", "seed"):
         assert words in page.text
-    command = page.text[page.text.index("python examples/visualize.py") :]
+    command = page.text[page.text.index("c2fmae visualize ") :]
     assert "--patches 1,2" in command
     assert str(tmp_path) not in page.text  # folders of this machine
-    assert page.text.count("python examples/visualize.py") == len(written)  # above, and with each picture
+    assert page.text.count("c2fmae visualize ") == len(written)  # above, and with each picture
 
 
 def test_photographs_without_maps(visualize, pretrained, photos_folder, tmp_path):
@@ -159,6 +161,7 @@ def test_photographs_without_maps(visualize, pretrained, photos_folder, tmp_path
     written = visualize.main([*args, "--output_dir", str(tmp_path / "out")])
     page = check_page(written)
     assert "predicted by whole itself" in page.text
+    assert "not the checkpoint's" not in page.text
     assert "attention_in_objects.png" not in {path.name for path in written}  # nobody knows the objects
     assert sum(path.name.endswith("strategies.png") for path in written) == 6
     assert '<script>&".png' in page.text
@@ -171,23 +174,16 @@ def test_classical_regions_for_a_model_that_predicts_pixels_alone(visualize, con
     written = visualize.main([*args, "--output_dir", str(tmp_path / "out")])
     page = check_page(written)
     assert "classical labeller" in page.text
+    assert "not the checkpoint's" in page.text
     assert not any(path.name.endswith("maps.png") for path in written)
     assert any(path.name.endswith("strategies.png") for path in written)
 
 
-def test_a_second_run_leaves_none_of_the_first(visualize, pretrained, photos_folder, tmp_path):
-    folder = tmp_path / "out"
-    folder.mkdir()
-    (folder / "features.png").write_bytes(b"somebody's")
+def test_photographs_that_cannot_be_read_are_named_on_the_page(visualize, pretrained, photos_folder, tmp_path):
     (Path(photos_folder) / "broken.jpg").write_bytes(b"no photograph")
     args = ["--model", pretrained, "--images", photos_folder, "--layers", "1", "--heads", "1"]
-    first = visualize.main([*args, "--on_bad_row", "skip", "--output_dir", str(folder)])
-    assert "Left out: broken.jpg, image: cannot be opened: none of the formats" in Page(first[0]).text
-    (folder / "mine.png").write_bytes(b"somebody's")
-    file = str(Path(photos_folder) / "grey.jpg")
-    second = visualize.main(["--model", pretrained, "--images", file, "--layers", "1", "--output_dir", str(folder)])
-    assert {path.name for path in folder.iterdir()} == {path.name for path in second} | {"mine.png"}
-    assert len(second) < len(first)
+    written = visualize.main([*args, "--on_bad_row", "skip", "--output_dir", str(tmp_path / "out")])
+    assert "Left out: broken.jpg, image: cannot be opened: none of the formats" in Page(written[0]).text
 
 
 def test_models_that_see_other_parts_have_their_own_chance(visualize, config, saved_rows, tmp_path):
@@ -228,18 +224,29 @@ def test_the_same_patch_of_another_model(config):
         assert {side // 2 for side in found} == set(patch) or found == tuple(2 * side + 1 for side in patch)
 
 
-def test_classes_of_others_have_colours_of_their_own(config):
-    predicted = np.array([[0, 1, 8, -100]])
-    known = np.array([[0, 0, 1, 17, -100]])
-    colours = other_colours(known, [predicted, None])
-    assert list(colours) == [0, 1, 17]  # the largest first
-    taken = {tuple(colour) for colour in colour_ids(predicted[predicted >= 0])}
-    assert not taken & {tuple(colour) for colour in colours.values()}
-    legend = class_legend(NamedMap(predicted, {0: "sky"}), NamedMap(known, {0: "cat"}, " (known)", colours))
-    assert list(legend) == ["cat (known)", "sky", "class 1", "class 8", "class 1 (known)", "class 17 (known)"]
-    assert len({tuple(colour) for colour in legend.values()}) == 6
-    picture = map_picture(known, config, colours=colours)
-    assert tuple(picture[0, 0]) == tuple(colours[0])
+def test_classes_of_others_have_colours_and_names_of_their_own(visualize, config):
+    config = with_fields(config, semantic_id2label=NAMES)
+    viewed = ViewedModel("it", C2FMAEForPreTraining(config).c2fmae, C2FMAEImageProcessor.from_config(config))
+    semantic = np.where(np.arange(32) < 20, 1, 0).repeat(32).reshape(32, 32)
+    original = visualize.Original(
+        "it", Image.new("RGB", (32, 32)), {"semantic": semantic, "instance": semantic}, visualize.FROM_DATASET
+    )
+    (same,) = visualize.prepare([original], viewed, NAMES)
+    assert same.shares_classes
+    assert set(same.semantic.unique().tolist()) == {0, 1}
+    (other,) = visualize.prepare([original], viewed, {0: "cat", 1: "dog"})
+    assert not other.shares_classes
+    assert torch.equal(other.semantic, same.semantic + config.num_semantic_classes)
+    assert torch.equal(other.instance, same.instance)
+    assert other.class_names == {5: "cat (known)", 6: "dog (known)"}
+    predicted = np.array([[0, 1, -100]])
+    legend = class_legend((predicted, viewed.class_names), (other.semantic.numpy(), other.class_names))
+    assert list(legend) == ["dog (known)", "cat (known)", "ground", "red"]  # the largest first
+    assert len({tuple(colour) for colour in legend.values()}) == 4
+    original.maps_from = visualize.FROM_CLASSICAL  # whose classes have no names
+    (regions,) = visualize.prepare([original], viewed, {})
+    assert regions.class_names == {}
+    assert regions.semantic.min() >= config.num_semantic_classes
 
 
 def test_every_colour_of_the_regions_is_in_the_legend(pretrained, tmp_path, monkeypatch):
@@ -247,9 +254,9 @@ def test_every_colour_of_the_regions_is_in_the_legend(pretrained, tmp_path, monk
     image = Image.fromarray(np.random.default_rng(3).integers(0, 255, (32, 32, 3), dtype=np.uint8))
     photo = with_predicted_maps(viewed, prepare_photo("it", image, viewed.config))
     drawn = {}
-    monkeypatch.setattr(panels, "draw_grid", lambda cells, path, columns, rows, legend, title: drawn.update(locals()))
+    monkeypatch.setattr(captions, "draw_grid", lambda cells, path, **options: drawn.update(cells=cells, **options))
     panels.draw_strategies(viewed, photo, tmp_path / "it.png")
-    regions = drawn["cells"][drawn["rows"].index("semantic")][0]
+    regions = drawn["cells"][drawn["row_names"].index("semantic")][0]
     legend = {tuple(colour) for colour in drawn["legend"].values()}
     assert {tuple(colour) for colour in regions.reshape(-1, 3)} - {UNKNOWN_COLOUR} <= legend
 
@@ -298,7 +305,7 @@ def test_side_by_side_with_other_sizes_and_classes(visualize, pretrained, config
             ["--dataset_name", "rows", "--patches", "4,0"],
             "patches: expected a row from 1 to 4 and a column from 1 to 4",
         ),
-        (["--dataset_name", "rows", "--device", "tpu"], "device: 'tpu' cannot be used: Expected one of cpu, cuda"),
+        (["--dataset_name", "rows", "--device", "tpu"], "Expected one of cpu, cuda"),
         (["--dataset_name", "rows", "--layers", "3"], "layers: expected numbers from 1 to 2, got \\[3\\]"),
         (["--dataset_name", "rows", "--heads", "0"], "heads: expected numbers from 1 to 4, got \\[0\\]"),
         (["--dataset_name", "rows", "--model", "photos"], "config.json: expected a saved model, found nothing"),
@@ -311,7 +318,7 @@ def test_mistakes_are_told(visualize, pretrained, saved_rows, tmp_path, monkeypa
     Path("empty").mkdir()
     Path("photos/broken.jpg").write_bytes(b"no photograph")
     datasets.Dataset.from_dict({"picture": [1]}).save_to_disk("bare")
-    with pytest.raises((OSError, ValueError), match=message):
+    with pytest.raises((OSError, RuntimeError, ValueError), match=message):
         visualize.main(["--model", pretrained, *args, "--output_dir", "out"])
     assert not Path("out/index.html").exists()
 
@@ -479,7 +486,7 @@ def test_models_that_are_looked_at(config, tmp_path):
         load_viewed_model(str(tmp_path / "grey"))
     (tmp_path / "vit").mkdir()
     (tmp_path / "vit" / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(ValueError, match="expected a model of c2fmae_hf, got 'vit'"):
+    with pytest.raises(ValueError, match="expected the name of a model"):
         load_viewed_model(str(tmp_path / "vit"))
 
 
@@ -492,11 +499,34 @@ def test_spread():
 def test_what_comes_from_outside_is_escaped(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     evil = '<img src=x onerror="alert(1)">'
-    picture = Picture(tmp_path / "a.png", evil, evil, {"image": evil})
-    write_gallery(
-        tmp_path / "index.html", evil, [Section(evil, [picture]), Section("empty")], f"python --x {evil}", [evil]
-    )
+    picture = Picture(tmp_path / "a.png", evil, evil, Facts([evil], [evil]))
+    write_gallery(tmp_path / "index.html", evil, {evil: [picture]}, f"python --x {evil}", [evil])
     page = Page(tmp_path / "index.html")
     assert [tag for tag, _ in page.tags].count("img") == 1
     assert evil in page.text
-    assert "empty" not in page.text
+
+
+def test_facts_are_said_twice():
+    one = Facts(["folder/model"], ["a.jpg"], (12, 16), seed=3)
+    assert one.headline() == "folder/model | a.jpg | 75% masked | seed 3"
+    assert one.entries() == {
+        "checkpoint": "folder/model",
+        "image": "a.jpg",
+        "masked": "12 of 16 patches (75%)",
+        "seed": "3",
+    }
+    long = "x" * 60
+    two = Facts([long, "b"], ["first, of two", "2 images: b"])
+    assert two.headline() == f"1: {'x' * 13}...{'x' * 24}  2: b | 2 images"
+    assert two.entries() == {"checkpoint": f"1: {long}, 2: b", "image": "2 images: first, of two, 2 images: b"}
+    first, second = Facts([long, long], [long]).headline().splitlines()
+    assert second == f"{'x' * 13}...{'x' * 24}"
+    assert len(first) <= 88
+
+
+def test_a_missing_matplotlib_is_told_before_any_work(repository):
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; from c2fmae_hf.commands.main import main; main(['visualize'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert 'figures need matplotlib: pip install "c2fmae-hf[all]"' in done.stderr

@@ -81,7 +81,7 @@ def main() -> None:
     held_out = load_study_data(args.data, with_pretraining=False).mask_test
     for name, encoder in encoders.items():
         print(f"{name}: {summary(judge_attention(encoder, held_out))}")
-    draw_grid(cells, args.figure, ["photograph", *(WORDS.get(name, name) for name in encoders)])
+    draw_grid(cells, args.figure, column_names=["photograph", *(WORDS.get(name, name) for name in encoders)])
 
 
 def with_outline(image: Image.Image, outline: list[tuple[float, float]]) -> np.ndarray:

@@ -25,7 +25,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..pictures.figures import UNKNOWN_COLOUR
+from ..pictures.colours import UNKNOWN_COLOUR
 from ..pictures.photographs import MAX_PIXELS, MIN_SIDE, embedded_photographs
 from .playground import MAX_SEED, Photograph, Pictures, Playground, WeightsFacts, facts_of_weights
 

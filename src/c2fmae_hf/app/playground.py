@@ -1,6 +1,6 @@
 """
-One photograph, one mask, and what a pre-trained model makes of them, for several visitors: what `examples/app` shows.
-Needs no Gradio; drawing attention needs the `viz` extra (matplotlib).
+One photograph, one mask, and what a pre-trained model predicts: what the page shows, without Gradio, for several
+visitors.
 """
 
 from __future__ import annotations
@@ -13,26 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from ..constants import GRANULARITIES, IGNORE_INDEX, MASKING_STRATEGIES, NO_INSTANCE
-from ..image_processing_c2fmae import C2FMAEImageProcessor
+from ..constants import GRANULARITIES, MASKING_STRATEGIES, NO_INSTANCE
 from ..modeling_c2fmae import C2FMAEForPreTraining
 from ..pictures.captions import photo_pixels
+from ..pictures.colours import colour_ids, colour_of, enlarge
 from ..pictures.encoder_panels import outlined
 from ..pictures.encoder_views import photo_attention
-from ..pictures.figures import UNKNOWN_COLOUR, colour_ids, enlarge, heat_colours
+from ..pictures.figures import heat_colours
 from ..pictures.photographs import open_photograph
-from ..pictures.views import (
-    Photo,
-    ViewedModel,
-    masked_photo,
-    predict,
-    prepare_photo,
-    strategy_mask,
-    with_predicted_maps,
-)
+from ..pictures.views import Photo, masked_photo, predict, prepare_photo, strategy_mask, view, with_predicted_maps
 from ..publishing.records import RUN_FILE, STATE_FILE, Run, data_of, load_run, run_of_weights
 from ..publishing.repository import ENCODER_FILE, INDEX_FILE, load_saved
 
@@ -79,12 +70,12 @@ class Pictures:
     Pictures of one masked photograph.
 
     Args:
-        panels: `(height, width, 3)` uint8 by name, a pixel for each pixel or label cell: `masked`, and as the decoder
-            has them `semantic`, `instance` and `image`; visible patches are light grey in the maps. `regions` is what
-            the mask follows, without random masking.
+        panels: `(height, width, 3)` uint8 by name, a pixel for each pixel or label cell: `masked`, and the predicted
+            `semantic`, `instance` and `image`; visible patches are light grey in the maps. `regions` is what the mask
+            follows, unless it is random.
         classes: Name, colour `(3,)` uint8 and share of the masked area of each predicted class, the largest first;
             then, with a share of 0, classes of the `regions` that were not predicted.
-        strategy (`str`): How it was masked: random masking stands in where the label maps are empty.
+        strategy (`str`): How it was masked: at random if the label maps are empty.
         num_masked, num_patches (`int`).
         num_instances (`int`, *optional*): Predicted instances.
     """
@@ -113,18 +104,16 @@ class PatchAttention:
 
 class Playground:
     """
-    A pre-trained model to be asked by several threads; one of them computes at a time.
+    A pre-trained model for several threads, of which one computes at a time.
 
     Args:
         model ([`C2FMAEForPreTraining`]): Put into evaluation mode.
     """
 
     def __init__(self, model: C2FMAEForPreTraining) -> None:
-        self.model = model.eval()
-        self.config = model.config
-        processor = C2FMAEImageProcessor.from_config(model.config)
-        self.viewed = ViewedModel("the model", model.c2fmae, processor, model)
-        # Also because attention is asked for by changing the model's attention for the time of the call.
+        self.model, self.config = model, model.config
+        self.viewed = view(model, "the model")
+        # Also because asking for attention changes the model's attention during the call.
         self._lock = threading.Lock()
 
     @classmethod
@@ -182,14 +171,10 @@ class Playground:
             seed (`int`): Of the mask, in [0, 2**31).
 
         Raises:
-            `ValueError`: for a strategy, ratio or seed that is none of these.
+            `ValueError`: for another strategy or ratio.
         """
         if strategy not in self.strategies:
             raise ValueError(f"strategy: expected one of {self.strategies}, got {strategy!r}")
-        if not isinstance(mask_ratio, (int, float)) or not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio: expected a number between 0 and 1, got {mask_ratio!r}")
-        if not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"seed: expected a whole number in [0, {MAX_SEED}], got {seed!r}")
         photo = photograph.photo
         mask, used = strategy_mask(photo, self.config, strategy, seed, mask_ratio)
         with self._lock:
@@ -199,30 +184,25 @@ class Playground:
         if used == "semantic":
             panels["regions"] = colour_ids(photo.semantic.numpy())
         elif used == "instance":
-            panels["regions"] = colour_ids(photo.instance.numpy(), background=NO_INSTANCE)
-        panels["masked"] = masked_photo(photo_pixels(self.viewed, photo), mask, self.config.patch_size, UNKNOWN_COLOUR)
+            panels["regions"] = colour_ids(photo.instance.numpy(), NO_INSTANCE)
+        panels["masked"] = masked_photo(photo_pixels(self.viewed, photo), mask, self.config.patch_size)
         classes, num_instances = [], None
         if found.semantic is not None:
             panels["semantic"] = colour_ids(found.semantic)
-            classes = self._classes(found.semantic, photo.semantic if used == "semantic" else None)
+            classes = self._classes(found.semantic, photo.semantic.numpy() if used == "semantic" else found.semantic)
         if found.instance is not None:
-            panels["instance"] = colour_ids(found.instance, background=NO_INSTANCE)
+            panels["instance"] = colour_ids(found.instance, NO_INSTANCE)
             num_instances = len(np.unique(found.instance[found.instance > NO_INSTANCE]))
         if found.image is not None:
             panels["image"] = found.image
         return Pictures(panels, classes, used, int(mask.sum()), len(mask), num_instances)
 
-    def _classes(self, ids: np.ndarray, regions: torch.Tensor | None) -> list[tuple[str, np.ndarray, float]]:
-        names = self.viewed.label_names
-        present, counts = np.unique(ids[ids != IGNORE_INDEX], return_counts=True)
-        shares = dict(zip(present.tolist(), (counts / counts.sum()).tolist()))
-        if regions is not None:
-            for number in regions[regions != IGNORE_INDEX].unique().tolist():
-                shares.setdefault(number, 0.0)
-        return [
-            (names.get(number, f"class {number}"), colour_ids(np.array([[number]]))[0, 0], share)
-            for number, share in sorted(shares.items(), key=lambda item: -item[1])
-        ]
+    def _classes(self, ids: np.ndarray, regions: np.ndarray) -> list[tuple[str, np.ndarray, float]]:
+        shares = dict.fromkeys(np.unique(regions[regions >= 0]).tolist(), 0.0)
+        present, counts = np.unique(ids[ids >= 0], return_counts=True)
+        shares.update(zip(present.tolist(), (counts / counts.sum()).tolist()))
+        ordered = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
+        return [(self.viewed.class_names[label], colour_of(label), share) for label, share in ordered]
 
     def attention(
         self, photograph: Photograph, row: int, column: int, layer: int, head: int | None = None
@@ -237,22 +217,13 @@ class Playground:
             head (`int`, *optional*): From 0; by default the mean of all.
 
         Raises:
-            `ValueError`: for one that does not exist.
+            `IndexError`: for one that does not exist.
         """
-        rows, columns = self.grid_size
-        limits = {
-            "row": (row, rows),
-            "column": (column, columns),
-            "layer": (layer, self.config.num_hidden_layers),
-            "head": (0 if head is None else head, self.config.num_attention_heads),
-        }
-        for name, (value, limit) in limits.items():
-            if not isinstance(value, int) or not 0 <= value < limit:
-                raise ValueError(f"{name}: expected a whole number in [0, {limit}), got {value!r}")
         with self._lock:
-            heads = photo_attention(self.viewed, photograph.photo)[layer, :, row * columns + column]
+            attention = photo_attention(self.viewed, photograph.photo)[layer]
+        heads = attention.view(len(attention), *self.grid_size, *self.grid_size)[:, row, column]
         weights = heads.mean(dim=0) if head is None else heads[head]
-        return PatchAttention(weights.view(rows, columns).numpy(), max(1 - float(weights.sum()), 0.0))
+        return PatchAttention(weights.numpy(), max(1 - float(weights.sum()), 0.0))
 
     def draw_photograph(self, photograph: Photograph, row: int, column: int) -> np.ndarray:
         """What the model is shown, with a frame around one patch: `(k * height, k * width, 3)` uint8."""
@@ -265,9 +236,7 @@ class Playground:
         As [`draw_photograph`].
         """
         photo = photo_pixels(self.viewed, photograph.photo)
-        # Without the root, a single patch that draws much of all attention leaves the others in the dark.
-        weights = np.sqrt(attention.weights / max(float(attention.weights.max()), 1e-12))
-        colours = enlarge(heat_colours(weights), self.config.patch_size).astype(np.float64)
+        colours = enlarge(heat_colours(attention.weights), self.config.patch_size).astype(np.float64)
         grey = np.asarray(Image.fromarray(photo).convert("L"), dtype=np.float64)[..., None]
         picture = np.clip(colours + 0.15 * (grey - grey.mean()), 0, 255).astype(np.uint8)
         return self._framed(picture, row, column)
@@ -292,7 +261,7 @@ class Playground:
 
 def facts_of_weights(folder: str | os.PathLike, model: C2FMAEForPreTraining) -> WeightsFacts:
     """
-    What a folder and its records say: those in the folder, beside it (where the training script leaves them) and in
+    What a folder and its records say: records in the folder, beside it (where `c2fmae pretrain` leaves them) and in
     its `runs`. A record counts if it holds the weights' fingerprint.
     """
     folder = Path(folder).resolve()
@@ -306,39 +275,33 @@ def facts_of_weights(folder: str | os.PathLike, model: C2FMAEForPreTraining) -> 
         f"{width} pixels; a {config.decoder_type} decoder of {stages}"
     )
     candidates = [folder, folder.parent, *sorted(path for path in folder.glob("runs/*") if path.is_dir())]
-    training, others = None, 0
+    training = "There is no record of how these weights were trained."
     for candidate in candidates:
         if not (candidate / RUN_FILE).is_file():
             continue
         try:
             run = run_of_weights(load_run(candidate, "training"), model)
-        except ValueError:
+        except ValueError:  # not JSON
             run = None
-        if run is None or run.role != "made":
-            others += 1
-            continue
-        training = _training_of(run)
-        break
-    if training is None:
-        training = "There is no record of how these weights were trained."
-        if others:
-            training += " The records beside them are of other weights."
+        if run is not None and run.role == "made":
+            training = _training_of(run)
+            break
+        training = (
+            "There is no record of how these weights were trained. The records beside them are of other weights."
+        )
     return WeightsFacts("/".join(folder.parts[-2:]).lstrip("/"), architecture, training)
 
 
 def _training_of(run: Run) -> str:
     record = run.record
-    steps = next(
-        (content.get("global_step") for file, content in run.files.items() if Path(file).name == STATE_FILE), None
-    )
-    parts = [
-        f"{steps:,} steps".replace(",", " ") if isinstance(steps, int) else "a number of steps that is not recorded"
-    ]
-    if isinstance(record.get("batch_size"), int):
-        parts.append(f"of {record['batch_size']} images")
-    parts.append(f"on the data set “{data_of(run)}”")
+    states = [content for file, content in run.files.items() if Path(file).name == STATE_FILE]
+    steps = states[0].get("global_step") if states else None
     rows = (record.get("rows") or {}).get("train")
-    if isinstance(rows, int):
-        parts.append(f"({rows:,} training images)".replace(",", " "))
-    started = str(record.get("started") or "")[:10]
-    return f"Trained for {' '.join(parts)}" + (f", begun on {started}." if started else ".")
+    parts = [
+        "a number of steps that is not recorded" if steps is None else f"{steps:,} steps".replace(",", " "),
+        f"of {record['batch_size']} images" if "batch_size" in record else "",
+        f"on the data set “{data_of(run)}”",
+        "" if rows is None else f"({rows:,} training images)".replace(",", " "),
+    ]
+    begun = f", begun on {record['started'][:10]}" if record.get("started") else ""
+    return f"Trained for {' '.join(filter(None, parts))}{begun}."

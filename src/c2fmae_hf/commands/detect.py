@@ -28,7 +28,8 @@ from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImagePr
 from ..data.rows import semantic_id2label
 from ..data.splits import load_train_and_validation
 from ..image_processing_c2fmae import C2FMAEImageProcessor
-from ..pictures.figures import colour_ids, draw_panels
+from ..pictures.colours import colour_ids
+from ..pictures.figures import draw_panels
 from ..transfer.detection import DetectionTrainer, Mask2FormerTrainer, build_mask2former, build_mask_rcnn
 from ..transfer.encoders import pixel_statistics
 from ..transfer.modeling_mask_rcnn import MaskRCNNForObjectDetection

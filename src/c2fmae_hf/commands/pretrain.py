@@ -146,6 +146,8 @@ def parse(args: list[str] | None = None) -> tuple:
 
 def main(args: list[str] | None = None) -> C2FMAETrainer:
     data_args, model_args, training_args, hub_args = parse(args)
+    if data_args.num_drawn > 0:  # here, since without matplotlib it would fail after training
+        from ..pictures.reconstruction import draw_curves, draw_reconstruction
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     transformers_logging.set_verbosity(training_args.get_process_log_level())
     set_seed(training_args.seed)
@@ -215,8 +217,6 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     names = (encoder_dir.name, f"{encoder_dir.name}-pretraining", "trainer_state.json", RUN_FILE)
     results = [output_dir / name for name in names]
     if data_args.num_drawn > 0 and trainer.is_world_process_zero():
-        from ..pictures.reconstruction import draw_curves, draw_reconstruction
-
         title = f"{encoder_dir.name}, {trainer.state.global_step} steps"
         dataset = eval_dataset if eval_dataset is not None else trainer.train_dataset
         if data_args.streaming:

@@ -23,7 +23,8 @@ from transformers import AutoModelForSemanticSegmentation, TrainingArguments
 from ..data.rows import count_semantic_classes, semantic_id2label
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..images import to_rgb
-from ..pictures.figures import colour_ids, draw_panels
+from ..pictures.colours import colour_ids
+from ..pictures.figures import draw_panels
 from ..transfer.encoders import own_image_size, pixel_statistics
 from ..transfer.segmentation import (
     MeanIoUOfBatches,

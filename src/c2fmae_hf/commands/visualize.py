@@ -1,19 +1,17 @@
 """
-Draw what a checkpoint sees, predicts and attends to, on a folder of photographs or a labelled dataset: PNGs, and one
-HTML page that holds them all.
+Draw what a checkpoint sees, predicts and attends to, on photographs or a labelled dataset: PNGs, and one page of them.
 
-    python examples/visualize.py --model runs/demo/c2fmae-vit-tiny-pretraining --images photos/ --output_dir runs/1
-    python examples/visualize.py --model runs/demo/c2fmae-vit-tiny-pretraining --dataset_name "data/*.parquet" ...
-    python examples/visualize.py --model runs/a/model --compare_model runs/b/model --images one.jpg two.png ...
+    c2fmae visualize --model runs/demo/c2fmae-vit-tiny-pretraining --images photos/ --output_dir runs/1
+    c2fmae visualize --model runs/demo/c2fmae-vit-tiny-pretraining --dataset_name "data/*.parquet" ...
+    c2fmae visualize --model runs/a/model --compare_model runs/b/model --images one.jpg two.png ...
 
-Of a pre-training checkpoint: reconstructions under each masking strategy, the masking curriculum as a film strip,
+A pre-training checkpoint gives reconstructions under each masking strategy, the masking curriculum as a film strip,
 predicted semantics and instances with and without gaps, attention of chosen patches by layer and head, attention
-inside known objects, features as colours. Of an encoder, which has no decoder: attention and features alone.
+inside known objects, and features as colours. An encoder, which has no decoder, gives attention and features.
 
-Semantic and instance masking need regions. They are the dataset's maps; without any, `--maps auto` takes those that
-the model itself predicts or, if it predicts none, those of the classical labeller, which knows nothing of objects.
-Captions say which. Eight photographs with a ViT-Tiny take 16 seconds of one CPU core's time. Needs
-`pip install "c2fmae-hf[viz]"`, and for classical maps `"c2fmae-hf[label]"`.
+Semantic and instance masking need regions: the dataset's maps, else (`--maps auto`) those that the model itself
+predicts, else those of the classical labeller, which knows nothing of objects. Captions say which. Eight photographs
+with a ViT-Tiny take 16 seconds of one CPU core's time. Needs `pip install "c2fmae-hf[all]"`.
 """
 
 from __future__ import annotations
@@ -35,6 +33,7 @@ from transformers.utils import logging as transformers_logging
 from ..data.rows import MAP_COLUMNS, semantic_id2label, undecoded
 from ..data.splits import load_splits
 from ..images import expand_label_map, open_image, to_label_map, to_rgb
+from ..labelling.records import resample_label_map
 from ..labelling.sources.folder import FolderSource
 from ..masking import MaskingCurriculum
 from ..pictures.captions import Picture
@@ -46,7 +45,7 @@ from ..pictures.encoder_panels import (
     spread,
 )
 from ..pictures.encoder_views import choose_patches, feature_pictures, parse_patch
-from ..pictures.gallery import GENERATOR, Section, write_gallery
+from ..pictures.gallery import write_gallery
 from ..pictures.panels import draw_comparison, draw_curriculum, draw_maps, draw_strategies
 from ..pictures.views import (
     Photo,
@@ -80,19 +79,19 @@ class GalleryArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Instead of images: a folder written by save_to_disk or label_images.py, Parquet files (wildcards "
+            "help": "Instead of images: a folder written by save_to_disk or c2fmae label, Parquet files (wildcards "
             "allowed, in quotes), or what datasets.load_dataset takes. Columns: image; semantic and instance if known."
         },
     )
     split: str | None = field(
         default=None, metadata={"help": "Of the dataset; by default validation, else test, else the first one."}
     )
-    output_dir: str | None = field(default=None, metadata={"help": "Where to write; made if it is not there."})
-    num_images: int = field(default=8, metadata={"help": "So many, evenly spread over the folder or the split."})
+    output_dir: str | None = field(default=None, metadata={"help": "Where to write."})
+    num_images: int = field(default=8, metadata={"help": "How many, evenly spread over the folder or the split."})
     indices: list[int] | None = field(default=None, metadata={"help": "These instead, counted from 0."})
     on_bad_row: str = field(
         default="raise",
-        metadata={"help": "Of a photograph that cannot be read: stop, or leave it out.", "choices": ["raise", "skip"]},
+        metadata={"help": "Stop at a photograph that cannot be read, or leave it out.", "choices": ["raise", "skip"]},
     )
     seed: int = field(default=0, metadata={"help": "Of the masks."})
     mask_ratio: float | None = field(default=None, metadata={"help": "By default the model's."})
@@ -132,16 +131,6 @@ def find_mistake(args: GalleryArguments) -> str | None:
 # Photographs
 
 
-def choose(number: int, args: GalleryArguments) -> list[int]:
-    """Which of so many rows or files are drawn."""
-    if args.indices is None:
-        return spread(number, args.num_images)
-    wrong = [index for index in args.indices if not 0 <= index < number]
-    if wrong:
-        raise ValueError(f"indices: expected numbers from 0 to {number - 1}, got {wrong}")
-    return args.indices
-
-
 def find_files(names: Sequence[str]) -> list[tuple[str, str]]:
     """Names for captions and paths."""
     found = []
@@ -160,8 +149,8 @@ def find_files(names: Sequence[str]) -> list[tuple[str, str]]:
 def read_rows(args: GalleryArguments) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """Undecoded rows with a `name`, and the names of the dataset's classes."""
     if args.images is not None:
-        files = find_files(args.images)
-        return [{"name": files[i][0], "image": files[i][1]} for i in choose(len(files), args)], {}
+        files = [{"name": name, "image": path} for name, path in find_files(args.images)]
+        return [files[index] for index in choose(len(files), args)], {}
     splits = load_splits(args.dataset_name)
     split = args.split or next((name for name in ("validation", "test") if name in splits), next(iter(splits)))
     if split not in splits:
@@ -169,13 +158,20 @@ def read_rows(args: GalleryArguments) -> tuple[list[dict[str, Any]], dict[int, s
     rows = splits[split]
     if "image" not in rows.column_names:
         raise ValueError(f"dataset: expected a column 'image', got {rows.column_names}")
-    if len(rows) == 0:
-        raise ValueError(f"dataset {args.dataset_name!r}: split {split!r} has no rows")
     columns = [name for name in ("image", *MAP_COLUMNS, "image_id") if name in rows.column_names]
     chosen = choose(len(rows), args)
     picked = undecoded(rows.select_columns(columns)).select(chosen)
     named = [{**row, "name": str(row.get("image_id") or f"{split}, row {i}")} for i, row in zip(chosen, picked)]
     return named, semantic_id2label(rows.features) or {}
+
+
+def choose(number: int, args: GalleryArguments) -> list[int]:
+    """Indices of the rows or files to draw, of so many."""
+    if args.indices is None:
+        return spread(number, args.num_images)
+    if wrong := [index for index in args.indices if not 0 <= index < number]:
+        raise ValueError(f"indices: expected numbers from 0 to {number - 1}, got {wrong}")
+    return args.indices
 
 
 @dataclass
@@ -217,18 +213,10 @@ def label_classically(originals: Sequence[Original]) -> None:
     """Give maps to photographs that have none."""
     try:
         from ..labelling.labellers.classical import ClassicalLabeller
-        from ..labelling.records import resample_label_map
-
-        for num_classes in (8, 4, 2, 1):  # a few plain photographs have few regions
-            labeller = ClassicalLabeller(num_classes)
-            try:
-                labeller.fit(original.image for original in originals)
-                break
-            except ValueError:
-                if num_classes == 1:
-                    raise
     except ImportError as error:
-        raise ImportError('classical maps need scikit-image: pip install "c2fmae-hf[label]"') from error
+        raise ImportError('classical maps need scikit-image: pip install "c2fmae-hf[all]"') from error
+    labeller = ClassicalLabeller(num_classes=8)
+    labeller.fit(original.image for original in originals)
     for original in originals:
         maps = labeller.label(original.image)
         size = (original.image.height, original.image.width)
@@ -237,23 +225,35 @@ def label_classically(originals: Sequence[Original]) -> None:
 
 
 def prepare(originals: Sequence[Original], viewed: ViewedModel, label_names: dict[int, str]) -> list[Photo]:
-    """The photographs for one model."""
+    """
+    The photographs for one model. Classes that are not the model's are numbered after the model's, so that they have
+    colours and names of their own.
+    """
+    config = viewed.config
     highest = max((int(own.maps["semantic"].max()) for own in originals if "semantic" in own.maps), default=0)
-    is_same = not label_names or not viewed.label_names or label_names == viewed.label_names
-    is_same = is_same and highest < viewed.config.num_semantic_classes
+    shares = not label_names or not config.semantic_id2label or label_names == config.semantic_id2label
+    shares = shares and highest < config.num_semantic_classes
     photos = []
     for original in originals:
         are_known = original.maps_from == FROM_DATASET
+        semantic, names = original.maps.get("semantic"), label_names if are_known else {}
+        shares_classes = are_known and shares
+        if semantic is not None and not shares_classes:
+            number = config.num_semantic_classes
+            semantic = np.where(semantic < 0, semantic, semantic + number)
+            if are_known:
+                own = (int(label) for label in np.unique(original.maps["semantic"]) if label >= 0)
+                names = {number + label: f"{label_names.get(label, f'class {label}')} (known)" for label in own}
         photo = prepare_photo(
             original.name,
             original.image,
-            viewed.config,
-            original.maps.get("semantic"),
+            config,
+            semantic,
             original.maps.get("instance"),
             maps_from=original.maps_from,
             are_known=are_known,
-            label_names=label_names if are_known else {},
-            shares_classes=are_known and is_same,
+            class_names=names,
+            shares_classes=shares_classes,
         )
         photos.append(photo)
     return photos
@@ -261,8 +261,8 @@ def prepare(originals: Sequence[Original], viewed: ViewedModel, label_names: dic
 
 def load_photos(args: GalleryArguments, models: Sequence[ViewedModel]) -> tuple[list[list[Photo]], list[str]]:
     """
-    The photographs, prepared for each model, and what was left out. What regions those without maps get depends on the
-    first model.
+    The photographs, prepared for each model, and what was left out. The first model decides where photographs without
+    maps get their regions from.
     """
     rows, label_names = read_rows(args)
     originals, left_out = read_originals(rows, args.on_bad_row)
@@ -271,7 +271,7 @@ def load_photos(args: GalleryArguments, models: Sequence[ViewedModel]) -> tuple[
     predicts = "semantic" in first.granularities
     if args.maps == "predicted" and not predicts:
         raise ValueError(f"maps: expected a model that predicts semantics for 'predicted', got {first.name}")
-    if bare and first.whole is not None and (args.maps == "classical" or (args.maps == "auto" and not predicts)):
+    if bare and first.whole is not None and (args.maps == "classical" or not predicts):
         label_classically(bare)
     photos = [prepare(originals, viewed, label_names) for viewed in models]
     if first.whole is not None:
@@ -286,8 +286,7 @@ def load_photos(args: GalleryArguments, models: Sequence[ViewedModel]) -> tuple[
 
 
 def zero_based(name: str, numbers: list[int] | None, count: int) -> list[int] | None:
-    wrong = [number for number in numbers or [] if not 1 <= number <= count]
-    if wrong:
+    if wrong := [number for number in numbers or [] if not 1 <= number <= count]:
         raise ValueError(f"{name}: expected numbers from 1 to {count}, got {wrong}")
     return [number - 1 for number in numbers] if numbers else None
 
@@ -299,7 +298,7 @@ def file_stem(position: int, name: str) -> str:
 def draw(
     args: GalleryArguments, models: Sequence[ViewedModel], photos: Sequence[Sequence[Photo]], folder: Path
 ) -> Iterator[tuple[str, Picture]]:
-    """Every picture with the title of its section."""
+    """Every picture with the heading of its section."""
     first = models[0]
     config = first.config
     layers = zero_based("layers", args.layers, config.num_hidden_layers)
@@ -340,61 +339,38 @@ def describe(models: Sequence[ViewedModel], photos: Sequence[Photo], args: Galle
     notes = ["Photographs are shown as a model sees them: their middle, at its size."]
     for viewed in models:
         config = viewed.config
-        size = " x ".join(str(side) for side in config.image_height_width)
+        height, width = config.image_height_width
+        predicts = "an encoder without a decoder: it predicts nothing, so only attention and features are shown."
+        if viewed.whole is not None:
+            masked = f"{count_masked(config, args.mask_ratio)} of {config.num_patches} patches"
+            predicts = f"predicts {', '.join(viewed.granularities)}; masks {masked}."
         notes.append(
-            f"{viewed.name}: {config.num_hidden_layers} blocks of width {config.hidden_size}, {size} pixels, patches "
-            f"of {config.patch_size}; "
-            + (
-                f"predicts {', '.join(viewed.granularities)}; masks {count_masked(config, args.mask_ratio)} of "
-                f"{config.num_patches} patches."
-                if viewed.whole is not None
-                else "an encoder without a decoder: it predicts nothing, so that attention and features are all."
-            )
+            f"{viewed.name}: {config.num_hidden_layers} blocks of width {config.hidden_size}, {height} x {width} "
+            f"pixels, patches of {config.patch_size}; {predicts}"
         )
-    origins = list(dict.fromkeys(photo.maps_from for photo in photos if photo.maps_from))
     if models[0].whole is not None:
+        origins = dict.fromkeys(photo.maps_from for photo in photos if photo.maps_from)
         notes.append(f"Label maps, whose regions guide masking: {'; '.join(origins) or 'none, all masks are random'}.")
     return notes
 
 
 def run(args: GalleryArguments, words: Sequence[str]) -> list[Path]:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=device)
-    except (AssertionError, RuntimeError) as error:  # PyTorch's ways of saying that there is none
-        raise ValueError(f"device: {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    models = [load_viewed_model(name, device) for name in (args.model, args.compare_model) if name is not None]
-    if len(models) > 1 and models[0].name == models[1].name:  # the same name in two folders
-        names = [Path(args.model), Path(args.compare_model)]
-        models = [
-            replace(viewed, name=f"{path.resolve().parent.name}/{viewed.name}") for viewed, path in zip(models, names)
-        ]
+    names = [name for name in (args.model, args.compare_model) if name is not None]
+    models = [load_viewed_model(name, device) for name in names]
+    if len({viewed.name for viewed in models}) < len(models):  # the same name in two folders
+        folders = [Path(name).resolve().parent.name for name in names]
+        models = [replace(viewed, name=f"{folder}/{viewed.name}") for folder, viewed in zip(folders, models)]
     photos, left_out = load_photos(args, models)
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    sections: dict[str, Section] = {}
-    for title, picture in draw(args, models, photos, folder):
-        sections.setdefault(title, Section(title)).pictures.append(picture)
-    # A page may be shown to others.
-    command = f"python examples/{hide_folders({'command': hide_tokens(['visualize.py', *words])})['command']}"
-    title = " and ".join(viewed.name for viewed in models)
-    page = folder / "index.html"
+    sections: dict[str, list[Picture]] = {}
+    for heading, picture in draw(args, models, photos, folder):
+        sections.setdefault(heading, []).append(picture)
+    command = hide_folders({"command": hide_tokens(["c2fmae", "visualize", *words])})["command"]
     notes = describe(models, photos[0], args) + [f"Left out: {message}." for message in left_out]
-    earlier = pictures_of_earlier_run(folder)
-    write_gallery(page, title, list(sections.values()), command, notes)
-    written = [page, *(picture.path for section in sections.values() for picture in section.pictures)]
-    for path in earlier - set(written):
-        path.unlink()
-    return written
-
-
-def pictures_of_earlier_run(folder: Path) -> set[Path]:
-    """By their names, and only in a folder with a page of ours: they would pass for those of this run."""
     page = folder / "index.html"
-    if not page.is_file() or GENERATOR not in page.read_text(encoding="utf-8", errors="replace"):
-        return set()
-    kinds = r"\d\d+-.+-(strategies|maps|attention|heads-\d+-\d+|comparison)|curriculum|features|attention_in_objects"
-    return {path for path in folder.glob("*.png") if re.fullmatch(kinds, path.stem)}
+    write_gallery(page, " and ".join(viewed.name for viewed in models), sections, command, notes)
+    return [page, *(picture.path for pictures in sections.values() for picture in pictures)]
 
 
 def parse(args: list[str] | None = None) -> tuple:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..constants import IGNORE_INDEX, IGNORE_INDEX_8BIT, IGNORE_INDEX_16BIT
 from ..images import MAX_IMAGE_PIXELS, number_of_frames, open_image, to_rgb
-from ..pictures.figures import UNKNOWN_COLOUR, colour_ids
+from ..pictures.colours import UNKNOWN_COLOUR, colour_ids
 
 
 # A longer file is rejected instead of read into memory.

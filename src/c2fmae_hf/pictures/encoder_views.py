@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageCms
-from transformers import PreTrainedModel
 
 from ..configuration_c2fmae import C2FMAEConfig
 from ..constants import NO_INSTANCE
@@ -18,15 +17,7 @@ from ..modeling_c2fmae import C2FMAEModel
 from .views import Photo, ViewedModel
 
 
-@contextmanager
-def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The attention that can return its weights, for as long as the context lasts; then the one that was set."""
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(implementation)
+MIN_OBJECT_PATCHES = 4
 
 
 @torch.no_grad()
@@ -35,7 +26,8 @@ def attention_maps(encoder: C2FMAEModel, pixel_values: torch.Tensor) -> torch.Te
     The attention of an unmasked image.
 
     Args:
-        encoder ([`C2FMAEModel`]): Used in evaluation mode, and left as it was.
+        encoder ([`C2FMAEModel`]): Used in evaluation mode with eager attention, which returns its weights, and left
+            as it was.
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Any size that is a
             multiple of the patch size.
 
@@ -43,22 +35,32 @@ def attention_maps(encoder: C2FMAEModel, pixel_values: torch.Tensor) -> torch.Te
         `torch.FloatTensor` of shape `(layers, batch_size, heads, 1 + N, 1 + N)`: how much each token (the second last
         dimension; class token first, then N patches in raster order) attends to each (the last); rows sum to 1.
     """
-    was_training = encoder.training
+    implementation, was_training = encoder.config._attn_implementation, encoder.training
+    encoder.set_attn_implementation("eager")
     encoder.eval()
     try:
-        with eager_attention(encoder):
-            outputs = encoder(pixel_values, output_attentions=True, interpolate_pos_encoding=True)
+        outputs = encoder(pixel_values, output_attentions=True, interpolate_pos_encoding=True)
     finally:
+        encoder.set_attn_implementation(implementation)
         encoder.train(was_training)
     return torch.stack(outputs.attentions).float()
+
+
+def photo_attention(viewed: ViewedModel, photo: Photo) -> torch.Tensor:
+    """
+    What the patches of an unmasked photograph attend to: `torch.FloatTensor` of shape `(layers, heads, N, N)` on the
+    CPU. What a patch (the second last dimension) gives to the class token is left out.
+    """
+    pixel_values = photo.pixel_values[None].to(viewed.encoder.device)
+    return attention_maps(viewed.encoder, pixel_values)[:, 0, :, 1:, 1:].cpu()
 
 
 def attention_in_objects(
     attention: torch.Tensor, instances: torch.Tensor, min_patches: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Of the attention of patches inside an object, the share that patches of the same object get of what all patches
-    get (the paper calls what is missing attention drift; the measure is our choice).
+    The share of attention that stays inside an object: what its patches give to patches of the same object, of what
+    they give to all patches. (The paper calls the rest attention drift; the measure is our choice.)
 
     Args:
         attention (`torch.FloatTensor` of shape `(batch_size, N, N)`): Of patches to patches, not negative.
@@ -67,7 +69,7 @@ def attention_in_objects(
 
     Returns:
         `shares` and `areas` of shape `(objects,)`, float32: that share, a mean over the object's patches, and the
-        object's share of all patches, which even attention to everything would give.
+        object's share of all patches, which is what even attention would give.
     """
     attention = attention / attention.sum(dim=-1, keepdim=True)
     shares, areas = [], []
@@ -80,18 +82,6 @@ def attention_in_objects(
     if not shares:
         return attention.new_zeros(0), attention.new_zeros(0)
     return torch.stack(shares), torch.stack(areas)
-
-
-MIN_OBJECT_PATCHES = 4
-
-
-def photo_attention(viewed: ViewedModel, photo: Photo) -> torch.Tensor:
-    """
-    What the patches of an unmasked photograph attend to: `torch.FloatTensor` of shape `(layers, heads, N, N)` on the
-    CPU. Of each patch (the second last dimension) what it gives to the class token is left out.
-    """
-    pixel_values = photo.pixel_values[None].to(viewed.encoder.device)
-    return attention_maps(viewed.encoder, pixel_values)[:, 0, :, 1:, 1:].cpu()
 
 
 class ObjectAttention(NamedTuple):
@@ -107,30 +97,27 @@ class ObjectAttention(NamedTuple):
 
 def objects_attention(viewed: ViewedModel, photos: Sequence[Photo]) -> ObjectAttention | None:
     """
-    Of the attention (mean over heads) of patches inside an object, the share that stays inside, over all photographs
-    with known objects; `None` if there are none of at least four patches. See [`attention_in_objects`].
+    [`attention_in_objects`] (mean over heads) over all photographs with known objects; `None` if there are none of at
+    least four patches.
     """
-    shares: list[torch.Tensor] = []
-    areas: list[torch.Tensor] = []
-    for photo in photos:
-        if not photo.has_objects:
-            continue
+    shares, areas = [], []
+    for photo in (photo for photo in photos if photo.has_objects):
         instances = patch_regions(photo.instance[None], viewed.config.label_cells_per_side)
         attention = photo_attention(viewed, photo).mean(dim=1)
-        found = [attention_in_objects(layer[None], instances, MIN_OBJECT_PATCHES) for layer in attention]
-        shares.append(torch.stack([share for share, _ in found]))
-        areas.append(found[0][1])
-    if not sum(len(area) for area in areas):
+        found = attention_in_objects(attention, instances.expand(len(attention), -1), MIN_OBJECT_PATCHES)
+        share, area = (values.view(len(attention), -1) for values in found)
+        shares.append(share)
+        areas.append(area[0])
+    num_objects = sum(map(len, areas))
+    if num_objects == 0:
         return None
-    return ObjectAttention(
-        torch.cat(shares, dim=1).mean(dim=1).numpy(), float(torch.cat(areas).mean()), len(torch.cat(areas))
-    )
+    return ObjectAttention(torch.cat(shares, dim=1).mean(dim=1).numpy(), float(torch.cat(areas).mean()), num_objects)
 
 
 def choose_patches(photo: Photo, config: C2FMAEConfig, number: int = 2) -> list[tuple[int, int]]:
     """
-    Patches worth asking what they attend to: of each of the largest known objects the patch nearest to its centre,
-    then the middle of the photograph and of its quarters.
+    Patches whose attention is worth a look: the patch nearest to the centre of each known object, the largest objects
+    first, then the middle of the photograph and of its quarters.
 
     Returns:
         `number` pairs of (row, column), from 0 at the upper left; fewer in a tiny grid.
@@ -151,16 +138,16 @@ def choose_patches(photo: Photo, config: C2FMAEConfig, number: int = 2) -> list[
 
 def parse_patch(text: str, grid_size: tuple[int, int]) -> tuple[int, int]:
     """
-    `"4,11"` to `(3, 10)`: the row and the column of a patch, as people count them from 1, and from 0.
+    Row and column of a patch, counted from 1 in the text and from 0 in the result: `"4,11"` gives `(3, 10)`.
 
     Raises:
         `ValueError`: for something else, or a patch outside the grid.
     """
-    parts = text.split(",")
     rows, columns = grid_size
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+    found = re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*", text)
+    if found is None:
         raise ValueError(f"patches: expected ROW,COLUMN such as 4,11, got {text!r}")
-    row, column = (int(part) for part in parts)
+    row, column = map(int, found.groups())
     if not (1 <= row <= rows and 1 <= column <= columns):
         raise ValueError(f"patches: expected a row from 1 to {rows} and a column from 1 to {columns}, got {text!r}")
     return row - 1, column - 1
@@ -177,8 +164,8 @@ class Features(NamedTuple):
 def feature_pictures(viewed: ViewedModel, photos: Sequence[Photo]) -> Features:
     """
     Patch features (after the final norm) as colours: their first three principal components over all photographs
-    together. The first is lightness, the second goes from blue to yellow, the third from green to red, so that the
-    first two reach those who do not tell red from green. Our choice; others show them as red, green and blue.
+    together. The first is lightness, the second goes from blue to yellow, the third from green to red, so that readers
+    who confuse red and green see the first two. Our choice; others show them as red, green and blue.
     """
     device = viewed.encoder.device
     features = torch.stack(
@@ -207,6 +194,4 @@ def _lab_colours(components: np.ndarray) -> np.ndarray:
     lab = np.stack([lightness * 2.55, red.astype(np.int8).view(np.uint8), yellow.astype(np.int8).view(np.uint8)], -1)
     image = Image.frombytes("LAB", (len(lab), 1), lab.astype(np.uint8).tobytes())
     transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
-    converted = ImageCms.applyTransform(image, transform)
-    assert converted is not None
-    return np.asarray(converted)[0]
+    return np.asarray(ImageCms.applyTransform(image, transform))[0]

@@ -1,6 +1,6 @@
 """
-Pictures of masks and of what the decoder predicts, and of checkpoints side by side, each with the words that say so.
-Needs the `viz` extra (matplotlib). Colours are Okabe and Ito's, which the colour-blind can tell apart.
+Pictures of masks, of what the decoder predicts, and of checkpoints side by side, each with a caption. Colours are
+Okabe and Ito's, which the colour-blind can tell apart.
 """
 
 from __future__ import annotations
@@ -15,34 +15,22 @@ import torch
 from ..constants import MASKING_STRATEGIES, NO_INSTANCE
 from ..masking import MaskingCurriculum
 from .captions import (
-    ABOUT_NO_INSTANCE,
-    NamedMap,
+    Facts,
     Picture,
-    about_brightness,
-    about_gaps,
     class_legend,
-    headline,
+    draw_picture,
     map_picture,
+    masked_facts,
     masked_share,
-    other_colours,
     photo_pixels,
-    picture_facts,
     sentences,
 )
+from .colours import PALETTE, enlarge
 from .encoder_panels import heat_picture, outlined
 from .encoder_views import photo_attention
-from .figures import (
-    GRID_FONT,
-    GRID_WIDTH,
-    PALETTE,
-    UNKNOWN_COLOUR,
-    draw_grid,
-    enlarge,
-    new_canvas,
-    place_picture,
-    save_figure,
-)
+from .figures import GRID_FONT, new_grid, save_figure
 from .views import (
+    Frame,
     Photo,
     Prediction,
     ViewedModel,
@@ -56,7 +44,27 @@ from .views import (
 )
 
 
-_STRATEGY_COLOURS = dict(zip(MASKING_STRATEGIES, PALETTE[[0, 1, 2]] / 255))
+NO_INSTANCE_IS_BLACK = "Nearly black: no instance."
+NAMES = {"semantic": "semantics", "instance": "instances", "image": "pixels"}
+_STRATEGY_COLOURS = dict(zip(MASKING_STRATEGIES, PALETTE.astype(np.uint8)))
+
+
+def prediction_cells(viewed: ViewedModel, prediction: Prediction) -> dict[str, np.ndarray | None]:
+    """A picture of each granularity."""
+    return {
+        "semantic": map_picture(prediction.semantic, viewed.config),
+        "instance": map_picture(prediction.instance, viewed.config, NO_INSTANCE),
+        "image": prediction.image,
+    }
+
+
+def about_gaps(viewed: ViewedModel) -> str:
+    """What predicted maps show where patches are visible."""
+    if not {"semantic", "instance"} & set(viewed.granularities):
+        return ""
+    if viewed.config.supervise_visible_labels:
+        return "Semantics and instances of visible patches are predicted, too: this model was trained on them."
+    return "Light grey: visible patches, which are not predicted."
 
 
 def draw_strategies(
@@ -64,7 +72,7 @@ def draw_strategies(
 ) -> Picture:
     """
     A row for each masking strategy: its regions (of random masking the photograph), what is left of the photograph,
-    and what the decoder makes of that.
+    and what the decoder predicts from that.
 
     Args:
         viewed ([`~c2fmae_hf.pictures.views.ViewedModel`]): With a decoder.
@@ -74,59 +82,44 @@ def draw_strategies(
         mask_ratio (`float`, *optional*): Instead of the model's.
     """
     config, pixels = viewed.config, photo_pixels(viewed, photo)
+    names = {**viewed.class_names, **photo.class_names}
     semantic = photo.semantic.numpy()
-    masks = {name: strategy_mask(photo, config, name, seed, mask_ratio) for name in MASKING_STRATEGIES}
-    found = {name: predict(viewed, photo, mask) for name, (mask, applied) in masks.items() if applied == name}
-    # Classes of others get colours that no predicted class has here.
-    predicted = [prediction.semantic for prediction in found.values()]
-    colours = None if photo.shares_classes else other_colours(semantic, predicted)
-    regions = {
-        "semantic": map_picture(semantic, config, colours=colours),
-        "instance": map_picture(photo.instance.numpy(), config, NO_INSTANCE),
-        "random": pixels,
-    }
-    cells: list[list[np.ndarray | None]] = []
-    for strategy, prediction in found.items():
-        seen = masked_photo(pixels, masks[strategy][0], config.patch_size, UNKNOWN_COLOUR)
-        cells.append([regions[strategy], seen, *_prediction_cells(viewed, prediction)])
-    row_names = list(found)
-    shown = NamedMap(semantic, {**photo.label_names, **viewed.label_names})
-    if not photo.shares_classes:  # of which the classical labeller's have no names
-        shown = NamedMap(semantic if photo.are_known else None, photo.label_names, " (regions)", colours)
-    legend = class_legend(
-        *(NamedMap(ids, viewed.label_names) for ids in predicted),
-        *([shown] if "semantic" in found else []),
-    )
-    facts = picture_facts([viewed], [photo], count_masked(config, mask_ratio), seed)
-    draw_grid(cells, path, ["regions", "input", *_prediction_columns(viewed)], row_names, legend, headline(facts))
-    missing = [name for name in MASKING_STRATEGIES if name not in row_names]
+    regions = [map_picture(semantic, config), map_picture(photo.instance.numpy(), config, NO_INSTANCE), pixels]
+    rows: dict[str, list[np.ndarray | None]] = {}
+    maps: list[np.ndarray | None] = [semantic]
+    for strategy, region in zip(MASKING_STRATEGIES, regions):
+        mask, applied = strategy_mask(photo, config, strategy, seed, mask_ratio)
+        if applied != strategy:
+            continue
+        prediction = predict(viewed, photo, mask)
+        pictures = prediction_cells(viewed, prediction)
+        seen = masked_photo(pixels, mask, config.patch_size)
+        rows[strategy] = [region, seen, *(pictures[name] for name in viewed.granularities)]
+        maps.append(prediction.semantic)
+    missing = [name for name in MASKING_STRATEGIES if name not in rows]
     caption = sentences(
         "What the decoder rebuilds of the patches that a strategy hides: whole semantic regions; whole instances and, "
-        "outside them, semantic regions; or patches at random, beside the photograph itself."
+        f"outside them, semantic regions; or random patches. The regions are the maps {photo.maps_from}."
         if photo.maps_from
-        else "What the decoder rebuilds of patches that are hidden at random.",
-        f"The regions are the maps {photo.maps_from}." if photo.maps_from else "",
+        else "What the decoder rebuilds of randomly hidden patches.",
         "" if photo.shares_classes or not photo.maps_from else "Their classes and colours are not the checkpoint's.",
-        f"No maps, hence no {' or '.join(missing)} masking." if missing else "",
+        f"Without maps there is no {' or '.join(missing)} masking." if missing else "",
         about_gaps(viewed),
-        ABOUT_NO_INSTANCE if "instance" in viewed.granularities else "",
-        about_brightness(config) if "image" in viewed.granularities else "",
+        NO_INSTANCE_IS_BLACK if "instance" in viewed.granularities else "",
+        "Brightness and contrast of each rebuilt patch are borrowed from the photograph, its texture is predicted."
+        if "image" in viewed.granularities and config.norm_pix_loss
+        else "",
     )
-    return Picture(Path(path), "Rebuilt under each masking strategy", caption, facts)
-
-
-def _prediction_columns(viewed: ViewedModel) -> list[str]:
-    names = {"semantic": "semantics", "instance": "instances", "image": "pixels"}
-    return [names[name] for name in viewed.granularities]
-
-
-def _prediction_cells(viewed: ViewedModel, prediction: Prediction) -> list[np.ndarray | None]:
-    pictures = {
-        "semantic": map_picture(prediction.semantic, viewed.config),
-        "instance": map_picture(prediction.instance, viewed.config, NO_INSTANCE),
-        "image": prediction.image,
-    }
-    return [pictures[name] for name in viewed.granularities]
+    return draw_picture(
+        list(rows.values()),
+        path,
+        "Rebuilt under each masking strategy",
+        caption,
+        masked_facts(viewed, photo, seed, mask_ratio),
+        column_names=["regions", "input", *(NAMES[name] for name in viewed.granularities)],
+        row_names=list(rows),
+        legend=class_legend(*((ids, names) for ids in maps)),
+    )
 
 
 def draw_curriculum(
@@ -139,8 +132,8 @@ def draw_curriculum(
     mask_ratio: float | None = None,
 ) -> Picture:
     """
-    The masking curriculum as a film strip: training progress t = 0 ... 1 from left to right, three samples below each
-    other, and the strategies' probabilities.
+    The masking curriculum as a film strip: training progress t = 0 ... 1 from left to right, a row for each of three
+    samples, and the strategies' probabilities.
 
     Args:
         viewed, photo, path, seed, mask_ratio: As for [`draw_strategies`]; a decoder is not needed.
@@ -151,60 +144,45 @@ def draw_curriculum(
     config, pixels = viewed.config, photo_pixels(viewed, photo)
     times = np.linspace(0, 1, num_frames).tolist()
     rows = curriculum_frames(photo, config, curriculum, times, seed=seed, mask_ratio=mask_ratio)
-    facts = picture_facts([viewed], [photo], count_masked(config, mask_ratio), seed)
 
-    gap, left = 0.1, 0.05
-    side = (GRID_WIDTH - 2 * left - gap * (num_frames - 1)) / num_frames
-    aspect = pixels.shape[0] / pixels.shape[1]
-    top, plot, bottom, name = 0.62, 0.9, 0.9, 0.26
-    height = top + len(rows) * (side * aspect + name + 0.04) + 0.1 + plot + bottom
-    figure, canvas = new_canvas(height)
-    from matplotlib.patches import Rectangle
+    def framed(frame: Frame) -> np.ndarray:
+        seen = masked_photo(pixels, frame.mask, config.patch_size)
+        border = -(-len(seen) // 24)
+        picture = np.full([len(seen) + 2 * border, seen.shape[1] + 2 * border, 3], _STRATEGY_COLOURS[frame.strategy])
+        picture[border:-border, border:-border] = seen
+        return picture
 
-    for line, row in enumerate(rows):
-        y = height - top - (line + 1) * (side * aspect + name + 0.04) + name
-        for column, frame in enumerate(row):
-            x = left + column * (side + gap)
-            seen = masked_photo(pixels, frame.mask, config.patch_size, UNKNOWN_COLOUR)
-            place_picture(canvas, seen, x, y, side, side * aspect)
-            colour = tuple(_STRATEGY_COLOURS[frame.strategy])
-            canvas.add_patch(Rectangle((x, y), side, side * aspect, fill=False, edgecolor=colour, linewidth=5))
-            canvas.text(x + side / 2, y - 0.05, frame.strategy, ha="center", va="top", fontsize=12)
-            if line == 0:
-                time = f"t = {frame.progress:.1f}"
-                canvas.text(x + side / 2, y + side * aspect + 0.06, time, ha="center", va="bottom", fontsize=GRID_FONT)
+    facts = masked_facts(viewed, photo, seed, mask_ratio)
+    figure = new_grid(
+        [[framed(frame) for frame in row] for row in rows],
+        column_names=[f"t = {time:.1f}" for time in times],
+        cell_names=[[frame.strategy for frame in row] for row in rows],
+        title=facts.headline(),
+        below=1.75,
+    )
     # Its t axis runs through the middles of the frames.
-    width = GRID_WIDTH - 2 * left - side
-    axes = figure.add_axes(((left + side / 2) / GRID_WIDTH, bottom / height, width / GRID_WIDTH, plot / height))
+    height = figure.get_figheight()
+    axes = figure.add_axes((0.5 / num_frames, 0.85 / height, 1 - 1 / num_frames, 0.9 / height))
     fine = torch.linspace(0, 1, 3001, dtype=torch.double)  # steps are upright
-    shares = curriculum.probabilities(fine).numpy().T
-    colours = [tuple(_STRATEGY_COLOURS[strategy]) for strategy in MASKING_STRATEGIES]
-    axes.stackplot(fine.numpy(), shares, colors=colours, labels=MASKING_STRATEGIES)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.set_yticks([0, 1])
+    axes.stackplot(
+        fine.numpy(),
+        curriculum.probabilities(fine).numpy().T,
+        colors=list(PALETTE[: len(MASKING_STRATEGIES)] / 255),
+        labels=[f"{name} masking" for name in MASKING_STRATEGIES],
+    )
+    axes.set(xlim=(0, 1), ylim=(0, 1), yticks=[0, 1])
     axes.tick_params(labelsize=12)
     axes.set_xlabel("t", fontsize=GRID_FONT, labelpad=0)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        [f"{label} masking" for label in labels],
-        loc="lower center",
-        ncols=len(labels),
-        fontsize=13,
-        frameon=False,
-        bbox_to_anchor=(0.5, 0.0),
-    )
-    canvas.text(0.02, height - 0.05, headline(facts), fontsize=11, ha="left", va="top", color="#444444")
+    figure.legend(loc="lower center", ncols=len(MASKING_STRATEGIES), fontsize=13, frameon=False)
     save_figure(figure, path)
-    fallen_back = photo.maps_from == ""
     caption = sentences(
         f"What the encoder is shown as training goes on, with the {curriculum.schedule} schedule: t is the share of "
         "the training steps that are done. Below, the probability of each strategy. Each row is one sample with the "
-        f"same random numbers throughout; the {len(rows)} rows draw strategies at evenly spread quantiles, so that "
-        "the strategies share them as the probabilities say. The border's colour is the strategy's.",
-        f"Regions come from the maps {photo.maps_from}." if photo.maps_from else "",
-        "There are no maps, so that every strategy falls back to random masks." if fallen_back else "",
+        "same random numbers throughout; among the rows, strategies are as frequent as they are probable. The "
+        "border's colour is the strategy's.",
+        f"Regions come from the maps {photo.maps_from}."
+        if photo.maps_from
+        else "Without maps, every strategy falls back to random masks.",
     )
     return Picture(Path(path), "The masking curriculum", caption, facts)
 
@@ -213,8 +191,8 @@ def draw_maps(
     viewed: ViewedModel, photo: Photo, path: str | os.PathLike, seed: int = 0, mask_ratio: float | None = None
 ) -> Picture:
     """
-    Predicted semantics and instances with and without gaps, beside the known ones: see
-    [`~c2fmae_hf.pictures.views.predict_everywhere`] for what the latter means.
+    Predicted semantics and instances under one mask, and for every patch (see
+    [`~c2fmae_hf.pictures.views.predict_everywhere`]), beside the known ones.
 
     Args:
         viewed ([`~c2fmae_hf.pictures.views.ViewedModel`]): With a decoder that predicts semantics or instances.
@@ -223,57 +201,46 @@ def draw_maps(
     config, pixels = viewed.config, photo_pixels(viewed, photo)
     mask, _ = strategy_mask(photo, config, "random", seed, mask_ratio)
     masked, everywhere = predict(viewed, photo, mask), predict_everywhere(viewed, photo, seed, mask_ratio)
-    target = photo.semantic.numpy() if photo.are_known else None
-    is_shared = target is None or photo.shares_classes
-    predicted = [masked.semantic, everywhere.semantic]
-    colours = None if target is None or photo.shares_classes else other_colours(target, predicted)
-    row_names, cells = [], []
-    pictures = iter([pixels, masked_photo(pixels, mask, config.patch_size, UNKNOWN_COLOUR)])
-    for name, background in (("semantic", None), ("instance", NO_INSTANCE)):
-        if name not in viewed.granularities:
-            continue
-        both = (getattr(found, name) for found in (masked, everywhere))
-        row = [next(pictures), *(map_picture(ids, config, background) for ids in both)]
-        if photo.are_known:
-            known = getattr(photo, name).numpy()
-            row.append(map_picture(known, config, background, colours if name == "semantic" else None))
-        cells.append(row)
-        row_names.append("semantics" if name == "semantic" else "instances")
-    legend: dict[str, np.ndarray] = {}
-    if "semantic" in viewed.granularities:
-        names = {**photo.label_names, **viewed.label_names} if is_shared else photo.label_names
-        legend = class_legend(
-            NamedMap(everywhere.semantic, viewed.label_names),
-            NamedMap(masked.semantic, viewed.label_names),
-            NamedMap(target, names, "" if is_shared else " (known)", colours),
-        )
-    facts = picture_facts([viewed], [photo], count_masked(config, mask_ratio), seed)
-    columns = ["photograph, input", "masked", "every patch", *(["known"] if photo.are_known else [])]
-    draw_grid(cells, path, columns, row_names, legend, headline(facts))
+    known = Prediction(photo.semantic.numpy(), photo.instance.numpy())
+    shown = [masked, everywhere, *([known] if photo.are_known else [])]
+    granularities = [name for name in ("semantic", "instance") if name in viewed.granularities]
+    pictures = [prediction_cells(viewed, one) for one in shown]
+    cells = [
+        [left, *(one[name] for one in pictures)]
+        for left, name in zip((pixels, masked_photo(pixels, mask, config.patch_size)), granularities)
+    ]
+    names = {**viewed.class_names, **photo.class_names}
     if everywhere.passes:
         unmasked = (
-            "Every patch: the decoder predicts masked patches only, so that the photograph was seen through "
-            f"{everywhere.passes} masks that between them hide every patch, and each patch is the mean of the "
-            "predictions that did not see it. So the gaps are filled, but no patch was ever predicted from its own "
-            "pixels."
+            f"Every patch: seen through {everywhere.passes} masks that together hide every patch; each patch is the "
+            "mean of the predictions that did not see it, so none is predicted from its own pixels."
         )
     else:
         unmasked = (
             "Every patch: nothing was masked. This model was also trained on the labels of visible patches "
-            "(supervise_visible_labels), so that it predicts a patch from its own pixels, too."
+            "(supervise_visible_labels), so it predicts a patch from its own pixels, too."
         )
     caption = sentences(
-        "Semantics and instances as the decoder predicts them.",
-        "Masked: from one random mask, which the photograph below shows."
-        if len(cells) > 1
-        else "Masked: from one random mask.",
+        "Semantics and instances as the decoder predicts them. Masked: from one random mask"
+        + (", which the photograph below shows." if len(cells) > 1 else "."),
         about_gaps(viewed),
         unmasked,
         f"Known: the map {photo.maps_from}." if photo.are_known else "",
-        "" if is_shared else "Its classes are not the checkpoint's, and have other colours.",
-        f"{ABOUT_NO_INSTANCE} Colours of instances have no meaning." if "instance" in viewed.granularities else "",
+        "Its classes are not the checkpoint's, and have other colours."
+        if photo.are_known and not photo.shares_classes
+        else "",
+        f"{NO_INSTANCE_IS_BLACK} Colours of instances have no meaning." if "instance" in granularities else "",
     )
-    return Picture(Path(path), "Predicted semantics and instances", caption, facts)
+    return draw_picture(
+        cells,
+        path,
+        "Predicted semantics and instances",
+        caption,
+        masked_facts(viewed, photo, seed, mask_ratio),
+        column_names=["photograph, input", "masked", "every patch", "known"][: len(cells[0])],
+        row_names=[NAMES[name] for name in granularities],
+        legend=class_legend(*((one.semantic, names) for one in shown)) if "semantic" in granularities else None,
+    )
 
 
 def draw_comparison(
@@ -297,51 +264,50 @@ def draw_comparison(
         pca: The photograph's picture of each model from [`~c2fmae_hf.pictures.encoder_views.feature_pictures`].
         seed, mask_ratio: As for [`draw_strategies`].
     """
-    rows: list[list[np.ndarray | None]] = []
-    classes, spoken = [], []
-    for position, (model, photo, features) in enumerate(zip(viewed, photos, pca)):
+    first, rows, maps, spoken = viewed[0], [], [], []
+    for number, (model, photo, features) in enumerate(zip(viewed, photos, pca), 1):
         config = model.config
-        row, column = same_patch(patch, viewed[0].config, config)
-        everywhere = Prediction()
-        rebuilt: np.ndarray | None = None
-        what = "no decoder, predicts nothing"
+        place = same_patch(patch, first.config, config)
+        found, what = Prediction(), "no decoder, predicts nothing"
         if model.whole is not None:
             mask, _ = strategy_mask(photo, config, "random", seed, mask_ratio)
             everywhere = predict_everywhere(model, photo, seed, mask_ratio)
-            rebuilt = predict(model, photo, mask).image
-            share = masked_share(config, count_masked(config, mask_ratio))
+            found = Prediction(everywhere.semantic, everywhere.instance, predict(model, photo, mask).image)
             passes = f"{everywhere.passes} complementary masks" if everywhere.passes else "one pass without a mask"
+            share = masked_share(count_masked(config, mask_ratio), config.num_patches)
             what = f"{share} masked; semantics and instances from {passes}"
-        spoken.append(f"Row {position + 1}: {model.name}, {what}.")
-        weights = photo_attention(model, photo)[-1].mean(dim=0)[row * config.grid_size[1] + column]
-        other = position > 0 and model.label_names != viewed[0].label_names
-        classes.append(NamedMap(everywhere.semantic, model.label_names, f" ({position + 1})" if other else ""))
-        is_new = position == 0 or config.image_height_width != viewed[0].config.image_height_width
-        rows.append(
-            [
-                outlined(photo_pixels(model, photo), (row, column), config.patch_size) if is_new else None,
-                rebuilt,
-                map_picture(everywhere.semantic, config),
-                map_picture(everywhere.instance, config, NO_INSTANCE),
-                enlarge(features, config.patch_size),
-                heat_picture(weights.numpy(), config, (row, column)),
-            ]
-        )
-    columns = ["photograph", "pixels", "semantics", "instances", "features", "attention"]
-    kept = [index for index in range(len(columns)) if any(row[index] is not None for row in rows)]
-    cells = [[row[index] for index in kept] for row in rows]
-    facts = picture_facts(viewed, photos[:1], seed=seed)
-    row_names = [str(position + 1) for position in range(len(viewed))]
-    draw_grid(cells, path, [columns[index] for index in kept], row_names, class_legend(*classes), headline(facts))
+        spoken.append(f"Row {number}: {model.name}, {what}.")
+        is_own = model.config.semantic_id2label != first.config.semantic_id2label
+        suffix = f" ({number})" if is_own else ""
+        maps.append((found.semantic, {label: f"{name}{suffix}" for label, name in model.class_names.items()}))
+        is_new = number == 1 or config.image_height_width != first.config.image_height_width
+        weights = photo_attention(model, photo)[-1].mean(dim=0)[np.ravel_multi_index(place, config.grid_size)]
+        pictures = prediction_cells(model, found)
+        row = {
+            "photograph": outlined(photo_pixels(model, photo), place, config.patch_size) if is_new else None,
+            **{NAMES[name]: pictures[name] for name in ("image", "semantic", "instance")},
+            "features": enlarge(features, config.patch_size),
+            "attention": heat_picture(weights.numpy(), config, place),
+        }
+        rows.append(row)
+    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     predicts = any(model.whole is not None for model in viewed)
-    caption = sentences(
-        *spoken,
-        "Pixels: what is rebuilt under one random mask; semantics and instances: of every patch." if predicts else "",
-        "Classes followed by a number are those of that row alone." if any(suffix for *_, suffix in classes) else "",
-        "Features: principal components of each checkpoint on its own, whose colours do not compare between rows. "
-        "Attention: of the outlined patch in the last layer, mean over heads.",
+    has_own = any(model.config.semantic_id2label != first.config.semantic_id2label for model in viewed)
+    return draw_picture(
+        [[row[name] for name in columns] for row in rows],
+        path,
+        "Side by side",
+        sentences(
+            *spoken,
+            "Pixels are rebuilt under one random mask, semantics and instances are of every patch."
+            if predicts
+            else "",
+            "Classes followed by a number are those of that row alone." if has_own and predicts else "",
+            "Features: principal components of each checkpoint on its own, whose colours do not compare between rows. "
+            "Attention: of the outlined patch in the last layer, mean over heads.",
+        ),
+        Facts([model.name for model in viewed], [photos[0].name], seed=seed),
+        column_names=columns,
+        row_names=[str(number) for number in range(1, len(viewed) + 1)],
+        legend=class_legend(*maps),
     )
-    return Picture(Path(path), "Side by side", caption, facts)
-
-
-__all__ = ["draw_comparison", "draw_curriculum", "draw_maps", "draw_strategies"]
