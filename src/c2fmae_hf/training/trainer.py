@@ -153,7 +153,7 @@ class C2FMAETrainer(PublishingTrainer):
         """What order, crops, masks and held-out images follow from; a stream keeps its own account of its rows."""
         identity: dict[str, Any] = {"seed": self.args.seed, "data_seed": self.args.data_seed}
         if isinstance(self.train_dataset, C2FMAEDataset):
-            rows = self.train_dataset.rows
+            rows: Any = self.train_dataset.rows
             identity["rows"] = len(rows)
             if "image_id" in (getattr(rows, "column_names", None) or ()):
                 spread = sorted({index * (len(rows) - 1) // 63 for index in range(64)})
