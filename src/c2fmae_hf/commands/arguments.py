@@ -122,6 +122,16 @@ def read_recipe(command: str, name: str) -> dict[str, Any]:
     return values
 
 
+def has_option(words: Sequence[str], *names: str) -> bool:
+    """Whether the words of a command line set one of these options."""
+    given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    return not given.isdisjoint(names)
+
+
+def has_recipe(words: Sequence[str]) -> bool:
+    return has_option(words, "recipe") or bool(words and words[0].endswith(RECIPE_SUFFIXES))
+
+
 # Help
 
 

@@ -1,17 +1,16 @@
 """
-Pre-train C2FMAE on images with semantic and instance maps.
+Pre-train C2FMAE on a folder of photographs, or on images with semantic and instance maps.
 
-    python examples/run_pretraining.py examples/configs/demo.yaml
-    python examples/run_pretraining.py examples/configs/demo.yaml --dataset_name "mine/*.parquet" --output_dir runs/1
-    torchrun --nproc_per_node 8 examples/run_pretraining.py examples/configs/imagenet_vit_base.yaml
+    c2fmae pretrain photos --output_dir runs/mine
+    c2fmae pretrain runs/mine/dataset --output_dir runs/again --size small
+    c2fmae pretrain --recipe demo --dataset_name "mine/*.parquet" --output_dir runs/1
+    torchrun --nproc_per_node 8 -m c2fmae_hf pretrain --recipe imagenet-vit-base
 
-A YAML or JSON file gives the arguments, options on the command line override it; either alone is enough. See
-`--help` for all of them.
-
-The output folder then holds the encoder (`c2fmae-vit-<size>`, for `AutoModel` and timm), the whole model
-(`c2fmae-vit-<size>-pretraining`), `trainer_state.json` with every logged loss, `decoder_results.json` (mean IoU and
-panoptic quality of the decoder's own maps on held-out images), `run.json` (command, arguments, versions, hardware:
-what a model card is made of), `reconstruction.png` and `curves.png`.
+Photographs without label maps are labelled first, into <output_dir>/dataset, and the number of steps follows from their
+number. The output folder then holds the encoder (c2fmae-vit-<size>, for AutoModel and timm), the whole model
+(c2fmae-vit-<size>-pretraining), trainer_state.json with every logged loss, decoder_results.json (mean IoU and panoptic
+quality of the decoder's maps on held-out images), run.json (what a model card is made of), reconstruction.png and
+curves.png.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from ..training.trainer import C2FMAETrainer
 from ..training.training_args import C2FMAETrainingArguments
 from ..utils.files import write_json
 from .arguments import HubArguments, find_checkpoint, parse_arguments
+from .photographs import label_photographs, open_photographs
 
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class DataArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "A folder written by save_to_disk, Parquet files (wildcards allowed, in quotes), or anything that "
+            "help": "A folder of photographs, a labelled folder, Parquet files (wildcards in quotes), or what "
             "datasets.load_dataset takes. Columns: image, semantic, instance; optionally semantic_classes, image_id."
         },
     )
@@ -161,6 +161,13 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         )
 
     # Data and model
+    source = open_photographs(data_args.dataset_name)
+    if source is not None:
+        photographs, data_args.dataset_name = data_args.dataset_name, str(output_dir / "dataset")
+        with training_args.main_process_first(desc="labelling"):
+            if training_args.process_index == 0:
+                label_photographs(source, photographs, output_dir / "dataset")
+        logger.info("Training for %s steps of %d images.", training_args.max_steps, images_per_step(training_args))
     train_rows, held_out_rows, held_out_name = load_rows(data_args, training_args.seed)
     if model_args.model_name_or_path is not None:
         model = C2FMAEForPreTraining.from_pretrained(model_args.model_name_or_path)
@@ -182,9 +189,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         },
         splits={"train": data_args.train_split, "validation": held_out_name},
         curriculum=asdict(training_args.get_curriculum()),
-        batch_size=training_args.train_batch_size
-        * training_args.gradient_accumulation_steps
-        * training_args.world_size,
+        batch_size=images_per_step(training_args),
         resumed_from=find_checkpoint(training_args),
     )
     trainer = C2FMAETrainer(
@@ -235,4 +240,10 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
         logger.info("\nResults:\n" + "\n".join(f"  {path}" for path in results))
+        images = photographs if source is not None else "photos"
+        logger.info(
+            f"\nNext: c2fmae embed {encoder_dir} {images} --output features.parquet"
+            f"\n      c2fmae classify {encoder_dir} FOLDER_OF_CLASSES --knn"
+            f"\n      c2fmae push {encoder_dir} NAME --preview {output_dir / 'preview'}"
+        )
     return trainer

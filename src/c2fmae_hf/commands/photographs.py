@@ -1,0 +1,74 @@
+"""What `c2fmae pretrain` does with photographs that have no label maps: it labels them, and chooses the length."""
+
+from __future__ import annotations
+
+import logging
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..labelling.job import label_images
+from ..labelling.labellers.classical import ClassicalLabeller
+from ..labelling.sources.base import ImageSource
+from ..labelling.sources.folder import FolderSource
+from ..labelling.sources.open import open_source
+
+
+logger = logging.getLogger(__name__)
+
+RECIPE = "photographs"
+#: Each photograph is seen so often, but a run has at least, and unless there are very many photographs at most, so many
+#: images. Our choice: minutes for a few photographs, an hour for thousands.
+PASSES = 100
+FEWEST_IMAGES = 6_400
+MOST_IMAGES = 1_000_000
+FEWEST_PASSES = 10
+
+
+def open_photographs(name: str | None, split: str | None = None) -> ImageSource | None:
+    """The photographs in a folder of image files or in tar files, or `None` if the name means a dataset."""
+    if name is None:
+        return None
+    is_archive = name.endswith((".tar", ".tar.gz", ".tgz"))
+    if not is_archive and not Path(name).expanduser().is_dir():
+        return None
+    source = open_source(name, split)
+    return source if is_archive or isinstance(source, FolderSource) else None
+
+
+def choose_steps(num_photographs: int, images_per_step: int) -> int:
+    """Steps of a run on so many photographs."""
+    most = max(MOST_IMAGES, FEWEST_PASSES * num_photographs)
+    return math.ceil(min(max(PASSES * num_photographs, FEWEST_IMAGES), most) / images_per_step)
+
+
+def label_photographs(source: ImageSource, name: str, folder: Path) -> None:
+    """
+    Label with the classical labeller, or continue to.
+
+    Args:
+        source: The photographs.
+        name (`str`): What the user calls them.
+        folder: Of the dataset.
+
+    Raises:
+        `ImportError`: if a package for labelling is missing.
+        `ValueError`: if there are fewer than two photographs.
+    """
+    if find_spec("skimage") is None or find_spec("sklearn") is None:
+        raise ImportError(f'{name}: labelling photographs needs scikit-image: pip install "c2fmae-hf[all]"')
+    number = source.num_records(1000)
+    if number is not None and number < 2:
+        raise ValueError(f"{name}: expected at least 2 photographs, got {number}")
+    # Few photographs have few regions to make classes of.
+    labeller = ClassicalLabeller(32 if number is None else min(32, max(2, number // 2)))
+    logger.warning(
+        "%s: %s photographs without label maps. They are labelled into %s by colour and texture, which knows no "
+        "objects. For better labels, stop and run: c2fmae label %s %s --labeller panoptic --checkpoint "
+        "facebook/mask2former-swin-large-coco-panoptic",
+        *(name, "an unknown number of" if number is None else number, folder, name, folder),
+    )
+    summary: Any = label_images(source, labeller, folder)
+    if summary.rejects:
+        logger.warning("%d photographs could not be used: see %s.", summary.rejects, folder / "rejects.jsonl")
