@@ -40,8 +40,9 @@ def test_the_reference_has_every_module():
     pages = [path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.rst")]
     named = [name for page in pages for name in re.findall(r"^\.\. automodule:: (\S+)$", page, re.MULTILINE)]
     assert len(named) == len(set(named))
-    # Packages that only hold others, and names that are shown where they are defined.
-    assert modules - set(named) == {"c2fmae_hf", "c2fmae_hf.labelling"}
+    # Rooms, names that are shown where they are defined, and what needs Gradio.
+    rooms = {name for name in modules if (package.parent.joinpath(*name.split(".")) / "__init__.py").is_file()}
+    assert modules - set(named) == (rooms - {"c2fmae_hf.metrics"}) | {"c2fmae_hf.__main__", "c2fmae_hf.app.page"}
     assert set(named) <= modules
     index = (DOCS / "reference/index.rst").read_text(encoding="utf-8")
     assert set(re.findall(r"^   (\w+)$", index, re.MULTILINE)) == {

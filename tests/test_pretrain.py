@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from c2fmae_hf import C2FMAEForPreTraining
+from c2fmae_hf.commands import photographs
 from testing_utils import RECIPES, load_command, make_rows, require_timm_local_dir
 
 
@@ -148,12 +149,92 @@ def test_bad_arguments_are_named(pretrain, recipe, tmp_path, capsys):
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_valid(pretrain, path):
-    data_args, model_args, training_args, _ = pretrain.parse([str(path), "--use_cpu", "true"])
+    more = ["--dataset_name", "photos"] if path.stem == "photographs" else []
+    data_args, model_args, training_args, _ = pretrain.parse([str(path), "--use_cpu", "true", *more])
     assert data_args.dataset_name
     overrides = json.loads(model_args.config_overrides or "{}")
     config = pretrain.C2FMAEConfig.from_size(model_args.size, image_size=model_args.image_size, **overrides)
     assert config.num_patches > 0
     assert training_args.learning_rate > 0
+
+
+# Photographs without label maps
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    for index, row in enumerate(make_rows(9, size=72)):
+        (tmp_path / "photos" / "more").mkdir(parents=True, exist_ok=True)
+        row["image"].save(tmp_path / "photos" / ("more" if index % 2 else ".") / f"{index}.png")
+    return tmp_path / "photos"
+
+
+SMALL = ["--image_size", "32", "--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_num_workers", "0"]
+
+
+def test_a_folder_of_photographs_is_labelled_and_trained_on(pretrain, photos, tmp_path, caplog):
+    caplog.set_level("INFO")
+    words = [str(photos), "--output_dir", str(tmp_path / "run"), *SMALL, "--num_drawn", "1", "--logging_steps", "1"]
+    trainer = pretrain.main([*words, "--max_steps", "2"])
+    assert trainer.state.global_step == 2
+    assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (8, 1)
+    assert trainer.model.config.num_semantic_classes == 4
+    assert trainer.model.config.hidden_size == 192  # the recipe's size
+    for name in ("c2fmae-vit-tiny", "c2fmae-vit-tiny-pretraining", "reconstruction.png", "curves.png", "dataset/data"):
+        assert (tmp_path / "run" / name).exists()
+    assert "9 photographs without label maps" in caplog.text
+    assert "c2fmae label" in caplog.text
+    assert "Training for 2 steps of 16 images." in caplog.text
+    assert f"Next: c2fmae embed {tmp_path}/run/c2fmae-vit-tiny {photos}" in caplog.text
+    # Again: the labels are there, the run goes on.
+    again = pretrain.main([*words, "--max_steps", "3", "--resume_from_checkpoint", "last"])
+    assert again.state.global_step == 3
+
+
+def test_the_number_of_steps_follows_from_the_number_of_photographs(pretrain, photos, tmp_path):
+    def arguments(*words: str):
+        return pretrain.parse([str(photos), "--use_cpu", "true", *words])[2]
+
+    assert (arguments().max_steps, arguments().train_batch_size) == (400, 16)
+    assert arguments("--per_device_train_batch_size", "64").max_steps == 100
+    assert arguments("--max_steps", "7").max_steps == 7
+    assert arguments("--num-train-epochs", "7").max_steps == -1
+    assert arguments("--recipe", "demo").max_steps == 420
+    # 100 passes, within bounds.
+    numbers = {48: 6_400, 1_000: 100_000, 20_000: 1_000_000, 1_281_167: 12_811_670}
+    assert {number: photographs.choose_steps(number, 1) for number in numbers} == numbers
+    assert photographs.choose_steps(1_000, 256) == 391
+
+
+def test_what_is_no_folder_of_photographs(pretrain, saved_rows, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in (saved_rows, tmp_path / "empty", tmp_path / "absent", "me/on-the-hub", None):
+        assert photographs.open_photographs(name if name is None else str(name)) is None
+    assert pretrain.parse([str(saved_rows), "--use_cpu", "true"])[1].size == "base"
+
+
+def test_one_photograph_is_not_enough(pretrain, photos, tmp_path):
+    for path in sorted(photos.rglob("*.png"))[1:]:
+        path.unlink()
+    with pytest.raises(ValueError, match="expected at least 2 photographs, got 1"):
+        pretrain.main([str(photos), "--output_dir", str(tmp_path / "run"), *SMALL])
+
+
+def test_a_dataset_without_maps_says_what_to_do(pretrain, tmp_path):
+    make_rows(4).select_columns(["image"]).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=r"c2fmae label SOURCE OUTPUT_DIR"):
+        pretrain.main(
+            [
+                str(tmp_path / "rows.parquet"),
+                "--output_dir",
+                str(tmp_path / "run"),
+                *SMALL,
+                "--size",
+                "tiny",
+                "--num_semantic_classes",
+                "4",
+            ]
+        )
 
 
 @pytest.mark.slow  # tests/test_kill_and_resume.py has more of them, in less time

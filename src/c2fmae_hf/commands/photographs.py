@@ -18,7 +18,7 @@ from ..labelling.sources.open import open_source
 logger = logging.getLogger(__name__)
 
 RECIPE = "photographs"
-#: Each photograph is seen so often, but a run has at least, and unless there are very many photographs at most, so many
+#: Each photograph is seen so often; a run has at least and, unless there are very many photographs, at most so many
 #: images. Our choice: minutes for a few photographs, an hour for thousands.
 PASSES = 100
 FEWEST_IMAGES = 6_400
@@ -33,7 +33,10 @@ def open_photographs(name: str | None, split: str | None = None) -> ImageSource 
     is_archive = name.endswith((".tar", ".tar.gz", ".tgz"))
     if not is_archive and not Path(name).expanduser().is_dir():
         return None
-    source = open_source(name, split)
+    try:
+        source = open_source(name, split)
+    except (FileNotFoundError, ValueError):  # no images; `load_splits` says what is wrong with it
+        return None
     return source if is_archive or isinstance(source, FolderSource) else None
 
 

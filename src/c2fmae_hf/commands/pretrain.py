@@ -6,8 +6,8 @@ Pre-train C2FMAE on a folder of photographs, or on images with semantic and inst
     c2fmae pretrain --recipe demo --dataset_name "mine/*.parquet" --output_dir runs/1
     torchrun --nproc_per_node 8 -m c2fmae_hf pretrain --recipe imagenet-vit-base
 
-Photographs without label maps are labelled first, into <output_dir>/dataset, and the number of steps follows from their
-number. The output folder then holds the encoder (c2fmae-vit-<size>, for AutoModel and timm), the whole model
+Photographs without label maps are labelled first, into <output_dir>/dataset, and the number of steps follows from how
+many there are. The output folder then holds the encoder (c2fmae-vit-<size>, for AutoModel and timm), the whole model
 (c2fmae-vit-<size>-pretraining), trainer_state.json with every logged loss, decoder_results.json (mean IoU and panoptic
 quality of the decoder's maps on held-out images), run.json (what a model card is made of), reconstruction.png and
 curves.png.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -36,8 +37,8 @@ from ..training.decoder_evaluation import evaluate_decoder
 from ..training.trainer import C2FMAETrainer
 from ..training.training_args import C2FMAETrainingArguments
 from ..utils.files import write_json
-from .arguments import HubArguments, find_checkpoint, parse_arguments
-from .photographs import label_photographs, open_photographs
+from .arguments import HubArguments, find_checkpoint, has_option, has_recipe, parse_arguments, read_recipe
+from .photographs import RECIPE, choose_steps, label_photographs, open_photographs
 
 
 logger = logging.getLogger(__name__)
@@ -133,15 +134,34 @@ def build_config(model_args: ModelArguments, rows, on_bad_row: str) -> C2FMAECon
 
 
 def parse(args: list[str] | None = None) -> tuple:
-    return parse_arguments(
-        GROUPS,
-        args,
-        __doc__,
-        command="pretrain",
-        positionals=("dataset_name",),
-        required=("dataset_name",),
-        check=find_mistake,
-    )
+    words = list(sys.argv[1:] if args is None else args)
+
+    def read(**defaults) -> tuple:
+        return parse_arguments(
+            GROUPS,
+            words,
+            __doc__,
+            command="pretrain",
+            positionals=("dataset_name",),
+            required=("dataset_name",),
+            check=find_mistake,
+            **defaults,
+        )
+
+    parsed = read()
+    source = open_photographs(parsed[0].dataset_name)
+    if source is None or has_recipe(words):
+        return parsed
+    defaults = read_recipe("pretrain", RECIPE)
+    parsed = read(**defaults)
+    number = source.num_records(1000)
+    if number is not None and not has_option(words, "max_steps", "num_train_epochs"):
+        return read(**defaults, max_steps=choose_steps(number, images_per_step(parsed[2])))
+    return parsed
+
+
+def images_per_step(args: C2FMAETrainingArguments) -> int:
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def main(args: list[str] | None = None) -> C2FMAETrainer:

@@ -58,8 +58,8 @@ class RowReader:
         if missing:
             raise ValueError(
                 f"dataset: expected the columns {['image', *self.map_columns]}, got {list(column_names)}; "
-                f"missing {missing}. Rename the columns, or, for lack of label maps, pre-train with "
-                'granularities=("image",) and random masking.'
+                f"missing {missing}. Rename the columns; or label the images, c2fmae label SOURCE OUTPUT_DIR; or, "
+                'without maps, pre-train with granularities=("image",) and random masking.'
             )
 
     def __call__(
