@@ -5,7 +5,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -697,6 +697,28 @@ class C2FMAEDecoder(nn.Module):
         return logits
 
 
+class Queries(NamedTuple):
+    """
+    Patches that are decoded. B is the batch size, M their number, N that of the patches among which they were drawn.
+
+    Args:
+        ids: `(B, M)` int64.
+        num_image: The image stage decodes the first so many.
+        candidate_ids: `(B, N)` int64, `None` if all are decoded.
+        weights: `(M,)` how many candidates each decoded patch stands for, `None` if all are decoded.
+    """
+
+    ids: torch.Tensor
+    num_image: int
+    candidate_ids: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+
+    def gather(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Values of all patches `(B, num_patches, ...)` at the decoded ones and, if not all are, at the candidates."""
+        all_values = None if self.candidate_ids is None else gather_patches(values, self.candidate_ids)
+        return gather_patches(values, self.ids), all_values
+
+
 class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
     """The encoder with the decoder over its masked patches."""
 
@@ -735,26 +757,19 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
         Raises:
             `ValueError`: if inputs are missing or do not fit, naming field, expected and got.
         """
-        config = self.config
-        grid_size = check_pixel_values(config, pixel_values, interpolate_pos_encoding)
+        grid_size = check_pixel_values(self.config, pixel_values, interpolate_pos_encoding)
+        self.check_targets("semantic", semantic_labels, grid_size)
+        self.check_targets("instance", instance_labels, grid_size)
         num_patches = grid_size[0] * grid_size[1]
-        labels = {"semantic": semantic_labels, "instance": instance_labels}
-        for name, value in labels.items():
-            if value is not None:
-                check_labels(config, name, value, grid_size)
-            elif self.training and name in config.granularities:
-                raise ValueError(
-                    f"{name}_labels: expected labels to train the {name} stage of granularities="
-                    f"{config.granularities}, got None"
-                )
         if bool_masked_pos is None:
-            num_masked = config.num_masked_patches(num_patches)
+            num_masked = self.config.num_masked_patches(num_patches)
             noise = torch.rand(pixel_values.shape[0], num_patches, device=pixel_values.device)
             bool_masked_pos = noise.argsort(dim=1).argsort(dim=1) >= num_patches - num_masked
         else:
-            num_masked = count_masked(config, bool_masked_pos, num_patches, num_masked)
+            num_masked = count_masked(self.config, bool_masked_pos, num_patches, num_masked)
+        visible_ids, masked_ids = split_patches(bool_masked_pos, num_masked)
 
-        encoder_outputs = self.c2fmae(
+        encoded = self.c2fmae(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             semantic_labels=semantic_labels,
@@ -763,43 +778,16 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
             num_masked=num_masked,
             **kwargs,
         )
+        queries = self.choose_queries(masked_ids, visible_ids)
         # Flags of what to record concern the encoder.
         attention_kwargs = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
-        visible_ids, masked_ids = split_patches(bool_masked_pos, num_masked)
-        candidates = [masked_ids, visible_ids] if config.supervise_visible_labels else [masked_ids]
-        query_parts = self.choose_queries(candidates)
-        query_ids, num_image_queries = torch.cat(query_parts, dim=1), query_parts[0].shape[1]
         logits = self.decoder(
-            encoder_outputs.last_hidden_state, visible_ids, query_ids, num_image_queries, grid_size, **attention_kwargs
+            encoded.last_hidden_state, visible_ids, queries.ids, queries.num_image, grid_size, **attention_kwargs
         )
+        losses = self.compute_losses(logits, queries, pixel_values, semantic_labels, instance_labels)
 
-        # What a decoded patch stands for, where they are a random part of the candidates.
-        patch_weights, candidate_ids = None, None
-        if query_parts is not candidates:
-            shares = [ids.shape[1] / max(part.shape[1], 1) for ids, part in zip(candidates, query_parts)]
-            patch_weights = torch.cat(
-                [torch.full((part.shape[1],), share, device=part.device) for part, share in zip(query_parts, shares)]
-            )
-            candidate_ids = torch.cat(candidates, dim=1)
-
-        losses: dict[str, torch.Tensor] = {}
-        for name, value in labels.items():
-            if name not in logits or value is None:
-                continue
-            cells = patchify(value[:, None] if name == "semantic" else value, config.label_cells_per_side)
-            targets = gather_patches(cells, query_ids)
-            all_targets = None if candidate_ids is None else gather_patches(cells, candidate_ids)
-            if name == "semantic":
-                losses[name] = semantic_loss(logits[name], targets, patch_weights, all_targets)
-            else:
-                weight = config.instance_offset_weight
-                losses[name] = instance_loss(logits[name], targets, weight, patch_weights, all_targets)
-        if "image" in logits:
-            pixels = gather_patches(patchify(pixel_values, config.patch_size), query_ids[:, :num_image_queries])
-            losses["image"] = image_loss(logits["image"], pixels, config.norm_pix_loss)
-        weights = config.loss_weights or {}
+        weights = self.config.loss_weights or {}
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum() if losses else None
-
         return C2FMAEForPreTrainingOutput(
             loss=loss,
             semantic_loss=losses.get("semantic"),
@@ -808,20 +796,65 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
             semantic_logits=logits.get("semantic"),
             instance_logits=logits.get("instance"),
             image_logits=logits.get("image"),
-            patch_ids=query_ids,
-            hidden_states=encoder_outputs.hidden_states,
-            attentions=encoder_outputs.attentions,
+            patch_ids=queries.ids,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
 
-    def choose_queries(self, candidates: list[torch.Tensor]) -> list[torch.Tensor]:
+    def check_targets(self, granularity: str, labels: torch.Tensor | None, grid_size: tuple[int, int]) -> None:
         """
-        Which patches are decoded: all candidates or, in training with `decoder_prediction_ratio`, a random part of
-        each tensor of them, `(batch_size, K)` int64 to `(batch_size, count)`.
+        Raises:
+            `ValueError`: if labels do not fit, or are missing in training though a stage learns from them.
         """
+        if labels is not None:
+            check_labels(self.config, granularity, labels, grid_size)
+        elif self.training and granularity in self.config.granularities:
+            raise ValueError(
+                f"{granularity}_labels: expected labels to train the {granularity} stage of granularities="
+                f"{self.config.granularities}, got None"
+            )
+
+    def choose_queries(self, masked_ids: torch.Tensor, visible_ids: torch.Tensor) -> Queries:
+        """
+        Choose the patches that are decoded: the masked ones and, with `supervise_visible_labels`, the visible ones; in
+        training with `decoder_prediction_ratio` a random part of each.
+        """
+        candidates = [masked_ids, visible_ids] if self.config.supervise_visible_labels else [masked_ids]
         ratio = self.config.decoder_prediction_ratio
-        if self.training and ratio < 1:
-            return [random_part(ids, ratio) for ids in candidates]
-        return candidates
+        if not self.training or ratio == 1:
+            return Queries(torch.cat(candidates, dim=1), masked_ids.shape[1])
+        chosen = [random_part(ids, ratio) for ids in candidates]
+        stands_for = [
+            torch.full((part.shape[1],), ids.shape[1] / max(part.shape[1], 1), device=ids.device)
+            for ids, part in zip(candidates, chosen)
+        ]
+        return Queries(
+            torch.cat(chosen, dim=1), chosen[0].shape[1], torch.cat(candidates, dim=1), torch.cat(stands_for)
+        )
+
+    def compute_losses(
+        self,
+        logits: dict[str, torch.Tensor],
+        queries: Queries,
+        pixel_values: torch.Tensor,
+        semantic_labels: torch.Tensor | None,
+        instance_labels: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """The loss of every granularity that has a prediction and a target, `()` each."""
+        config, cells, losses = self.config, self.config.label_cells_per_side, {}
+        if "semantic" in logits and semantic_labels is not None:
+            targets, all_targets = queries.gather(patchify(semantic_labels[:, None], cells))
+            losses["semantic"] = semantic_loss(logits["semantic"], targets, queries.weights, all_targets)
+        if "instance" in logits and instance_labels is not None:
+            targets, all_targets = queries.gather(patchify(instance_labels, cells))
+            losses["instance"] = instance_loss(
+                logits["instance"], targets, config.instance_offset_weight, queries.weights, all_targets
+            )
+        if "image" in logits:
+            image_ids = queries.ids[:, : queries.num_image]
+            pixels = gather_patches(patchify(pixel_values, config.patch_size), image_ids)
+            losses["image"] = image_loss(logits["image"], pixels, config.norm_pix_loss)
+        return losses
 
     def image_encoder(self) -> C2FMAEModel:
         """
