@@ -94,11 +94,14 @@ def test_mistakes_in_the_words(capsys, words, message):
     ("words", "message"),
     [
         (("classify", "./nowhere", "data", "--knn"), "nowhere"),
-        (("embed", "./nowhere", "./photos", "--output", "x.parquet"), "nothing"),
+        (
+            ("embed", "./nowhere", "./photos", "--output", "x.parquet"),
+            "source: expected a folder at 'photos', found none",
+        ),
         (("validate", "./nowhere"), "dataset: expected a folder or Parquet files at './nowhere', found nothing"),
         (
             ("push", "./nowhere", "me/x", "--preview", "x"),
-            "expected a folder or a name on the Hub, found no such folder",
+            "nowhere: expected the folder of a saved model, found none",
         ),
         (("export", "./nowhere", "x"), "expected a folder or a name on the Hub, found no such folder"),
         (("convert", "./nowhere", "x"), "expected a folder or a name on the Hub, found no such folder"),

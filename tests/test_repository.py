@@ -189,16 +189,16 @@ def test_the_processor_must_be_the_model_s(config, tmp_path):
 def test_folders_that_hold_no_model(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config.json: expected a saved model, found nothing"):
         load_saved(tmp_path)
-    (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"]}')
+    (tmp_path / "config.json").write_text('{"model_type": "c2fmae", "architectures": ["NoSuchModel"]}')
     with pytest.raises(ValueError, match=r"architectures: expected the name of a model .* got 'NoSuchModel'"):
         load_saved(tmp_path)
     for name in ("pipeline", "C2FMAEConfig"):  # of the libraries, but no models
-        (tmp_path / "config.json").write_text(json.dumps({"architectures": [name]}))
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "c2fmae", "architectures": [name]}))
         with pytest.raises(ValueError, match=rf"expected the name of a model .* got '{name}'"):
             load_saved(tmp_path)
-    for content in ("{", "[]"):
+    for content in ("{", "[]", '{"architectures": ["C2FMAEModel"]}', '{"model_type": "c2fmae", "hidden_size": "x"}'):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(ValueError, match=r"config.json: expected a JSON object"):
+        with pytest.raises(ValueError, match=r"config.json: expected a model's configuration"):
             load_saved(tmp_path)
 
 

@@ -103,7 +103,7 @@ def test_a_run_is_the_trainers(scripts, rows, tmp_path, name):
     import fleet
     from gpu_data import Photographs
     from pretrain import build_model, make_arguments
-    from transformers import Trainer
+    from transformers import Trainer, default_data_collator
     from variants import VARIANTS
 
     steps = 4  # two epochs of two batches
@@ -128,7 +128,8 @@ def test_a_run_is_the_trainers(scripts, rows, tmp_path, name):
     )
     args.disable_tqdm = True
     trainer_class = Trainer if name == "supervised" else C2FMAETrainer
-    trainer = trainer_class(model=build_model(VARIANTS[name], 0), args=args, train_dataset=samples)
+    model = build_model(VARIANTS[name], 0)
+    trainer = trainer_class(model, args, data_collator=default_data_collator, train_dataset=samples)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     np.testing.assert_allclose(ensemble.losses[:, 0].tolist(), losses, rtol=1e-4)

@@ -82,6 +82,8 @@ def find_runs(model: PreTrainedModel, options: argparse.Namespace) -> list[Run]:
 
 
 def publish(options: argparse.Namespace) -> str:
+    if not options.model.is_dir():
+        raise FileNotFoundError(f"{options.model}: expected the folder of a saved model, found none")
     model, processor = load_saved(options.model)
     common = {
         "processor": processor,

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
@@ -102,7 +103,7 @@ def load_saved(name: str | os.PathLike) -> tuple[PreTrainedModel, Any]:
     try:
         config = AutoConfig.from_pretrained(name)
         architecture = str((config.architectures or [None])[0])
-    except (ValueError, AttributeError, TypeError) as error:  # of JSON, of UTF-8, of something else than an object
+    except (OSError, ValueError, AttributeError, TypeError, StrictDataclassError) as error:  # no JSON, no object, ...
         raise ValueError(f"{name}/{CONFIG_FILE}: expected a model's configuration, {error}") from None
     model_class = _class_of(type(config), architecture)
     if model_class is None:
@@ -114,7 +115,12 @@ def load_saved(name: str | os.PathLike) -> tuple[PreTrainedModel, Any]:
         processor = AutoImageProcessor.from_pretrained(name)
     except OSError:  # there is none
         processor = None
-    loaded: Any = model_class.from_pretrained(name, output_loading_info=True)
+    try:
+        loaded: Any = model_class.from_pretrained(name, output_loading_info=True)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{name}: expected whole safetensors files, got one that is damaged ({error}); save or download it again"
+        ) from error
     model, info = loaded
     for kind in ("missing_keys", "mismatched_keys"):
         if info[kind]:
