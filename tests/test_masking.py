@@ -1,4 +1,4 @@
-"""Masks: exact counts, worked examples, whole regions, fall-backs; the curriculum."""
+"""Masks: exact counts, worked examples, shares of regions, fall-backs; the curriculum."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ INSTANCE_MAP = grid("0 0 0 0\n0 0 0 0\n0 0 5 5\n0 0 5 5")
 PATCH_KEYS = torch.arange(15, -1, -1).float()[None] / 16
 
 
-def worked_example(strategy: int, region_keys: list[float]) -> list[list[int]]:
+def worked_example(
+    strategy: int, region_keys: list[float], num_masked: int = 12, region_masking: str = "balanced"
+) -> list[list[int]]:
     keys = torch.ones(1, 16) * 0.99
     keys[0, : len(region_keys)] = torch.tensor(region_keys)
     mask, applied = mask_by_strategy(
@@ -40,25 +42,35 @@ def worked_example(strategy: int, region_keys: list[float]) -> list[list[int]]:
         INSTANCE_MAP,
         torch.tensor([strategy]),
         torch.cat([keys, PATCH_KEYS], dim=1),
-        num_masked=12,
+        num_masked=num_masked,
         cells_per_side=1,
+        region_masking=region_masking,
     )
     assert applied.tolist() == [strategy]
     return mask.view(4, 4).int().tolist()
 
 
 def test_worked_example_of_semantic_masking():
-    """Class 7 has the lowest key: its last four patches stay visible, class 2 is hidden as a whole."""
+    """Each class shows the two patches that come first in its random order; of three, the lower key's has two."""
+    assert worked_example(SEMANTIC, [0.1, 0.9]) == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]
     # Ids of semantic regions fall with the class: class 7 is rank 0, class 2 rank 1.
-    assert worked_example(SEMANTIC, [0.1, 0.9]) == [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
-    assert worked_example(SEMANTIC, [0.9, 0.1]) == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+    assert worked_example(SEMANTIC, [0.1, 0.9], 13) == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 0]]
+    assert worked_example(SEMANTIC, [0.9, 0.1], 13) == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]]
 
 
 def test_worked_example_of_instance_masking():
     """The instance is a region of its own; what belongs to none falls back to its class."""
-    # Ranks: class 7, class 2 without the instance, instance 5.
-    assert worked_example(INSTANCE, [0.9, 0.5, 0.1]) == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
-    assert worked_example(INSTANCE, [0.9, 0.1, 0.5]) == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+    # Ranks: class 7, class 2 without the instance, instance 5. One patch each, and one more for the lowest key.
+    assert worked_example(INSTANCE, [0.9, 0.5, 0.1]) == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    assert worked_example(INSTANCE, [0.1, 0.9, 0.5]) == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 1, 0]]
+
+
+def test_worked_example_of_whole_regions():
+    """Class 7 has the lowest key: its last four patches stay visible, class 2 is hidden as a whole."""
+    shown = [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
+    assert worked_example(SEMANTIC, [0.1, 0.9], region_masking="whole") == shown
+    shown = [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+    assert worked_example(INSTANCE, [0.9, 0.5, 0.1], region_masking="whole") == shown
 
 
 def test_worked_example_of_random_masking():
@@ -125,26 +137,49 @@ def test_rows_without_usable_maps_are_masked_at_random():
 # Regions
 
 
-def test_regions_are_shown_or_hidden_as_wholes():
+@pytest.mark.parametrize("num_regions", [1, 3, 9, 49, 60])
+@pytest.mark.parametrize("num_masked", [0, 98, 147, 190, 196])
+def test_shares_of_regions_differ_by_one_patch_at_most(num_regions, num_masked):
+    """Unless a region is used up; and every region is seen as long as there are enough visible patches."""
+    generator = torch.Generator().manual_seed(0)
+    regions = torch.randint(0, num_regions, (100, 196), generator=generator) * 1000 - 4000
+    regions[:, :2] = 5  # a region of two patches
+    uniform = torch.rand(2, 100, 196, generator=generator)
+    mask = mask_regions(regions, num_masked, *uniform)
+    assert mask.sum(dim=1).tolist() == [num_masked] * 100
+    for row, ids in zip(mask, regions):
+        sizes = torch.stack([(ids == region).sum() for region in ids.unique()])
+        shown = torch.stack([((ids == region) & ~row).sum() for region in ids.unique()])
+        most = shown.max()
+        assert ((shown >= most - 1) | (shown == sizes)).all()
+        if 196 - num_masked >= len(sizes):
+            assert (shown >= 1).all()
+
+
+def test_which_patches_and_regions_come_first_is_random():
+    regions = torch.arange(4).repeat_interleave(49).expand(4000, -1)
+    uniform = torch.rand(2, 4000, 196, generator=torch.Generator().manual_seed(0))
+    visible = ~mask_regions(regions, 195, *uniform)  # one patch of all
+    share = visible.float().mean(dim=0)
+    assert (share - 1 / 196).abs().max() < 5 * (1 / 196 / 4000) ** 0.5
+    assert (share.view(4, 49).sum(dim=1) - 0.25).abs().max() < 5 * (0.25 * 0.75 / 4000) ** 0.5
+
+
+def test_whole_regions_are_shown_or_hidden():
     generator = torch.Generator().manual_seed(0)
     regions = torch.randint(0, 9, (200, 196), generator=generator) * 1000 - 4000
     uniform = torch.rand(2, 200, 196, generator=generator)
-    mask = mask_regions(regions, 147, uniform[0], uniform[1], jitter=1e-6)
+    mask = mask_regions(regions, 147, uniform[0], uniform[1], "whole")
+    assert mask.sum(dim=1).tolist() == [147] * 200
     for row, ids in zip(mask, regions):
         cut = [i for i in ids.unique() if 0 < row[ids == i].sum() < (ids == i).sum()]
         assert len(cut) <= 1
 
 
-def test_a_larger_jitter_lets_regions_mingle():
-    regions = torch.arange(4).repeat_interleave(49).expand(100, -1)
-    uniform = torch.rand(2, 100, 196)
-
-    def cut(jitter: float) -> float:
-        mask = mask_regions(regions, 147, *uniform, jitter).view(100, 4, 49).sum(-1)
-        return ((mask > 0) & (mask < 49)).sum(1).float().mean().item()
-
-    assert cut(1e-6) < cut(0.3) < cut(10.0)
-    assert cut(10.0) > 3.5
+def test_random_masks_are_the_same_either_way():
+    regions, uniform = torch.arange(196).expand(8, 196), torch.rand(2, 8, 196)
+    masks = [mask_regions(regions, 147, *uniform, region_masking=name) for name in ("balanced", "whole")]
+    assert torch.equal(*masks)
 
 
 def test_random_masking_is_uniform():
@@ -171,32 +206,6 @@ def test_instances_before_classes():
     assert len({regions[0], regions[1], regions[3]}) == 3
     assert regions[0] < 0
     assert regions[3] < 0
-
-
-@pytest.mark.parametrize("min_visible", [1, 4, 60])
-def test_patches_of_every_region_stay_visible(min_visible):
-    """As many as there are, and as the count allows; which of them is random, and the rest is guided as before."""
-    regions = torch.randint(0, 4, (50, 196), generator=torch.Generator().manual_seed(0)) * 7 - 3
-    regions[:, :2] = 99  # a region of two patches
-    uniform = torch.rand(2, 50, 196, generator=torch.Generator().manual_seed(1))
-    mask = mask_regions(regions, 147, *uniform, min_visible=min_visible)
-    assert mask.sum(dim=1).tolist() == [147] * 50
-    visible = torch.stack([((regions == region) & ~mask).sum(dim=1) for region in (-3, 4, 11, 18, 99)], dim=1)
-    if 4 * min_visible + 2 <= 49:
-        assert (visible[:, :4] >= min_visible).all()
-        assert (visible[:, 4] >= min(min_visible, 2)).all()
-        # One region has most of what is left to show.
-        assert (visible[:, :4].amax(dim=1) > 49 - 4 * min_visible - 3).float().mean() > 0.5
-    else:
-        assert (visible.sum(dim=1) == 49).all()
-    how_often = (~mask & (regions == 4)).float().mean(dim=0)
-    assert how_often.max() < 0.9  # no place is always among them
-
-
-def test_random_masks_know_no_regions_to_keep():
-    regions, uniform = torch.arange(196).expand(8, 196), torch.rand(2, 8, 196)
-    kept, plain = (mask_regions(regions, 147, *uniform, min_visible=number) for number in (4, 0))
-    assert torch.equal(kept, plain)
 
 
 def test_ranks():
@@ -252,8 +261,7 @@ def test_draws_follow_the_probabilities():
         ({"weights": (1, -1, 1)}, "weights: expected"),
         ({"weights": (1, 1)}, "weights: expected"),
         ({"order": ("semantic", "random")}, "order: expected a permutation"),
-        ({"jitter": -0.1}, "jitter: expected a number >= 0, got -0.1"),
-        ({"min_visible": -1}, "min_visible: expected an integer >= 0, got -1"),
+        ({"region_masking": "part"}, r"region_masking: expected one of \('balanced', 'whole'\), got 'part'"),
         ({"length": 0}, r"length: expected a share in \(0, 1\], got 0"),
         ({"length": 1.5}, r"length: expected a share in \(0, 1\], got 1.5"),
     ],

@@ -249,7 +249,7 @@ def test_training_is_told_from_the_record(pretraining, runs):
     assert facts["time"].startswith(f"{record['seconds']:.0f} s, begun on {record['started'][:10]}")
     assert facts["resumed"] == "yes; the time is that of the last part"
     assert f"torch {torch.__version__.partition('+')[0]}" in facts["versions"]
-    assert "Masking curriculum: linear, semantic then instance then random; jitter 0.05." in text
+    assert "Masking curriculum: linear, semantic then instance then random." in text
     assert "\nmax_steps: 3\n" in text
     assert "pretrain.py --use_cpu true" in text
     assert "--config_overrides '{\"num_hidden_layers\": 1}'" in text  # quoted, so that it can be run again
@@ -259,12 +259,9 @@ def test_training_is_told_from_the_record(pretraining, runs):
 def test_a_shorter_curriculum_is_told(pretraining):
     changed = copy.deepcopy(pretraining.runs[0])
     (record,) = [content for name, content in changed.files.items() if name.endswith("run.json")]
-    record["curriculum"].update(length=0.5, min_visible=4)
+    record["curriculum"].update(length=0.5, region_masking="whole")
     text = pretraining.build(runs=[changed]).text
-    assert (
-        "then random; jitter 0.05; at least 4 of every region's patches visible; over the first 50% of the run."
-        in text
-    )
+    assert "then random; regions are shown or hidden as wholes; over the first 50% of the run." in text
 
 
 def test_streams_are_not_counted(runs):
@@ -272,7 +269,7 @@ def test_streams_are_not_counted(runs):
     config = C2FMAEConfig.from_pretrained(runs.streaming / "c2fmae-vit-tiny")
     text = build_card(NAME, config, "C2FMAEModel", files=FILES, runs=[run]).text
     assert "| images | train uncounted, validation uncounted |" in text
-    assert "Masking curriculum: constant, semantic 1, instance 0, random 0.5; jitter 0.05." in text
+    assert "Masking curriculum: constant, semantic 1, instance 0, random 0.5." in text
     assert "| pre-training, step 1 | discs, validation | held-out loss |" in text  # once, in the end
     assert "resumed" not in text
 

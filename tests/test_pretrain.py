@@ -80,7 +80,7 @@ def test_pretraining_writes_what_it_says(pretrain, recipe, tmp_path):
     pixels = torch.randn(1, 3, 64, 64)
     assert torch.equal(encoder.eval()(pixels).last_hidden_state, model.c2fmae.eval()(pixels).last_hidden_state)
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
-    assert [entry["step"] for entry in history if "curriculum_random" in entry] == [1, 2, 3, 4]
+    assert [entry["step"] for entry in history if "masked_random" in entry] == [1, 2, 3, 4]
     assert history[0]["learning_rate"] == 0.0
     assert history[1]["learning_rate"] == pytest.approx(1e-2 * 4 / 256)
 

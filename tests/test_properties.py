@@ -45,9 +45,9 @@ def label_maps(draw, highest: int = 6, lowest: int = 0) -> np.ndarray:
     columns=SIDES,
     cells=st.sampled_from([1, 2, 3]),
     seed=st.integers(0, 2**40),
-    jitter=st.floats(0, 0.2),
+    region_masking=st.sampled_from(["balanced", "whole"]),
 )
-def test_masks(data, rows, columns, cells, seed, jitter):
+def test_masks(data, rows, columns, cells, seed, region_masking):
     num_patches = rows * columns
     shape = (4, rows * cells, columns * cells)
     generator = torch.Generator().manual_seed(seed % 2**31)
@@ -57,7 +57,7 @@ def test_masks(data, rows, columns, cells, seed, jitter):
     num_masked = data.draw(st.integers(0, num_patches))
     strategy = torch.tensor(data.draw(st.lists(st.integers(0, 2), min_size=4, max_size=4)))
     uniform = sample_uniform(sample_seeds(seed, [0] * 4, range(4)), 2 * num_patches)
-    arguments = {"num_masked": num_masked, "cells_per_side": cells, "jitter": jitter}
+    arguments = {"num_masked": num_masked, "cells_per_side": cells, "region_masking": region_masking}
     mask, applied = mask_by_strategy(semantic, instance, strategy, uniform, **arguments)
     assert (mask.sum(dim=1) == num_masked).all()
     assert ((applied == strategy) | (applied == len(MASKING_STRATEGIES) - 1)).all()

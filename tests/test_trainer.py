@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel, TrainerCallback
+from torch.utils.data import ConcatDataset, Subset
+from transformers import AutoImageProcessor, AutoModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from c2fmae_hf import (
@@ -22,6 +23,11 @@ from c2fmae_hf.data.dataset import C2FMAEDataset
 from c2fmae_hf.data.progress import SharedProgress
 from c2fmae_hf.data.streaming import C2FMAEIterableDataset
 from c2fmae_hf.data.transforms import evaluation_transform, training_transform
+from c2fmae_hf.masking import MaskingCurriculum
+from c2fmae_hf.training.callbacks import CurriculumCallback
+
+
+RANDOM = {"curriculum": "constant", "curriculum_weights": [0.0, 0.0, 1.0]}
 
 
 def make_trainer(config, rows, output_dir, *, callbacks=(), streaming=False, map_columns=None, **arguments):
@@ -88,9 +94,6 @@ def test_logs_hold_the_losses_and_the_curriculum(config, rows, tmp_path):
     for entry in training:
         parts = [entry[f"{name}_loss"] for name in ("semantic", "instance", "image")]
         assert entry["loss"] == pytest.approx(sum(parts), rel=1e-4)
-        t = entry["step"] / 9
-        assert entry["curriculum_semantic"] == pytest.approx(max(0, 1 - 2 * t))
-        assert entry["curriculum_instance"] == pytest.approx(1 - abs(2 * t - 1))
         shares = [entry[f"masked_{name}"] for name in ("semantic", "instance", "random", "fallback")]
         assert sum(shares) == pytest.approx(1)
     # Progress runs on within a step, from t = 0 to 1/9 in the first.
@@ -132,7 +135,8 @@ def test_evaluation_in_between_does_not_touch_training_logs(config, rows, tmp_pa
 def test_image_only_training_needs_no_maps(config, rows, tmp_path):
     config = C2FMAEConfig(**{**config.to_dict(), "granularities": ["image"], "loss_weights": None})
     images = rows.remove_columns(["semantic", "instance"])
-    trainer = make_trainer(config, images, tmp_path, map_columns=(), curriculum="constant")
+    weights = {"curriculum": "constant", "curriculum_weights": [0.0, 0.0, 1.0]}
+    trainer = make_trainer(config, images, tmp_path, map_columns=(), **weights)
     trainer.train()
     assert logged(trainer, "masked_random") == [(1.0,)] * 9
     assert set(trainer.evaluate()) >= {"eval_loss", "eval_image_loss"}
@@ -233,9 +237,9 @@ def test_a_dataset_without_progress_gets_that_of_the_trainer(config, rows, tmp_p
 @pytest.mark.parametrize(
     ("granularities", "arguments", "needed"),
     [
+        (["image"], RANDOM, ()),
         (["image"], {}, ()),
-        (["image"], {"curriculum_weights": [0.0, 0.5, 0.5]}, ("semantic", "instance")),
-        (["image"], {"curriculum": "step"}, ("semantic", "instance")),
+        (["instance", "image"], RANDOM, ("instance",)),
         (["instance", "image"], {}, ("instance",)),
         (["semantic", "instance", "image"], {}, ("semantic", "instance")),
     ],
@@ -258,6 +262,19 @@ def test_only_maps_that_are_needed_are_read(config, rows, tmp_path, granularitie
     for name in needed:
         with pytest.raises(ValueError, match=rf"missing \['{name}'\]"):
             plain_trainer(config, given(set(needed) - {name}), tmp_path, **arguments)
+
+
+def test_maps_that_only_guide_masks_are_read_where_there_are_any(config, rows, tmp_path, caplog):
+    config = C2FMAEConfig(**{**config.to_dict(), "granularities": ["image"], "loss_weights": None})
+    trainer = plain_trainer(config, rows, tmp_path)
+    assert trainer.train_dataset.read_row.map_columns == ("semantic", "instance")
+    assert not caplog.text
+    trainer = plain_trainer(config, rows.remove_columns(["semantic", "instance"]), tmp_path)
+    assert trainer.train_dataset.read_row.map_columns == ()
+    assert "no column semantic and instance: masks that it would guide are random" in caplog.text
+    trainer.train()
+    shares = [sum(entry) for entry in logged(trainer, "masked_random", "masked_fallback")]
+    assert shares == pytest.approx([1.0] * len(shares))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -375,9 +392,50 @@ def test_learning_rate_follows_the_batch():
     assert args.get_warmup_steps(200) == 10
 
 
-def test_random_masks_are_the_default():
-    curriculum = C2FMAETrainingArguments(output_dir="unused", use_cpu=True).get_curriculum()
-    assert curriculum.probabilities(torch.linspace(0, 1, 5)).tolist() == [[0, 0, 1]] * 5
+def test_the_papers_curriculum_is_the_one_default(config):
+    arguments = C2FMAETrainingArguments(output_dir="unused", use_cpu=True).get_curriculum()
+    assert arguments == MaskingCurriculum() == DataCollatorForC2FMAE(config).curriculum
+    assert arguments.probabilities(torch.tensor([0.0, 0.5, 1.0])).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_a_collator_with_another_curriculum_is_refused(config, rows, tmp_path):
+    other = DataCollatorForC2FMAE(config, MaskingCurriculum("constant", weights=(1, 0, 0)))
+    with pytest.raises(ValueError, match=r"expected that of the arguments, .*'linear'.*, got .*'constant'"):
+        plain_trainer(config, rows, tmp_path, parts={"data_collator": other})
+    same = {"curriculum": "constant", "curriculum_weights": [1.0, 0.0, 0.0]}
+    plain_trainer(config, rows, tmp_path, parts={"data_collator": other}, **same)
+
+
+def test_a_subset_follows_the_curriculum(config, rows, tmp_path):
+    own = C2FMAEDataset(rows, training_transform(config.image_height_width), num_semantic_classes=5)
+    chosen = [1, 3, 5, 7, 9, 11, 0, 2]
+    trainer = plain_trainer(config, Subset(Subset(own, range(12)), chosen), tmp_path)
+    trainer.train()
+    assert len(trainer.train_dataset) == 8
+    ids = [row["image_id"] for row in trainer.train_dataset.rows]
+    assert ids == [rows[index]["image_id"] for index in chosen]
+    assert logged(trainer, "masked_semantic")[0][0] >= 0.5
+    assert logged(trainer, "masked_random")[-1][0] >= 0.5
+    assert own.progress is None
+    with pytest.raises(ValueError, match=r"got a ConcatDataset, .* Pass datasets.concatenate_datasets"):
+        plain_trainer(config, ConcatDataset([own, Subset(own, [1])]), tmp_path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("told", [False, True])
+def test_another_trainer_that_begins_no_epoch_is_warned(config, rows, tmp_path, caplog, streaming, told):
+    progress = SharedProgress()
+    options = {"progress": progress, "num_semantic_classes": 5}
+    transform = training_transform(config.image_height_width)
+    if streaming:
+        data = C2FMAEIterableDataset(rows.to_iterable_dataset(), transform, **options)
+    else:
+        data = C2FMAEDataset(rows, transform, **options)
+    args = TrainingArguments(str(tmp_path), max_steps=3, use_cpu=True, remove_unused_columns=False, disable_tqdm=True)
+    callbacks = [CurriculumCallback(progress if told else SharedProgress())]
+    model = C2FMAEForPreTraining(config)
+    Trainer(model, args, DataCollatorForC2FMAE(config), data, callbacks=callbacks).train()
+    assert caplog.text.count("nobody has begun an epoch") == (0 if told else 1)
 
 
 def test_learning_rate_schedule(config, rows, tmp_path):

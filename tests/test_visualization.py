@@ -37,7 +37,7 @@ def test_reconstruction(config, dataset, tmp_path, granularities):
 
 def test_curves(tmp_path):
     history = [
-        {"step": s, "loss": 3.0, "semantic_loss": 2 / s, "image_loss": 1 / s, "curriculum_semantic": 1 - s / 10}
+        {"step": s, "loss": 3.0, "semantic_loss": 2 / s, "image_loss": 1 / s, "masked_semantic": 1 - s / 10}
         for s in range(1, 10)
     ]
     history.append({"step": 9, "eval_semantic_loss": 0.4, "eval_image_loss": 0.2})

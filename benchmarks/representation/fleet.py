@@ -197,8 +197,7 @@ class Ensemble:
                 uniform[:, 1:],
                 num_masked=self.fixed["num_masked"],
                 cells_per_side=self.model.config.label_cells_per_side,
-                jitter=curriculum.jitter,
-                min_visible=curriculum.min_visible,
+                region_masking=curriculum.region_masking,
             )[0]
 
     def batch(self) -> dict[str, torch.Tensor]:

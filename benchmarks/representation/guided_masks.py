@@ -35,8 +35,7 @@ def main() -> None:
         "--cells_per_side", type=int, default=4, help=f"label cells of {LABEL_STRIDE} pixels to a patch"
     )
     parser.add_argument("--mask_ratio", type=float, default=0.75)
-    parser.add_argument("--jitter", type=float, default=0.05)
-    parser.add_argument("--min_visible", type=int, default=0, help="patches of every region that stay visible")
+    parser.add_argument("--region_masking", choices=("balanced", "whole"), default="balanced")
     parser.add_argument("--max_samples", type=int, default=400)
     args = parser.parse_args()
 
@@ -55,8 +54,7 @@ def main() -> None:
             torch.rand(number, 2 * num_patches, generator=torch.Generator().manual_seed(0)),
             num_masked=round(args.mask_ratio * num_patches),
             cells_per_side=args.cells_per_side,
-            jitter=args.jitter,
-            min_visible=args.min_visible,
+            region_masking=args.region_masking,
         )
         seen = torch.tensor([len(ids[~mask].unique()) for ids, mask in zip(regions, masked)]).double()
         there = torch.tensor([len(ids.unique()) for ids in regions]).double()

@@ -20,6 +20,7 @@ ENCODERS = {
         "intermediate_size": 768,
         "label_stride": 4,
         "num_semantic_classes": 11,
+        "decoder_prediction_ratio": 1.0,
     },
 }
 ENCODERS["tiny"] = {**ENCODERS["small"], "num_hidden_layers": 12}
@@ -31,7 +32,8 @@ DECODER = {
     "decoder_intermediate_size": 512,
 }
 RANDOM = {"curriculum": "constant", "curriculum_weights": [0.0, 0.0, 1.0]}
-LINEAR = {"curriculum": "linear"}
+# Of the results so far: regions as wholes.
+LINEAR = {"curriculum": "linear", "region_masking": "whole"}
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,12 @@ VARIANTS = {
     "parallel": Variant("three granularities, parallel decoders", {"decoder_type": "parallel"}, RANDOM),
     "cascade": Variant("three granularities, cascade", training=RANDOM),
     "cascade_semantic": Variant(
-        "cascade, semantic-guided masks", training={**RANDOM, "curriculum_weights": [1.0, 0.0, 0.0]}
+        "cascade, semantic-guided masks",
+        training={**RANDOM, "curriculum_weights": [1.0, 0.0, 0.0], "region_masking": "whole"},
     ),
     "cascade_instance": Variant(
-        "cascade, instance-guided masks", training={**RANDOM, "curriculum_weights": [0.0, 1.0, 0.0]}
+        "cascade, instance-guided masks",
+        training={**RANDOM, "curriculum_weights": [0.0, 1.0, 0.0], "region_masking": "whole"},
     ),
     "curriculum": Variant("cascade, curriculum from coarse to fine", training=LINEAR),
     "reversed": Variant(
@@ -93,16 +97,11 @@ VARIANTS = {
     ),
     "detached": Variant("cascade, predictions fed on without gradient", training=RANDOM, feedback="detached"),
     "no_feedback": Variant("cascade, no prediction fed on", training=RANDOM, feedback="none"),
-    "curriculum_step": Variant("cascade, curriculum in three steps", training={"curriculum": "step"}),
+    "curriculum_step": Variant("cascade, curriculum in three steps", training={**LINEAR, "curriculum": "step"}),
     "curriculum_short": Variant(
         "cascade, curriculum in the first half", training={**LINEAR, "curriculum_length": 0.5}
     ),
-    "curriculum_kept": Variant(
-        "cascade, curriculum, 4 patches of every region visible", training={**LINEAR, "mask_min_visible": 4}
-    ),
-    "curriculum_soft": Variant(
-        "cascade, curriculum, regions mingle (jitter 0.5)", training={**LINEAR, "mask_jitter": 0.5}
-    ),
+    "curriculum_balanced": Variant("cascade, curriculum, equal shares", training={"curriculum": "linear"}),
     "mae_slow": Variant("MAE, half the learning rate", training={"base_learning_rate": 2e-3}, kind="vit_mae"),
     "mae_fast": Variant("MAE, twice the learning rate", training={"base_learning_rate": 8e-3}, kind="vit_mae"),
     "cascade_slow": Variant("cascade, half the learning rate", training={**RANDOM, "base_learning_rate": 2e-3}),

@@ -159,7 +159,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         decoder_num_hidden_layers (`int`, defaults to 2): Cross-attention blocks of each stage.
         decoder_num_attention_heads (`int`, defaults to 16): Attention heads of a decoder block.
         decoder_intermediate_size (`int`, defaults to 2048): Width of the decoder's MLP.
-        decoder_prediction_ratio (`float`, defaults to 1.0): Share of the masked patches that are decoded in a
+        decoder_prediction_ratio (`float`, defaults to 0.25): Share of the masked patches that are decoded in a
             training step, drawn anew each time; its loss is an unbiased estimate of that of all. Evaluation always
             decodes all of them.
         mask_ratio (`float`, defaults to 0.75): Share of the patches that are masked, in (0, 1).
@@ -225,7 +225,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     decoder_num_hidden_layers: int = 2
     decoder_num_attention_heads: int = 16
     decoder_intermediate_size: int = 2048
-    decoder_prediction_ratio: float | int = 1.0
+    decoder_prediction_ratio: float | int = 0.25
     mask_ratio: float = 0.75
     norm_pix_loss: bool = True
     loss_weights: dict[str, float | int] | None = None

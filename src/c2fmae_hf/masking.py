@@ -1,14 +1,14 @@
 """
-Which patches are masked: random masking over regions, and the curriculum that chooses the regions.
+Which patches are masked: guided masking over regions, and the curriculum that chooses the regions.
 
-The paper fixes the three strategies and their order. That they are one mechanism, the cross-fade between them and the
-jitter are our choice.
+The paper fixes the three strategies and their order. That they are one mechanism, equal shares of the regions, and the
+cross-fade between strategies are our choice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -16,6 +16,7 @@ from .constants import IGNORE_INDEX, MASKING_STRATEGIES, NO_INSTANCE
 
 
 SEMANTIC, INSTANCE, RANDOM = range(len(MASKING_STRATEGIES))
+RegionMasking = Literal["balanced", "whole"]
 
 
 def combine_regions(semantic: torch.Tensor, instance: torch.Tensor) -> torch.Tensor:
@@ -90,13 +91,15 @@ def mask_regions(
     num_masked: int,
     region_keys: torch.Tensor,
     patch_keys: torch.Tensor,
-    jitter: float = 0.05,
-    min_visible: int = 0,
+    region_masking: RegionMasking = "balanced",
 ) -> torch.Tensor:
     """
-    Random masking over regions: a region has one random key, a patch its region's key plus a little of its own, and
-    the patches with the lowest sums stay visible. Regions are thus shown or hidden as wholes, but for the one that the
-    count cuts through; with every patch its own region this is MAE's random masking.
+    Guided masking: show a part of every region and hide the rest.
+
+    Patches of a region have a random order. Those in first place of their regions stay visible first, then those in
+    second place, and so on; within a place, regions come in random order. The visible patches are thus shared out
+    equally among the regions, as far as their sizes allow. With every patch its own region this is MAE's random
+    masking.
 
     Args:
         region_ids (`torch.LongTensor` of shape `(batch_size, num_patches)`): Region of every patch.
@@ -104,10 +107,8 @@ def mask_regions(
         region_keys (`torch.FloatTensor` of shape `(batch_size, num_patches)`): Uniform in [0, 1); the r-th is the key
             of the region with the r-th smallest id of the row.
         patch_keys (`torch.FloatTensor` of shape `(batch_size, num_patches)`): Uniform in [0, 1).
-        jitter (`float`): Weight of the patches' own keys. Small against 1, it orders the patches of the region that is
-            cut, and lets regions of similar key mingle.
-        min_visible (`int`): So many patches of every region, drawn at random, come before all others: they stay
-            visible as far as the count goes.
+        region_masking (`str`): `"balanced"`, or `"whole"`: regions are shown or hidden as wholes, in random order, but
+            for the one that the count cuts through.
 
     Returns:
         `torch.BoolTensor` of shape `(batch_size, num_patches)`: `True` = masked, exactly `num_masked` in each row.
@@ -119,9 +120,10 @@ def mask_regions(
     if not 0 <= num_masked <= num_patches:
         raise ValueError(f"num_masked: expected an integer in [0, {num_patches}], got {num_masked}")
     ranks = rank_regions(region_ids)
-    scores = region_keys.gather(1, ranks) + jitter * patch_keys
-    if min_visible > 0:
-        scores = torch.where(places_in_regions(ranks, patch_keys) < min_visible, scores - (1 + jitter), scores)
+    places = places_in_regions(ranks, patch_keys).double()
+    keys = region_keys.double().gather(1, ranks)
+    # Keys are multiples of 2**-24, so that small fractions of a place only order the patches of a region.
+    scores = places + keys if region_masking == "balanced" else keys + places * 2.0**-40
     visible_ids = scores.argsort(dim=1, stable=True)[:, : num_patches - num_masked]
     return torch.ones_like(region_ids, dtype=torch.bool).scatter_(1, visible_ids, False)
 
@@ -133,8 +135,7 @@ def mask_by_strategy(
     uniform: torch.Tensor,
     num_masked: int,
     cells_per_side: int,
-    jitter: float = 0.05,
-    min_visible: int = 0,
+    region_masking: RegionMasking = "balanced",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Mask every row by its own strategy.
@@ -146,7 +147,7 @@ def mask_by_strategy(
         uniform (`torch.FloatTensor` of shape `(batch_size, 2 * num_patches)`): Each row's random numbers.
         num_masked (`int`): Masked patches in each row.
         cells_per_side (`int`): Label cells along a side of a patch.
-        jitter (`float`), min_visible (`int`): As for [`mask_regions`].
+        region_masking (`str`): As for [`mask_regions`].
 
     Returns:
         `bool_masked_pos` (`torch.BoolTensor` of shape `(batch_size, num_patches)`, `True` = masked) and `applied`
@@ -166,7 +167,7 @@ def mask_by_strategy(
     num_patches = regions.shape[1]
     regions = torch.where((applied == RANDOM)[:, None], torch.arange(num_patches, device=regions.device), regions)
     region_keys, patch_keys = uniform[:, :num_patches], uniform[:, num_patches:]
-    return mask_regions(regions, num_masked, region_keys, patch_keys, jitter, min_visible), applied
+    return mask_regions(regions, num_masked, region_keys, patch_keys, region_masking), applied
 
 
 @dataclass(frozen=True)
@@ -179,21 +180,20 @@ class MaskingCurriculum:
             max(0, 2t - 1)), `"step"` gives each a third of the run, `"constant"` keeps `weights` throughout.
         weights: Probabilities of (semantic, instance, random) under `"constant"`; they are divided by their sum.
         order: The strategies in the order in which they take over, coarse to fine by default.
-        jitter (`float`), min_visible (`int`): As for [`mask_regions`]. The latter is our addition.
+        region_masking (`str`): As for [`mask_regions`].
         length (`float`): Share of the run in (0, 1] that the schedule takes; the rest of it is like its end. Our
             addition.
 
     Raises:
         `ValueError`: for an unknown schedule, an order that is not a permutation of the strategies, negative or
-            all-zero weights, a negative jitter or number of visible patches, a length outside (0, 1].
+            all-zero weights, unknown region masking, a length outside (0, 1].
     """
 
     schedule: Literal["linear", "step", "constant"] = "linear"
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     order: tuple[str, ...] = MASKING_STRATEGIES
-    jitter: float = 0.05
     length: float = 1.0
-    min_visible: int = 0
+    region_masking: RegionMasking = "balanced"
 
     def __post_init__(self) -> None:
         if self.schedule not in ("linear", "step", "constant"):
@@ -202,10 +202,8 @@ class MaskingCurriculum:
             raise ValueError(f"order: expected a permutation of {MASKING_STRATEGIES}, got {self.order!r}")
         if len(self.weights) != len(MASKING_STRATEGIES) or min(self.weights) < 0 or sum(self.weights) <= 0:
             raise ValueError(f"weights: expected three numbers >= 0, not all zero, got {self.weights!r}")
-        if self.jitter < 0:
-            raise ValueError(f"jitter: expected a number >= 0, got {self.jitter!r}")
-        if self.min_visible < 0:
-            raise ValueError(f"min_visible: expected an integer >= 0, got {self.min_visible!r}")
+        if self.region_masking not in get_args(RegionMasking):
+            raise ValueError(f"region_masking: expected one of {get_args(RegionMasking)}, got {self.region_masking!r}")
         if not 0 < self.length <= 1:
             raise ValueError(f"length: expected a share in (0, 1], got {self.length!r}")
 

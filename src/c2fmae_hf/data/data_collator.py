@@ -113,8 +113,7 @@ class DataCollatorForC2FMAE:
             uniform[:, 1:],
             num_masked=self.config.num_masked_patches(num_patches),
             cells_per_side=cells_per_side,
-            jitter=self.curriculum.jitter,
-            min_visible=self.curriculum.min_visible,
+            region_masking=self.curriculum.region_masking,
         )
 
         batch = {"pixel_values": pixel_values, "bool_masked_pos": bool_masked_pos}

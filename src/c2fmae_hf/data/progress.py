@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
+
+
+logger = logging.getLogger(__name__)
 
 
 class SharedProgress:
@@ -19,8 +24,9 @@ class SharedProgress:
     """
 
     def __init__(self) -> None:
-        # epoch, progress at its start, increment per sample, current progress
-        self._state = torch.zeros(4, dtype=torch.float64).share_memory_()
+        # epoch, progress at its start, increment per sample, current progress, whether anybody has set them
+        self._state = torch.zeros(5, dtype=torch.float64).share_memory_()
+        self._has_warned = False
 
     def start_epoch(self, epoch: int, start: float, per_sample: float) -> None:
         """
@@ -29,7 +35,7 @@ class SharedProgress:
             start (`float`): Progress in [0, 1] at its first sample.
             per_sample (`float`): What one sample adds, `1 / (max_steps * total batch size)`.
         """
-        self._state.copy_(torch.tensor([epoch, start, per_sample, start], dtype=torch.float64))
+        self._state.copy_(torch.tensor([epoch, start, per_sample, start, 1], dtype=torch.float64))
 
     def set_current(self, progress: float) -> None:
         """
@@ -41,6 +47,22 @@ class SharedProgress:
         if not 0 <= progress <= 1:
             raise ValueError(f"progress: expected a number in [0, 1], got {progress!r}")
         self._state[3] = progress
+        self._state[4] = 1
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an epoch was started or progress set, here or in the process that shares this memory."""
+        return bool(self._state[4])
+
+    def warn_if_standing_still(self) -> None:
+        """Warn, once in each process, if samples are read though nobody has begun an epoch."""
+        if not self.has_begun and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "Training data is read, but nobody has begun an epoch: masks stay at the curriculum's beginning, and "
+                "crops and masks of a row never change. C2FMAETrainer does this; another trainer needs "
+                "CurriculumCallback(dataset.progress) in its callbacks."
+            )
 
     @property
     def epoch(self) -> int:

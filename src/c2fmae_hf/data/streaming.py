@@ -78,7 +78,10 @@ class C2FMAEIterableDataset(IterableDataset):
         self._lane_states: Mapping[str, LaneState] = {}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self._read_once() if self.progress is None else self._read_on()
+        if self.progress is None:
+            return self._read_once()
+        self.progress.warn_if_standing_still()
+        return self._read_on()
 
     def _read_once(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()

@@ -70,7 +70,8 @@ def draw_reconstruction(
 
 def draw_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str = "") -> None:
     """
-    A PNG with each granularity's loss over the steps, in training and on the held-out split, and the curriculum.
+    A PNG with each granularity's loss over the steps, in training and on the held-out split, and the share of images
+    that each strategy masked.
 
     Args:
         log_history: `trainer.state.log_history`, or that of a `trainer_state.json`.
@@ -98,8 +99,8 @@ def draw_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
             axis.plot(steps, values, "o--", color="black", markersize=4, label="held-out (fixed masks)")
         axis.set_title(f"{name} loss")
     for name, colour, style in zip(MASKING_STRATEGIES, colours, ("-", "--", ":")):
-        axes[-1].plot(*series(f"curriculum_{name}"), style, color=colour, label=name, linewidth=2)
-    axes[-1].set(title="masking curriculum", ylabel="probability", ylim=(-0.02, 1.02))
+        axes[-1].plot(*series(f"masked_{name}"), style, color=colour, label=name, linewidth=2)
+    axes[-1].set(title="masks", ylabel="share of images", ylim=(-0.02, 1.02))
     for axis in axes:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

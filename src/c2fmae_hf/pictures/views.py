@@ -193,7 +193,7 @@ def strategy_mask(
         strategy (`str`): One of `MASKING_STRATEGIES`.
         seed, draw (`int`): Which mask; for the same two, strategies share their random numbers.
         mask_ratio (`float`, *optional*): Instead of the configuration's.
-        curriculum ([`MaskingCurriculum`], *optional*): Its jitter and the patches that it leaves visible.
+        curriculum ([`MaskingCurriculum`], *optional*): Its region masking.
 
     Returns:
         `bool_masked_pos` (`torch.BoolTensor` of shape `(N,)`, `True` = masked), and the strategy that was applied:
@@ -208,8 +208,7 @@ def strategy_mask(
         uniform,
         num_masked=count_masked(config, mask_ratio),
         cells_per_side=config.label_cells_per_side,
-        jitter=curriculum.jitter,
-        min_visible=curriculum.min_visible,
+        region_masking=curriculum.region_masking,
     )
     return mask[0], MASKING_STRATEGIES[int(applied[0])]
 

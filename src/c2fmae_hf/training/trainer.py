@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import shutil
 from collections import defaultdict
@@ -16,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import ConcatDataset, Dataset, Sampler, Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -38,6 +39,8 @@ from .publishing_trainer import PublishingTrainer
 from .training_args import C2FMAETrainingArguments
 
 
+logger = logging.getLogger(__name__)
+
 IDENTITY_FILE = "run_identity.json"
 STREAM_FILE = "stream_state.json"
 _STREAM_FOLDER = ".stream"
@@ -50,8 +53,8 @@ class C2FMAETrainer(PublishingTrainer):
     - The curriculum follows `global_step / max_steps` in every data-loading worker, and a resumed run continues it.
     - A resumed stream continues where the checkpoint's `stream_state.json` says, without reading all before it again.
     - Logs, and so `trainer_state.json`, hold each granularity's loss (means over the logged steps, images and
-      processes), the curriculum's current probabilities, the share of images masked by each strategy, and, where bad
-      rows are skipped, how many were since the run was started or resumed.
+      processes), the share of images masked by each strategy, counted from the masks, and, where bad rows are skipped,
+      how many were since the run was started or resumed.
     - A checkpoint is resumed by its own run alone: with the same seed and rows.
     - Norms, biases and tokens are not decayed. Weight decay, schedule and learning rate are the arguments'.
     - `push_to_hub` publishes in one commit, in the layout that timm loads too, with a card.
@@ -95,13 +98,14 @@ class C2FMAETrainer(PublishingTrainer):
                 data_collator = DataCollatorForC2FMAE(
                     config, args.get_curriculum(), args.seed, evaluation_masking=args.evaluation_masking
                 )
-            train_dataset = wrap_rows(train_dataset, config, args, processing_class, is_training=True)
+            train_dataset = wrap_rows(look_through(train_dataset), config, args, processing_class, is_training=True)
             if isinstance(eval_dataset, dict):
                 eval_dataset = {
                     name: wrap_rows(rows, config, args, processing_class) for name, rows in eval_dataset.items()
                 }
             else:
                 eval_dataset = wrap_rows(eval_dataset, config, args, processing_class)
+        check_curriculum(data_collator, args)
         if isinstance(train_dataset, (C2FMAEDataset, C2FMAEIterableDataset)) and train_dataset.progress is None:
             train_dataset = copy.copy(train_dataset)  # the caller's may also be there to evaluate
             train_dataset.progress = SharedProgress()
@@ -282,10 +286,6 @@ class C2FMAETrainer(PublishingTrainer):
             if getattr(self.train_dataset, "on_bad_row", "raise") == "skip":
                 skipped = self._num_skipped.to(self.args.device)
                 logs["skipped_rows"] = int(self.accelerator.reduce(skipped, reduction="sum"))
-            if isinstance(self.data_collator, DataCollatorForC2FMAE):
-                progress = torch.tensor([self.state.global_step / max(self.state.max_steps, 1)])
-                weights = self.data_collator.curriculum.probabilities(progress)[0].tolist()
-                logs.update({f"curriculum_{name}": w for name, w in zip(MASKING_STRATEGIES, weights)})
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
@@ -334,6 +334,44 @@ class FiniteCallback(TrainerCallback):
         self.trainer.check_update()
 
 
+def check_curriculum(data_collator: Any, args: TrainingArguments) -> None:
+    """
+    Raises:
+        `ValueError`: if a collator masks by another curriculum than the arguments describe.
+    """
+    if isinstance(data_collator, DataCollatorForC2FMAE) and isinstance(args, C2FMAETrainingArguments):
+        described = args.get_curriculum()
+        if data_collator.curriculum != described:
+            raise ValueError(
+                f"data_collator.curriculum: expected that of the arguments, {described}, got "
+                f"{data_collator.curriculum}. Pass DataCollatorForC2FMAE(config, args.get_curriculum()), or leave the "
+                "collator out"
+            )
+
+
+def look_through(dataset: Any) -> Any:
+    """
+    The [`C2FMAEDataset`] of the chosen rows behind a `torch.utils.data.Subset`; anything else as it is.
+
+    Raises:
+        `ValueError`: for a `ConcatDataset` of such datasets, whose epochs nobody begins.
+    """
+    if isinstance(dataset, Subset):
+        inner = look_through(dataset.dataset)
+        if isinstance(inner, C2FMAEDataset):
+            chosen, rows = list(dataset.indices), inner.rows
+            inner = copy.copy(inner)
+            inner.rows = rows.select(chosen) if isinstance(rows, datasets.Dataset) else [rows[i] for i in chosen]
+            return inner
+    parts = dataset.datasets if isinstance(dataset, ConcatDataset) else []
+    if any(isinstance(look_through(part), C2FMAEDataset) for part in parts):
+        raise ValueError(
+            "train_dataset: expected one C2FMAEDataset, got a ConcatDataset, in which masks and crops would stand "
+            "still. Pass datasets.concatenate_datasets([...]) of the rows"
+        )
+    return dataset
+
+
 def wrap_rows(
     rows: Any,
     config: C2FMAEConfig,
@@ -354,7 +392,12 @@ def wrap_rows(
     curriculum = args.get_curriculum()
     needed = {*config.granularities, *config.input_granularities}
     if curriculum.schedule != "constant" or any(curriculum.weights[:2]):
-        needed.update(MAP_COLUMNS)  # instance-guided masking falls back on semantic regions
+        # Maps that only guide masks may be missing. Instance-guided masks fall back on semantic regions.
+        columns = rows.column_names or MAP_COLUMNS
+        missing = [name for name in MAP_COLUMNS if name not in columns and name not in needed]
+        if missing:
+            logger.warning("The rows have no column %s: masks that it would guide are random.", " and ".join(missing))
+        needed.update(name for name in MAP_COLUMNS if name not in missing)
     scaling: dict[str, Any] = {
         "mean": processor.image_mean,
         "std": processor.image_std,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from transformers import TrainingArguments
 
 from ..constants import MASKING_STRATEGIES
-from ..masking import MaskingCurriculum
+from ..masking import MaskingCurriculum, RegionMasking
+
+
+_CURRICULUM = MaskingCurriculum()
 
 
 @dataclass
@@ -29,15 +33,9 @@ class C2FMAETrainingArguments(TrainingArguments):
     Args:
         base_learning_rate (`float`, defaults to 1.5e-4): `learning_rate = base_learning_rate * batch size / 256`, with
             the batch over all devices and accumulation steps (MAE's rule).
-        curriculum (`str`, defaults to `"constant"`): Schedule of [`MaskingCurriculum`]: `"linear"`, `"step"`,
-            `"constant"`. The paper's curriculum is `"linear"` here; random masks are the default because they were
-            better in our study (docs/evidence.md).
-        curriculum_weights (`list[float]`, defaults to `[0, 0, 1]`): Its weights of (semantic, instance, random) if
-            constant: random masks.
-        curriculum_order (`list[str]`): The strategies in the order in which they take over.
-        curriculum_length (`float`, defaults to 1.0): Share of the run that its schedule takes.
-        mask_jitter (`float`, defaults to 0.05): Its jitter.
-        mask_min_visible (`int`, defaults to 0): Patches of every region that it leaves visible.
+        curriculum, curriculum_weights, curriculum_order, curriculum_length, region_masking (*optional*): Fields of
+            [`MaskingCurriculum`], which has their defaults: the paper's curriculum, from semantic over instance to
+            random masks. Random masks throughout are `curriculum="constant", curriculum_weights=[0, 0, 1]`.
         evaluation_masking (`str`, defaults to `"random"`): The strategy that masks evaluation images.
         min_crop_scale (`float`, defaults to 0.2): Smallest area of a training crop, as a share of the image.
         on_bad_row (`str`, defaults to `"raise"`): What a row that cannot be used does: `"raise"` stops the run,
@@ -84,26 +82,30 @@ class C2FMAETrainingArguments(TrainingArguments):
     )
 
     curriculum: str = field(
-        default="constant",
+        default=_CURRICULUM.schedule,
         metadata={
-            "help": "Masking curriculum: constant with random masks, unless told otherwise; the paper's is linear.",
+            "help": "Masking curriculum: linear is the paper's; constant keeps curriculum_weights.",
             "choices": ["linear", "step", "constant"],
         },
     )
     curriculum_weights: list[float] = field(
-        default_factory=lambda: [0.0, 0.0, 1.0],
+        default_factory=lambda: list(_CURRICULUM.weights),
         metadata={"help": "Weights of semantic, instance, random masking if the curriculum is constant."},
     )
     curriculum_order: list[str] = field(
-        default_factory=lambda: list(MASKING_STRATEGIES),
+        default_factory=lambda: list(_CURRICULUM.order),
         metadata={"help": "The masking strategies in the order in which they take over."},
     )
     curriculum_length: float = field(
-        default=1.0, metadata={"help": "Share of the run that the curriculum takes; then the last strategy stays."}
+        default=_CURRICULUM.length,
+        metadata={"help": "Share of the run that the curriculum takes; then the last strategy stays."},
     )
-    mask_jitter: float = field(default=0.05, metadata={"help": "How much patches of different regions mingle."})
-    mask_min_visible: int = field(
-        default=0, metadata={"help": "Patches of every region that guided masks leave visible, drawn at random."}
+    region_masking: str = field(
+        default=_CURRICULUM.region_masking,
+        metadata={
+            "help": "Guided masks show an equal share of every region, or whole regions.",
+            "choices": list(get_args(RegionMasking)),
+        },
     )
     evaluation_masking: str = field(
         default="random",
@@ -141,7 +143,6 @@ class C2FMAETrainingArguments(TrainingArguments):
             schedule=self.curriculum,  # type: ignore[arg-type]
             weights=(semantic, instance, random),
             order=tuple(self.curriculum_order),
-            jitter=self.mask_jitter,
             length=self.curriculum_length,
-            min_visible=self.mask_min_visible,
+            region_masking=self.region_masking,  # type: ignore[arg-type]
         )
