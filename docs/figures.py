@@ -180,7 +180,7 @@ def draw_cascade(example: Example, path: Path) -> None:
             arrow(figure, (left + width + 0.003, 0.485), (lefts[index + 1] - 0.004, 0.485))
             # What a stage predicts goes on, too.
             arrow(figure, (left + width - 0.005, 0.64), (lefts[index + 1] + 0.03, 0.555), colour="#999999")
-    note = "On goes to the next stage:\nthe queries as they are now (dark)\nand what was predicted (light)."
+    note = "Passed to the next stage:\nthe refined queries (dark)\nand the prediction (light)."
     figure.text(0.01, 0.72, note, fontsize=TEXT, va="center")
     save(figure, path)
 
