@@ -1,4 +1,4 @@
-"""What `examples/app` computes; `test_app_page.py` looks at its page."""
+"""What `c2fmae app` computes; `test_app_page.py` looks at its page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of `examples/app` in a browser: this needs the `app-test` extra and a Chromium on the machine."""
+"""The page of `c2fmae app` in a browser: this needs the `app` extra, playwright and a Chromium on the machine."""
 
 from __future__ import annotations
 
@@ -138,13 +138,15 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(checkpoint, tmp_path_factory) -> Iterator[Server]:
-    command = [sys.executable, str(APP / "app.py"), "--checkpoint", str(checkpoint)]
+    command = [sys.executable, "-m", "c2fmae_hf", "app", str(checkpoint)]
     server = start_server(tmp_path_factory.mktemp("server"), command)
     yield server
     stop_server(server)
     assert sorted(path.name for path in APP.iterdir() if path.is_file()) == ["README.md", "app.py", "requirements.txt"]
     log = server.log.read_text()
-    assert str(APP) not in log, log  # as it would be in a traceback; Gradio logs those of requests that it refuses
+    assert "c2fmae_hf/app/page.py" not in log, (
+        log
+    )  # as it would be in a traceback; Gradio logs those of requests that it refuses
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(server.address, timeout=5)
     contacts = set(server.contacts.read_text().split()) if server.contacts.is_file() else set()
@@ -454,16 +456,14 @@ def test_bad_requests_get_a_message(server):
     assert "choose or upload one" in str(client.predict("random", 7, -3, api_name="/predict"))
     with pytest.raises(AppError) as caught:
         client.predict("columns", 0.5, 0, api_name="/predict")
-    assert "app.py" not in str(caught.value)
+    assert "page.py" not in str(caught.value)
 
 
 def test_a_model_of_pixels_alone_has_a_page():
-    spec = importlib.util.spec_from_file_location("page_of_examples_app", APP / "app.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    page = pytest.importorskip("c2fmae_hf.app.page")
     model = C2FMAEForPreTraining(small_config(granularities=["image"]))
     playground = Playground(model)
-    components = module.build_app(playground, WeightsFacts("folder", "architecture", "training")).blocks.values()
+    components = page.build_app(playground, WeightsFacts("folder", "architecture", "training")).blocks.values()
     choices = next(one.choices for one in components if getattr(one, "elem_id", None) == "strategy")
     assert choices == [("Random", "random")]
     shown = next(one.value for one in components if getattr(one, "elem_id", None) == "panels")
@@ -472,13 +472,11 @@ def test_a_model_of_pixels_alone_has_a_page():
 
 
 def test_a_folder_without_weights_is_named(tmp_path):
-    command = [sys.executable, str(APP / "app.py"), "--checkpoint", str(tmp_path / "nowhere")]
+    command = [sys.executable, "-m", "c2fmae_hf", "app", str(tmp_path / "nowhere")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 2
-    assert (
-        "nowhere: expected a folder of a pre-training model, found none; there is one in the repository"
-        in ended.stderr
-    )
+    assert ended.returncode == 1
+    assert "c2fmae app: error: " in ended.stderr
+    assert "nowhere: expected a folder of a pre-training model, found none" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
