@@ -207,10 +207,8 @@ def test_predictions(playground, photograph, strategy, ratio, num_masked):
     assert np.array_equal(found.panels["image"][visible], photo[visible])
     for name in ("semantic", "instance"):
         assert np.array_equal((found.panels[name] == grey).all(axis=-1), ~enlarge(hidden, 2))
-    if strategy != "random" and ratio == 0.75:  # three of four regions are hidden, but for the edges of one
-        shares = sorted(hidden.reshape(2, 4, 2, 4).mean(axis=(1, 3)).ravel())
-        assert shares[0] < 0.5
-        assert shares[2:] == [1, 1]
+    if strategy != "random" and ratio == 0.75:  # of each of four regions the same share is hidden
+        assert (hidden.reshape(2, 4, 2, 4).mean(axis=(1, 3)) == 0.75).all()
 
     same, other = (playground.predict(photograph, strategy, ratio, seed=seed) for seed in (3, 4))
     assert np.array_equal(same.panels["masked"], found.panels["masked"])
@@ -355,7 +353,7 @@ def test_records_of_other_weights_do_not_count(folder):
 
 
 def test_folders_that_hold_no_such_model(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere: expected a folder of a pre-training model.*model_cards"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: expected a folder of a pre-training model, found none"):
         Playground.from_folder(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"config\.json: expected a saved model"):
         Playground.from_folder(tmp_path)

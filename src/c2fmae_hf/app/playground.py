@@ -125,10 +125,7 @@ class Playground:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise FileNotFoundError(
-                f"{folder}: expected a folder of a pre-training model, found none; there is one in the repository, "
-                "model_cards/c2fmae-vit-tiny-stl10"
-            )
+            raise FileNotFoundError(f"{folder}: expected a folder of a pre-training model, found none")
         if (folder / "config.json").is_file() and not any((folder / name).is_file() for name in _WEIGHT_FILES):
             raise FileNotFoundError(f"{folder}: expected one of {', '.join(_WEIGHT_FILES)}, found neither")
         model, _ = load_saved(folder)
