@@ -29,6 +29,7 @@ root_doc = "docs/index"
 include_patterns = [
     "docs/**.md",
     "docs/**.rst",
+    "examples/README.md",
     "benchmarks/**/README.md",
     "benchmarks/README.md",
     "model_cards/**.md",
