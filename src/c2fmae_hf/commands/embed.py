@@ -1,5 +1,5 @@
 """
-Write features of photographs to Parquet: of each image its id and a vector, or the vectors of all its patches.
+Write features of photographs to Parquet: for each image its id and one vector, or one vector per patch.
 
     c2fmae embed runs/mine/c2fmae-vit-tiny photos --output features.parquet
     c2fmae embed runs/mine/c2fmae-vit-tiny photos --output features.parquet --features patches --half
