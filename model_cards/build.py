@@ -5,7 +5,7 @@ this script.
     python model_cards/build.py
 
 A size's card is made of its configuration and of the records in `runs/<size>/<run>/` beside this script, if there are
-any: folders or files that a training script wrote. Pre-training must be of that very architecture, and evaluations of
+any: folders or files that a command wrote. Pre-training must be of that very architecture, and evaluations of
 the encoders that it gave. Weights are folders that `c2fmae push --preview` wrote; their card is made of what is in
 them, and of `card.yaml`, which holds the fields of [`CardFacts`] that no record knows. Cards are not edited: a test
 compares them with what this gives.

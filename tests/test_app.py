@@ -312,7 +312,7 @@ def test_several_threads_get_what_one_gets(playground, photograph):
 
 @pytest.fixture
 def folder(playground, tmp_path):
-    """As a training script leaves it: the model's folder within that of the run."""
+    """As c2fmae pretrain leaves it: the model's folder within that of the run."""
     folder = tmp_path / "run" / "model"
     playground.model.save_pretrained(folder)
     playground.viewed.processor.save_pretrained(folder)

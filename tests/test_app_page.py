@@ -34,7 +34,7 @@ MISSING = [name for name in ("gradio", "gradio_client", "playwright") if importl
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f'needs {", ".join(MISSING)}: pip install ".[app-test]"'),
+    pytest.mark.skipif(bool(MISSING), reason=f'needs {", ".join(MISSING)}: pip install ".[app]" playwright'),
     # Of Gradio's, not ours.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]

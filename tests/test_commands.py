@@ -82,6 +82,12 @@ def test_the_libraries_options_are_in_help_all(capsys, name):
         (("classify", "model", "data", "more"), "unexpected words: more"),
         (("pretrain", "--recipe", "imagenet"), "recipe: expected a YAML or JSON file, or one of: demo, imagenet-vit-"),
         (("label", "photos"), "expected OUTPUT_DIR or --output_dir"),
+        (("pretrain", "data", "--size", "foo"), "size: expected one of ['tiny', "),
+        (("pretrain", "data", "--config_overrides", "{"), "config_overrides: expected JSON"),
+        (("pretrain", "data", "--config_overrides", "[1]"), "config_overrides: expected names and values as JSON"),
+        (("pretrain", "data", "--config_overrides", '{"mask_rato": 0.5}'), "unknown fields ['mask_rato']"),
+        (("pretrain", "data", "--image_size", "30"), "C2FMAEConfig.image_size"),
+        (("classify", "model", "data", "--pooling", "foo"), "--pooling: invalid choice"),
     ],
 )
 def test_mistakes_in_the_words(capsys, words, message):
@@ -98,6 +104,11 @@ def test_mistakes_in_the_words(capsys, words, message):
             ("embed", "./nowhere", "./photos", "--output", "x.parquet"),
             "source: expected a folder at 'photos', found none",
         ),
+        (("validate", "nofolder"), "dataset: found no folder 'nofolder' here, and could not load it from the Hub"),
+        (("embed", "nofolder", ".", "--output", "x"), "source: expected images in '.', found none"),
+        (("export", "nofolder", "x"), "model: found no folder 'nofolder' here, and could not load it from the Hub"),
+        (("segment", "nofolder", "data"), "dataset: found no folder 'data' here"),
+        (("pretrain", "file.txt", "--use_cpu"), "expected a folder, Parquet files or a name on the Hub, got the file"),
         (("validate", "./nowhere"), "dataset: expected a folder or Parquet files at './nowhere', found nothing"),
         (
             ("push", "./nowhere", "me/x", "--preview", "x"),
@@ -110,12 +121,51 @@ def test_mistakes_in_the_words(capsys, words, message):
 )
 def test_an_expected_mistake_is_one_line(capsys, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.txt").touch()
     code, _, err = run(capsys, *words)
     assert code == 1
     assert "Traceback" not in err
     (line,) = (line for line in err.splitlines() if "error: " in line)
     assert line.startswith(f"c2fmae {words[0]}: error: ")
     assert message in line
+
+
+def test_switches_do_not_swallow_the_words_that_follow():
+    args = load_command("classify").parse(["--knn", "model", "data", "--use_cpu"])[0]
+    assert (args.knn, args.model, args.dataset_name) == (True, "model", "data")
+    args = load_command("classify").parse(["--knn", "false", "model", "data", "--use_cpu"])[0]
+    assert (args.knn, args.model) == (False, "model")
+    assert load_command("pretrain").parse(["--streaming", "data", "--use_cpu"])[0].dataset_name == "data"
+
+
+MISSING = """
+import sys
+for name in sys.argv[1].split(","):
+    sys.modules[name] = None
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in sys.argv[1].split(",") else find_spec(name, *rest)
+from c2fmae_hf.commands.main import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("missing", "words", "message"),
+    [
+        ("matplotlib", ("validate", "x"), "the contact sheet needs matplotlib: pip install"),
+        ("matplotlib", ("segment", "x", "y", "--use_cpu"), "or pass --num_drawn 0"),
+        ("pycocotools", ("detect", "x", "y", "--use_cpu"), "detection needs pycocotools: pip install"),
+        ("skimage,sklearn", ("label", ".", "out"), "the classical labeller needs skimage: pip install"),
+        ("skimage,sklearn", ("demo", "--output_dir", "out"), "the demonstration needs skimage: pip install"),
+    ],
+)
+def test_a_missing_package_is_told_at_the_start(tmp_path, missing, words, message):
+    command = [sys.executable, "-c", MISSING, missing, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert message in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch, capsys):

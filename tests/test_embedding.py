@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, ImageOps
-from transformers import AutoImageProcessor, AutoModel, TimmWrapperConfig
+from transformers import AutoImageProcessor, AutoModel, TimmWrapperConfig, ViTImageProcessor
 
 from c2fmae_hf.labelling.sources.open import open_source
 from c2fmae_hf.transfer import embedding
@@ -80,6 +80,51 @@ def test_other_encoders(encoders, photos, tmp_path, kind):
     assert len(np.unique(features[:, 0])) == 7
 
 
+def test_another_librarys_model_keeps_its_processor(encoders, photos, tmp_path):
+    """Photographs are wider than high: a square of another processor would give other features."""
+    name = str(tmp_path / "vit")
+    AutoModel.from_pretrained(encoders["vit"]).save_pretrained(name)
+    ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1] * 3, image_std=[0.9] * 3).save_pretrained(
+        name
+    )
+    embed(name, photos, "--output", tmp_path / "own.parquet")
+    model, processor = AutoModel.from_pretrained(name).eval(), AutoImageProcessor.from_pretrained(name)
+    for row in read(tmp_path / "own.parquet"):
+        image = ImageOps.exif_transpose(Image.open(photos / str(row["image_id"])))
+        with torch.no_grad():
+            tokens = model(**processor(image, return_tensors="pt")).last_hidden_state[0].numpy()
+        np.testing.assert_allclose(row["features"], tokens[1:].mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("option", ["--batch_size", "--rows_per_shard", "--num_threads"])
+def test_numbers_are_checked_before_anything_is_written(encoders, photos, tmp_path, option):
+    with pytest.raises(ValueError, match=rf"{option[2:]}: expected at least 1, got 0"):
+        embed(encoders["c2fmae"], photos, "--output", tmp_path / "out", option, 0)
+    with pytest.raises(ValueError, match="device: 'nothing' cannot be used"):
+        load_command("embed").main([encoders["c2fmae"], str(photos), "--output", "x.parquet", "--device", "nothing"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_call_that_failed_does_not_stand_in_the_way(encoders, photos, tmp_path):
+    with pytest.raises(ValueError, match="30"):
+        embed(encoders["c2fmae"], photos, "--output", tmp_path / "out.parquet", "--image_size", 30)
+    embed(encoders["c2fmae"], photos, "--output", tmp_path / "out.parquet")
+    assert len(read(tmp_path / "out.parquet")) == 7
+
+
+def test_a_folder_of_shards_is_a_dataset(encoders, photos, tmp_path):
+    """One shard has no image that can be read."""
+    for name in ("0", "2"):
+        (photos / "dogs" / f"{name}.jpg").write_bytes(b"no image")
+    rejected = embed(encoders["c2fmae"], photos, "--output", tmp_path / "out", "--rows_per_shard", 1)
+    assert len(rejected) == 2
+    assert len(datasets.load_dataset(str(tmp_path / "out"), split="train")) == 5
+    for path in photos.rglob("*.jpg"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="expected at least one image that can be read, got none"):
+        embed(encoders["c2fmae"], photos, "--output", tmp_path / "none.parquet")
+
+
 def test_classes_of_folders_are_kept(encoders, photos, tmp_path):
     embed(encoders["c2fmae"], photos, "--output", tmp_path / "out.parquet", "--class_folders")
     rows = read(tmp_path / "out.parquet")
@@ -133,7 +178,7 @@ def test_what_cannot_be_read_is_named(encoders, photos, tmp_path, caplog):
     # A folder of shards stays one, and says so again.
     assert embed(encoders["c2fmae"], photos, "--output", tmp_path / "out") == rejected
     assert read(tmp_path / "out" / "*.parquet").num_rows == 7
-    assert json.loads((tmp_path / "out" / "settings.json").read_text())["features"] == "mean"
+    assert json.loads((tmp_path / "out/.embedding/settings.json").read_text())["features"] == "mean"
 
 
 def test_rows_of_a_dataset(encoders, tmp_path):

@@ -607,7 +607,7 @@ def test_a_record_knows_its_encoder(config):
 
 
 def test_folders_without_records(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"expected run.json or results.json of a training script"):
+    with pytest.raises(FileNotFoundError, match=r"expected run.json or results.json of a run"):
         load_run(tmp_path, "x")
     for content in ("{", "\udce4", "[]"):
         (tmp_path / "run.json").write_bytes(content.encode("utf-8", "surrogateescape"))

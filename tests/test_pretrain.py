@@ -200,6 +200,9 @@ def test_the_number_of_steps_follows_from_the_number_of_photographs(pretrain, ph
     assert arguments("--max_steps", "7").max_steps == 7
     assert arguments("--num-train-epochs", "7").max_steps == -1
     assert arguments("--recipe", "demo").max_steps == 420
+    assert arguments("--recipe", "photographs").max_steps == 400
+    continued = pretrain.parse([str(photos), "--use_cpu", "true", "--model_name_or_path", "model"])
+    assert continued[2].max_steps == 400
     # 100 passes, within bounds.
     numbers = {48: 6_400, 1_000: 100_000, 20_000: 1_000_000, 1_281_167: 12_811_670}
     assert {number: photographs.choose_steps(number, 1) for number in numbers} == numbers
@@ -211,6 +214,12 @@ def test_what_is_no_folder_of_photographs(pretrain, saved_rows, tmp_path):
     for name in (saved_rows, tmp_path / "empty", tmp_path / "absent", "me/on-the-hub", None):
         assert photographs.open_photographs(name if name is None else str(name)) is None
     assert pretrain.parse([str(saved_rows), "--use_cpu", "true"])[1].size == "base"
+
+
+def test_the_folder_of_a_run_is_no_folder_of_photographs(pretrain, photos):
+    (photos / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"got the folder of a run; is .*dataset meant\?"):
+        pretrain.parse([str(photos), "--use_cpu", "true"])
 
 
 def test_one_photograph_is_not_enough(pretrain, photos, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -396,6 +397,21 @@ def test_the_papers_curriculum_is_the_one_default(config):
     arguments = C2FMAETrainingArguments(output_dir="unused", use_cpu=True).get_curriculum()
     assert arguments == MaskingCurriculum() == DataCollatorForC2FMAE(config).curriculum
     assert arguments.probabilities(torch.tensor([0.0, 0.5, 1.0])).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_what_the_trainer_is_given(config, rows, tmp_path):
+    with pytest.raises(ValueError, match="args: expected C2FMAETrainingArguments, got TrainingArguments"):
+        C2FMAETrainer(C2FMAEForPreTraining(config), TrainingArguments(str(tmp_path), use_cpu=True))
+    both = datasets.DatasetDict({"train": rows, "test": rows})
+    with pytest.raises(
+        ValueError, match=r"train_dataset: expected one split, got a dictionary of \['test', 'train'\]"
+    ):
+        plain_trainer(config, both, tmp_path)
+    args = C2FMAETrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, disable_tqdm=True, save_strategy="no")
+    trainer = C2FMAETrainer(args=args, model_init=lambda: C2FMAEForPreTraining(config), train_dataset=list(rows))
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert trainer.evaluate(rows.select(range(3))).keys() >= {"eval_loss", "eval_semantic_loss"}
 
 
 def test_a_collator_with_another_curriculum_is_refused(config, rows, tmp_path):

@@ -6,13 +6,15 @@ import argparse
 import difflib
 import inspect
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -20,7 +22,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..publishing.model_card import CardFacts
 
 
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
+#: What transformers reads as a truth value.
+BOOLEANS = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
 #: Of transformers' arguments, those that `--help` shows.
 COMMON = (
     "output_dir",
@@ -87,13 +92,35 @@ class HubArguments:
         return {"card_facts": CardFacts(license=self.hub_license), "license_text": text}
 
 
+def require(package: str, purpose: str, otherwise: str = "") -> None:
+    """
+    Raises:
+        `ImportError`: if a package of the `all` extra is missing, saying what it is for and how to install it.
+    """
+    if find_spec(package) is None:
+        raise ImportError(f'{purpose} needs {package}: pip install "c2fmae-hf[all]"{otherwise}')
+
+
+def pick_device(name: str | None) -> torch.device:
+    """
+    The device of that name; by default a GPU if there is one, else the CPU.
+
+    Raises:
+        `ValueError`: if it cannot be used.
+    """
+    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(1, device=device).device
+    except (AssertionError, RuntimeError) as error:  # PyTorch's ways of saying that there is none
+        raise ValueError(f"device: {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
 # Recipes
 
 
 def recipe_names(command: str) -> list[str]:
     """Recipes of a command that come with the package."""
-    folder = resources.files("c2fmae_hf") / "recipes" / command
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir()) if folder.is_dir() else []
+    return sorted(path.stem for path in (RECIPES / command).glob("*.yaml"))
 
 
 def read_recipe(command: str, name: str) -> dict[str, Any]:
@@ -107,7 +134,7 @@ def read_recipe(command: str, name: str) -> dict[str, Any]:
         `ValueError`: naming the file, or the recipes that there are.
     """
     if name in recipe_names(command):
-        text = (resources.files("c2fmae_hf") / "recipes" / command / f"{name}.yaml").read_text(encoding="utf-8")
+        text = (RECIPES / command / f"{name}.yaml").read_text(encoding="utf-8")
     elif name.endswith(RECIPE_SUFFIXES) and Path(name).is_file():
         text = Path(name).read_text(encoding="utf-8")
     else:
@@ -139,7 +166,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """The description as it is written; one spelling of each option, and its default where that says something."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=36, width=118)
+        super().__init__(prog, max_help_position=36, width=min(shutil.get_terminal_size((118, 0)).columns, 118))
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
@@ -149,7 +176,9 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.option_strings[0]} {self._format_args(action, action.dest.rpartition('_')[2].upper())}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        says_nothing = action.default in (None, False, argparse.SUPPRESS, [], "") or "default" in (action.help or "")
+        says_nothing = action.default in (None, False, argparse.SUPPRESS, [], "", -1) or "default" in (
+            action.help or ""
+        )
         return action.help if says_nothing else f"{action.help} (default: %(default)s)"
 
 
@@ -249,6 +278,7 @@ def parse_arguments(
     if args and args[0].endswith(RECIPE_SUFFIXES):
         args.insert(0, "--recipe")
     _apply_recipe(parser, command, groups, args)
+    args = complete_switches(parser, args)
     *parsed, words = parser.parse_args_into_dataclasses(args, return_remaining_strings=True)
     parsed = parsed[: len(groups)]
     refuse_unknown(parser, words, may_have_words=True)
@@ -266,6 +296,18 @@ def find_missing(parsed: Sequence[Any], required: Sequence[str], positionals: Se
         if given[name] is None:
             return f"expected {name.upper()} or --{name}" if name in positionals else f"--{name} is required"
     return None
+
+
+def complete_switches(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """Write `--knn model` as `--knn true model`: argparse would take the word that follows for the switch's value."""
+    completed: list[str] = []
+    for position, word in enumerate(words):
+        completed.append(word)
+        action = parser._option_string_actions.get(word)
+        following = words[position + 1].lower() if position + 1 < len(words) else ""
+        if action is not None and action.nargs == "?" and action.const is True and following not in BOOLEANS:
+            completed.append("true")
+    return completed
 
 
 def _list_fields(groups: Sequence[type]) -> set[str]:

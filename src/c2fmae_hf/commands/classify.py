@@ -29,7 +29,7 @@ from transformers import (
 
 from ..configuration_c2fmae import C2FMAEConfig
 from ..metrics import load_metric
-from ..publishing.hub import HubError, check_license, push_to_hub
+from ..publishing.hub import HubError, prepare_repository, push_to_hub
 from ..publishing.records import load_run
 from ..publishing.repository import load_saved
 from ..transfer.classification import (
@@ -55,7 +55,9 @@ class ClassifyArguments(TransferArguments):
     """Model and data."""
 
     image_size: int | None = field(default=None, metadata={"help": "Side of the input; by default the model's own."})
-    pooling: str | None = field(default=None, metadata={"help": "mean or cls; by default the model's own."})
+    pooling: str | None = field(
+        default=None, metadata={"help": "mean or cls; by default the model's own.", "choices": ["mean", "cls"]}
+    )
     min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest area of a training crop."})
     crop_ratio: float = field(default=0.875, metadata={"help": "Side of the central crop in evaluation."})
     knn: bool = field(default=False, metadata={"help": "Frozen encoder, weighted nearest neighbours, no training."})
@@ -86,13 +88,8 @@ def find_mistake(args: ClassifyArguments, training_args: TrainingArguments, _) -
 
 def load_rows(args: ClassifyArguments, seed: int):
     """Training and validation rows, and the names of their classes."""
-    train, validation = args.load(seed)
-    for rows in (train, validation):
-        if "label" not in rows.features:
-            raise ValueError(
-                f"dataset: expected a column 'label', got {rows.column_names}. A folder with a subfolder of images "
-                "for each class has one"
-            )
+    hint = "A folder with a subfolder of images for each class has them"
+    train, validation = args.load(seed, ("image", "label"), hint)
     feature, other = train.features["label"], validation.features["label"]
     if getattr(feature, "names", None) != getattr(other, "names", None):
         raise ValueError(
@@ -124,7 +121,14 @@ def judge_features(args: ClassifyArguments, training_args, hub_args, data, id2la
             raise HubError(
                 f"--push_to_hub and --linear_probe: expected a C2FMAE encoder, got {encoder.config.model_type}"
             )
-        check_license(encoder, hub_args.publishing()["card_facts"], hub_args.publishing()["license_text"])
+        prepare_repository(
+            encoder,
+            training_args.hub_model_id or Path(training_args.output_dir).absolute().name,
+            facts=hub_args.publishing()["card_facts"],
+            license_text=hub_args.publishing()["license_text"],
+            private=training_args.hub_private_repo,
+            token=training_args.hub_token,
+        )
     encoder = encoder.to(training_args.device)
     rows = {"train": len(train_rows), "validation": len(validation_rows)}
     record = args.record(TASK, training_args, rows, encoder)
@@ -200,7 +204,9 @@ def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, f
 def fine_tune(args: ClassifyArguments, training_args, hub_args, data, id2label) -> tuple[dict, dict]:
     train_rows, validation_rows = data
     if args.evaluate_only:
-        model = AutoModelForImageClassification.from_pretrained(args.model)
+        model, info = AutoModelForImageClassification.from_pretrained(args.model, output_loading_info=True)
+        if info["missing_keys"]:
+            raise ValueError(f"model: expected a classifier to evaluate, got {args.model}, whose head would be random")
     else:
         model = build_classifier(
             args.model,

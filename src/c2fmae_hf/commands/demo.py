@@ -34,7 +34,7 @@ from ..labelling.records import encode_label_map, number_instances
 from ..labelling.shards import dataset_features
 from ..pictures.photographs import embedded_photographs
 from . import pretrain
-from .arguments import CommandParser
+from .arguments import CommandParser, require
 
 
 TILE_SIZE = 192
@@ -144,6 +144,8 @@ def main(args: list[str] | None = None) -> float:
     output_dir = parser.parse_args(args).output_dir
     if output_dir.exists() and any(output_dir.iterdir()):
         parser.error(f"{output_dir} exists already; remove it, or choose another with --output_dir")
+    for package in ("skimage", "sklearn", "matplotlib"):
+        require(package, "the demonstration")
     save_dataset(output_dir / "dataset")
     pretrain.main(["--recipe", "demo", "--dataset_name", str(output_dir / "dataset"), "--output_dir", str(output_dir)])
     difference = compare_libraries(output_dir / "c2fmae-vit-tiny", embedded_photographs(["chelsea"])["chelsea"])

@@ -26,10 +26,8 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, TrainingArguments
 
 from ..data.rows import semantic_id2label
-from ..data.splits import load_train_and_validation
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..pictures.colours import colour_ids
-from ..pictures.figures import draw_panels
 from ..transfer.detection import DetectionTrainer, Mask2FormerTrainer, build_mask2former, build_mask_rcnn
 from ..transfer.encoders import pixel_statistics
 from ..transfer.modeling_mask_rcnn import MaskRCNNForObjectDetection
@@ -42,7 +40,7 @@ from ..transfer.objects import (
     detection_transform,
     find_thing_classes,
 )
-from .arguments import HubArguments
+from .arguments import HubArguments, require
 from .transfer import TransferArguments, finish, parse_transfer, train
 
 
@@ -91,9 +89,10 @@ def load_objects(args: DetectArguments, seed: int) -> tuple[ObjectSource, Object
         folder = Path(args.coco_dir)
         train = CocoObjects(folder / "train2017", folder / "annotations" / "instances_train2017.json")
         return train, CocoObjects(folder / "val2017", folder / "annotations" / "instances_val2017.json", train)
-    train, validation = load_train_and_validation(
-        args.dataset_name, args.train_split, args.validation_split, seed=seed, validation_share=args.validation_share
-    )
+    hint = "c2fmae label makes such a dataset"
+    number, args.max_train_samples = args.max_train_samples, None  # classes are those of all rows
+    train, validation = args.load(seed, ("image", "semantic", "instance"), hint)
+    args.max_train_samples = number
     names = semantic_id2label(train.features) or {}
     known = find_thing_classes(train)
     ids = args.thing_classes or known
@@ -150,6 +149,8 @@ def draw(trainer: DetectionTrainer, number: int, path: Path, least_score: float 
     """Photographs with annotated and with detected objects."""
     if number == 0:
         return
+    from ..pictures.figures import draw_panels
+
     panels: dict[str, list[np.ndarray]] = {"photograph": [], "annotated": [], "detected": []}
     model = trainer.model.eval()
     number = min(number, len(trainer.eval_dataset))
@@ -170,6 +171,9 @@ def parse(args: list[str] | None = None) -> tuple[DetectArguments, TrainingArgum
 
 def main(args: list[str] | None = None) -> dict:
     args, training_args, hub_args = parse(args)
+    require("pycocotools", "detection")
+    if args.num_drawn > 0:
+        require("matplotlib", "detections.png", " or pass --num_drawn 0")
     train_objects, validation_objects = load_objects(args, training_args.seed)
     model, trainer_class, options = build(args, train_objects.id2label)
     jitter_size = args.image_size if args.large_scale_jitter else None

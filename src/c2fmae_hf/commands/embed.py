@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import logging
 
-import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor
 
 from ..labelling.sources.open import open_source
 from ..publishing.fingerprints import weights_fingerprint
 from ..publishing.repository import check_saved
 from ..transfer.embedding import KINDS, embed_images
 from ..transfer.encoders import build_processor, load_encoder, own_image_size
-from .arguments import CommandParser
+from .arguments import CommandParser, pick_device
+
+
+logger = logging.getLogger(__name__)
 
 
 def main(args: list[str] | None = None) -> list[str]:
@@ -38,7 +40,9 @@ def main(args: list[str] | None = None) -> list[str]:
         "--features", choices=KINDS, default="mean", help="class token, mean of the patches, or all patches"
     )
     parser.add_argument("--half", action="store_true", help="store float16 instead of float32")
-    parser.add_argument("--image_size", type=int, help="side of the input in pixels; by default the model's own")
+    parser.add_argument(
+        "--image_size", type=int, help="side of a square input; by default the model's image processor decides"
+    )
     parser.add_argument("--split", help="split of a dataset; by default its only one, or train")
     parser.add_argument("--class_folders", action="store_true", help="folders below IMAGES are classes")
     parser.add_argument("--batch_size", type=int, default=32, help="images of a forward pass")
@@ -51,15 +55,19 @@ def main(args: list[str] | None = None) -> list[str]:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     source = open_source(options.images, options.split, class_folders=options.class_folders)
     check_saved(options.model)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_encoder(options.model).to(device)
-    image_size = options.image_size or own_image_size(AutoConfig.from_pretrained(options.model))
-    processor = build_processor(options.model, model.config, image_size)
-    settings = {
-        "model": weights_fingerprint(model),
-        "image_size": image_size,
-        "processor": {k: v for k, v in processor.to_dict().items() if k.startswith(("do_", "image_", "size", "crop"))},
-    }
+    model = load_encoder(options.model).to(pick_device(options.device))
+    processor = None
+    if options.image_size is None:
+        try:
+            processor = AutoImageProcessor.from_pretrained(options.model)
+        except (OSError, ValueError):
+            logger.warning(
+                "%s has no image processor: images are resized to its input, as in ImageNet.", options.model
+            )
+    if processor is None:
+        image_size = options.image_size or own_image_size(AutoConfig.from_pretrained(options.model))
+        processor = build_processor(options.model, model.config, image_size)
+    settings = {"model": weights_fingerprint(model), "processor": processor.to_json_string()}
     rows, rejected = embed_images(
         model,
         processor,

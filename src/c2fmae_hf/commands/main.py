@@ -53,16 +53,22 @@ def is_expected(error: BaseException) -> bool:
 
     from ..publishing.hub import HubError
 
+    if type(error) is RuntimeError:  # the libraries' are not meant for users
+        return is_ours(error)
     return isinstance(error, (ValueError, OSError, ImportError, FloatingPointError, HubError, SafetensorError))
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether this package raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and PACKAGE in Path(frames[-1].filename).parents
 
 
 def explain(error: BaseException) -> str:
     """One line; where others raised the error, also how to see where."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = " ".join(lines) or type(error).__name__
-    frames = traceback.extract_tb(error.__traceback__)
-    is_ours = bool(frames) and PACKAGE in Path(frames[-1].filename).parents
-    return message if is_ours else f"{message} (C2FMAE_TRACEBACK=1 shows where)"
+    return message if is_ours(error) else f"{message} (C2FMAE_TRACEBACK=1 shows where)"
 
 
 def run(name: str, args: Sequence[str]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,11 @@ def open_photographs(name: str | None, split: str | None = None) -> ImageSource 
     is_archive = name.endswith((".tar", ".tar.gz", ".tgz"))
     if not is_archive and not Path(name).expanduser().is_dir():
         return None
+    folder = Path(name).expanduser()
+    if (folder / "run.json").is_file() or (folder / "trainer_state.json").is_file():
+        raise ValueError(
+            f"{name}: expected photographs or a dataset, got the folder of a run; is {folder / 'dataset'} meant?"
+        )
     try:
         source = open_source(name, split)
     except (FileNotFoundError, ValueError):  # no images; `load_splits` says what is wrong with it
@@ -59,8 +63,6 @@ def label_photographs(source: ImageSource, name: str, folder: Path) -> None:
         `ImportError`: if a package for labelling is missing.
         `ValueError`: if there are fewer than two photographs.
     """
-    if find_spec("skimage") is None or find_spec("sklearn") is None:
-        raise ImportError(f'{name}: labelling photographs needs scikit-image: pip install "c2fmae-hf[all]"')
     number = source.num_records(1000)
     if number is not None and number < 2:
         raise ValueError(f"{name}: expected at least 2 photographs, got {number}")

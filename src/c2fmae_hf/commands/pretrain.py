@@ -23,6 +23,7 @@ from pathlib import Path
 
 import datasets
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
@@ -37,7 +38,7 @@ from ..training.decoder_evaluation import evaluate_decoder
 from ..training.trainer import C2FMAETrainer
 from ..training.training_args import C2FMAETrainingArguments
 from ..utils.files import write_json
-from .arguments import HubArguments, find_checkpoint, has_option, has_recipe, parse_arguments, read_recipe
+from .arguments import HubArguments, find_checkpoint, has_option, has_recipe, parse_arguments, read_recipe, require
 from .photographs import RECIPE, choose_steps, label_photographs, open_photographs
 
 
@@ -89,10 +90,25 @@ GROUPS = (DataArguments, ModelArguments, C2FMAETrainingArguments, HubArguments)
 
 
 def find_mistake(_, model_args: ModelArguments, *others) -> str | None:
+    try:
+        overrides = json.loads(model_args.config_overrides or "{}")
+    except ValueError as error:
+        return f"config_overrides: expected JSON, {error}"
+    if not isinstance(overrides, dict):
+        return f"config_overrides: expected names and values as JSON, got {model_args.config_overrides}"
+    known = {*C2FMAEConfig().to_dict(), "attn_implementation", "out_features", "out_indices"}
+    if unknown := sorted(overrides.keys() - known):
+        return f"config_overrides: unknown fields {unknown} of C2FMAEConfig"
     fixed = ("size", "image_size", "num_semantic_classes", "config_overrides")
     given = [name for name in fixed if getattr(model_args, name) != getattr(ModelArguments, name)]
-    if model_args.model_name_or_path is not None and given:
-        return f"{given} cannot be combined with model_name_or_path, whose configuration is used"
+    if model_args.model_name_or_path is not None:
+        if given:
+            return f"{given} cannot be combined with model_name_or_path, whose configuration is used"
+        return None
+    try:  # with any number of classes, which the dataset decides
+        C2FMAEConfig.from_size(model_args.size, image_size=model_args.image_size, **overrides)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        return " ".join(str(error).split())
     return None
 
 
@@ -150,14 +166,17 @@ def parse(args: list[str] | None = None) -> tuple:
 
     parsed = read()
     source = open_photographs(parsed[0].dataset_name)
-    if source is None or has_recipe(words):
+    if source is None:
         return parsed
-    defaults = read_recipe("pretrain", RECIPE)
+    defaults = {} if has_recipe(words) else read_recipe("pretrain", RECIPE)
+    if parsed[1].model_name_or_path is not None:  # whose configuration is used
+        defaults = {name: value for name, value in defaults.items() if name not in ("size", "image_size")}
     parsed = read(**defaults)
-    number = source.num_records(1000)
-    if number is not None and not has_option(words, "max_steps", "num_train_epochs"):
-        return read(**defaults, max_steps=choose_steps(number, images_per_step(parsed[2])))
-    return parsed
+    arguments, number = parsed[2], source.num_records(1000)
+    is_chosen = arguments.max_steps > 0 or arguments.num_train_epochs != C2FMAETrainingArguments.num_train_epochs
+    if number is None or is_chosen or has_option(words, "max_steps", "num_train_epochs"):
+        return parsed
+    return read(**defaults, max_steps=choose_steps(number, images_per_step(arguments)))
 
 
 def images_per_step(args: C2FMAETrainingArguments) -> int:
@@ -166,8 +185,8 @@ def images_per_step(args: C2FMAETrainingArguments) -> int:
 
 def main(args: list[str] | None = None) -> C2FMAETrainer:
     data_args, model_args, training_args, hub_args = parse(args)
-    if data_args.num_drawn > 0:  # here, since without matplotlib it would fail after training
-        from ..pictures.reconstruction import draw_curves, draw_reconstruction
+    if data_args.num_drawn > 0:  # now, and not after the training
+        require("matplotlib", "reconstruction.png", " or pass --num_drawn 0")
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     transformers_logging.set_verbosity(training_args.get_process_log_level())
     set_seed(training_args.seed)
@@ -187,7 +206,12 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         with training_args.main_process_first(desc="labelling"):
             if training_args.process_index == 0:
                 label_photographs(source, photographs, output_dir / "dataset")
-        logger.info("Training for %s steps of %d images.", training_args.max_steps, images_per_step(training_args))
+        length = (
+            f"{training_args.max_steps} steps"
+            if training_args.max_steps > 0
+            else (f"{training_args.num_train_epochs:g} epochs in steps")
+        )
+        logger.info("Training for %s of %d images.", length, images_per_step(training_args))
     train_rows, held_out_rows, held_out_name = load_rows(data_args, training_args.seed)
     if model_args.model_name_or_path is not None:
         model = C2FMAEForPreTraining.from_pretrained(model_args.model_name_or_path)
@@ -242,6 +266,8 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     names = (encoder_dir.name, f"{encoder_dir.name}-pretraining", "trainer_state.json", RUN_FILE)
     results = [output_dir / name for name in names]
     if data_args.num_drawn > 0 and trainer.is_world_process_zero():
+        from ..pictures.reconstruction import draw_curves, draw_reconstruction
+
         title = f"{encoder_dir.name}, {trainer.state.global_step} steps"
         dataset = eval_dataset if eval_dataset is not None else trainer.train_dataset
         if data_args.streaming:

@@ -24,7 +24,6 @@ from ..data.rows import count_semantic_classes, semantic_id2label
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..images import to_rgb
 from ..pictures.colours import colour_ids
-from ..pictures.figures import draw_panels
 from ..transfer.encoders import own_image_size, pixel_statistics
 from ..transfer.segmentation import (
     MeanIoUOfBatches,
@@ -35,7 +34,7 @@ from ..transfer.segmentation import (
     patch_size_of_segmenter,
     segmentation_transforms,
 )
-from .arguments import HubArguments
+from .arguments import HubArguments, require
 from .transfer import TransferArguments, finish, parse_transfer, train
 
 
@@ -65,7 +64,8 @@ class SegmentArguments(TransferArguments):
 
 
 def load_rows(args: SegmentArguments, seed: int):
-    train, validation = args.load(seed)
+    hint = "c2fmae label makes such a dataset"
+    train, validation = args.load(seed, ("image", "semantic"), hint)
     if args.class_names is not None:
         id2label = dict(enumerate(Path(args.class_names).read_text(encoding="utf-8").splitlines()))
     else:
@@ -94,6 +94,8 @@ def draw(trainer: SemanticSegmentationTrainer, rows, id2label: dict[int, str], n
     """Photographs, labels and predictions side by side."""
     if number == 0:
         return
+    from ..pictures.figures import draw_panels
+
     number = min(number, len(rows))
     chosen = [index * len(rows) // number for index in range(number)]
     panels: dict[str, list[np.ndarray]] = {"photograph": [], "labels": [], "prediction": []}
@@ -114,6 +116,8 @@ def parse(args: list[str] | None = None) -> tuple[SegmentArguments, TrainingArgu
 
 def main(args: list[str] | None = None) -> dict:
     args, training_args, hub_args = parse(args)
+    if args.num_drawn > 0:
+        require("matplotlib", "predictions.png", " or pass --num_drawn 0")
     train_rows, validation_rows, id2label = load_rows(args, training_args.seed)
     if args.evaluate_only:
         model = AutoModelForSemanticSegmentation.from_pretrained(args.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,14 @@ class TransferArguments:
     layer_decay: float = field(default=0.75, metadata={"help": "Learning rate of a layer to that of the next."})
     ema_decay: float | None = field(default=None, metadata={"help": "Average the weights with this decay."})
 
-    def load(self, seed: int):
-        """Training and validation rows."""
-        return load_train_and_validation(
+    def load(self, seed: int, columns: Sequence[str], hint: str):
+        """
+        Training and validation rows.
+
+        Raises:
+            `ValueError`: if one of the columns is missing, with a hint.
+        """
+        parts = load_train_and_validation(
             self.dataset_name,
             self.train_split,
             self.validation_split,
@@ -52,6 +57,10 @@ class TransferArguments:
             seed,
             self.validation_share,
         )
+        for rows in parts:
+            if not set(columns) <= set(rows.column_names):
+                raise ValueError(f"dataset: expected the columns {list(columns)}, got {rows.column_names}. {hint}")
+        return parts
 
     def record(
         self, task: str, training_args: TrainingArguments, rows: Mapping[str, int], model: nn.Module, **splits: str

@@ -13,9 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data.validation import ValidationReport, validate_dataset
-from ..pictures.contact_sheet import draw_contact_sheet
 from ..utils.files import write_json
-from .arguments import CommandParser
+from .arguments import CommandParser, require
 
 
 def main(args: list[str] | None = None) -> ValidationReport:
@@ -29,6 +28,8 @@ def main(args: list[str] | None = None) -> ValidationReport:
     parser.add_argument("--num_threads", type=int, default=2, help="Threads that decode.")
     parser.add_argument("--num_drawn", type=int, default=12, help="Rows of the contact sheet; 0 draws none.")
     parsed = parser.parse_args(args)
+    if parsed.num_drawn > 0:
+        require("matplotlib", "the contact sheet", " or pass --num_drawn 0")
     report, samples = validate_dataset(
         parsed.dataset_name, parsed.split, parsed.num_semantic_classes, parsed.num_threads, parsed.num_drawn
     )
@@ -40,6 +41,8 @@ def main(args: list[str] | None = None) -> ValidationReport:
     results = [folder / f"validation-{parsed.split}.json"]
     write_json(results[0], report.to_dict())
     if samples:
+        from ..pictures.contact_sheet import draw_contact_sheet
+
         results.append(folder / f"contact_sheet-{parsed.split}.png")
         names = {entry["id"]: entry["name"] for entry in report.classes}
         draw_contact_sheet(samples, results[1], names, f"{parsed.dataset_name}, split {parsed.split}")

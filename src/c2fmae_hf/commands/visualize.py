@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
@@ -33,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 from ..data.rows import MAP_COLUMNS, semantic_id2label, undecoded
 from ..data.splits import load_splits
 from ..images import expand_label_map, open_image, to_label_map, to_rgb
+from ..labelling.labellers.classical import ClassicalLabeller
 from ..labelling.records import resample_label_map
 from ..labelling.sources.folder import FolderSource
 from ..masking import MaskingCurriculum
@@ -56,7 +56,7 @@ from ..pictures.views import (
     with_predicted_maps,
 )
 from ..publishing.redaction import hide_folders, hide_tokens
-from .arguments import parse_arguments
+from .arguments import parse_arguments, pick_device
 
 
 logger = logging.getLogger(__name__)
@@ -211,10 +211,6 @@ def read_originals(rows: Sequence[dict[str, Any]], on_bad_row: str) -> tuple[lis
 
 def label_classically(originals: Sequence[Original]) -> None:
     """Give maps to photographs that have none."""
-    try:
-        from ..labelling.labellers.classical import ClassicalLabeller
-    except ImportError as error:
-        raise ImportError('classical maps need scikit-image: pip install "c2fmae-hf[all]"') from error
     labeller = ClassicalLabeller(num_classes=8)
     labeller.fit(original.image for original in originals)
     for original in originals:
@@ -355,7 +351,7 @@ def describe(models: Sequence[ViewedModel], photos: Sequence[Photo], args: Galle
 
 
 def run(args: GalleryArguments, words: Sequence[str]) -> list[Path]:
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(args.device)
     names = [name for name in (args.model, args.compare_model) if name is not None]
     models = [load_viewed_model(name, device) for name in names]
     if len({viewed.name for viewed in models}) < len(models):  # the same name in two folders

@@ -19,7 +19,7 @@ class C2FMAEDataset(Dataset):
     A map-style dataset for pre-training.
 
     Args:
-        rows (`datasets.Dataset`, or a sequence of dictionaries): See this module's head.
+        rows (`datasets.Dataset`, or a sequence of dictionaries): See [`~c2fmae_hf.data.rows`].
         transform ([`JointTransform`]): Of images and maps.
         map_columns: Which label maps are read; a column that is not there is an error.
         num_semantic_classes (`int`, *optional*): Class ids are checked against it.

@@ -54,7 +54,17 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
         return {split: _stream(rows) for split, rows in splits.items()} if streaming else splits
     if name.startswith((".", "/", "~")) and not path.exists():
         raise FileNotFoundError(f"dataset: expected a folder or Parquet files at {name!r}, found nothing")
-    return dict(datasets.load_dataset(name, config_name, streaming=streaming))
+    if path.is_file():
+        raise ValueError(f"dataset: expected a folder, Parquet files or a name on the Hub, got the file {name!r}")
+    try:
+        return dict(datasets.load_dataset(name, config_name, streaming=streaming))
+    except (ConnectionError, FileNotFoundError) as error:
+        if path.exists():
+            raise
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"dataset: found no folder {name!r} here, and could not load it from the Hub: {reason}"
+        ) from error
 
 
 def load_train_and_validation(

@@ -213,13 +213,20 @@ def validate_dataset(
 
     Raises:
         `FileNotFoundError`: if there is no such dataset.
-        `ValueError`: if there is no such split.
+        `ValueError`: if there is no such split, or a column is missing.
     """
     report = ValidationReport(name, split, shards=check_manifest(name, split))
     splits = load_splits(name, streaming=True)
     if split not in splits:
         raise ValueError(f"split: expected one of {sorted(splits)}, got {split!r}")
     rows = undecoded(splits[split])
+    columns = rows.column_names or []
+    missing = [name for name in ("image", *MAP_COLUMNS) if name not in columns]
+    if missing:
+        raise ValueError(
+            f"dataset: expected the columns {['image', *MAP_COLUMNS]}, got {columns}. c2fmae label makes such a "
+            "dataset"
+        )
     names = semantic_id2label(rows.features) or {}
     inspect = functools.partial(inspect_row, num_classes=num_classes or len(names) or None)
     totals = _Totals()
@@ -227,8 +234,8 @@ def validate_dataset(
     kept: list[Mapping[str, Any]] = []
     spacing = 1
     with ThreadPoolExecutor(num_threads) as pool, tqdm(desc="Validating", unit=" rows", mininterval=1) as progress:
-        for columns in rows.iter(8 * num_threads):
-            batch = [dict(zip(columns, values)) for values in zip(*columns.values())]
+        for block in rows.iter(8 * num_threads):
+            batch = [dict(zip(block, values)) for values in zip(*block.values())]
             for row, result in zip(batch, pool.map(inspect, batch)):
                 image_id = row.get("image_id")
                 if image_id is not None:

@@ -249,7 +249,7 @@ class Run:
 
 def load_run(path: str | os.PathLike, name: str) -> Run:
     """
-    The records in a folder that a training script wrote, or one `results.json`, whatever its name is now.
+    The records in a folder that a command wrote, or one `results.json`, whatever its name is now.
 
     Args:
         path: The folder, or the file.
@@ -266,7 +266,7 @@ def load_run(path: str | os.PathLike, name: str) -> Run:
     if path.is_file():  # whatever its name is
         found = {RESULTS_FILE: path}
     if not path.is_file() and not {RUN_FILE, RESULTS_FILE} & set(found):
-        raise FileNotFoundError(f"{folder}: expected {RUN_FILE} or {RESULTS_FILE} of a training script, found neither")
+        raise FileNotFoundError(f"{folder}: expected {RUN_FILE} or {RESULTS_FILE} of a run, found neither")
     files = {}
     for file, source in found.items():
         try:

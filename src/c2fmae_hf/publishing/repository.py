@@ -83,6 +83,12 @@ def check_saved(name: str) -> None:
             raise FileNotFoundError(f"{name}: expected a folder or a name on the Hub, found no such folder") from None
 
 
+def not_found(name: str, error: Exception) -> str:
+    """A message for a model that is neither a folder nor could be loaded from the Hub."""
+    reason = str(error).strip().partition("\n")[0]
+    return f"model: found no folder {name!r} here, and could not load it from the Hub: {reason}"
+
+
 def load_saved(name: str | os.PathLike) -> tuple[PreTrainedModel, Any]:
     """
     Model and image processor that `save_pretrained` or a command wrote; the model's class is the one that
@@ -104,6 +110,8 @@ def load_saved(name: str | os.PathLike) -> tuple[PreTrainedModel, Any]:
         config = AutoConfig.from_pretrained(name)
         architecture = str((config.architectures or [None])[0])
     except (OSError, ValueError, AttributeError, TypeError, StrictDataclassError) as error:  # no JSON, no object, ...
+        if not Path(name).exists():
+            raise FileNotFoundError(not_found(str(name), error)) from error
         raise ValueError(f"{name}/{CONFIG_FILE}: expected a model's configuration, {error}") from None
     model_class = _class_of(type(config), architecture)
     if model_class is None:

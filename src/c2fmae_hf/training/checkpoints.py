@@ -164,6 +164,8 @@ def check_checkpoint(checkpoint: str | os.PathLike) -> None:
         `ValueError`: if files of a checkpoint are missing or too short, as after an interrupted copy.
     """
     manifest = Path(checkpoint) / MANIFEST_FILE
+    if not manifest.parent.is_dir():
+        raise ValueError(f"{checkpoint}: expected the folder of a checkpoint, found none")
     if not manifest.is_file():
         raise ValueError(f"{checkpoint}: expected a checkpoint of this package, got a folder without {MANIFEST_FILE}")
     there = sizes_of_files(manifest.parent)

@@ -90,7 +90,14 @@ class C2FMAETrainer(PublishingTrainer):
         **kwargs: Any,
     ) -> None:
         args = C2FMAETrainingArguments("tmp_trainer") if args is None else args
-        config = getattr(model, "config", None)
+        if not isinstance(args, C2FMAETrainingArguments):
+            raise ValueError(f"args: expected C2FMAETrainingArguments, got {type(args).__name__}")
+        if isinstance(train_dataset, datasets.DatasetDict):
+            raise ValueError(f"train_dataset: expected one split, got a dictionary of {sorted(train_dataset)}")
+        if model is None and "model_init" in kwargs:
+            config = kwargs["model_init"]().config
+        else:
+            config = getattr(model, "config", None)
         if isinstance(config, C2FMAEConfig):
             if processing_class is None:
                 processing_class = C2FMAEImageProcessor.from_config(config)
@@ -288,6 +295,13 @@ class C2FMAETrainer(PublishingTrainer):
                 logs["skipped_rows"] = int(self.accelerator.reduce(skipped, reduction="sum"))
         super().log(logs, start_time)
 
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in transformers; plain rows are wrapped as those of `eval_dataset` at construction."""
+        config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
+        if isinstance(config, C2FMAEConfig) and isinstance(self.processing_class, C2FMAEImageProcessor):
+            eval_dataset = wrap_rows(eval_dataset, config, self.args, self.processing_class)  # type: ignore[arg-type]
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         # Averages of the training steps since the last log are set aside.
         training, (self._averages, self._watched) = (self._averages, self._watched), (RunningAverages(), Watched())
@@ -334,12 +348,12 @@ class FiniteCallback(TrainerCallback):
         self.trainer.check_update()
 
 
-def check_curriculum(data_collator: Any, args: TrainingArguments) -> None:
+def check_curriculum(data_collator: Any, args: C2FMAETrainingArguments) -> None:
     """
     Raises:
         `ValueError`: if a collator masks by another curriculum than the arguments describe.
     """
-    if isinstance(data_collator, DataCollatorForC2FMAE) and isinstance(args, C2FMAETrainingArguments):
+    if isinstance(data_collator, DataCollatorForC2FMAE):
         described = args.get_curriculum()
         if data_collator.curriculum != described:
             raise ValueError(
@@ -383,17 +397,18 @@ def wrap_rows(
     A [`C2FMAEDataset`] or [`C2FMAEIterableDataset`] of plain rows, without progress; anything else as it is.
 
     Args:
-        rows (`datasets.Dataset` or `datasets.IterableDataset`, or anything else).
+        rows (`datasets.Dataset`, `datasets.IterableDataset`, a list of dictionaries with `image`, or anything else).
         config, args, processor: Decide on the label maps that are read, the transform and the normalisation.
         is_training (`bool`): Whether crops and flips are random.
     """
-    if not isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
+    is_list = isinstance(rows, list) and bool(rows) and isinstance(rows[0], Mapping) and "image" in rows[0]
+    if not is_list and not isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
         return rows
     curriculum = args.get_curriculum()
     needed = {*config.granularities, *config.input_granularities}
     if curriculum.schedule != "constant" or any(curriculum.weights[:2]):
         # Maps that only guide masks may be missing. Instance-guided masks fall back on semantic regions.
-        columns = rows.column_names or MAP_COLUMNS
+        columns = rows[0] if is_list else rows.column_names or MAP_COLUMNS
         missing = [name for name in MAP_COLUMNS if name not in columns and name not in needed]
         if missing:
             logger.warning("The rows have no column %s: masks that it would guide are random.", " and ".join(missing))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: What is written of an image: the class token, the mean of the patch tokens, or all patch tokens.
 KINDS = ("cls", "mean", "patches")
-SETTINGS_FILE = "settings.json"
+#: Within the folder of shards; `datasets` passes over names with a dot.
+STATE, SETTINGS_FILE = ".embedding", "settings.json"
 
 
 def embed_images(
@@ -72,6 +73,9 @@ def embed_images(
     """
     if kind not in KINDS:
         raise ValueError(f"features: expected one of {KINDS}, got {kind!r}")
+    for name, number in (("batch_size", batch_size), ("rows_per_shard", rows_per_shard), ("num_threads", num_threads)):
+        if number < 1:
+            raise ValueError(f"{name}: expected at least 1, got {number}")
     output = Path(output)
     is_file = output.suffix == ".parquet"
     folder = output.with_name(f".{output.name}.parts") if is_file else output
@@ -89,18 +93,23 @@ def embed_images(
         model.eval()
         embedder = _Embedder(model, processor, kind, batch_size, half, pool)
         for part in parts:
-            path = folder / f"part-{part.index:05d}.parquet"
-            notes = path.with_suffix(".rejected.json")
-            if path.is_file() and notes.is_file():
-                bar.update(pq.ParquetFile(path).metadata.num_rows + len(json.loads(notes.read_text("utf-8"))))
+            path, done = folder / f"part-{part.index:05d}.parquet", folder / STATE / f"part-{part.index:05d}.json"
+            if done.is_file():
+                state = json.loads(done.read_text("utf-8"))
+                bar.update(state["rows"] + len(state["rejected"]))
             else:
                 table, missed = embedder.table(source, part, bar)
-                write_json(notes, missed)
-                with replace_file(path) as temporary:
-                    pq.write_table(table.replace_schema_metadata({"c2fmae": json.dumps(described)}), temporary)
-            rejected += json.loads(notes.read_text("utf-8"))
-    files = [folder / f"part-{part.index:05d}.parquet" for part in parts]
+                write_json(folder / STATE / SETTINGS_FILE, described)
+                if table is not None:
+                    with replace_file(path) as temporary:
+                        pq.write_table(table.replace_schema_metadata({"c2fmae": json.dumps(described)}), temporary)
+                state = {"rows": 0 if table is None else table.num_rows, "rejected": missed}
+                write_json(done, state)
+            rejected += state["rejected"]
+    files = sorted(folder.glob("part-*.parquet"))
     rows = sum(pq.ParquetFile(path).metadata.num_rows for path in files)
+    if not rows:
+        raise ValueError(f"{output}: expected at least one image that can be read, got none")
     if is_file:
         _join(files, output)
         shutil.rmtree(folder)
@@ -108,10 +117,14 @@ def embed_images(
 
 
 def _begin(folder: Path, output: Path, described: dict[str, Any]) -> None:
-    """Make the folder of shards, or make sure that it was begun with the same settings."""
+    """
+    Raises:
+        `FileExistsError`: if the output, or something else in its place, is there.
+        `ValueError`: if it was begun with other settings.
+    """
     if output.suffix == ".parquet" and output.exists():
         raise FileExistsError(f"{output}: expected a new file, got one that exists; remove it, or choose another name")
-    path = folder / SETTINGS_FILE
+    path = folder / STATE / SETTINGS_FILE
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = sorted(name for name in {*before, *described} if before.get(name) != described.get(name))
@@ -122,7 +135,6 @@ def _begin(folder: Path, output: Path, described: dict[str, Any]) -> None:
         return
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder}: expected a new or an empty folder, got one with other files")
-    write_json(path, described)
 
 
 class _Embedder:
@@ -137,7 +149,8 @@ class _Embedder:
         self.device = next(model.parameters()).device
         self.dtype = np.float16 if half else np.float32
 
-    def table(self, source: ImageSource, part: Part, bar: tqdm) -> tuple[pa.Table, list[str]]:
+    def table(self, source: ImageSource, part: Part, bar: tqdm) -> tuple[pa.Table | None, list[str]]:
+        """The rows of a part, `None` if no image can be read, and a line for each that cannot."""
         ids: list[str] = []
         labels: list[int | None] = []
         features: list[np.ndarray] = []
@@ -156,10 +169,12 @@ class _Embedder:
             if images:
                 features.append(self._features(images))
             bar.update(len(batch))
+        if not features:
+            return None, missed
         columns: dict[str, Any] = {"image_id": pa.array(ids, pa.string())}
         if source.label_feature is not None:
             columns["label"] = pa.array(labels, pa.int64())
-        columns["features"] = _lists(np.concatenate(features) if features else np.zeros((0, 1), self.dtype))
+        columns["features"] = _lists(np.concatenate(features))
         return pa.table(columns), missed
 
     def _features(self, images: Sequence[Any]) -> np.ndarray:
@@ -195,19 +210,6 @@ def _lists(values: np.ndarray) -> pa.Array:
 def _join(files: Sequence[Path], output: Path) -> None:
     """The shards as one file, a shard in memory at a time."""
     output.parent.mkdir(parents=True, exist_ok=True)
-
-    def tables() -> Iterator[pa.Table]:
+    with replace_file(output) as temporary, pq.ParquetWriter(temporary, pq.read_schema(files[0])) as writer:
         for file in files:
-            table = pq.read_table(file)
-            if table.num_rows:
-                yield table
-
-    with replace_file(output) as temporary:
-        found = tables()
-        first = next(found, None)
-        if first is None:
-            raise ValueError(f"{output}: expected at least one image that can be read, got none")
-        with pq.ParquetWriter(temporary, first.schema) as writer:
-            writer.write_table(first)
-            for table in found:
-                writer.write_table(table)
+            writer.write_table(pq.read_table(file))

@@ -26,6 +26,7 @@ from transformers import (
 from ..configuration_c2fmae import C2FMAEConfig, resize_before_crop
 from ..constants import IMAGENET_MEAN, IMAGENET_STD
 from ..image_processing_c2fmae import C2FMAEImageProcessor
+from ..publishing.repository import not_found
 
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,12 @@ def encoder_config(
         for field, value in options.items():
             setattr(config, field, value)
     else:
-        config = AutoConfig.from_pretrained(name, **options)
+        try:
+            config = AutoConfig.from_pretrained(name, **options)
+        except OSError as error:
+            if Path(name).exists():
+                raise
+            raise FileNotFoundError(not_found(name, error)) from error
     if isinstance(config, TimmWrapperConfig):
         _configure_timm(config, image_size if is_bare else None, drop_path_rate, pooling)
         return config

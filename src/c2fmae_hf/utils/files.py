@@ -80,7 +80,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Likewise everything in a folder, to its depths."""
+    """fsync every file and folder below a folder, and the folder itself."""
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb+") as file:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class ClassicalLabeller(Labeller):
         seed (`int`): Seed of the clustering.
 
     Raises:
+        `ImportError`: if a package that it needs is missing.
         `ValueError`: for an unknown method, or fewer than one class.
     """
 
@@ -66,6 +68,9 @@ class ClassicalLabeller(Labeller):
         fit_images: int = 256,
         seed: int = 0,
     ) -> None:
+        for package in ("skimage", "sklearn", "threadpoolctl"):
+            if find_spec(package) is None:
+                raise ImportError(f'the classical labeller needs {package}: pip install "c2fmae-hf[all]"')
         if regions not in ("felzenszwalb", "slic"):
             raise ValueError(f"regions: expected 'felzenszwalb' or 'slic', got {regions!r}")
         if num_classes < 1:
