@@ -88,7 +88,7 @@ def test_a_file_that_was_cut_off_is_named(config, rows, tmp_path):
     os.truncate(weights, 100)
     with pytest.raises(ValueError, match=f"expected model.safetensors with {size} bytes, got 100. Copy"):
         make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=True)
-    with pytest.raises(ValueError, match="nowhere: expected a checkpoint of this package"):
+    with pytest.raises(ValueError, match="nowhere: expected the folder of a checkpoint, found none"):
         make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=str(tmp_path / "nowhere"))
 
 
