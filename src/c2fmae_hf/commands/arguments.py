@@ -327,7 +327,7 @@ def _apply_recipe(parser: _Parser, command: str, groups: Sequence[type], args: l
     except (OSError, ValueError) as error:
         parser.error(str(error))
     known = {one.name for group in groups for one in fields(group)}
-    for name in values.keys() - known:
+    for name in sorted(values.keys() - known):
         near = difflib.get_close_matches(name, known, n=1)
         parser.error(f"{found.recipe}: unknown argument {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
     # Options that hold a mapping are JSON on the command line.

@@ -177,8 +177,8 @@ class C2FMAETrainer(PublishingTrainer):
             `ValueError`: if the checkpoint is of a run with another seed or other rows.
         """
         before, now = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}, self._identity()
-        for name in before.keys() & now.keys():
-            if before[name] != now[name]:
+        for name in now:
+            if name in before and before[name] != now[name]:
                 raise ValueError(
                     f"{path.parent}: expected its run's {name}, {before[name]!r}, got {now[name]!r}: order, masks and "
                     "held-out images would be another run's. To begin a new run from its weights, leave out "
