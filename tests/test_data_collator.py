@@ -51,6 +51,24 @@ def test_masks_do_not_depend_on_the_batch(config, dataset):
     assert not torch.equal(together, other_seed)
 
 
+def test_a_bare_collator_has_the_papers_curriculum_and_shows_equal_shares(config):
+    halves = torch.zeros(8, 8, dtype=torch.int64)
+    halves[:, 4:] = 1
+    for progress, strategy in [(0.0, SEMANTIC), (0.5, INSTANCE), (1.0, RANDOM)]:
+        sample = {
+            "pixel_values": torch.zeros(3, 32, 32),
+            "semantic": halves,
+            "instance": halves,
+            "image_id": "halves",
+            "num_skipped": 0,
+        }
+        batch = collate(config)([{**sample, "sample_key": SampleKey(i, 0, progress)} for i in range(8)])
+        assert batch["mask_strategy"].tolist() == [strategy] * 8
+        if strategy == SEMANTIC:  # four of 16 patches stay visible: two of each half
+            visible = ~batch["bool_masked_pos"].reshape(8, 4, 4)
+            assert visible[:, :, :2].sum(dim=(1, 2)).tolist() == [2] * 8
+
+
 def test_the_curriculum_moves_with_progress(config, dataset):
     collator = collate(config, curriculum=MaskingCurriculum("step"))
     for progress, strategy in [(0.1, SEMANTIC), (0.5, INSTANCE), (0.9, RANDOM)]:

@@ -351,6 +351,7 @@ def test_command_takes_the_encoder_of_pre_training_models(tmp_path, model, expor
 
 def test_command_says_what_is_wrong_in_a_line(tmp_path, config, export_model):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged.png").write_bytes(b"not a picture")
     vit = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=16)
     ViTModel(vit).save_pretrained(tmp_path / "vit")
     make_model("mean", config).save_pretrained(tmp_path / "model")
@@ -360,6 +361,7 @@ def test_command_says_what_is_wrong_in_a_line(tmp_path, config, export_model):
         ("vit", [], "expected a model of c2fmae_hf, got ViTModel"),
         ("model", ["--image_size", "33", "40"], "image_size"),
         ("model", ["--image", str(tmp_path / "photo.png")], "photo.png"),
+        ("model", ["--image", str(tmp_path / "damaged.png")], r"damaged\.png: cannot be opened"),
     ):
         with pytest.raises((OSError, ValueError), match=message):
             export_model.main([str(tmp_path / name), str(tmp_path / "out"), "--format", "pt2", *options])

@@ -32,7 +32,7 @@ DECODER = {
     "decoder_intermediate_size": 512,
 }
 RANDOM = {"curriculum": "constant", "curriculum_weights": [0.0, 0.0, 1.0]}
-# Of the results so far: regions as wholes.
+# The recorded results hid regions as wholes.
 LINEAR = {"curriculum": "linear", "region_masking": "whole"}
 
 

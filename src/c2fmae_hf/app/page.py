@@ -41,7 +41,7 @@ EXAMPLES = {
     "motorcycle": "Motorcycle",
     "rocket": "Rocket",
 }
-# What people see whose photograph was dropped, since others needed the memory or an hour has passed.
+# Shown when a photograph was dropped, after an hour or to free memory.
 GONE = "There is no photograph any more: choose or upload one."
 MAX_FILE_SIZE = "30mb"
 # Uploads lie in a temporary folder; every twelfth of this time, in seconds, those that are older are deleted.
@@ -49,7 +49,7 @@ KEEP_UPLOADS = 3600
 # People who have the page open; each has a photograph of less than a megabyte in memory.
 MAX_SESSIONS = 500
 MAX_WAITING = 64
-# Of `instance_map_from_labels`.
+# The most instances that `instance_map_from_labels` keeps.
 MAX_INSTANCES = 64
 # Shares of hidden patches.
 RATIOS = (0.05, 0.95)
@@ -122,7 +122,7 @@ def show_prediction(prediction: Pictures) -> str:
     text = f"{prediction.num_masked} of {prediction.num_patches} patches are hidden, by {prediction.strategy} masking."
     number = prediction.num_instances
     if number is not None:
-        most = f" {number} (no more are told apart)" if number >= MAX_INSTANCES else f" {number}"
+        most = f" {number} (the limit)" if number >= MAX_INSTANCES else f" {number}"
         text += f" Instances found in them:{most}. Their colours have no meaning, nearly black is none."
     heading = "Colours, and the share that classes have of the hidden patches:" if prediction.classes else "Colours:"
     return (

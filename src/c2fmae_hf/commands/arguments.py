@@ -1,4 +1,4 @@
-"""What commands share: a recipe, options of the command line over it, and help that one can read."""
+"""Command-line arguments: recipes, options that override them, and short help."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def load_vit(source: str, config: Any, encoder_only: bool) -> nn.Module:
         model, info = ViTForImageClassification.from_pretrained(source, **options)
     else:
         model, info = ViTModel.from_pretrained(source, add_pooling_layer=False, **options)
-    # Of both the library only warns.
+    # The library only warns about either.
     missing = sorted(info["missing_keys"])
     unknown = [name for name in sorted(info["unexpected_keys"]) if not LEFT_OUT.match(name.removeprefix("vit."))]
     if missing or unknown:

@@ -13,9 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from PIL import Image
-
 from ..image_processing_c2fmae import C2FMAEImageProcessor
+from ..images import open_image
 from ..interop.export import export_onnx, export_pt2
 from ..modeling_c2fmae import C2FMAEForPreTraining, C2FMAEPreTrainedModel
 from ..publishing.repository import load_saved
@@ -49,8 +48,11 @@ def export(options: argparse.Namespace) -> dict[str, float]:
     if options.image is not None:
         own = processor or C2FMAEImageProcessor.from_config(config)
         size = {"height": height, "width": width}
-        with Image.open(options.image) as image:
-            pixel_values = own(image, size=size, do_center_crop=False, return_tensors="pt")["pixel_values"]
+        try:
+            image = open_image(str(options.image))
+        except ValueError as error:
+            raise ValueError(f"{options.image}: {error}") from None
+        pixel_values = own(image, size=size, do_center_crop=False, return_tensors="pt")["pixel_values"]
 
     options.output_dir.mkdir(parents=True, exist_ok=True)
     differences = {}

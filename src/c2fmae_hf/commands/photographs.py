@@ -1,4 +1,4 @@
-"""What `c2fmae pretrain` does with photographs that have no label maps: it labels them, and chooses the length."""
+"""For `c2fmae pretrain`, on photographs without label maps: label them and choose the number of steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `classify`, `segment` and `detect` share: arguments, training, and what is left at the end."""
+"""Arguments, training and results of `classify`, `segment` and `detect`."""
 
 from __future__ import annotations
 

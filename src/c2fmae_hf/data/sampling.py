@@ -13,7 +13,7 @@ from .randomness import sample_seeds
 
 
 class SampleKey(NamedTuple):
-    """What determines a sample: its row, and where it stands in training (`progress` is `None` in evaluation)."""
+    """Identifies a sample: its row and the point in training (`progress` is `None` in evaluation)."""
 
     index: int  # type: ignore[assignment]
     epoch: int
