@@ -80,7 +80,7 @@ def run(example, model: str, data: Path, output: Path, *options: str) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["c2fmae", "vit"])
-def test_fine_tuning_learns_and_the_result_is_a_pipeline(example, folders, dataset_folder, tmp_path, kind):
+def test_fine_tuning_learns_and_the_result_is_a_pipeline(example, folders, dataset_folder, tmp_path, kind, capsys):
     options = [
         "--num_train_epochs",
         "12",
@@ -96,6 +96,8 @@ def test_fine_tuning_learns_and_the_result_is_a_pipeline(example, folders, datas
     results = run(example, folders[kind], dataset_folder, tmp_path / "out", *options)
     (scores,) = results["results"].values()
     assert scores["top1_accuracy"] > 0.8
+    right = round(24 * scores["top1_accuracy"])
+    assert f"top1_accuracy {scores['top1_accuracy']:.4f} ({right} of 24)" in capsys.readouterr().out
     assert set(scores) == {"top1_accuracy"}  # top 5 of 3 classes says nothing
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
     assert saved["protocol"] == "fine_tuning"
@@ -242,6 +244,18 @@ def test_a_folder_of_class_folders(example, folders, tmp_path):
         row["image"].save(tmp_path / "photos" / str(row["label"]) / f"{i}.png")
     results = run(example, folders["c2fmae"], tmp_path / "photos", tmp_path / "out", "--knn", "--k", "3")
     assert results["run"]["rows"] == {"train": 24, "validation": 6}
+
+
+def test_without_any_option_a_few_photographs_are_learnt(folders, dataset_folder, tmp_path, caplog):
+    """And no worse than nearest neighbours of the same encoder learn them."""
+    caplog.set_level("INFO")
+    command, arguments = load_command("classify").main, [folders["c2fmae"], str(dataset_folder), "--use_cpu"]
+    neighbours = command([*arguments, "--knn", "--output_dir", str(tmp_path / "knn")])["results"]["mean"]
+    tuned = command([*arguments, "--output_dir", str(tmp_path / "tuned")])["results"]["mean"]
+    assert tuned["top1_accuracy"] >= neighbours["top1_accuracy"] > 0.6
+    assert "Training on 48 rows, 24 held out." in caplog.text
+    assert "120 steps of 8 images (20 epochs) on cpu, learning rate 0.00035." in caplog.text
+    assert "Kept: epoch " in caplog.text
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "classify").glob("*.yaml")), ids=lambda path: path.stem)

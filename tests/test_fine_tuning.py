@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from c2fmae_hf.transfer.classification import ImageClassificationTrainer, build_classifier
 from c2fmae_hf.transfer.fine_tuning import EMA_FILE, layer_decay_groups
+from c2fmae_hf.transfer.fine_tuning_args import FineTuningArguments
 from c2fmae_hf.transfer.segmentation import SemanticSegmentationTrainer, build_segmenter
 from transfer_utils import save_encoders
 
@@ -114,6 +115,60 @@ def test_mistakes(encoder, tmp_path):
         make_trainer(encoder, tmp_path, ema_decay=1.0)
     with pytest.raises(ValueError, match="ema_decay: cannot be combined with load_best_model_at_end"):
         make_trainer(encoder, tmp_path, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2)
+
+
+def make_arguments(folder, **options):
+    return FineTuningArguments(str(folder), use_cpu=True, disable_tqdm=True, **options)
+
+
+def test_the_rate_grows_with_the_root_of_the_batch(tmp_path):
+    assert make_arguments(tmp_path).learning_rate == pytest.approx(2e-3 * (8 / 256) ** 0.5)
+    larger = make_arguments(tmp_path, per_device_train_batch_size=16, gradient_accumulation_steps=8)
+    assert larger.learning_rate == pytest.approx(2e-3 * (128 / 256) ** 0.5)
+    assert make_arguments(tmp_path, base_learning_rate=1e-3, learning_rate=0.5).learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "ema_decay", "is_kept"),
+    [
+        ({}, None, True),
+        ({}, 0.9, False),
+        ({"save_strategy": "no"}, None, False),
+        ({"eval_strategy": "no"}, None, False),
+        ({"load_best_model_at_end": False}, None, False),
+    ],
+)
+def test_which_runs_keep_the_best_epoch(encoder, tmp_path, options, ema_decay, is_kept):
+    arguments = make_arguments(tmp_path, **options)
+    build = build_classifier(encoder, {0: "a", 1: "b"})
+    ImageClassificationTrainer(
+        build, arguments, train_dataset=Images(), eval_dataset=Images(), ema_decay=ema_decay, layer_decay=0.75
+    )
+    assert arguments.load_best_model_at_end is is_kept
+
+
+def test_defaults_evaluate_log_and_keep_the_best_epoch(encoder, tmp_path):
+    arguments = make_arguments(tmp_path, num_train_epochs=4, metric_for_best_model="rank")
+    ranks = iter([1.0, 3.0, 2.0, 0.0, 5.0])
+    trainer = ImageClassificationTrainer(
+        build_classifier(encoder, {0: "a", 1: "b"}),
+        arguments,
+        train_dataset=Images(),
+        eval_dataset=Images(),
+        compute_metrics=lambda output: {"rank": next(ranks)},
+        layer_decay=0.75,
+    )
+    trainer.train()
+    history = trainer.state.log_history
+    assert [entry["epoch"] for entry in history if "eval_loss" in entry] == [1, 2, 3, 4]
+    assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 9))
+    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    assert rates[0] < max(rates) == pytest.approx(arguments.learning_rate)  # the head's, after a warm-up
+    assert rates[-1] < rates[3]
+    kept, last = (load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors") for step in (4, 8))
+    assert torch.equal(trainer.model.classifier.weight, kept["classifier.weight"])
+    assert not torch.equal(kept["classifier.weight"], last["classifier.weight"])
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
 
 
 def test_layers_of_heads_do_not_count():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -713,3 +714,72 @@ def test_a_given_count_of_masked_patches_is_held_on_the_cpu_and_trusted_elsewher
         model(**batch, num_masked=number - 1)
     # A tensor that has no values: whoever looks at them fails.
     assert count_masked(model.config, mask.to("meta"), mask.shape[1], number) == number
+
+
+# Another image size at loading
+
+
+@pytest.mark.parametrize("size", [64, (24, 48), [32, 32]], ids=str)
+@pytest.mark.parametrize(
+    ("auto_class", "model_class"),
+    [
+        (AutoModel, C2FMAEModel),
+        (AutoModelForPreTraining, C2FMAEForPreTraining),
+        (AutoModelForImageClassification, C2FMAEForImageClassification),
+        (AutoModelForSemanticSegmentation, C2FMAEForSemanticSegmentation),
+        (C2FMAEBackbone, C2FMAEBackbone),
+    ],
+    ids=lambda one: one.__name__,
+)
+def test_positions_follow_the_image_size_at_loading(config, tmp_path, auto_class, model_class, size):
+    """As interpolation at every call gives them, by every way of asking, and saved with the model."""
+    config.id2label = {0: "a", 1: "b"}
+    model = model_class(config).eval()
+    for module in model.modules():
+        if hasattr(module, "pos_embed"):
+            module.pos_embed += torch.randn_like(module.pos_embed)  # positions that no formula gives
+    model.save_pretrained(tmp_path)
+    height, width = (size, size) if isinstance(size, int) else size
+    inputs = {"pixel_values": torch.randn(2, 3, height, width)}
+    if model_class is C2FMAEForPreTraining:
+        inputs["bool_masked_pos"] = torch.arange(height * width // 64)[None].repeat(2, 1) % 4 > 0
+
+    def output(one, **options):
+        outputs = one.eval()(**inputs, **options)
+        if model_class is C2FMAEBackbone:
+            return outputs.feature_maps[-1]
+        return outputs.image_logits if model_class is C2FMAEForPreTraining else outputs[0]
+
+    expected = output(model, interpolate_pos_encoding=True)
+    other = copy.deepcopy(config)
+    other.image_size = size
+    loaded = [
+        model_class.from_pretrained(tmp_path, image_size=size),
+        auto_class.from_pretrained(str(tmp_path), image_size=size),
+        model_class.from_pretrained(tmp_path, config=other),
+    ]
+    loaded[0].save_pretrained(tmp_path / "again")
+    for one in (*loaded, auto_class.from_pretrained(str(tmp_path / "again"))):
+        assert type(one) is model_class
+        assert one.config.image_height_width == (height, width)
+        assert torch.allclose(output(one, interpolate_pos_encoding=False), expected, atol=1e-5)
+    assert other.image_size == size  # the caller's stays
+
+
+def test_an_image_size_that_does_not_fit_is_named(config, tmp_path):
+    model = C2FMAEForPreTraining(config)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="image_size: expected multiples of patch_size=8, got 36"):
+        C2FMAEForPreTraining.from_pretrained(tmp_path, image_size=36)
+    with pytest.raises(ValueError, match="image_size"):
+        model.resize_positions((32, 20))
+    assert model.config.image_size == 32
+
+
+def test_other_granularities_name_the_way_out(config, tmp_path):
+    C2FMAEForPreTraining(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"Its decoder predicts other granularities.*--model_name_or_path"):
+        AutoModelForPreTraining.from_pretrained(tmp_path, granularities=["image"], loss_weights={"image": 1.0})
+    C2FMAEModel(config).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ValueError, match=r"It has no decoder.*--model_name_or_path"):
+        C2FMAEForPreTraining.from_pretrained(tmp_path / "encoder")

@@ -213,7 +213,7 @@ def test_what_is_no_folder_of_photographs(pretrain, saved_rows, tmp_path):
     (tmp_path / "empty").mkdir()
     for name in (saved_rows, tmp_path / "empty", tmp_path / "absent", "me/on-the-hub", None):
         assert photographs.open_photographs(name if name is None else str(name)) is None
-    assert pretrain.parse([str(saved_rows), "--use_cpu", "true"])[1].size == "base"
+    assert pretrain.parse([str(saved_rows), "--use_cpu", "true"])[1].size is None
 
 
 def test_the_folder_of_a_run_is_no_folder_of_photographs(pretrain, photos):

@@ -1,6 +1,7 @@
 """PyTorch C2FMAE: encoder, cascaded decoder, losses, downstream heads, backbone."""
 
 # Annotations are evaluated: transformers looks for `TransformersKwargs` among those of a forward.
+import copy
 import inspect
 import os
 from collections.abc import Callable
@@ -315,6 +316,24 @@ def _others(*own: str) -> list[str]:
     return [pattern for name, pattern in _OTHER_CLASSES.items() if name not in own]
 
 
+def take_image_size(name: Any, options: dict[str, Any]) -> int | list[int] | None:
+    """
+    The image size that options of `from_pretrained` ask for, if it is not the checkpoint's; the options then ask for
+    the checkpoint's, with which its positions can be loaded.
+    """
+    config = options.get("config")
+    if name is None or not isinstance(config, C2FMAEConfig):
+        return options.pop("image_size", None)
+    where = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+    saved, _ = C2FMAEConfig.get_config_dict(name, **{key: options[key] for key in where if key in options})
+    own, wanted = saved.get("image_size", C2FMAEConfig.image_size), config.image_size
+    if saved.get("model_type") != C2FMAEConfig.model_type or own == wanted:
+        return None
+    options["config"] = copy.deepcopy(config)
+    options["config"].image_size = own
+    return wanted
+
+
 class C2FMAEPreTrainedModel(PreTrainedModel):
     """Initialisation, and what the library asks of a model."""
 
@@ -357,11 +376,13 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
         """
         As in transformers, but a checkpoint that lacks weights of this class, other than a downstream head's, or that
-        holds unknown ones is an error rather than a warning.
+        holds unknown ones is an error rather than a warning; and `image_size`, or a `config` with another one than
+        the checkpoint's, resamples its positions (see [`~C2FMAEPreTrainedModel.resize_positions`]).
 
         Raises:
             `ValueError`: naming the missing and the unexpected weights.
         """
+        image_size = take_image_size(pretrained_model_name_or_path, kwargs)
         is_renamed = kwargs.get("key_mapping") is None
         if cls._timm_names is not None:
             kwargs["key_mapping"] = {**cls._timm_names, **(kwargs.get("key_mapping") or {})}
@@ -378,15 +399,47 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
             hint = ""
             if any(name.startswith("decoder.") for name in missing):
                 hint = (
-                    " It has no decoder, so that it is not a pre-training checkpoint. To pre-train from an encoder, "
-                    "build C2FMAEForPreTraining(config) and assign its `c2fmae`."
+                    " It has no decoder, so that it is not a pre-training checkpoint. To pre-train from an encoder: "
+                    "c2fmae pretrain ... --model_name_or_path, or c2fmae_hf.interop.starting_point in Python."
+                )
+            elif any(name.startswith("decoder.") for name in unexpected):
+                hint = (
+                    " Its decoder predicts other granularities. To pre-train on with others: c2fmae pretrain ... "
+                    "--model_name_or_path, or c2fmae_hf.interop.starting_point in Python."
                 )
             raise ValueError(
                 f"{pretrained_model_name_or_path}: expected the weights of {cls.__name__}; missing "
                 f"{missing[:5]}{' ...' if len(missing) > 5 else ''} ({len(missing)}), unexpected "
                 f"{unexpected[:5]}{' ...' if len(unexpected) > 5 else ''} ({len(unexpected)}).{hint}"
             )
+        if image_size is not None:
+            model.resize_positions(image_size)
         return (model, info) if output_loading_info else model
+
+    @torch.no_grad()
+    def resize_positions(self, image_size: int | tuple[int, int] | list[int]) -> None:
+        """
+        Make another input size the model's own. Its positions are resampled once, as `interpolate_pos_encoding` does
+        at every call.
+
+        Args:
+            image_size (`int` or `(height, width)`): In pixels.
+
+        Raises:
+            `ValueError`: if it is no multiple of the patch size; the model stays as it is.
+        """
+        former, former_grid = self.config.image_size, self.config.grid_size
+        self.config.image_size = image_size if isinstance(image_size, int) else list(image_size)
+        try:
+            self.config.check_values()
+        except ValueError:
+            self.config.image_size = former
+            raise
+        for module in self.modules():
+            if isinstance(module, (C2FMAEModel, C2FMAEDecoder)):
+                tokens = module.pos_embed.shape[1] - former_grid[0] * former_grid[1]
+                positions = resize_position_table(module.pos_embed[:, tokens:], former_grid, self.config.grid_size)
+                module.pos_embed = torch.cat([module.pos_embed[:, :tokens], positions], dim=1)
 
     def save_pretrained(
         self,

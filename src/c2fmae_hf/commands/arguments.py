@@ -268,8 +268,7 @@ def parse_arguments(
     parser.add_argument("--recipe", help=f"A YAML or JSON file{', or one of: ' if names else ''}{names}.")
     if parser.is_trainer:
         parser.add_argument("--help-all", action="help", help="Show the options of transformers' Trainer, too.")
-        if TrainingArguments in groups or "output_dir" not in defaults:
-            defaults.setdefault("output_dir", f"runs/{command}")
+        defaults.setdefault("output_dir", f"runs/{command}")
     args = list(sys.argv[1:] if args is None else args)
     if "--help-all" not in args:
         parser.shorten()

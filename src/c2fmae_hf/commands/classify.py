@@ -22,10 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import (
-    AutoModelForImageClassification,
-    TrainingArguments,
-)
+from transformers import AutoModelForImageClassification
 
 from ..configuration_c2fmae import C2FMAEConfig
 from ..metrics import load_metric
@@ -37,9 +34,9 @@ from ..transfer.classification import (
     ImageLabelDataset,
     build_classifier,
     classification_transforms,
-    resize_images,
 )
 from ..transfer.encoders import build_processor, encoder_config, load_encoder, own_image_size
+from ..transfer.fine_tuning_args import FineTuningArguments
 from ..transfer.probes import LinearProbe, extract_features, weighted_knn
 from .arguments import HubArguments
 from .transfer import TransferArguments, finish, parse_transfer, train
@@ -78,7 +75,7 @@ class ClassifyArguments(TransferArguments):
         return "knn" if self.knn else "linear_probe" if self.linear_probe else "fine_tuning"
 
 
-def find_mistake(args: ClassifyArguments, training_args: TrainingArguments, _) -> str | None:
+def find_mistake(args: ClassifyArguments, training_args: FineTuningArguments, _) -> str | None:
     if args.linear_probe and args.knn:
         return "--linear_probe and --knn: choose one"
     if training_args.push_to_hub and args.knn:
@@ -191,7 +188,7 @@ def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, f
     config.label2id = {label: index for index, label in id2label.items()}
     model = C2FMAEForImageClassification(config)
     model.c2fmae.load_state_dict(encoder.state_dict())
-    resize_images(model, processor.crop_size["height"])
+    model.resize_positions(processor.crop_size["height"])
     weight, bias = probe.fold()
     with torch.no_grad():
         model.classifier.weight.copy_(weight)
@@ -250,7 +247,7 @@ def fine_tune(args: ClassifyArguments, training_args, hub_args, data, id2label) 
     return results, record.finish(None if args.evaluate_only else trainer.accelerator.unwrap_model(trainer.model))
 
 
-def parse(args: list[str] | None = None) -> tuple[ClassifyArguments, TrainingArguments, HubArguments]:
+def parse(args: list[str] | None = None) -> tuple[ClassifyArguments, FineTuningArguments, HubArguments]:
     return parse_transfer(
         "classify", ClassifyArguments, args, __doc__, required=("model", "dataset_name"), check=find_mistake
     )
@@ -285,7 +282,8 @@ def main(args: list[str] | None = None) -> dict:
     is_main = training_args.process_index == 0
     if is_main:
         for pooling, values in scores.items():
-            words = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-            print(f"{args.protocol}, {pooling}: {words} ({len(data[1])} images)")
+            number = len(data[1])
+            words = [f"{name} {value:.4f} ({round(value * number)} of {number})" for name, value in values.items()]
+            print(f"{args.protocol}, {pooling}: {', '.join(words)}")
     results = {"protocol": args.protocol, "results": scores}
     return finish(args, training_args, results, record, seconds, publish=publish if is_main else None)

@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
-from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, TrainingArguments
+from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 
 from ..data.rows import semantic_id2label
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..pictures.colours import colour_ids
 from ..transfer.detection import DetectionTrainer, Mask2FormerTrainer, build_mask2former, build_mask_rcnn
-from ..transfer.encoders import pixel_statistics
+from ..transfer.encoders import encoder_config, own_image_size, pixel_statistics
+from ..transfer.fine_tuning_args import FineTuningArguments
 from ..transfer.modeling_mask_rcnn import MaskRCNNForObjectDetection
 from ..transfer.objects import (
     CocoObjects,
@@ -66,7 +67,9 @@ class DetectArguments(TransferArguments):
     coco_dir: str | None = field(
         default=None, metadata={"help": "Instead of a dataset: a folder with train2017, val2017 and annotations."}
     )
-    image_size: int = field(default=1024, metadata={"help": "Shorter side of images."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Shorter side of images; by default the model's own."}
+    )
     max_image_size: int | None = field(default=None, metadata={"help": "Longer side; by default 4/3 of the shorter."})
     large_scale_jitter: bool = field(
         default=False, metadata={"help": "Train on squares of image_size, scaled by 0.1 to 2 (ViTDet)."}
@@ -107,8 +110,11 @@ def load_objects(args: DetectArguments, seed: int) -> tuple[ObjectSource, Object
 def build(args: DetectArguments, id2label: dict[int, str]):
     """The detector, its trainer's class, and what the trainer needs besides."""
     options: dict[str, Any] = json.loads(args.detector_options or "{}")
+    if args.image_size is None and not args.evaluate_only:
+        args.image_size = own_image_size(encoder_config(args.model, args.from_scratch))
+        logger.info("Images have a shorter side of %d pixels; --image_size finds smaller objects.", args.image_size)
     common = (args.model, id2label, args.from_scratch, args.out_indices, args.drop_path_rate)
-    longest = args.max_image_size or args.image_size * 4 // 3
+    longest = args.max_image_size or (args.image_size or 0) * 4 // 3
     if args.detector == "mask_rcnn":
         if args.evaluate_only:
             model = MaskRCNNForObjectDetection.from_pretrained(args.model)
@@ -119,18 +125,16 @@ def build(args: DetectArguments, id2label: dict[int, str]):
             do_resize=False, do_center_crop=False, do_normalize=False, patch_size=1, label_stride=1
         )
         return model, DetectionTrainer, {"processing_class": processor, "encoder": model.backbone}
+    size = {"size": {"shortest_edge": args.image_size, "longest_edge": longest}} if args.image_size else {}
     if args.evaluate_only:
         model = Mask2FormerForUniversalSegmentation.from_pretrained(args.model)
+        processor = Mask2FormerImageProcessor.from_pretrained(args.model, **size)
     else:
         model = build_mask2former(*common, image_size=args.image_size, **options)
-    mean, std = pixel_statistics(args.model)
+        mean, std = pixel_statistics(args.model)
+        divisor = 2 * int(model.config.backbone_config.patch_size)
+        processor = Mask2FormerImageProcessor(size_divisor=divisor, image_mean=mean, image_std=std, **size)
     encoder = model.model.pixel_level_module.encoder
-    processor = Mask2FormerImageProcessor(
-        size={"shortest_edge": args.image_size, "longest_edge": longest},
-        size_divisor=2 * int(encoder.config.patch_size),
-        image_mean=mean,
-        image_std=std,
-    )
     return model, Mask2FormerTrainer, {"processor": processor, "encoder": encoder}
 
 
@@ -165,8 +169,16 @@ def draw(trainer: DetectionTrainer, number: int, path: Path, least_score: float 
     draw_panels(panels, path, note=f"Detections with a score of at least {least_score}.")
 
 
-def parse(args: list[str] | None = None) -> tuple[DetectArguments, TrainingArguments, HubArguments]:
-    return parse_transfer("detect", DetectArguments, args, __doc__, required=("model",), check=find_mistake)
+def parse(args: list[str] | None = None) -> tuple[DetectArguments, FineTuningArguments, HubArguments]:
+    return parse_transfer(
+        "detect",
+        DetectArguments,
+        args,
+        __doc__,
+        required=("model",),
+        check=find_mistake,
+        metric_for_best_model="segm_map",
+    )
 
 
 def main(args: list[str] | None = None) -> dict:
@@ -176,7 +188,7 @@ def main(args: list[str] | None = None) -> dict:
         require("matplotlib", "detections.png", " or pass --num_drawn 0")
     train_objects, validation_objects = load_objects(args, training_args.seed)
     model, trainer_class, options = build(args, train_objects.id2label)
-    jitter_size = args.image_size if args.large_scale_jitter else None
+    jitter_size = args.image_size if args.large_scale_jitter and not args.evaluate_only else None
     trainer = trainer_class(
         model=model,
         args=training_args,
@@ -198,7 +210,8 @@ def main(args: list[str] | None = None) -> dict:
         "segm_map_by_class": metrics["eval_segm_map_per_class"],
     }
     if trainer.is_world_process_zero():
-        print(", ".join(f"{name} {value:.4f}" for name, value in results["results"].items()))
+        words = ", ".join(f"{name} {value:.4f}" for name, value in results["results"].items())
+        print(f"{words} ({len(validation_objects)} images)")
     made = None if args.evaluate_only else trainer.accelerator.unwrap_model(trainer.model)
     return finish(
         args,

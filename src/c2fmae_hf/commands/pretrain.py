@@ -32,6 +32,7 @@ from ..configuration_c2fmae import SIZES, C2FMAEConfig
 from ..data.dataset import C2FMAEDataset
 from ..data.rows import count_semantic_classes, semantic_id2label
 from ..data.splits import load_splits
+from ..interop.starting_point import load_starting_point
 from ..modeling_c2fmae import C2FMAEForPreTraining
 from ..publishing.records import RUN_FILE, RunRecord
 from ..training.decoder_evaluation import evaluate_decoder
@@ -72,8 +73,12 @@ class DataArguments:
 class ModelArguments:
     """Model."""
 
-    size: str = field(default="base", metadata={"help": "tiny, small, base, large or huge."})
-    image_size: int = field(default=224, metadata={"help": "Side of the input in pixels."})
+    size: str | None = field(
+        default=None, metadata={"help": "tiny, small, base, large or huge; by default base, or the starting point's."}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the input in pixels; by default 224, or the starting point's."}
+    )
     num_semantic_classes: int | None = field(
         default=None,
         metadata={"help": "By default as many as the dataset names or, where it names none, uses. Set it to stream."},
@@ -82,7 +87,11 @@ class ModelArguments:
         default=None, metadata={"help": "Further fields of C2FMAEConfig as JSON, e.g. '{\"mask_ratio\": 0.6}'."}
     )
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A pre-training checkpoint to start from, instead of random weights."}
+        default=None,
+        metadata={
+            "help": "Weights to start from instead of random ones: a folder, Hub name or file of C2FMAE, ViT, ViTMAE "
+            "or timm, with or without a decoder."
+        },
     )
 
 
@@ -99,14 +108,12 @@ def find_mistake(_, model_args: ModelArguments, *others) -> str | None:
     known = {*C2FMAEConfig().to_dict(), "attn_implementation", "out_features", "out_indices"}
     if unknown := sorted(overrides.keys() - known):
         return f"config_overrides: unknown fields {unknown} of C2FMAEConfig"
-    fixed = ("size", "image_size", "num_semantic_classes", "config_overrides")
-    given = [name for name in fixed if getattr(model_args, name) != getattr(ModelArguments, name)]
-    if model_args.model_name_or_path is not None:
-        if given:
-            return f"{given} cannot be combined with model_name_or_path, whose configuration is used"
+    if model_args.size not in (None, *SIZES):
+        return f"size: expected one of {list(SIZES)}, got {model_args.size!r}"
+    if model_args.model_name_or_path is not None:  # which has fields of its own
         return None
     try:  # with any number of classes, which the dataset decides
-        C2FMAEConfig.from_size(model_args.size, image_size=model_args.image_size, **overrides)
+        C2FMAEConfig.from_size(model_args.size or "base", **given_fields(model_args))
     except (ValueError, TypeError, StrictDataclassError) as error:
         return " ".join(str(error).split())
     return None
@@ -135,18 +142,28 @@ def load_rows(data_args: DataArguments, seed: int):
     return train, held_out, name
 
 
-def build_config(model_args: ModelArguments, rows, on_bad_row: str) -> C2FMAEConfig:
-    """The model's configuration, with the dataset's semantic classes."""
-    overrides = {"image_size": model_args.image_size, **json.loads(model_args.config_overrides or "{}")}
-    if "semantic" in overrides.get("granularities", ["semantic"]):
+def given_fields(model_args: ModelArguments) -> dict:
+    """Fields of the configuration that the command line or the recipe sets."""
+    size = {} if model_args.image_size is None else {"image_size": model_args.image_size}
+    return {**size, **json.loads(model_args.config_overrides or "{}")}
+
+
+def build_model(model_args: ModelArguments, rows, on_bad_row: str) -> C2FMAEForPreTraining:
+    """The model, from the starting point if there is one, for the dataset's semantic classes."""
+    fields = given_fields(model_args)
+    if "semantic" in fields.get("granularities", ["semantic"]):
         names = semantic_id2label(rows.features)
         number = model_args.num_semantic_classes or (len(names) if names else None)
         if number is None:
             if isinstance(rows, datasets.IterableDataset):
                 raise ValueError("num_semantic_classes: expected a number, since a stream cannot be counted, got None")
             number = count_semantic_classes(rows, on_bad_row)
-        overrides.update(num_semantic_classes=number, semantic_id2label=names)
-    return C2FMAEConfig.from_size(model_args.size, **overrides)
+        fields.update(num_semantic_classes=number, semantic_id2label=names)
+    if model_args.model_name_or_path is None:
+        return C2FMAEForPreTraining(C2FMAEConfig.from_size(model_args.size or "base", **fields))
+    if model_args.size is not None:
+        fields["hidden_size"] = SIZES[model_args.size]["hidden_size"]
+    return load_starting_point(model_args.model_name_or_path, **fields)
 
 
 def parse(args: list[str] | None = None) -> tuple:
@@ -169,7 +186,7 @@ def parse(args: list[str] | None = None) -> tuple:
     if source is None:
         return parsed
     defaults = {} if has_recipe(words) else read_recipe("pretrain", RECIPE)
-    if parsed[1].model_name_or_path is not None:  # whose configuration is used
+    if parsed[1].model_name_or_path is not None:  # which has its own
         defaults = {name: value for name, value in defaults.items() if name not in ("size", "image_size")}
     parsed = read(**defaults)
     arguments, number = parsed[2], source.num_records(1000)
@@ -213,10 +230,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         )
         logger.info("Training for %s of %d images.", length, images_per_step(training_args))
     train_rows, held_out_rows, held_out_name = load_rows(data_args, training_args.seed)
-    if model_args.model_name_or_path is not None:
-        model = C2FMAEForPreTraining.from_pretrained(model_args.model_name_or_path)
-    else:
-        model = C2FMAEForPreTraining(build_config(model_args, train_rows, training_args.on_bad_row))
+    model = build_model(model_args, train_rows, training_args.on_bad_row)
     config = model.config
     if held_out_rows is None:
         training_args.eval_strategy = "no"
@@ -232,6 +246,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
             "validation": None if data_args.streaming or held_out_rows is None else len(held_out_rows),
         },
         splits={"train": data_args.train_split, "validation": held_out_name},
+        starting_model=model if model_args.model_name_or_path is not None else None,
         curriculum=asdict(training_args.get_curriculum()),
         batch_size=images_per_step(training_args),
         resumed_from=find_checkpoint(training_args),

@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoModelForSemanticSegmentation, TrainingArguments
+from transformers import AutoModelForSemanticSegmentation
 
 from ..data.rows import count_semantic_classes, semantic_id2label
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..images import to_rgb
 from ..pictures.colours import colour_ids
 from ..transfer.encoders import own_image_size, pixel_statistics
+from ..transfer.fine_tuning_args import FineTuningArguments
 from ..transfer.segmentation import (
     MeanIoUOfBatches,
     SemanticSegmentationDataset,
@@ -46,7 +47,9 @@ class SegmentArguments(TransferArguments):
     """Model and data."""
 
     head: str = field(default="upernet", metadata={"help": "upernet, or light (C2FMAE only)."})
-    head_channels: int | None = field(default=None, metadata={"help": "Width of the head; 512 for UperNet."})
+    head_channels: int | None = field(
+        default=None, metadata={"help": "Width of the head; UperNet: 512, or 64 for a tiny encoder."}
+    )
     out_indices: list[int] | None = field(default=None, metadata={"help": "Four blocks that UperNet sees."})
     class_names: str | None = field(
         default=None, metadata={"help": "File of class names, one per line, if the dataset has none."}
@@ -110,8 +113,15 @@ def draw(trainer: SemanticSegmentationTrainer, rows, id2label: dict[int, str], n
     draw_panels(panels, path, colours, "Light grey: without label.")
 
 
-def parse(args: list[str] | None = None) -> tuple[SegmentArguments, TrainingArguments, HubArguments]:
-    return parse_transfer("segment", SegmentArguments, args, __doc__, required=("model", "dataset_name"))
+def parse(args: list[str] | None = None) -> tuple[SegmentArguments, FineTuningArguments, HubArguments]:
+    return parse_transfer(
+        "segment",
+        SegmentArguments,
+        args,
+        __doc__,
+        required=("model", "dataset_name"),
+        metric_for_best_model="mean_iou",
+    )
 
 
 def main(args: list[str] | None = None) -> dict:
@@ -174,7 +184,8 @@ def main(args: list[str] | None = None) -> dict:
         "iou": {name: None if value != value else value for name, value in per_class.items()},
     }
     if trainer.is_world_process_zero():
-        print(", ".join(f"{name} {value:.4f}" for name, value in results["results"].items()))
+        words = ", ".join(f"{name} {value:.4f}" for name, value in results["results"].items())
+        print(f"{words} ({len(validation_rows)} images)")
     made = None if args.evaluate_only else trainer.accelerator.unwrap_model(trainer.model)
     return finish(
         args,

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from ..data.splits import load_train_and_validation
 from ..publishing.records import RESULTS_FILE, RunRecord
+from ..training.log_lines import AnnouncementCallback
 from ..transfer.fine_tuning import FineTuningTrainer
+from ..transfer.fine_tuning_args import FineTuningArguments
 from ..utils.files import write_json
 from .arguments import HubArguments, find_checkpoint, parse_arguments
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -63,7 +68,7 @@ class TransferArguments:
         return parts
 
     def record(
-        self, task: str, training_args: TrainingArguments, rows: Mapping[str, int], model: nn.Module, **splits: str
+        self, task: str, training_args: FineTuningArguments, rows: Mapping[str, int], model: nn.Module, **splits: str
     ) -> RunRecord:
         """The run's record, which begins now."""
         names = {"train": self.train_split, "validation": self.validation_split, **splits}
@@ -71,16 +76,13 @@ class TransferArguments:
 
 
 def parse_transfer(command: str, group: type, args: list[str] | None, description: str, **options: Any) -> tuple:
-    """Arguments of a task, of transformers' Trainer and of publishing; the log and the seed are set up."""
+    """Arguments of a task, of training and of publishing; the log and the seed are set up."""
     parsed = parse_arguments(
-        (group, TrainingArguments, HubArguments),
+        (group, FineTuningArguments, HubArguments),
         args,
         description,
         command=command,
         positionals=("model", "dataset_name"),
-        remove_unused_columns=False,
-        label_names=["labels"],
-        report_to="none",
         **options,
     )
     logging.basicConfig(format="%(message)s", level=logging.INFO)
@@ -91,17 +93,28 @@ def parse_transfer(command: str, group: type, args: list[str] | None, descriptio
 def train(trainer: FineTuningTrainer, evaluate_only: bool) -> tuple[dict[str, float], float]:
     """Train, save and evaluate; returns the metrics, and the seconds that training took."""
     started = time.perf_counter()
+    args = trainer.args
     if not evaluate_only:
+        kept = f" The epoch with the best {args.metric_for_best_model} is kept." if args.load_best_model_at_end else ""
+        trainer.add_callback(
+            AnnouncementCallback(
+                f"Training on {len(trainer.train_dataset)} rows, {len(trainer.eval_dataset)} held out.{kept}"
+            )
+        )
         trainer.train(resume_from_checkpoint=find_checkpoint(trainer.args))
         trainer.save_model()
         trainer.save_state()
+        state = trainer.state
+        if args.load_best_model_at_end and state.best_global_step is not None:
+            epoch = state.best_global_step * (state.epoch or 0) / state.global_step
+            logger.info("Kept: epoch %.3g of %.3g, chosen by its %s.", epoch, state.epoch, args.metric_for_best_model)
     seconds = time.perf_counter() - started
     return trainer.evaluate(), seconds
 
 
 def finish(
     args: TransferArguments,
-    training_args: TrainingArguments,
+    training_args: FineTuningArguments,
     results: Mapping[str, Any],
     record: Mapping[str, Any],
     seconds: float,

@@ -12,6 +12,7 @@ from ..publishing.hub import prepare_repository, push_to_hub
 from ..publishing.model_card import CardFacts
 from ..publishing.records import RESULTS_FILE, RUN_FILE, load_run, run_of_weights
 from .checkpoints import DurableTrainer
+from .log_lines import use_lines
 
 
 class PublishingTrainer(DurableTrainer):
@@ -36,6 +37,7 @@ class PublishingTrainer(DurableTrainer):
         super().__init__(*args, **kwargs)
         self._hub_token, self.args.hub_token = self.args.hub_token, None
         self.args.hub_strategy = HubStrategy.END
+        use_lines(self)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository before the training, and say now what would fail after it."""

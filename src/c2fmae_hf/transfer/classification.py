@@ -18,11 +18,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..configuration_c2fmae import resize_before_crop
+from ..configuration_c2fmae import C2FMAEConfig, resize_before_crop
 from ..constants import IMAGENET_MEAN, IMAGENET_STD
 from ..data.rows import undecoded
 from ..images import open_image, to_rgb
-from ..modeling_c2fmae import C2FMAEForImageClassification, resize_position_table
 from .encoders import encoder_config
 from .fine_tuning import FineTuningTrainer, named_classes
 
@@ -42,7 +41,7 @@ def build_classifier(
         name (`str`): As for [`~c2fmae_hf.transfer.encoders.load_encoder`].
         id2label: Names of the classes.
         from_scratch (`bool`): Random weights instead of the saved ones.
-        image_size (`int`, *optional*): Side of the images, for an architecture of timm.
+        image_size (`int`, *optional*): Side of the images; of C2FMAE and for an architecture of timm.
         pooling (`str`, *optional*): `mean` or `cls`; of C2FMAE and timm. By default the model's own.
         drop_path_rate (`float`): Stochastic depth, where the model has it.
 
@@ -51,32 +50,12 @@ def build_classifier(
     """
     options: dict[str, Any] = {"image_size": image_size, "pooling": pooling, "drop_path_rate": drop_path_rate}
     config = encoder_config(name, from_scratch, **options, **named_classes(id2label))
+    if image_size is not None and isinstance(config, C2FMAEConfig):
+        # So that pipelines, timm and the published model take what it was trained on.
+        config.image_size = image_size
     if from_scratch:
-        model = AutoModelForImageClassification.from_config(config)
-    else:
-        model = AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
-    if image_size is not None and isinstance(model, C2FMAEForImageClassification):
-        resize_images(model, image_size)
-    return model
-
-
-def resize_images(model: C2FMAEForImageClassification, image_size: int) -> None:
-    """
-    Make the side of square images the model's own, with positions resampled as for images of another size, so that
-    pipelines, timm and the published model take what it was trained on.
-
-    Raises:
-        `ValueError`: if it is no multiple of the patch size.
-    """
-    config, encoder = model.config, model.c2fmae
-    former = config.grid_size
-    if config.image_height_width == (image_size, image_size):
-        return
-    config.image_size = image_size
-    config.check_values()
-    table = encoder.pos_embed
-    positions = resize_position_table(table[:, 1:], former, config.grid_size)
-    encoder.pos_embed = torch.cat([table[:, :1], positions], dim=1)
+        return AutoModelForImageClassification.from_config(config)
+    return AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
 
 
 class ImageLabelDataset(Dataset):

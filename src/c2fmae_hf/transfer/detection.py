@@ -5,6 +5,7 @@ the `detection` extra (pycocotools).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,43 @@ from .modeling_mask_rcnn import MaskRCNNConfig, MaskRCNNForObjectDetection
 from .objects import boxes_of, collate_lists
 
 
+logger = logging.getLogger(__name__)
+
 # Models
+
+# Encoders narrower than this get heads in proportion: full ones cost a hundred times what such an encoder does. Our
+# choice; the caller's options come first.
+NARROW = 384
+NARROW_MASK_RCNN: dict[str, Any] = {
+    "pyramid_channels": 64,
+    "num_box_convolutions": 1,
+    "num_mask_convolutions": 2,
+    "num_rpn_convolutions": 1,
+    "box_hidden_size": 256,
+    "rpn_pre_nms_top_n": 300,
+    "rpn_post_nms_top_n": 300,
+    "box_batch_size_per_image": 64,
+}
+NARROW_MASK2FORMER: dict[str, Any] = {
+    "feature_size": 64,
+    "mask_feature_size": 64,
+    "hidden_dim": 64,
+    "encoder_feedforward_dim": 128,
+    "encoder_layers": 2,
+    "decoder_layers": 4,
+    "num_attention_heads": 4,
+    "dim_feedforward": 256,
+    "num_queries": 20,
+    "train_num_points": 2048,
+}
+
+
+def with_defaults(options: dict[str, Any], backbone_config: Any, narrow: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a detector, completed for a narrow encoder, which the log says."""
+    if backbone_config.hidden_size >= NARROW:
+        return options
+    logger.info("The detector is small, as the encoder is; --detector_options sets its sizes: %s.", dict(narrow))
+    return {**narrow, **options}
 
 
 def check_options(config_class: type[PreTrainedConfig], options: Mapping[str, Any]) -> None:
@@ -54,12 +91,13 @@ def build_mask_rcnn(
         name (`str`), from_scratch (`bool`), drop_path_rate (`float`): As for [`build_backbone`].
         id2label: Names of the classes, without a background.
         out_indices (*optional*): Blocks that the pyramid is made of; by default the last one alone (ViTDet).
-        options: Fields of [`MaskRCNNConfig`].
+        options: Fields of [`MaskRCNNConfig`]; by default those of `NARROW_MASK_RCNN` for encoders narrower than
+            `NARROW`.
     """
     check_options(MaskRCNNConfig, options)
     backbone = build_backbone(name, from_scratch, out_indices or [-1], options.get("image_size"), drop_path_rate)
     mean, std = pixel_statistics(name)
-    options = {"image_mean": mean, "image_std": std, **options}
+    options = {"image_mean": mean, "image_std": std, **with_defaults(options, backbone.config, NARROW_MASK_RCNN)}
     config = MaskRCNNConfig(backbone_config=backbone.config, **named_classes(id2label), **options)
     model = MaskRCNNForObjectDetection(config)
     model.backbone.load_state_dict(backbone.state_dict())
@@ -82,10 +120,12 @@ def build_mask2former(
         name (`str`), from_scratch (`bool`), drop_path_rate (`float`), image_size (`int`): As for [`build_backbone`].
         id2label: Names of the classes, without a background.
         out_indices (*optional*): Blocks that the pyramid is made of; by default four at equal distances.
-        options: Fields of `Mask2FormerConfig`.
+        options: Fields of `Mask2FormerConfig`; by default those of `NARROW_MASK2FORMER` for encoders narrower than
+            `NARROW`.
     """
     check_options(Mask2FormerConfig, options)
     backbone = build_backbone(name, from_scratch, out_indices, image_size, drop_path_rate)
+    options = with_defaults(options, backbone.config, NARROW_MASK2FORMER)
     patch_size = int(backbone.config.patch_size)
     config = Mask2FormerConfig(
         backbone_config=backbone.config,

@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..training.publishing_trainer import PublishingTrainer
 from ..utils.files import replace_file
+from .fine_tuning_args import FineTuningArguments
 
 
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|layer)\.(\d+)\.")
@@ -101,7 +102,8 @@ def layer_decay_groups(
             {"params": [], "lr": rate, "weight_decay": weight_decay if is_decayed else 0.0},
         )
         group["params"].append(parameter)
-    return list(groups.values())
+    # Behind the blocks first: the rate of the first group is the one that the Trainer logs.
+    return [groups[key] for key in sorted(groups, key=lambda key: (-key[0], key[1]))]
 
 
 EMA_FILE = "ema.safetensors"
@@ -127,11 +129,12 @@ class FineTuningTrainer(PublishingTrainer):
     `push_to_hub` publishes in one commit, with a card.
 
     Args:
+        model, args: Of `Trainer`; [`FineTuningArguments`] have defaults that suit.
         encoder (`nn.Module`, *optional*): The part of the model whose layers `layer_decay` counts; by default all.
         layer_decay (`float`): See [`layer_decay_groups`].
         ema_decay (`float`, *optional*): Decay of the average, in (0, 1), with timm's warm-up. The average is
             what is evaluated and, after training, what the model holds and `save_model` writes. Checkpoints hold both.
-        kwargs: Of `Trainer`.
+        others, kwargs: Of `Trainer`.
 
     Raises:
         `ValueError`: for a decay out of range, or an average with sharded weights or `load_best_model_at_end`.
@@ -139,13 +142,17 @@ class FineTuningTrainer(PublishingTrainer):
 
     def __init__(
         self,
-        *args,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *others,
         encoder: nn.Module | None = None,
         layer_decay: float = 1.0,
         ema_decay: float | None = None,
         **kwargs,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        if isinstance(args, FineTuningArguments):
+            args.choose_best_model(has_average=ema_decay is not None)
+        super().__init__(model, args, *others, **kwargs)
         # The losses here are means over a batch, whatever arguments a model's forward takes: they are to be divided by
         # the number of accumulated batches.
         self.model_accepts_loss_kwargs = False

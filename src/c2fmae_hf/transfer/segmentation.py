@@ -58,7 +58,8 @@ def build_segmenter(
         from_scratch (`bool`): Random weights instead of the saved ones.
         image_size (`int`, *optional*): Side of the training crops, for an architecture of timm.
         out_indices (*optional*): Blocks that UperNet sees; see [`build_backbone`].
-        head_channels (`int`, *optional*): Width of the head; by default 512 for UperNet, the model's own for `light`.
+        head_channels (`int`, *optional*): Width of the head; by default 512 for UperNet (64 for encoders narrower
+            than 384), the model's own for `light`.
         drop_path_rate (`float`): Stochastic depth, where the model has it.
 
     Raises:
@@ -79,7 +80,7 @@ def build_segmenter(
     if head != "upernet":
         raise ValueError(f"head: expected 'upernet' or 'light', got {head!r}")
     backbone = build_backbone(name, from_scratch, out_indices, image_size, drop_path_rate)
-    channels = head_channels or 512
+    channels = head_channels or (512 if backbone.config.hidden_size >= 384 else 64)
     model = UperNetForSemanticSegmentation(
         UperNetConfig(
             backbone_config=backbone.config,

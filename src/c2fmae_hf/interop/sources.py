@@ -1,0 +1,144 @@
+"""Encoders and classifiers of C2FMAE, timm, ViT and ViTMAE by folder, name on the Hub, or file of weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel, TimmWrapperConfig, ViTConfig, ViTForImageClassification, ViTModel
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+
+from ..configuration_c2fmae import C2FMAEConfig
+from ..constants import IMAGENET_MEAN, IMAGENET_STD
+from ..image_processing_c2fmae import C2FMAEImageProcessor
+from ..modeling_c2fmae import C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel
+from ..publishing.repository import check_saved
+from ..timm_c2fmae import effective_statistics
+from .conversion import LEFT_OUT, build_timm, convert_to_c2fmae, read_state_dict
+from .processors import convert_processor_to_c2fmae
+
+
+logger = logging.getLogger(__name__)
+
+FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+
+
+def is_file(source: str) -> bool:
+    """Whether a source is a file of weights."""
+    return Path(source).is_file() or source.endswith(FILE_SUFFIXES)
+
+
+def load_source(
+    source: str,
+    architecture: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    *,
+    layer_norm_eps: float | None = None,
+    pooling: str | None = None,
+    encoder_only: bool = False,
+) -> tuple[PreTrainedModel, nn.Module]:
+    """
+    An encoder or a classifier as C2FMAE, and as the library that it comes from has it.
+
+    Args:
+        source (`str`): A folder or a name on the Hub of C2FMAE, timm, ViT or ViTMAE; or a file of weights in timm's or
+            MAE's names.
+        architecture (`str`, *optional*): timm's name of the model whose weights a file holds.
+        model_args (*optional*): Arguments of timm's model, for a file.
+        layer_norm_eps, pooling, encoder_only: As for [`convert_to_c2fmae`].
+
+    Raises:
+        `ValueError`: for another kind of model, or weights that are not exactly its own.
+    """
+    fields: dict[str, Any] = {"layer_norm_eps": layer_norm_eps, "pooling": pooling, "encoder_only": encoder_only}
+    model_args, config = dict(model_args or {}), None
+    if is_file(source):
+        if architecture is None and pooling is not None:
+            model_args["global_pool"] = {"mean": "avg", "cls": "token"}[pooling]
+        original = build_timm(read_state_dict(source), architecture, **model_args)
+    else:
+        check_saved(source)
+        config = AutoConfig.from_pretrained(source)
+        if model_args or architecture:
+            raise ValueError("--architecture, --image_size, --num_attention_heads: expected none beside a config.json")
+        if isinstance(config, C2FMAEConfig):
+            return load_c2fmae(source, config, **fields)
+        if isinstance(config, TimmWrapperConfig):
+            state = read_state_dict(cached_file(source, SAFE_WEIGHTS_NAME))
+            original = build_timm(state, config.architecture, **(config.model_args or {}))
+        elif config.model_type in ("vit", "vit_mae"):
+            original = load_vit(source, config, encoder_only)
+        else:
+            raise ValueError(f"source: expected C2FMAE, timm, ViT or ViTMAE, got one of type {config.model_type!r}")
+    model = convert_to_c2fmae(original, **fields)
+    model.config.converted_from = Path(source).name if Path(source).exists() else source
+    if isinstance(model, C2FMAEForImageClassification) and config and len(config.id2label) == model.config.num_labels:
+        model.config.id2label, model.config.label2id = config.id2label, config.label2id
+    return model, original
+
+
+def load_vit(source: str, config: Any, encoder_only: bool) -> nn.Module:
+    """A ViT; a ViTMAE, which would mask its input, is loaded as the ViT that it trains."""
+    if config.model_type == "vit_mae":
+        config = ViTConfig(**{name: value for name, value in config.to_dict().items() if name != "model_type"})
+    options: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    if config.architectures == ["ViTForImageClassification"] and not encoder_only:
+        model, info = ViTForImageClassification.from_pretrained(source, **options)
+    else:
+        model, info = ViTModel.from_pretrained(source, add_pooling_layer=False, **options)
+    # The library only warns about either.
+    missing = sorted(info["missing_keys"])
+    unknown = [name for name in sorted(info["unexpected_keys"]) if not LEFT_OUT.match(name.removeprefix("vit."))]
+    if missing or unknown:
+        raise ValueError(f"{source}: expected a {type(model).__name__}, got one without {missing} and with {unknown}")
+    return model.eval()
+
+
+def load_c2fmae(source: str, config: C2FMAEConfig, encoder_only: bool, **fields: Any) -> tuple[Any, nn.Module]:
+    name = (config.architectures or [""])[0]
+    model_class: Any = C2FMAEModel
+    if name == "C2FMAEForPreTraining":
+        model_class = C2FMAEForPreTraining
+    elif name == "C2FMAEForImageClassification" and not encoder_only:
+        model_class = C2FMAEForImageClassification
+    changes = {field: value for field, value in fields.items() if value is not None}
+    original = model_class.from_pretrained(source, dtype=torch.float32).eval()
+    model = model_class.from_pretrained(source, dtype=torch.float32, **changes).eval()
+    model = model.image_encoder() if isinstance(model, C2FMAEForPreTraining) else model
+    if type(model).__name__ != name:
+        logger.warning("Left out, as no part of the encoder: the rest of %s.", name)
+    return model, original
+
+
+def find_processor(
+    source: str,
+    config: C2FMAEConfig,
+    architecture: str | None = None,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+) -> C2FMAEImageProcessor:
+    """
+    The source's image processor, with other statistics if they are given; `config` gets them, too.
+
+    Args:
+        source, architecture: As for [`load_source`].
+        config: Of the C2FMAE model that was made of it.
+        image_mean, image_std (*optional*): Per channel, for pixels in [0, 1].
+    """
+    if is_file(source) and architecture is None:  # MAE's statistics are ImageNet's
+        processor = C2FMAEImageProcessor.from_config(
+            config, image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD)
+        )
+    else:
+        processor = convert_processor_to_c2fmae(architecture or source, config)
+    for field, given in (("image_mean", image_mean), ("image_std", image_std)):
+        value = given or list(getattr(processor, field))
+        if len(value) != config.num_channels:
+            raise ValueError(f"{field}: expected a number for each of {config.num_channels} channels, got {value}")
+        setattr(processor, field, value)
+    config.image_mean, config.image_std = effective_statistics(processor)
+    return processor
