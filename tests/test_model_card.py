@@ -79,7 +79,7 @@ def runs(tmp_path_factory) -> Runs:
     run_example(
         "classify",
         [
-            *(*common, "--model", str(folder / "pretraining/c2fmae-vit-tiny"), "--max_steps", "1"),
+            *(*common, "--model", str(folder / "pretraining/c2fmae-vit-tiny"), "--max_steps", "2"),
             *("--dataset_name", str(folder / "labels"), "--output_dir", str(folder / "classifier")),
         ],
     )

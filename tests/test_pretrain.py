@@ -172,7 +172,7 @@ def photos(tmp_path) -> Path:
 SMALL = ["--image_size", "32", "--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_num_workers", "0"]
 
 
-def test_a_folder_of_photographs_is_labelled_and_trained_on(pretrain, photos, tmp_path, caplog):
+def test_a_folder_of_photographs_is_labelled_and_trained_on(pretrain, photos, tmp_path, caplog, capsys):
     caplog.set_level("INFO")
     words = [str(photos), "--output_dir", str(tmp_path / "run"), *SMALL, "--num_drawn", "1", "--logging_steps", "1"]
     trainer = pretrain.main([*words, "--max_steps", "2"])
@@ -184,7 +184,7 @@ def test_a_folder_of_photographs_is_labelled_and_trained_on(pretrain, photos, tm
         assert (tmp_path / "run" / name).exists()
     assert "9 photographs without label maps" in caplog.text
     assert "c2fmae label" in caplog.text
-    assert "Training for 2 steps of 16 images." in caplog.text
+    assert "2 steps of 16 images on cpu" in capsys.readouterr().out
     assert f"Next: c2fmae embed {tmp_path}/run/c2fmae-vit-tiny {photos}" in caplog.text
     # Again: the labels are there, the run goes on.
     again = pretrain.main([*words, "--max_steps", "3", "--resume_from_checkpoint", "last"])

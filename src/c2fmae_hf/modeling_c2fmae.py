@@ -916,7 +916,8 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
         `AutoModel.from_pretrained` and `timm.create_model("local-dir:...")` both load.
         """
         config = C2FMAEConfig(**{**self.config.to_dict(), "input_granularities": ["image"]})
-        encoder = C2FMAEModel(config)
+        with torch.device("meta"):  # without weights of its own, and the random numbers that they would take
+            encoder = C2FMAEModel(config)
         state = {
             name: value for name, value in self.c2fmae.state_dict().items() if not name.startswith("label_embed.")
         }

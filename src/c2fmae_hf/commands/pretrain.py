@@ -36,8 +36,10 @@ from ..interop.starting_point import load_starting_point
 from ..modeling_c2fmae import C2FMAEForPreTraining
 from ..publishing.records import RUN_FILE, RunRecord
 from ..training.decoder_evaluation import evaluate_decoder
+from ..training.log_lines import announce
 from ..training.trainer import C2FMAETrainer
 from ..training.training_args import C2FMAETrainingArguments
+from ..transfer.knn_probe import KNNProbeCallback
 from ..utils.files import write_json
 from .arguments import HubArguments, find_checkpoint, has_option, has_recipe, parse_arguments, read_recipe, require
 from .photographs import RECIPE, choose_steps, label_photographs, open_photographs
@@ -67,6 +69,11 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many rows only."})
     streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed. Set max_steps."})
     num_drawn: int = field(default=6, metadata={"help": "Rows of reconstruction.png; 0 draws no figures."})
+    probe_dataset: str | None = field(
+        default=None,
+        metadata={"help": "Labelled images, by which nearest neighbours judge the encoder while it trains."},
+    )
+    probe_steps: int = field(default=500, metadata={"help": "Steps between these probes."})
 
 
 @dataclass
@@ -196,6 +203,26 @@ def parse(args: list[str] | None = None) -> tuple:
     return read(**defaults, max_steps=choose_steps(number, images_per_step(arguments)))
 
 
+def describe(model: C2FMAEForPreTraining, train_rows, held_out_rows, data_args: DataArguments) -> str:
+    """Sentences about model and data."""
+    config = model.config
+    rows = "a stream" if data_args.streaming else f"{len(train_rows)} rows"
+    held_out = "" if held_out_rows is None or data_args.streaming else f", {len(held_out_rows)} held out"
+    classes = f", {config.num_semantic_classes} classes" if "semantic" in config.granularities else ""
+    encoder, decoder = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.c2fmae, model.decoder))
+    height, width = config.image_height_width
+    return (
+        f"Pre-training on {rows} of {data_args.dataset_name}{held_out}{classes}. {model_name(config)}: patches of "
+        f"{config.patch_size} at {width} x {height} pixels, {encoder:.1f} M parameters in the encoder and "
+        f"{decoder:.1f} M in the decoder."
+    )
+
+
+def model_name(config: C2FMAEConfig) -> str:
+    widths = {fields["hidden_size"]: size for size, fields in SIZES.items()}
+    return f"c2fmae-vit-{widths.get(config.hidden_size, 'custom')}"
+
+
 def images_per_step(args: C2FMAETrainingArguments) -> int:
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
@@ -223,12 +250,6 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         with training_args.main_process_first(desc="labelling"):
             if training_args.process_index == 0:
                 label_photographs(source, photographs, output_dir / "dataset")
-        length = (
-            f"{training_args.max_steps} steps"
-            if training_args.max_steps > 0
-            else (f"{training_args.num_train_epochs:g} epochs in steps")
-        )
-        logger.info("Training for %s of %d images.", length, images_per_step(training_args))
     train_rows, held_out_rows, held_out_name = load_rows(data_args, training_args.seed)
     model = build_model(model_args, train_rows, training_args.on_bad_row)
     config = model.config
@@ -258,6 +279,9 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         eval_dataset=held_out_rows,
         **hub_args.publishing(),
     )
+    if data_args.probe_dataset is not None:
+        trainer.add_callback(KNNProbeCallback(trainer, data_args.probe_dataset, data_args.probe_steps))
+    announce(trainer, describe(model, train_rows, held_out_rows, data_args))
     collator, processor, eval_dataset = trainer.data_collator, trainer.processing_class, trainer.eval_dataset
     trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
     if eval_dataset is not None:
@@ -274,8 +298,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
             trainer.save_metrics("decoder", scores, combined=False)
 
     # Results
-    widths = {fields["hidden_size"]: size for size, fields in SIZES.items()}
-    encoder_dir = output_dir / f"c2fmae-vit-{widths.get(config.hidden_size, 'custom')}"
+    encoder_dir = output_dir / model_name(config)
     trainer.save_encoder(encoder_dir)
     trainer.save_model(str(output_dir / f"{encoder_dir.name}-pretraining"))
     names = (encoder_dir.name, f"{encoder_dir.name}-pretraining", "trainer_state.json", RUN_FILE)

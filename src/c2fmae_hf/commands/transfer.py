@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from ..data.splits import load_train_and_validation
 from ..publishing.records import RESULTS_FILE, RunRecord
-from ..training.log_lines import AnnouncementCallback
+from ..training.log_lines import announce
 from ..transfer.fine_tuning import FineTuningTrainer
 from ..transfer.fine_tuning_args import FineTuningArguments
 from ..utils.files import write_json
@@ -96,11 +96,8 @@ def train(trainer: FineTuningTrainer, evaluate_only: bool) -> tuple[dict[str, fl
     args = trainer.args
     if not evaluate_only:
         kept = f" The epoch with the best {args.metric_for_best_model} is kept." if args.load_best_model_at_end else ""
-        trainer.add_callback(
-            AnnouncementCallback(
-                f"Training on {len(trainer.train_dataset)} rows, {len(trainer.eval_dataset)} held out.{kept}"
-            )
-        )
+        rows = f"{len(trainer.train_dataset)} rows, {len(trainer.eval_dataset)} held out"
+        announce(trainer, f"Training on {rows}.{kept}")
         trainer.train(resume_from_checkpoint=find_checkpoint(trainer.args))
         trainer.save_model()
         trainer.save_state()

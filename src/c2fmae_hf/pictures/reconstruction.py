@@ -70,8 +70,8 @@ def draw_reconstruction(
 
 def draw_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str = "") -> None:
     """
-    A PNG with each granularity's loss over the steps, in training and on the held-out split, and the share of images
-    that each strategy masked.
+    A PNG with each granularity's loss over the steps, in training and on the held-out split, the share of images that
+    each strategy masked and, of a run with a probe, the k-NN accuracy of the encoder.
 
     Args:
         log_history: `trainer.state.log_history`, or that of a `trainer_state.json`.
@@ -84,8 +84,10 @@ def draw_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
     names = [name for name in GRANULARITIES if any(f"{name}_loss" in entry for entry in log_history)]
     if not names:
         raise ValueError("log_history: expected entries with losses, got none")
-    figure = new_figure(3.6 * (len(names) + 1), 3.4, layout="constrained")
-    axes = figure.subplots(1, len(names) + 1)
+    is_probed = any("knn_accuracy" in entry for entry in log_history)
+    number = len(names) + 1 + is_probed
+    figure = new_figure(3.6 * number, 3.4, layout="constrained")
+    axes = figure.subplots(1, number)
 
     def series(key: str) -> tuple[list[float], list[float]]:
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
@@ -99,8 +101,12 @@ def draw_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
             axis.plot(steps, values, "o--", color="black", markersize=4, label="held-out (fixed masks)")
         axis.set_title(f"{name} loss")
     for name, colour, style in zip(MASKING_STRATEGIES, colours, ("-", "--", ":")):
-        axes[-1].plot(*series(f"masked_{name}"), style, color=colour, label=name, linewidth=2)
-    axes[-1].set(title="masks", ylabel="share of images", ylim=(-0.02, 1.02))
+        axes[len(names)].plot(*series(f"masked_{name}"), style, color=colour, label=name, linewidth=2)
+    axes[len(names)].set(title="masks", ylabel="share of images", ylim=(-0.02, 1.02))
+    if is_probed:
+        steps, values = series("knn_accuracy")
+        axes[-1].plot(steps, [100 * value for value in values], "o-", color="black", markersize=4, label="k-NN probe")
+        axes[-1].set(title="k-NN accuracy of the encoder", ylabel="%")
     for axis in axes:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

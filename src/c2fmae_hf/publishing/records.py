@@ -188,6 +188,7 @@ METRICS = {
     "semantic_mean_iou": ("mean IoU of the decoder's semantics, %", "mean_iou", True),
     "semantic_accuracy": ("accuracy of the decoder's semantics, %", "accuracy", True),
     "instance_pq": ("panoptic quality of the decoder's instances, %", "panoptic_quality", True),
+    "knn_accuracy": ("k-NN accuracy during pre-training, %", "accuracy", True),
     "top1_accuracy": ("top-1 accuracy, %", "accuracy", True),
     "top5_accuracy": ("top-5 accuracy, %", "top_5_accuracy", True),
     "mean_iou": ("mean IoU, %", "mean_iou", True),
@@ -389,14 +390,15 @@ def figures_of(run: Run) -> list[Figure]:
                 add(", ".join(filter(None, parts)), metric, value, file, place, is_last=is_saved)
         elif kind == STATE_FILE and not is_scored:
             history = content.get("log_history", [])
-            evaluations = [index for index, entry in enumerate(history) if "eval_loss" in entry]
-            for index in dict.fromkeys(evaluations[:1] + evaluations[-1:]):
-                entry = history[index]
-                for name in METRICS:
-                    if name in entry:
-                        words = f"{task_name(task)}, step {entry['step']}"
-                        place = f"log_history.{index}.{name}"
-                        add(words, name, entry[name], file, place, is_last=index == evaluations[-1])
+            for kind in ("eval_loss", "knn_accuracy"):
+                found = [index for index, entry in enumerate(history) if kind in entry]
+                for index in dict.fromkeys(found[:1] + found[-1:]):
+                    entry = history[index]
+                    for name in METRICS:
+                        if name in entry and (name == "knn_accuracy") == (kind == "knn_accuracy"):
+                            words = f"{task_name(task)}, step {entry['step']}"
+                            place = f"log_history.{index}.{name}"
+                            add(words, name, entry[name], file, place, is_last=index == found[-1])
         elif kind == DECODER_FILE:
             for name in METRICS:
                 if content.get(name) is not None:

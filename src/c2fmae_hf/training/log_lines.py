@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerControl
 
 from ..constants import GRANULARITIES, MASKING_STRATEGIES
 
 
-logger = logging.getLogger(__name__)
-
 #: Steps after which the time of the others is estimated; the first ones are slower.
 FEW_STEPS = 5
-_LEFT_OUT = ("epoch", "loss", "grad_norm", "total_flos", "step")
+_LEFT_OUT = (
+    *("loss", "learning_rate", "epoch", "step", "grad_norm", "total_flos"),
+    *("runtime", "samples_per_second", "steps_per_second"),
+)
+_DETAILS = ("_map_", "_mar_")  # of average precision: by size of the objects, and at single thresholds
 
 
 def format_log(logs: Mapping[str, Any], step: int, max_steps: int) -> str:
@@ -32,34 +34,26 @@ def format_log(logs: Mapping[str, Any], step: int, max_steps: int) -> str:
         `step 10/420  semantic 1.99  instance 2.01  image 1.01  masks 60/40/0 %  knn 43.2 %`, where the masks are the
         shares of images masked by semantic-guided, instance-guided and random masking.
     """
-    logs = dict(logs)
     if "train_runtime" in logs:
         return f"trained for {readable_time(logs['train_runtime'])}"
-    prefix = "eval_" if any(name.startswith("eval_") for name in logs) else ""
-    parts = [f"step {step}/{max_steps}", *(["held out:"] if prefix else [])]
-    losses = [name for name in GRANULARITIES if f"{prefix}{name}_loss" in logs]
-    parts += [f"{name} {_number(logs.pop(f'{prefix}{name}_loss'))}" for name in losses]
-    if not losses and f"{prefix}loss" in logs:
-        parts.append(f"loss {_number(logs[f'{prefix}loss'])}")
-    shares = [logs.pop(f"masked_{name}", None) for name in MASKING_STRATEGIES]
-    if None not in shares:
-        parts.append(f"masks {'/'.join(f'{100 * share:.0f}' for share in shares)} %")  # type: ignore[operator]
-    for name, value in logs.items():
-        short = name.removeprefix(prefix)
-        is_timing = short in ("runtime", "samples_per_second", "steps_per_second")
-        if (
-            short in _LEFT_OUT
-            or is_timing
-            or not isinstance(value, (int, float))
-            or (losses and short == "learning_rate")
-        ):
-            continue
-        if short == "knn_accuracy":
-            parts.append(f"knn {100 * value:.1f} %")
-        elif short == "learning_rate":
-            parts.append(f"rate {value:.2g}")
-        elif value or short != "masked_fallback":
-            parts.append(f"{short} {_number(value)}")
+    is_held_out = any(name.startswith("eval_") for name in logs)
+    values = {name.removeprefix("eval_"): value for name, value in logs.items() if isinstance(value, (int, float))}
+    parts = [f"step {step}/{max_steps}"] + ["held out:"] * is_held_out
+    parts += [f"{name} {_number(values[f'{name}_loss'])}" for name in GRANULARITIES if f"{name}_loss" in values]
+    if len(parts) == 1 + is_held_out:  # neither the sum of losses nor the schedule says more than these
+        parts += [f"loss {_number(values['loss'])}"] if "loss" in values else []
+        parts += [f"rate {values['learning_rate']:.2g}"] if "learning_rate" in values else []
+    shares = [values[f"masked_{name}"] for name in MASKING_STRATEGIES if f"masked_{name}" in values]
+    if shares:
+        parts.append(f"masks {'/'.join(f'{100 * share:.0f}' for share in shares)} %")
+    if "knn_accuracy" in values:
+        parts.append(f"knn {100 * values['knn_accuracy']:.1f} %")
+    for name, value in values.items():
+        is_shown = name.endswith("_loss") or name.startswith("masked_") or name == "knn_accuracy"
+        if not is_shown and name not in _LEFT_OUT and not any(word in name for word in _DETAILS):
+            parts.append(f"{name} {_number(value)}")
+    if values.get("masked_fallback"):
+        parts.append(f"without regions {100 * values['masked_fallback']:.0f} %")
     return "  ".join(parts)
 
 
@@ -102,6 +96,12 @@ def use_lines(trainer: Trainer) -> None:
             trainer.add_callback(new)
 
 
+def announce(trainer: Trainer, facts: str) -> None:
+    """Let a trainer say at its start what it is about to do; see [`AnnouncementCallback`]."""
+    # Before the bar begins.
+    trainer.callback_handler.callbacks.insert(0, AnnouncementCallback(facts))
+
+
 class AnnouncementCallback(TrainerCallback):
     """
     Says at the start what a run is about to do, and after a few steps how long that takes.
@@ -121,7 +121,7 @@ class AnnouncementCallback(TrainerCallback):
             batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             epochs = "" if args.max_steps > 0 else f" ({args.num_train_epochs:g} epochs)"
             begun = f", from step {state.global_step} on" if state.global_step else ""
-            logger.info(
+            tqdm.write(
                 f"{self.facts} {state.max_steps} steps of {batch} images{epochs}{begun} on {args.device}, learning "
                 f"rate {args.learning_rate:.2g}."
             )
@@ -133,4 +133,4 @@ class AnnouncementCallback(TrainerCallback):
         if done == min(FEW_STEPS, state.max_steps - self.first_step) and done > 1 and state.is_world_process_zero:
             per_step = (time.perf_counter() - self.started) / (done - 1)
             left = per_step * (state.max_steps - state.global_step)
-            logger.info(f"{per_step:.2g} s a step: about {readable_time(left)} to go, without evaluations.")
+            tqdm.write(f"{per_step:.2g} s a step: about {readable_time(left)} to go, without evaluations.")

@@ -126,6 +126,7 @@ class C2FMAETrainer(PublishingTrainer):
             **kwargs,
         )
         self._averages = RunningAverages()
+        self._more_to_log: dict[str, float] = {}
         self._watched = Watched()
         self._num_skipped = torch.zeros((), dtype=torch.long)
         self.add_callback(FiniteCallback(self))
@@ -286,10 +287,15 @@ class C2FMAETrainer(PublishingTrainer):
             + (f", and the weights before this step are in {folder / checkpoint}" if checkpoint else "")
         )
 
+    def add_to_log(self, **values: float) -> None:
+        """Values of this step, which the next record of training losses holds, too."""
+        self._more_to_log.update(values)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             averages, self._averages = self._averages, RunningAverages()
-            logs = {**logs, **averages.means(self.accelerator)}
+            more, self._more_to_log = self._more_to_log, {}
+            logs = {**logs, **averages.means(self.accelerator), **more}
             if getattr(self.train_dataset, "on_bad_row", "raise") == "skip":
                 skipped = self._num_skipped.to(self.args.device)
                 logs["skipped_rows"] = int(self.accelerator.reduce(skipped, reduction="sum"))

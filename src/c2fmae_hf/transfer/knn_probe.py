@@ -86,8 +86,7 @@ class KNNProbeCallback(TrainerCallback):
         accuracy = torch.full((), math.nan, device=trainer.args.device)
         if trainer.is_world_process_zero():
             model = trainer.accelerator.unwrap_model(trainer.model)
-            was_training = model.training
-            encoder = model.image_encoder().to(trainer.args.device)
+            encoder = model.image_encoder()  # whose mode is its own, unlike its weights
             features = []
             for part in self.parts:
                 loader = DataLoader(
@@ -99,7 +98,6 @@ class KNNProbeCallback(TrainerCallback):
                 )
                 found, labels = extract_features(encoder, loader, description=None)
                 features.append((found[encoder.config.pooling], labels))
-            model.train(was_training)
             (train, train_labels), (held_out, labels) = features
             scores = weighted_knn(train, train_labels, held_out, self.num_classes, self.k)
             accuracy.fill_((scores.argmax(dim=1) == labels).float().mean().item())

@@ -16,7 +16,7 @@ from .encoders import POOLINGS, encode_images, patch_size_of, pool_tokens
 
 @torch.inference_mode()
 def extract_features(
-    model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]], description: str = "Extracting features"
+    model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]], description: str | None = "Extracting features"
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """
     Pooled features of a set, on the CPU.
@@ -24,6 +24,7 @@ def extract_features(
     Args:
         model: From [`load_encoder`]; used in evaluation mode on the device that it is on.
         batches: `pixel_values` `(B, 3, H, W)` and `labels` `(B,)`.
+        description (`str`, *optional*): Of the progress bar; `None` shows none.
 
     Returns:
         Features `(N, width)`, float32, by pooling (`cls` only if the encoder has a class token), and labels `(N,)`.
@@ -33,7 +34,7 @@ def extract_features(
     device = next(model.parameters()).device
     features: dict[str, list[torch.Tensor]] = {name: [] for name in POOLINGS}
     labels = []
-    for batch in tqdm(batches, desc=description, mininterval=1):
+    for batch in tqdm(batches, desc=description, mininterval=1, disable=description is None):
         pixel_values = batch["pixel_values"].to(device)
         tokens = encode_images(model, pixel_values).float()
         num_patches = (pixel_values.shape[2] // patch_size) * (pixel_values.shape[3] // patch_size)
