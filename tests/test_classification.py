@@ -142,6 +142,17 @@ def test_frozen_protocols(example, folders, dataset_folder, tmp_path, kind, prot
         assert {figure.split for figure in figures} == {"validation"}
 
 
+def test_neighbours_are_those_of_the_training_split(example, folders, tmp_path):
+    """Whose labels are wrong here: a probe that learnt from the validation split would be right."""
+    rows = make_labelled(24)
+    wrong = rows.remove_columns("label").add_column(
+        "label", [(i + 1) % 3 for i in rows["label"]], feature=rows.features["label"]
+    )
+    datasets.DatasetDict({"train": wrong, "validation": rows}).save_to_disk(tmp_path / "wrong")
+    results = run(example, folders["c2fmae"], tmp_path / "wrong", tmp_path / "out", "--knn", "--k", "1")
+    assert results["results"]["mean"]["top1_accuracy"] == 0
+
+
 def test_a_frozen_encoder_is_not_trained(example, folders, dataset_folder, tmp_path):
     run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", "--linear_probe", "--probe_epochs", "2")
     before = build_classifier(folders["c2fmae"], NAMES).c2fmae.state_dict()

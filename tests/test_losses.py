@@ -90,3 +90,17 @@ def test_masked_mean_by_hand():
     assert masked_mean(values[:, :1], part, torch.tensor([2.0]), all_valid).item() == pytest.approx(
         (1 * 2 / 2 + 5 * 2 / 3 + 0) / 3
     )
+
+
+def test_flat_patches_have_finite_losses_and_gradients():
+    """Of constant pixels, whose variance is 0; by hand, the target is 0."""
+    pixels = torch.full((1, 2, 4, 3), 0.7)
+    pixels[0, 1] = torch.randn(4, 3)
+    logits = torch.full((1, 2, 4, 3), 0.5, requires_grad=True)
+    loss = image_loss(logits, pixels, norm_pix_loss=True)
+    textured = pixels[0, 1].flatten()
+    normalised = (textured - textured.mean()) / (textured.var() + 1e-6).sqrt()
+    expected = (0.25 + (0.5 - normalised).square().mean()) / 2
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert torch.isfinite(logits.grad).all()

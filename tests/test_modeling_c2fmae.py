@@ -135,6 +135,38 @@ def test_non_square_configuration(config):
     assert torch.isfinite(model.eval()(torch.randn(1, 3, 32, 64)).loss)
 
 
+def test_losses_are_weighted(config, batch):
+    """The sum, and what every stage's head learns from it."""
+    config.loss_weights = {"semantic": 0.5, "instance": 3.0, "image": 0.0}
+    model = C2FMAEForPreTraining(config)
+    outputs = model(**batch)
+    assert torch.allclose(outputs.loss, 0.5 * outputs.semantic_loss + 3 * outputs.instance_loss)
+    outputs.loss.backward()
+    assert not model.decoder.stages["image"].head.weight.grad.any()
+    weighted = model.decoder.stages["instance"].head.weight.grad.clone()
+    model.zero_grad()
+    model(**batch).instance_loss.backward()
+    assert torch.allclose(weighted, 3 * model.decoder.stages["instance"].head.weight.grad, atol=1e-6)
+
+
+def test_the_decoder_knows_where_visible_patches_are(config):
+    """Of a decoder without any other knowledge: the same tokens at other places are another memory."""
+    decoder = C2FMAEForPreTraining(config).decoder.eval()
+    tokens, query_ids = torch.randn(1, 5, config.hidden_size), torch.tensor([[12, 13, 14]])
+
+    def decode(*visible: int) -> torch.Tensor:
+        return decoder(tokens, torch.tensor([visible]), query_ids, 3, config.grid_size)["image"]
+
+    assert torch.equal(decode(0, 1, 2, 3), decode(0, 1, 2, 3))
+    assert not torch.allclose(decode(0, 1, 2, 3), decode(3, 1, 2, 0), atol=1e-3)
+    assert not torch.allclose(decode(0, 1, 2, 3), decode(8, 9, 10, 11), atol=1e-3)
+
+
+def test_drop_path_grows_with_depth(config):
+    model = C2FMAEModel(with_fields(config, num_hidden_layers=5, drop_path_rate=0.4))
+    assert [block.drop_path.p for block in model.blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+
+
 # The cascade and its ablations
 
 

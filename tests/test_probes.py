@@ -23,9 +23,9 @@ from c2fmae_hf.transfer.modeling_encoder_backbone import build_backbone
 from c2fmae_hf.transfer.probes import LinearProbe, extract_features, weighted_knn
 
 
-def blobs(number: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def blobs(number: int, seed: int = 0, distance: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(4, 16, generator=torch.Generator().manual_seed(7)) * 2
+    centres = torch.randn(4, 16, generator=torch.Generator().manual_seed(7)) * distance
     labels = torch.randint(0, 4, (number,), generator=generator)
     return centres[labels] + torch.randn(number, 16, generator=generator), labels
 
@@ -80,13 +80,15 @@ def test_timm_without_class_token():
 
 
 def test_knn_agrees_with_scikit_learn():
-    train, train_labels = blobs(300)
-    features, _ = blobs(100, seed=1)
-    scores = weighted_knn(train, train_labels, features, 4, k=11, temperature=0.5, chunk=32)
+    """On clusters that overlap, so that how neighbours are weighted tells."""
+    train, train_labels = blobs(300, distance=0.5)
+    features, _ = blobs(100, seed=1, distance=0.5)
+    scores = weighted_knn(train, train_labels, features, 4, k=11, temperature=0.1, chunk=32)
 
     def weights(distance: np.ndarray) -> np.ndarray:
-        return np.exp((1 - distance) / 0.5)
+        return np.exp((1 - distance) / 0.1)
 
+    assert (scores.max(dim=1).values < 0.9).float().mean() > 0.5
     judge = KNeighborsClassifier(11, metric="cosine", weights=weights).fit(train, train_labels)
     assert torch.allclose(scores, torch.from_numpy(judge.predict_proba(features)).float(), atol=1e-4)
     assert weighted_knn(train[:3], train_labels[:3], features, 4, k=20).sum(dim=1).allclose(torch.ones(100))
