@@ -17,6 +17,7 @@ from .constants import IGNORE_INDEX, MASKING_STRATEGIES, NO_INSTANCE
 
 SEMANTIC, INSTANCE, RANDOM = range(len(MASKING_STRATEGIES))
 RegionMasking = Literal["balanced", "whole"]
+DEFAULT_REGION_MASKING: RegionMasking = "balanced"
 
 
 def combine_regions(semantic: torch.Tensor, instance: torch.Tensor) -> torch.Tensor:
@@ -91,7 +92,7 @@ def mask_regions(
     num_masked: int,
     region_keys: torch.Tensor,
     patch_keys: torch.Tensor,
-    region_masking: RegionMasking = "balanced",
+    region_masking: RegionMasking = DEFAULT_REGION_MASKING,
 ) -> torch.Tensor:
     """
     Guided masking: show a part of every region and hide the rest.
@@ -135,7 +136,7 @@ def mask_by_strategy(
     uniform: torch.Tensor,
     num_masked: int,
     cells_per_side: int,
-    region_masking: RegionMasking = "balanced",
+    region_masking: RegionMasking = DEFAULT_REGION_MASKING,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Mask every row by its own strategy.
@@ -193,7 +194,7 @@ class MaskingCurriculum:
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     order: tuple[str, ...] = MASKING_STRATEGIES
     length: float = 1.0
-    region_masking: RegionMasking = "balanced"
+    region_masking: RegionMasking = DEFAULT_REGION_MASKING
 
     def __post_init__(self) -> None:
         if self.schedule not in ("linear", "step", "constant"):
