@@ -292,3 +292,19 @@ def test_real_photographs(shared_data):
 def test_rows_are_those_of_make_rows():
     first, second = make_rows(2), make_rows(2)
     assert first[1]["image"].tobytes() == second[1]["image"].tobytes()
+
+
+def test_plain_indices_see_the_epoch(config, rows):
+    """As other trainers read: a row has another crop in every epoch, and the same one within an epoch."""
+    progress = SharedProgress()
+    transform = training_transform(config.image_height_width, label_stride=config.label_stride)
+    dataset = C2FMAEDataset(rows, transform, num_semantic_classes=5, progress=progress)
+    crops = []
+    for epoch in range(3):
+        progress.start_epoch(epoch, start=epoch / 3, per_sample=0.01)
+        sample = dataset[4]
+        assert torch.equal(sample["pixel_values"], dataset[4]["pixel_values"])
+        assert sample["sample_key"].epoch == epoch
+        crops.append(sample["pixel_values"])
+    assert not torch.equal(crops[0], crops[1])
+    assert not torch.equal(crops[1], crops[2])

@@ -618,7 +618,7 @@ def test_loading_in_half_precision(config, batch, tmp_path, dtype):
     [
         ({"pixel_values": torch.zeros(8, 1, 32, 32)}, r"pixel_values: expected shape \(batch_size, 3.*got \(8, 1"),
         ({"pixel_values": torch.zeros(8, 3, 40, 32)}, r"expected images of \(32, 32\).*got \(40, 32\)"),
-        ({"bool_masked_pos": torch.zeros(8, 9, dtype=torch.bool)}, r"bool_masked_pos: expected .*\(batch_size, 16\)"),
+        ({"bool_masked_pos": torch.zeros(8, 9, dtype=torch.bool)}, r"bool_masked_pos: expected .*\(8, 16\)"),
         ({"bool_masked_pos": torch.zeros(8, 16)}, r"bool_masked_pos: expected a bool tensor.*got torch.float32"),
         ({"bool_masked_pos": torch.eye(8, 16).cumsum(0) > 0}, r"the same number of masked patches .* got 1 to 8"),
         ({"semantic_labels": torch.zeros(8, 32, 32, dtype=torch.long)}, r"semantic_labels: expected .*8, 8.*got"),
@@ -627,7 +627,7 @@ def test_loading_in_half_precision(config, batch, tmp_path, dtype):
             r"semantic_labels: expected class ids .*=5\).*got \[\d, 5\]",
         ),
         ({"semantic_labels": torch.full((8, 8, 8), -1)}, r"semantic_labels: expected class ids .*got \[-1, -1\]"),
-        ({"instance_labels": torch.zeros(8, 8, 8)}, r"instance_labels: expected shape \(batch_size, 3, 8, 8\)"),
+        ({"instance_labels": torch.zeros(8, 8, 8)}, r"instance_labels: expected shape \(8, 3, 8, 8\)"),
         ({"semantic_labels": None}, r"semantic_labels: expected labels to train the semantic stage.*got None"),
     ],
 )
@@ -745,7 +745,7 @@ def test_a_given_count_of_masked_patches_is_held_on_the_cpu_and_trusted_elsewher
     with pytest.raises(ValueError, match=f"expected num_masked={number - 1} in each row, got {number}"):
         model(**batch, num_masked=number - 1)
     # A tensor that has no values: whoever looks at them fails.
-    assert count_masked(model.config, mask.to("meta"), mask.shape[1], number) == number
+    assert count_masked(model.config, mask.to("meta"), *mask.shape, number) == number
 
 
 # Another image size at loading
@@ -815,3 +815,55 @@ def test_other_granularities_name_the_way_out(config, tmp_path):
     C2FMAEModel(config).save_pretrained(tmp_path / "encoder")
     with pytest.raises(ValueError, match=r"It has no decoder.*--model_name_or_path"):
         C2FMAEForPreTraining.from_pretrained(tmp_path / "encoder")
+
+
+# What scripts pass and set
+
+
+def test_labels_as_json_has_them(config, tmp_path, batch):
+    """As transformers' own classification example sets them; peers keep the words until they are saved."""
+    C2FMAEModel(config).save_pretrained(tmp_path / "encoder")
+    names = {0: "cat", 1: "dog"}
+    model = AutoModelForImageClassification.from_pretrained(
+        tmp_path / "encoder", num_labels=2, id2label={"0": "cat", "1": "dog"}, label2id={"cat": "0", "dog": "1"}
+    )
+    model.save_pretrained(tmp_path / "classifier")
+    for one in (model.config, AutoConfig.from_pretrained(tmp_path / "classifier")):
+        assert (one.id2label, one.label2id) == (names, {"cat": 0, "dog": 1})
+    model.config.id2label = {"0": "left", "1": "right"}  # later
+    model.save_pretrained(tmp_path / "later")
+    saved = json.loads((tmp_path / "later/config.json").read_text())
+    assert saved["label_names"] == ["left", "right"]
+    model.config.id2label = {3: "three", 7: "seven"}  # no numbers of outputs
+    model.save_pretrained(tmp_path / "sparse")
+    assert AutoConfig.from_pretrained(tmp_path / "sparse").id2label == {3: "three", 7: "seven"}
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        (
+            "bool_masked_pos",
+            r"bool_masked_pos: expected a bool tensor of shape \(8, 16\), got torch.bool of shape \(3, 16\)",
+        ),
+        ("semantic_labels", r"semantic_labels: expected shape \(8, 8, 8\), .* got \(3, 8, 8\)"),
+        ("instance_labels", r"instance_labels: expected shape \(8, 3, 8, 8\), .* got \(3, 3, 8, 8\)"),
+    ],
+)
+def test_another_number_of_rows_is_named(model, batch, field, expected):
+    with pytest.raises(ValueError, match=expected):
+        model(**{**batch, field: batch[field][:3]})
+    with pytest.raises(ValueError, match=f"{field}: expected"):  # one row would be repeated in silence
+        model(**{**batch, field: batch[field][:1]})
+
+
+def test_without_the_pooling_layer(config, tmp_path):
+    C2FMAEModel(config).save_pretrained(tmp_path)
+    pixel_values = torch.randn(1, 3, 32, 32)
+    pooled, plain = (
+        AutoModel.from_pretrained(tmp_path, **options).eval()(pixel_values)
+        for options in ({}, {"add_pooling_layer": False})
+    )
+    assert plain.pooler_output is None
+    assert pooled.pooler_output is not None
+    assert torch.equal(plain.last_hidden_state, pooled.last_hidden_state)

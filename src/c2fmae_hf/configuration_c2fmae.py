@@ -332,6 +332,13 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         """Number of masked patches out of `num_patches`; at least one patch is masked and one stays visible."""
         return min(max(round(self.mask_ratio * num_patches), 1), max(num_patches - 1, 1))
 
+    def number_labels(self) -> None:
+        """Class ids as integers, also where scripts have set them as JSON has them: `{"0": "cat"}`."""
+        if self.id2label:
+            self.id2label = {int(index): name for index, name in self.id2label.items()}
+        if self.label2id:
+            self.label2id = {name: int(index) for name, index in self.label2id.items()}
+
     def check_values(self) -> None:
         """
         Check every field; runs at construction and again when a model is built.
@@ -435,8 +442,8 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         size = next((name for name, fields in SIZES.items() if fields["hidden_size"] == self.hidden_size), "base")
         patch_size = SIZES[size]["patch_size"]
         global_pool = "avg" if self.pooling == "mean" else "token"
-        labels: dict[Any, str] = dict(self.id2label or {})
-        names = [labels[index] for index in range(num_classes)]
+        labels = {int(index): name for index, name in (self.id2label or {}).items()}
+        names = [labels.get(index, f"LABEL_{index}") for index in range(num_classes)]
         side = max(self.image_height_width)
         return {
             "architecture": f"vit_{size}_patch{patch_size}_224",
@@ -482,6 +489,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         Write the configuration with timm's keys. Those of an encoder (`C2FMAEModel`) are for timm alone; other
         classes' weights have names that timm knows where this package is imported.
         """
+        self.number_labels()
         content = json.loads(self.to_json_string(use_diff=use_diff))
         model_class = (self.architectures or [""])[0]
         if model_class.startswith("C2FMAE"):

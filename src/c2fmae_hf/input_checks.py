@@ -36,24 +36,27 @@ def check_pixel_values(
     return height // patch_size, width // patch_size
 
 
-def check_labels(config: C2FMAEConfig, name: str, labels: torch.Tensor, grid_size: tuple[int, int]) -> None:
+def check_labels(
+    config: C2FMAEConfig, name: str, labels: torch.Tensor, batch_size: int, grid_size: tuple[int, int]
+) -> None:
     """
     Check that labels fit the images and, on the CPU, that semantic ones are known classes.
 
     Args:
         name (`str`): `"semantic"` or `"instance"`.
         labels: `(B, H/s, W/s)` int64, or `(B, 3, H/s, W/s)`.
+        batch_size (`int`): Number of images.
         grid_size: Patches per column and per row of the images.
 
     Raises:
         `ValueError`: if they do not.
     """
     height, width = (side * config.label_cells_per_side for side in grid_size)
-    expected = (height, width) if name == "semantic" else (3, height, width)
-    if labels.shape[1:] != expected:
+    expected = (batch_size, height, width) if name == "semantic" else (batch_size, 3, height, width)
+    if labels.shape != expected:
         raise ValueError(
-            f"{name}_labels: expected shape (batch_size, {', '.join(map(str, expected))}), the image's at "
-            f"label_stride={config.label_stride}, got {tuple(labels.shape)}"
+            f"{name}_labels: expected shape {expected}, that of the images at label_stride={config.label_stride}, got "
+            f"{tuple(labels.shape)}"
         )
     if name == "semantic" and labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
         highest, lowest = labels.max().item(), labels.masked_fill(labels == IGNORE_INDEX, 0).min().item()
@@ -65,10 +68,14 @@ def check_labels(config: C2FMAEConfig, name: str, labels: torch.Tensor, grid_siz
 
 
 def count_masked(
-    config: C2FMAEConfig, bool_masked_pos: torch.Tensor, num_patches: int, num_masked: int | None = None
+    config: C2FMAEConfig,
+    bool_masked_pos: torch.Tensor,
+    batch_size: int,
+    num_patches: int,
+    num_masked: int | None = None,
 ) -> int:
     """
-    Number of masked patches per row of a mask `(B, num_patches)`, bool.
+    Number of masked patches per row of a mask `(batch_size, num_patches)`, bool.
 
     A compiled graph needs the number before it sees the mask: there it is `num_masked` or the configuration's, and the
     mask is checked against it at run time. On an accelerator a given `num_masked` is not checked, which avoids a
@@ -78,9 +85,9 @@ def count_masked(
         `ValueError`: if the mask has another shape or dtype, its rows have different counts, or another one than
             `num_masked`.
     """
-    if bool_masked_pos.ndim != 2 or bool_masked_pos.shape[1] != num_patches or bool_masked_pos.dtype != torch.bool:
+    if bool_masked_pos.shape != (batch_size, num_patches) or bool_masked_pos.dtype != torch.bool:
         raise ValueError(
-            f"bool_masked_pos: expected a bool tensor of shape (batch_size, {num_patches}), got "
+            f"bool_masked_pos: expected a bool tensor of shape {(batch_size, num_patches)}, got "
             f"{bool_masked_pos.dtype} of shape {tuple(bool_masked_pos.shape)}"
         )
     if torch.compiler.is_compiling():

@@ -364,6 +364,7 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     def __init__(self, config: C2FMAEConfig, *args, **kwargs) -> None:
         # Fields that `from_pretrained` overrides are set on the finished configuration, past its checks.
         config.check_values()
+        config.number_labels()
         super().__init__(config, *args, **kwargs)
 
     def post_init(self) -> None:
@@ -510,12 +511,17 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
     """
     The encoder: a plain pre-norm ViT with timm's parameter names. Without `bool_masked_pos` it is deterministic in
     evaluation and returns all patches in raster order; with it, only the visible patches are computed.
+
+    Args:
+        config ([`C2FMAEConfig`]).
+        add_pooling_layer (`bool`): Whether `pooler_output` is computed, as in ViT; it has no weights.
     """
 
     pos_embed: torch.Tensor
 
-    def __init__(self, config: C2FMAEConfig) -> None:
+    def __init__(self, config: C2FMAEConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
+        self.is_pooled = add_pooling_layer
         self.patch_embed = C2FMAEPatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         # timm's key, for it a parameter. A buffer is saved like one and stays fixed: `from_pretrained` makes every
@@ -586,7 +592,7 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
         num_image_tokens = grid_size[0] * grid_size[1]
         visible_ids = None
         if bool_masked_pos is not None:
-            num_masked = count_masked(self.config, bool_masked_pos, num_image_tokens, num_masked)
+            num_masked = count_masked(self.config, bool_masked_pos, len(pixel_values), num_image_tokens, num_masked)
             visible_ids, _ = split_patches(bool_masked_pos, num_masked)
             num_image_tokens -= num_masked
         tokens = self.patch_embed(pixel_values, visible_ids)
@@ -599,7 +605,7 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
         granularities = [tokens + positions]
         for name, labels in (("semantic", semantic_labels), ("instance", instance_labels)):
             if name in self.label_embed and labels is not None:
-                check_labels(self.config, name, labels, grid_size)
+                check_labels(self.config, name, labels, len(pixel_values), grid_size)
                 values = self.encode_labels(name, labels, tokens.dtype)
                 if visible_ids is not None:
                     values = gather_patches(values, visible_ids)
@@ -611,7 +617,9 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
             hidden_states = block(hidden_states, **kwargs)
         hidden_states = self.norm(hidden_states)
 
-        if self.config.pooling == "mean" and num_image_tokens > 0:
+        if not self.is_pooled:
+            pooled = None
+        elif self.config.pooling == "mean" and num_image_tokens > 0:
             pooled = hidden_states[:, 1 : 1 + num_image_tokens].mean(dim=1)
         else:
             pooled = hidden_states[:, 0]
@@ -811,15 +819,15 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
             `ValueError`: if inputs are missing or do not fit, naming field, expected and got.
         """
         grid_size = check_pixel_values(self.config, pixel_values, interpolate_pos_encoding)
-        self.check_targets("semantic", semantic_labels, grid_size)
-        self.check_targets("instance", instance_labels, grid_size)
+        self.check_targets("semantic", semantic_labels, len(pixel_values), grid_size)
+        self.check_targets("instance", instance_labels, len(pixel_values), grid_size)
         num_patches = grid_size[0] * grid_size[1]
         if bool_masked_pos is None:
             num_masked = self.config.num_masked_patches(num_patches)
             noise = torch.rand(pixel_values.shape[0], num_patches, device=pixel_values.device)
             bool_masked_pos = noise.argsort(dim=1).argsort(dim=1) >= num_patches - num_masked
         else:
-            num_masked = count_masked(self.config, bool_masked_pos, num_patches, num_masked)
+            num_masked = count_masked(self.config, bool_masked_pos, len(pixel_values), num_patches, num_masked)
         visible_ids, masked_ids = split_patches(bool_masked_pos, num_masked)
 
         encoded = self.c2fmae(
@@ -854,13 +862,15 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
             attentions=encoded.attentions,
         )
 
-    def check_targets(self, granularity: str, labels: torch.Tensor | None, grid_size: tuple[int, int]) -> None:
+    def check_targets(
+        self, granularity: str, labels: torch.Tensor | None, batch_size: int, grid_size: tuple[int, int]
+    ) -> None:
         """
         Raises:
             `ValueError`: if labels do not fit, or are missing in training though a stage learns from them.
         """
         if labels is not None:
-            check_labels(self.config, granularity, labels, grid_size)
+            check_labels(self.config, granularity, labels, batch_size, grid_size)
         elif self.training and granularity in self.config.granularities:
             raise ValueError(
                 f"{granularity}_labels: expected labels to train the {granularity} stage of granularities="
