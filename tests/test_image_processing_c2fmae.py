@@ -298,3 +298,63 @@ def test_a_grid_that_does_not_hold_the_patches_is_named(processor):
     with pytest.raises(ValueError, match="grid_size: expected a grid that holds patch"):
         processor.post_process_semantic_segmentation(outputs)
     assert processor.post_process_semantic_segmentation(outputs, grid_size=(4, 8))[0].shape == (8, 16)
+
+
+# Channels and ranges of arrays
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor], ids=["array", "tensor"])
+def test_a_processor_follows_the_model_s_channels(channels, kind):
+    """Channels first and last are told apart by their number; greys need none."""
+    config = C2FMAEConfig.from_size("tiny", image_size=32, num_channels=channels)
+    processor = C2FMAEImageProcessor.from_config(config)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, channels), dtype=np.uint8)
+    last = processor(kind(pixels), return_tensors="pt")["pixel_values"]
+    first = processor(kind(np.ascontiguousarray(pixels.transpose(2, 0, 1))), return_tensors="pt")["pixel_values"]
+    assert last.shape == (1, channels, 32, 32)
+    assert torch.equal(last, first)
+    if channels in (1, 3):
+        flat = processor([kind(pixels[..., 0])] * 2, return_tensors="pt")["pixel_values"]
+        expected = processor(Image.fromarray(pixels[..., 0]), return_tensors="pt")["pixel_values"]
+        assert torch.equal(flat, expected.repeat(2, 1, 1, 1))
+    else:
+        with pytest.raises(ValueError, match=f"expected an image of {channels} channels, got one of 1"):
+            processor(kind(pixels[..., 0]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pixels: (pixels / 255).astype(np.float32),
+        lambda pixels: pixels.astype(np.float32),
+        lambda pixels: pixels.astype(np.uint16) * 257,
+        lambda pixels: torch.from_numpy(pixels / 255),
+    ],
+    ids=["floats to 1", "floats to 255", "16 bits", "doubles to 1"],
+)
+def test_other_types_give_what_8_bits_do(change):
+    pixels = np.random.default_rng(0).integers(90, 166, (60, 60, 3), dtype=np.uint8)  # no overshoot to cut off
+    processor = C2FMAEImageProcessor(crop_size={"height": 32, "width": 32}, size={"shortest_edge": 40})
+    expected, got = (processor(one, return_tensors="pt")["pixel_values"] for one in (pixels, change(pixels)))
+    assert torch.allclose(got.float(), expected, atol=0.03)
+
+
+def test_bool_pixels_are_black_and_white():
+    pixels = np.random.default_rng(0).random((60, 60)) > 0.5
+    processor = C2FMAEImageProcessor()
+    expected = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(pixels, return_tensors="pt")["pixel_values"], expected)
+
+
+def test_what_does_not_fit_the_statistics_is_said(monkeypatch):
+    said = []
+    monkeypatch.setattr("c2fmae_hf.image_processing_c2fmae.logger.warning_once", said.append)
+    processor, pixels = C2FMAEImageProcessor(), np.full((60, 60, 3), 200, np.uint8)
+    processor(pixels)
+    processor(pixels / 255, do_rescale=False)
+    assert not said
+    processor(pixels, do_rescale=False)
+    assert "normalised by statistics for [0, 1]" in said.pop()
+    processor(pixels / 255)
+    assert "not divided by 255" in said.pop()

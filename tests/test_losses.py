@@ -104,3 +104,21 @@ def test_flat_patches_have_finite_losses_and_gradients():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()
     assert torch.isfinite(logits.grad).all()
+
+
+def test_the_offset_weight_is_that_of_the_offsets_alone():
+    _, labels = labels_with_gaps()
+    logits = torch.randn_like(labels)
+    flags_alone, once, three_times = (instance_loss(logits, labels, weight).item() for weight in (0.0, 1.0, 3.0))
+    assert once > flags_alone
+    assert three_times - flags_alone == pytest.approx(3 * (once - flags_alone), rel=1e-5)
+
+
+def test_a_model_weighs_offsets_as_its_configuration_says(config, batch):
+    losses = []
+    for weight in (0.0, 1.0, 4.0):
+        torch.manual_seed(0)
+        model = C2FMAEForPreTraining(with_fields(config, instance_offset_weight=weight)).eval()
+        losses.append(model(**batch).instance_loss.item())
+    assert losses[2] - losses[0] == pytest.approx(4 * (losses[1] - losses[0]), rel=1e-4)
+    assert losses[1] > losses[0]

@@ -350,8 +350,9 @@ def shortened(name: str, args: list[str]) -> list[str]:
     if name == "classify":
         return [*args, "--image_size", "64", "--max_steps", "2", "--use_cpu", "true", "--validation_share", "0.25"]
     if name == "pretrain":
-        size = ["--image_size", "64", "--config_overrides", '{"num_hidden_layers": 2}']
-        size += ["--dataloader_num_workers", "0"]
+        size = ["--image_size", "64", "--dataloader_num_workers", "0"]
+        if "--model_name_or_path" not in args:
+            size += ["--config_overrides", '{"num_hidden_layers": 2}']
         return [*args, *size, "--max_steps", "2", "--logging_steps", "1", "--num_drawn", "2", "--use_cpu", "true"]
     return args
 
@@ -362,7 +363,7 @@ def run_if_there(name: str, module, args: list[str], options: list[Any]) -> bool
     `False`, and nothing is done, if it needs more.
     """
     values = {key: value for group in options for key, value in vars(group).items()}
-    inputs = [values.get(key) for key in ("source", "model", "compare_model", "dataset_name")]
+    inputs = [values.get(key) for key in ("source", "model", "model_name_or_path", "compare_model", "dataset_name")]
     inputs += values.get("images") or []
     if not all(Path(one).is_dir() for one in inputs if one is not None) or values.get("push_to_hub"):
         return False

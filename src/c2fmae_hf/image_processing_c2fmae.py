@@ -14,12 +14,15 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import TensorType
+from transformers.utils import TensorType, logging
 
 from .configuration_c2fmae import resize_before_crop
 from .constants import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, NO_INSTANCE
 from .images import to_label_map, to_rgb
 from .targets import instance_labels_from_map, instance_map_from_labels, patchify, reduce_label_map, unpatchify
+
+
+logger = logging.get_logger(__name__)
 
 
 class C2FMAEImageProcessorKwargs(ImagesKwargs, total=False):
@@ -59,6 +62,14 @@ def rounded_size(image: torch.Tensor, size: SizeDict, divisor: int) -> SizeDict:
     return SizeDict(height=height, width=width)
 
 
+def _with_channels(images: Any) -> Any:
+    """Arrays and tensors `(H, W)`, alone or in lists, as `(1, H, W)`."""
+    if isinstance(images, (list, tuple)):
+        return [_with_channels(image) for image in images]
+    is_flat = not isinstance(images, (str, Image.Image)) and getattr(images, "ndim", None) == 2
+    return images[None] if is_flat else images
+
+
 class C2FMAEImageProcessor(TorchvisionBackend):
     r"""
     Image processor of C2FMAE: resizes the shorter side, crops the centre, rescales and normalises.
@@ -96,8 +107,8 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     @classmethod
     def from_config(cls, config: Any, **kwargs) -> C2FMAEImageProcessor:
         """
-        Build the processor of a model: its image size (after a resize to about 8/7 of it), pixel statistics, patch
-        size and label stride.
+        Build the processor of a model: its image size (after a resize to about 8/7 of it), channels, pixel statistics,
+        patch size and label stride.
 
         Args:
             config ([`C2FMAEConfig`]): The model's configuration.
@@ -111,6 +122,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
             "image_std": config.image_std,
             "patch_size": config.patch_size,
             "label_stride": config.label_stride,
+            "do_convert_rgb": config.num_channels == len(IMAGENET_MEAN),
         }
         return cls(**{**defaults, **kwargs})
 
@@ -125,8 +137,8 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         Prepare images, and label maps with the same geometry.
 
         Args:
-            images: One image or several: PIL images of any mode, arrays or tensors (channels first or last). 8-bit
-                pixels are expected; 16-bit ones are scaled down.
+            images: One image or several: PIL images of any mode, arrays or tensors (channels first or last, or none).
+                8-bit pixels are expected; 16-bit, bool and floating-point ones in [0, 1] are scaled to them.
             segmentation_maps (*optional*): As many single-channel maps of class ids. In 8-bit PIL images 255 is
                 ignored, in 16-bit ones 65535, in arrays and tensors -100.
             instance_maps (*optional*): As many single-channel maps of instance ids, 0 = none; the same values are
@@ -140,17 +152,37 @@ class C2FMAEImageProcessor(TorchvisionBackend):
             `ValueError`: for NaN pixels, maps of another size or number than the images, or an output size that is
                 not divisible by the patch size; the message names the image.
         """
-        return super().preprocess(images, segmentation_maps, instance_maps, **kwargs)
+        return super().preprocess(_with_channels(images), segmentation_maps, instance_maps, **kwargs)
 
-    def process_image(self, image: ImageInput, do_convert_rgb: bool | None = None, **kwargs) -> torch.Tensor:
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
         """Convert an image to a tensor, channels first: 8-bit, or floating-point if the image is."""
-        if isinstance(image, Image.Image) and do_convert_rgb:
-            image = to_rgb(image)
-        elif isinstance(image, np.ndarray) and image.dtype == np.uint16:
-            image = np.round(image / 257).astype(np.uint8)
-        elif isinstance(image, torch.Tensor) and image.dtype == torch.uint16:
-            image = (image.to(torch.int32) / 257).round().to(torch.uint8)
-        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+        channels = len(self.image_mean) if isinstance(self.image_mean, (list, tuple)) else 3
+        if isinstance(image, Image.Image):
+            if do_convert_rgb or channels == 1:
+                image = to_rgb(image)
+            if channels == 1:
+                image = image.convert("L")
+        else:
+            image = torch.as_tensor(image)
+            if image.dtype == torch.uint16:
+                image = (image.to(torch.int32) / 257).round().to(torch.uint8)
+            elif image.dtype == torch.bool:
+                image = image.to(torch.uint8) * 255
+            is_first, is_last = (image.ndim == 3 and image.shape[side] == channels for side in (0, -1))
+            if input_data_format is None and is_first != is_last:  # the library knows 1, 3 and 4 channels only
+                input_data_format = ChannelDimension.FIRST if is_first else ChannelDimension.LAST
+        tensor = super().process_image(
+            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
+        )
+        if tensor.shape[0] != channels:
+            raise ValueError(f"expected an image of {channels} channels, got one of {tensor.shape[0]}")
+        return tensor
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
         """
@@ -181,6 +213,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         for index, image in enumerate(prepared):
             if image.is_floating_point() and not image.isfinite().all():
                 raise ValueError(f"images[{index}]: expected finite pixels, got NaN or infinity")
+            prepared[index] = self._in_range(image, kwargs["do_rescale"], kwargs["do_normalize"])
         sizes = [tuple(image.shape[-2:]) for image in prepared]
         kwargs.setdefault("do_pad", None)
         kwargs.setdefault("pad_size", None)
@@ -200,6 +233,20 @@ class C2FMAEImageProcessor(TorchvisionBackend):
             maps = self._process_maps("instance_maps", instance_maps, sizes, label_stride, device, **kwargs)
             data["instance_labels"] = [instance_labels_from_map(label_map[None])[0] for label_map in maps]
         return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _in_range(self, image: torch.Tensor, do_rescale: bool, do_normalize: bool) -> torch.Tensor:
+        """Pixels in the range that rescaling and normalising expect."""
+        if do_rescale and image.is_floating_point() and image.min() >= 0 and image.max() <= 1:
+            logger.warning_once(
+                "Floating-point pixels in [0, 1] are taken as they are, and not divided by 255; to say so: "
+                "do_rescale=False."
+            )
+            return image * 255
+        if do_normalize and not do_rescale and not image.is_floating_point() and image.max() > 1:
+            logger.warning_once(
+                "Pixels up to 255 are normalised by statistics for [0, 1], because of do_rescale=False; leave it out."
+            )
+        return image
 
     def _process(self, images: list[torch.Tensor], *, size_divisor: int | None = None, **kwargs) -> list[torch.Tensor]:
         if size_divisor is not None and kwargs["do_resize"]:
