@@ -358,3 +358,18 @@ def test_what_does_not_fit_the_statistics_is_said(monkeypatch):
     assert "normalised by statistics for [0, 1]" in said.pop()
     processor(pixels / 255)
     assert "not divided by 255" in said.pop()
+
+
+def test_labels_are_reduced_as_beit_s_processor_does():
+    """Scripts for segmentation read `do_reduce_labels`, too."""
+    label_map = torch.tensor([[0, 1, 150, -100]]).repeat_interleave(8, dim=1).repeat(32, 1)
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "label_stride": 8}
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    plain = C2FMAEImageProcessor(**sizes)
+    assert plain.do_reduce_labels is False
+    assert plain(pixels, label_map, return_tensors="pt")["semantic_labels"][0, 0].tolist() == [0, 1, 150, -100]
+    reduced = C2FMAEImageProcessor(**sizes, do_reduce_labels=True)
+    assert reduced(pixels, label_map, return_tensors="pt")["semantic_labels"][0, 0].tolist() == [-100, 0, 149, -100]
+    instances = plain(pixels, instance_maps=label_map.clamp(min=0), return_tensors="pt")["instance_labels"]
+    again = reduced(pixels, instance_maps=label_map.clamp(min=0), return_tensors="pt")["instance_labels"]
+    assert torch.equal(again, instances)

@@ -33,11 +33,14 @@ class C2FMAEImageProcessorKwargs(ImagesKwargs, total=False):
         Pixels per cell of the label grid. With 1, label maps keep the images' size, as semantic segmentation needs.
     size_divisor (`int`, *optional*, defaults to `self.size_divisor`):
         Sides of a resized image are rounded to multiples of it.
+    do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
+        Class 0 of segmentation maps becomes ignored, and every other one less by one, as for ADE20K.
     """
 
     patch_size: int
     label_stride: int
     size_divisor: int | None
+    do_reduce_labels: bool
 
 
 def rounded_size(image: torch.Tensor, size: SizeDict, divisor: int) -> SizeDict:
@@ -81,6 +84,8 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         label_stride (`int`, defaults to 4): Pixels per cell of the label grid.
         size_divisor (`int`, *optional*): Sides of a resized image are rounded to multiples of it. Set to the patch
             size, and without a central crop, it keeps images of any aspect whole.
+        do_reduce_labels (`bool`, defaults to `False`): Class 0 of segmentation maps becomes ignored, and every other
+            one less by one, as BEiT's and SegFormer's processors have it for ADE20K.
     """
 
     valid_kwargs = C2FMAEImageProcessorKwargs
@@ -100,6 +105,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     patch_size = 16
     label_stride = 4
     size_divisor = None
+    do_reduce_labels = False
 
     def __init__(self, **kwargs: Unpack[C2FMAEImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
@@ -203,6 +209,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         device: str | torch.device | None = None,
         patch_size: int,
         label_stride: int,
+        do_reduce_labels: bool,
         **kwargs,
     ) -> BatchFeature:
         if patch_size % label_stride:
@@ -228,6 +235,8 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         data: dict[str, Any] = {"pixel_values": pixel_values}
         if segmentation_maps is not None:
             maps = self._process_maps("segmentation_maps", segmentation_maps, sizes, label_stride, device, **kwargs)
+            if do_reduce_labels:
+                maps = [torch.where(one > 0, one - 1, IGNORE_INDEX) for one in maps]
             data["semantic_labels"] = maps
         if instance_maps is not None:
             maps = self._process_maps("instance_maps", instance_maps, sizes, label_stride, device, **kwargs)
