@@ -153,6 +153,29 @@ def test_neighbours_are_those_of_the_training_split(example, folders, tmp_path):
     assert results["results"]["mean"]["top1_accuracy"] == 0
 
 
+def test_a_probe_learns_from_the_central_crop_and_augmented_views(
+    example, folders, dataset_folder, tmp_path, monkeypatch
+):
+    seen, extract = [], example.extract_features
+
+    def recorded(encoder, loader, description):
+        seen.append(torch.cat([batch["pixel_values"] for batch in loader]))
+        return extract(encoder, loader, description)
+
+    monkeypatch.setattr(example, "extract_features", recorded)
+    options = ["--linear_probe", "--probe_epochs", "2", "--probe_views", "2"]
+    run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", *options)
+    central, *views, validation = seen
+    assert [len(one) for one in seen] == [48, 48, 48, 24]
+    for view in views:
+        assert (view != central).flatten(1).any(dim=1).float().mean() > 0.9
+    assert not torch.equal(*views)
+    seen.clear()
+    run(example, folders["c2fmae"], dataset_folder, tmp_path / "knn", "--knn")
+    assert torch.equal(seen[0], central)  # neighbours are those of central crops alone
+    assert torch.equal(seen[1], validation)
+
+
 def test_a_frozen_encoder_is_not_trained(example, folders, dataset_folder, tmp_path):
     run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", "--linear_probe", "--probe_epochs", "2")
     before = build_classifier(folders["c2fmae"], NAMES).c2fmae.state_dict()

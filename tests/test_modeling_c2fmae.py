@@ -18,6 +18,9 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessor,
     UperNetConfig,
     UperNetForSemanticSegmentation,
     pipeline,
@@ -867,3 +870,45 @@ def test_without_the_pooling_layer(config, tmp_path):
     assert plain.pooler_output is None
     assert pooled.pooler_output is not None
     assert torch.equal(plain.last_hidden_state, pooled.last_hidden_state)
+
+
+@pytest.mark.parametrize("size", [(96, 133), (32, 33), (5, 40), (64, 64)], ids=str)
+@pytest.mark.parametrize("add_fpn", [False, True])
+def test_a_backbone_pads_to_whole_patches(config, size, add_fpn):
+    """As DETR gives it images of any size; what is inside is that of the image padded by hand."""
+    config = with_fields(config, num_hidden_layers=4, add_fpn=add_fpn, out_indices=[1, 2, 3, 4])
+    backbone = C2FMAEBackbone(config).eval()
+    height, width = size
+    pixel_values = torch.randn(2, 3, height, width)
+    padded = torch.zeros(2, 3, -(-height // 8) * 8, -(-width // 8) * 8)
+    padded[..., :height, :width] = pixel_values
+    maps, expected = (backbone(one).feature_maps for one in (pixel_values, padded))
+    strides = (2, 4, 8, 16) if add_fpn else (8,) * 4
+    for one, other, stride in zip(maps, expected, strides):
+        shape = (-(-height // stride), -(-width // stride))
+        assert one.shape == (2, 32, *shape)
+        assert torch.equal(one, other[..., : shape[0], : shape[1]])
+
+
+def test_detr_takes_the_backbone_at_any_size(config, tmp_path):
+    config = with_fields(config, out_indices=[2])
+    detr = DetrForObjectDetection(
+        DetrConfig(
+            backbone_config=config,
+            use_timm_backbone=False,
+            use_pretrained_backbone=False,
+            backbone=None,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+            num_queries=3,
+        )
+    )
+    processor = DetrImageProcessor(size={"shortest_edge": 50, "longest_edge": 83})
+    photos = [np.zeros((40, 70, 3), np.uint8), np.zeros((61, 47, 3), np.uint8)]
+    batch = processor(photos, return_tensors="pt")
+    assert detr.eval()(**batch).logits.shape[:2] == (2, 3)

@@ -3,6 +3,7 @@
 # Annotations are evaluated: transformers looks for `TransformersKwargs` among those of a forward.
 import copy
 import inspect
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -1091,6 +1092,11 @@ class FeaturePyramid(nn.Module):
             maps = maps * 4
         return [self.upsample4(maps[0]), self.upsample2(maps[1]), maps[2], self.downsample2(maps[3])]
 
+    @staticmethod
+    def strides(patch_size: int) -> tuple[float, ...]:
+        """Pixels per place of each map."""
+        return patch_size / 4, patch_size / 2, patch_size, patch_size * 2
+
 
 class C2FMAEBackbone(BackboneMixin, C2FMAEPreTrainedModel):
     """
@@ -1135,14 +1141,18 @@ class C2FMAEBackbone(BackboneMixin, C2FMAEPreTrainedModel):
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`).
-            interpolate_pos_encoding (`bool`): Accept any image size that is a multiple of the patch size; on by
-                default, since detectors and segmenters vary it.
+            interpolate_pos_encoding (`bool`): Accept any image size; on by default, since detectors and segmenters
+                vary it. Images are padded to whole patches with zeros, on the right and below.
 
         Returns:
             [`~transformers.modeling_outputs.BackboneOutput`]: `feature_maps`, one for each of `out_features`, of shape
-            `(batch_size, hidden_size, height / patch_size, width / patch_size)`; of a feature pyramid four, at 4, 2, 1
-            and 1/2 times that height and width.
+            `(batch_size, hidden_size, height / patch_size, width / patch_size)`, rounded up; of a feature pyramid
+            four, at 4, 2, 1 and 1/2 times that height and width, without what lies in the padding alone.
         """
+        height, width = pixel_values.shape[-2:]
+        patch_size = self.config.patch_size
+        if interpolate_pos_encoding and pixel_values.ndim == 4:
+            pixel_values = nn.functional.pad(pixel_values, (0, -width % patch_size, 0, -height % patch_size))
         grid_size = check_pixel_values(self.config, pixel_values, interpolate_pos_encoding)
         kwargs["output_hidden_states"] = True
         outputs = self.c2fmae(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
@@ -1156,7 +1166,10 @@ class C2FMAEBackbone(BackboneMixin, C2FMAEPreTrainedModel):
                 hidden_states = tokens_to_map(hidden_states, grid_size)
             feature_maps.append(hidden_states)
         if self.fpn is not None:
-            feature_maps = self.fpn(feature_maps)
+            feature_maps = [
+                maps[..., : math.ceil(height / stride), : math.ceil(width / stride)]
+                for maps, stride in zip(self.fpn(feature_maps), self.fpn.strides(patch_size))
+            ]
         return BackboneOutput(
             feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
