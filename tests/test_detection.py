@@ -328,7 +328,9 @@ def test_loaded_in_half_precision_boxes_stay_exact(encoders, tmp_path, dtype):
     assert found["scores"][0] == pytest.approx(float(expected["scores"][0]), abs=0.02)
 
 
-def test_pipeline_takes_batches(encoders):
+def test_pipeline_takes_batches(encoders, monkeypatch):
+    errors = []
+    monkeypatch.setattr("transformers.pipelines.base.logger.error", errors.append)
     torch.manual_seed(0)
     model = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL).eval()
     processor = C2FMAEImageProcessor(
@@ -340,6 +342,7 @@ def test_pipeline_takes_batches(encoders):
     assert all(alone)
     for found, expected in zip(detect(photos, batch_size=2), alone):
         assert [entry["box"] for entry in found] == [entry["box"] for entry in expected]
+    assert not errors  # such as that the class is not supported
 
 
 def test_what_was_seen_before_makes_no_difference(encoders):

@@ -656,7 +656,9 @@ def test_segmentation_of_one_class_is_refused(config, batch):
 # Pipelines
 
 
-def test_pipelines_on_saved_folders(config, tmp_path):
+def test_pipelines_on_saved_folders(config, tmp_path, monkeypatch):
+    errors = []
+    monkeypatch.setattr("transformers.pipelines.base.logger.error", errors.append)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
     config = with_fields(config, num_labels=3)
     for model_class in (C2FMAEModel, C2FMAEForImageClassification, C2FMAEForSemanticSegmentation):
@@ -674,6 +676,7 @@ def test_pipelines_on_saved_folders(config, tmp_path):
     assert [part["label"] for part in alike] == [part["label"] for part in masks]
     assert all(np.array_equal(np.asarray(a["mask"]), np.asarray(b["mask"])) for a, b in zip(alike, masks))
     assert all(1 / 3 < part["score"] <= 1 for part in alike)
+    assert not errors  # such as that the class is not supported
 
 
 # The feature pyramid

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
 )
+from transformers.models.auto import modeling_auto
 
 from . import timm_c2fmae as timm_c2fmae  # registers the zoo's encoders with timm
 from .configuration_c2fmae import SIZES, C2FMAEConfig
@@ -105,3 +106,6 @@ AutoConfig.register(EncoderBackboneConfig.model_type, EncoderBackboneConfig)
 AutoBackbone.register(EncoderBackboneConfig, EncoderBackbone)
 AutoConfig.register(MaskRCNNConfig.model_type, MaskRCNNConfig)
 AutoModelForObjectDetection.register(MaskRCNNConfig, MaskRCNNForObjectDetection)
+# Pipelines for segmentation and detection look names up here, and would log that the class is not supported.
+modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[C2FMAEConfig.model_type] = "C2FMAEForSemanticSegmentation"
+modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[MaskRCNNConfig.model_type] = "MaskRCNNForObjectDetection"
