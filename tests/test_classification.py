@@ -240,6 +240,17 @@ def test_bad_rows_are_named():
         ImageLabelDataset(rows.remove_columns("label"), training)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "bool"])
+def test_labels_of_any_integers(example, folders, tmp_path, dtype):
+    rows = make_labelled(24)
+    values = [label > 0 if dtype == "bool" else label for label in rows["label"]]
+    rows = rows.remove_columns("label").add_column("label", values, feature=datasets.Value(dtype))
+    datasets.DatasetDict({"train": rows, "validation": rows}).save_to_disk(tmp_path / "rows")
+    results = run(example, folders["c2fmae"], tmp_path / "rows", tmp_path / "out", "--knn", "--k", "1")
+    assert results["results"]["mean"]["top1_accuracy"] == 1
+    run(example, folders["c2fmae"], tmp_path / "rows", tmp_path / "tuned", "--max_steps", "2")
+
+
 def test_one_class_and_absent_classes(example, folders, tmp_path, caplog):
     rows = make_labelled(24)
     one = rows.filter(lambda label: label == 0, input_columns="label")

@@ -308,3 +308,24 @@ def test_plain_indices_see_the_epoch(config, rows):
         crops.append(sample["pixel_values"])
     assert not torch.equal(crops[0], crops[1])
     assert not torch.equal(crops[1], crops[2])
+
+
+@pytest.mark.parametrize("form", ["arrow", "pandas", "numpy", "torch", "transform"])
+def test_the_format_of_rows_makes_no_difference(config, rows, form, caplog):
+    transform = evaluation_transform(config.image_height_width, label_stride=config.label_stride)
+    plain = C2FMAEDataset(rows, transform, num_semantic_classes=5)[3]
+    formatted = rows.with_transform(lambda batch: {}) if form == "transform" else rows.with_format(form)
+    sample = C2FMAEDataset(formatted, transform, num_semantic_classes=5)[3]
+    assert torch.equal(sample["pixel_values"], plain["pixel_values"])
+    assert torch.equal(sample["semantic"], plain["semantic"])
+    assert ("with_transform is left out" in caplog.text) is (form == "transform")
+
+
+def test_paths_with_brackets_and_of_the_home_folder(rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "v[2]").mkdir()
+    rows.to_parquet(tmp_path / "v[2]" / "train.parquet")
+    for name in (str(tmp_path / "v[2]" / "train.parquet"), "~/v[2]/train.parquet"):
+        assert len(load_splits(name)["train"]) == len(rows)
+    rows.save_to_disk(tmp_path / "saved")
+    assert len(load_splits("~/saved")["train"]) == len(rows)

@@ -15,10 +15,12 @@ accuracy and all settings, and the classifier with its image processor.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -92,8 +94,10 @@ def load_rows(args: ClassifyArguments, seed: int):
         raise ValueError(
             f"dataset, column 'label': expected the same classes in both splits, got {feature} and {other}"
         )
-    if not hasattr(feature, "names") and getattr(feature, "dtype", "") not in ("int64", "int32", "int16", "uint8"):
+    if not hasattr(feature, "names") and not re.fullmatch(r"u?int\d+|bool", getattr(feature, "dtype", "")):
         raise ValueError(f"dataset, column 'label': expected class names or integers, got {feature}")
+    if feature.dtype == "bool":
+        train, validation = (rows.cast_column("label", datasets.Value("int64")) for rows in (train, validation))
     if hasattr(feature, "names"):
         id2label = dict(enumerate(feature.names))
     else:

@@ -118,7 +118,14 @@ class RowReader:
 
 
 def undecoded(rows: Any) -> Any:
-    """The same rows with image columns left encoded, so that a corrupt one is reported with its row."""
+    """
+    The same rows with image columns left encoded, so that a corrupt one is reported with its row, and as Python
+    objects whatever their format was. A function of `with_transform` is not applied, which the log says.
+    """
+    if isinstance(rows, datasets.Dataset) and rows.format["type"] is not None:
+        if rows.format["type"] == "custom":
+            logger.warning("The dataset's with_transform is left out; rows.map(...) changes the rows themselves.")
+        rows = rows.with_format(None)
     for name, feature in (rows.features or {}).items():
         if isinstance(feature, datasets.Image) and feature.decode:
             rows = rows.cast_column(name, datasets.Image(decode=False))

@@ -36,15 +36,15 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
     Raises:
         `FileNotFoundError`: if a path or pattern matches nothing.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
+    name = str(path) if name.startswith("~") else name
     if name.endswith(".parquet"):
         files: dict[str, list[str]] = {}
-        for file in sorted(glob.glob(name)):
+        for file in [name] if path.is_file() else sorted(glob.glob(name)):  # a name may have brackets
             words = re.split(r"[^a-z]+", Path(file).stem.lower())
             is_validation = any(word in words for word in ("val", "valid", "validation", "dev"))
-            files.setdefault("validation" if is_validation else "test" if "test" in words else "train", []).append(
-                file
-            )
+            split = "validation" if is_validation else "test" if "test" in words else "train"
+            files.setdefault(split, []).append(glob.escape(file))
         if not files:
             raise FileNotFoundError(f"dataset: expected Parquet files at {name!r}, found none")
         return dict(datasets.load_dataset("parquet", data_files=files, streaming=streaming))
