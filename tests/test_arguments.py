@@ -8,6 +8,7 @@ import pytest
 from transformers import TrainingArguments
 
 from c2fmae_hf.commands.arguments import find_checkpoint, parse_arguments
+from c2fmae_hf.transfer.fine_tuning_args import FineTuningArguments
 
 
 @dataclass
@@ -73,3 +74,12 @@ def test_which_checkpoint_to_resume(tmp_path):
     assert found("last") == found("true") == str(tmp_path / "checkpoint-10")
     assert found("somewhere/else") == "somewhere/else"
     assert found(None) is found("false") is None
+
+
+def test_switches_that_may_be_undecided_need_no_value():
+    args, _ = parse_arguments((FineTuningArguments, First), ["--load_best_model_at_end"], name="x", command="test")
+    assert args.load_best_model_at_end is True
+    args, _ = parse_arguments(
+        (FineTuningArguments, First), ["--load_best_model_at_end", "false"], name="x", command="test"
+    )
+    assert args.load_best_model_at_end is False

@@ -332,3 +332,37 @@ def test_classes_must_be_the_same_in_both_splits(example, folders, tmp_path):
     datasets.DatasetDict(dict(zip(("train", "validation"), texts))).save_to_disk(tmp_path / "texts")
     with pytest.raises(ValueError, match="column 'label': expected class names or integers"):
         run(example, folders["c2fmae"], tmp_path / "texts", tmp_path / "x", "--knn")
+
+
+def test_scoring_checks_that_the_classes_are_the_model_s(example, folders, dataset_folder, tmp_path):
+    run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", "--max_steps", "2")
+    model = str(tmp_path / "out")
+    rows = make_labelled(12)
+    renamed = rows.cast_column("label", datasets.ClassLabel(names=["bright", "dark", "middle"]))
+    larger = rows.remove_columns("label").add_column("label", [5, *[0] * 11])
+    numbers = rows.cast_column("label", datasets.Value("int64"))
+    for name, one in {"renamed": renamed, "larger": larger, "numbers": numbers}.items():
+        datasets.DatasetDict({"train": one, "validation": one}).save_to_disk(tmp_path / name)
+    for name in ("renamed", "larger"):
+        with pytest.raises(ValueError, match=r"classes: expected the model's, \{0: 'dark', .*, got the dataset's"):
+            run(example, model, tmp_path / name, tmp_path / "scores", "--evaluate_only", "true")
+    run(example, model, tmp_path / "numbers", tmp_path / "scores", "--evaluate_only", "true")
+
+
+def test_what_would_be_lost_or_fail_later_is_refused(example, folders, dataset_folder, tmp_path):
+    options = ["--max_steps", "2", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=r"metric_for_best_model: expected one of \['loss', .*, got 'accuracy'"):
+        run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", "--metric_for_best_model", "accuracy")
+    run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", *options)
+    with pytest.raises(ValueError, match=r"checkpoint-2 is there already. Pass --resume_from_checkpoint last"):
+        run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", *options)
+    run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", *options, "--resume_from_checkpoint", "last")
+    with pytest.raises(ValueError, match="max_train_samples: expected at least 1, got 0"):
+        run(example, folders["c2fmae"], dataset_folder, tmp_path / "new", "--max_train_samples", "0")
+
+
+def test_integer_labels_are_held_out_by_class(tmp_path):
+    rows = make_labelled(60).cast_column("label", datasets.Value("int64"))
+    rows.save_to_disk(tmp_path / "rows")
+    _, validation = load_train_and_validation(str(tmp_path / "rows"))
+    assert [list(validation["label"]).count(label) for label in range(3)] == [4, 4, 4]

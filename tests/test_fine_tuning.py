@@ -244,3 +244,20 @@ def test_accumulated_batches_weigh_as_one(tmp_path_factory, tmp_path, kind, task
         results.append(Accumulating(tmp_path, batch_size).losses(trainer, model, dataset))
     assert results[0][0] == pytest.approx(results[1][0], rel=0.02)
     assert results[0][1] == pytest.approx(results[1][1], rel=0.1)
+
+
+def test_a_share_of_logging_steps_becomes_a_number(encoder, tmp_path):
+    """Before the run, so that a resumed one has the same."""
+    arguments = make_arguments(tmp_path, num_train_epochs=100, max_steps=300)
+    trainer = ImageClassificationTrainer(
+        build_classifier(encoder, {0: "a", 1: "b"}), arguments, train_dataset=Images(), eval_dataset=Images()
+    )
+    trainer.args.max_steps = 2
+    trainer.train()
+    assert trainer.args.logging_steps == 1
+    short = make_arguments(tmp_path / "epochs", num_train_epochs=2, per_device_train_batch_size=4, logging_steps=0.3)
+    trainer = ImageClassificationTrainer(
+        build_classifier(encoder, {0: "a", 1: "b"}), short, train_dataset=Images(), eval_dataset=Images()
+    )
+    trainer.train()
+    assert trainer.args.logging_steps == 3  # of 8 steps

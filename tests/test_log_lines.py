@@ -15,7 +15,7 @@ from transformers import ProgressCallback
 from c2fmae_hf import C2FMAEForPreTraining, C2FMAETrainer, C2FMAETrainingArguments
 from c2fmae_hf.publishing.records import figures_of, load_run
 from c2fmae_hf.training.log_lines import LinePrinterCallback, format_log, readable_time
-from c2fmae_hf.transfer.knn_probe import KNNProbeCallback
+from c2fmae_hf.transfer.knn_probe import KNNProbeCallback, load_probe_rows
 from c2fmae_hf.transfer.probes import weighted_knn
 from testing_utils import load_command, make_rows
 
@@ -82,7 +82,7 @@ def test_a_run_says_what_it_does_and_prints_lines(tmp_path, capsys, disable_tqdm
     assert re.search(
         r"Pre-training on 16 rows of \S+rows, 4 held out, 5 classes\. c2fmae-vit-tiny: patches of 8 at 32 x 32 "
         r"pixels, 0\.5 M parameters in the encoder and \d\.\d M in the decoder\. 6 steps of 8 images on cpu, "
-        r"learning rate 4\.7e-06\.",
+        r"learning rate 0\.00011\.",
         printed,
     )
     assert re.search(r"\d s a step: about \d s to go", printed)
@@ -120,7 +120,7 @@ def train(config, folder, labelled: str | None, **arguments):
     torch.manual_seed(0)
     trainer = C2FMAETrainer(C2FMAEForPreTraining(config), args, train_dataset=make_rows(12))
     if labelled is not None:
-        trainer.add_callback(KNNProbeCallback(trainer, labelled, steps=3))
+        trainer.add_callback(KNNProbeCallback(trainer, *load_probe_rows(labelled), steps=3))
     trainer.train()
     return trainer
 
@@ -178,11 +178,34 @@ def test_the_command_probes_and_records(config, labelled, tmp_path, capsys):
     assert [(one.value, one.is_last) for one in figures] == [(values[0], False), (values[-1], True)]
 
 
-def test_mistakes_are_named_at_the_start(config, labelled, tmp_path):
+def test_mistakes_are_named_at_the_start(config, labelled, tmp_path, capsys):
     args = C2FMAETrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     trainer = C2FMAETrainer(C2FMAEForPreTraining(config), args, train_dataset=make_rows(4))
     with pytest.raises(ValueError, match="probe_steps: expected at least 1, got 0"):
-        KNNProbeCallback(trainer, labelled, steps=0)
-    make_rows(8).save_to_disk(tmp_path / "rows")
-    with pytest.raises(ValueError, match="probe_dataset: expected the columns 'image' and 'label', got"):
-        KNNProbeCallback(trainer, str(tmp_path / "rows"))
+        KNNProbeCallback(trainer, *load_probe_rows(labelled), steps=0)
+    rows = make_rows(8)
+    cases = {
+        r"expected the columns 'image' and 'label', got": rows,
+        r"column 'label': expected a class in every row, got -1 in 1 of": rows.add_column(
+            "label", [0, 1] * 3 + [1, -1]
+        ),
+        r"column 'label': expected class names or integers, got": rows.add_column("label", list("abababab")),
+        r"expected images of two classes or more, got one": rows.add_column("label", [0] * 8),
+    }
+    for index, (message, labels) in enumerate(cases.items()):
+        labels.save_to_disk(tmp_path / f"rows{index}")
+        with pytest.raises(ValueError, match=rf"probe_dataset \S+rows{index}: .*{message}"):
+            load_probe_rows(str(tmp_path / f"rows{index}"))
+
+
+def test_a_missing_probe_stops_before_anything_is_labelled(tmp_path, capsys):
+    for index, row in enumerate(make_rows(4)):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        row["image"].save(tmp_path / "photos" / f"{index}.png")
+    words = [str(tmp_path / "photos"), "--output_dir", str(tmp_path / "run"), "--use_cpu"]
+    with pytest.raises(FileNotFoundError, match=r"expected Parquet files at 'nowhere.parquet'"):
+        load_command("pretrain").main([*words, "--probe_dataset", "nowhere.parquet"])
+    with pytest.raises(SystemExit):
+        load_command("pretrain").main([*words, "--probe_dataset", "photos", "--probe_steps", "0"])
+    assert "probe_steps: expected at least 1, got 0" in capsys.readouterr().err
+    assert not (tmp_path / "run/dataset").exists()

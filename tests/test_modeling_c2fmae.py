@@ -795,6 +795,7 @@ def test_positions_follow_the_image_size_at_loading(config, tmp_path, auto_class
         model_class.from_pretrained(tmp_path, image_size=size),
         auto_class.from_pretrained(str(tmp_path), image_size=size),
         model_class.from_pretrained(tmp_path, config=other),
+        model_class.from_pretrained(tmp_path, config=config, image_size=size),
     ]
     loaded[0].save_pretrained(tmp_path / "again")
     for one in (*loaded, auto_class.from_pretrained(str(tmp_path / "again"))):
@@ -809,8 +810,9 @@ def test_an_image_size_that_does_not_fit_is_named(config, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="image_size: expected multiples of patch_size=8, got 36"):
         C2FMAEForPreTraining.from_pretrained(tmp_path, image_size=36)
-    with pytest.raises(ValueError, match="image_size"):
-        model.resize_positions((32, 20))
+    for size in ((32, 20), 48.0, "48"):
+        with pytest.raises(ValueError, match="image_size: expected"):
+            model.resize_positions(size)
     assert model.config.image_size == 32
 
 

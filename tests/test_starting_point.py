@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel
+from c2fmae_hf.data.rows import count_semantic_classes
 from c2fmae_hf.interop.conversion import convert_to_c2fmae
 from c2fmae_hf.interop.starting_point import load_starting_point
 from c2fmae_hf.publishing.repository import save_repository
@@ -68,28 +69,40 @@ def test_the_same_settings_take_everything(start, said, batch):
     assert said() == [f"Starting from {folder}: its encoder and its decoder."]
 
 
-@pytest.mark.parametrize(
-    ("number", "names", "is_kept", "line"),
-    [
-        (5, NAMES, True, None),
-        (5, {**NAMES, 4: "black"}, False, "New: semantic head, for other names."),
-        (7, None, False, "New: semantic head, for 7 classes instead of 5."),
-        (2, {0: "a", 1: "b"}, False, "New: semantic head, for 2 classes instead of 5."),
-        (3, None, True, "Kept: the semantic head; the 5 classes are taken to be the same."),
-    ],
+ASSUMED = (
+    "Kept: the semantic head; the dataset's unnamed classes are taken to be the first of its 5. For a new one, give "
+    "another number: --num_semantic_classes."
 )
-def test_other_classes_get_another_head(start, said, number, names, is_kept, line):
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_kept", "line"),
+    [
+        ({"num_semantic_classes": 5, "semantic_id2label": NAMES}, True, None),
+        ({"num_semantic_classes": 5}, True, None),
+        ({"num_semantic_classes": 5, "semantic_id2label": {**NAMES, 4: "black"}}, False, "for other names."),
+        ({"num_semantic_classes": 7}, False, "for 7 classes instead of 5."),
+        ({"num_semantic_classes": 3}, False, "for 3 classes instead of 5."),
+        ({"num_semantic_classes": 2, "semantic_id2label": {0: "a", 1: "b"}}, False, "for 2 classes instead of 5."),
+        ({"counted_classes": 7}, False, "for 7 classes instead of 5."),
+        ({"counted_classes": 3}, True, ASSUMED),
+    ],
+    ids=str,
+)
+def test_other_classes_get_another_head(start, said, fields, is_kept, line):
     folder, model = start
-    other = load_starting_point(folder, num_semantic_classes=number, semantic_id2label=names)
+    other = load_starting_point(folder, **fields)
     kept = same(model, other)
     lines = said()
     assert (HEAD in kept) is is_kept
     assert ("decoder.stages.semantic.prediction_embed.cell.weight" in kept) is is_kept
     new = set(model.state_dict()) - kept
     assert all(".semantic.head." in name or ".semantic.prediction_embed." in name for name in new)
-    assert lines[1:] == ([] if line is None else [line])
+    expected = [] if line is None else [line if line == ASSUMED else f"New: semantic head, {line}"]
+    assert lines[1:] == expected
+    number = fields.get("num_semantic_classes", fields.get("counted_classes"))
     assert other.config.num_semantic_classes == (5 if is_kept else number)
-    assert other.config.semantic_id2label == (NAMES if is_kept else names)
+    assert other.config.semantic_id2label == (NAMES if is_kept else fields.get("semantic_id2label"))
 
 
 @pytest.mark.parametrize("size", [64, (24, 48)])
@@ -131,19 +144,20 @@ def test_other_granularities_leave_stages_out_or_add_them(start, said, tmp_path)
 )
 def test_another_decoder_is_new_as_a_whole(start, said, fields):
     folder, model = start
+    with torch.no_grad():  # so that nothing is as it began
+        for value in model.parameters():
+            value.add_(torch.randn_like(value) * 0.01)
+    model.save_pretrained(folder)
     other = load_starting_point(folder, **fields)
-    assert {name for name in same(model, other) if name.startswith("decoder.")} <= {
-        name
-        for name in model.state_dict()
-        if torch.equal(model.state_dict()[name], torch.zeros(()))
-        or ".norm" in name
-        or "bias" in name
-        or name == "decoder.pos_embed"
-    }
+    # But for what every decoder begins with: zeros, ones, and positions by their formula.
+    fresh = C2FMAEForPreTraining(other.config).state_dict()
+    constant = {name for name, value in fresh.items() if torch.equal(value, other.state_dict()[name])}
+    assert {name for name in same(model, other) if name.startswith("decoder.")} <= constant
     assert {name for name in model.state_dict() if name.startswith("c2fmae.")} <= same(model, other)
     lines = said()
-    assert "New: decoder." in lines
-    assert any(line.startswith(f"Changed: {next(iter(fields))} ") for line in lines)
+    assert lines[0] == f"Starting from {folder}: its encoder, with a new decoder."
+    assert lines[1].startswith(f"Changed: {next(iter(fields))} ")
+    assert len(lines) == 2
 
 
 def test_settings_of_training_are_changed_and_said(start, said):
@@ -254,3 +268,36 @@ def test_the_command_goes_on_with_another_dataset_at_another_size(start, tmp_pat
     assert record["starting_encoder"] != record["encoder"]
     with pytest.raises(ValueError, match="hidden_size: expected 32, for which the encoder of"):
         load_command("pretrain").main([*words, "--size", "base", "--output_dir", str(tmp_path / "other")])
+
+
+def test_wrong_names_are_told_apart(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth: expected a file of weights, found nothing"):
+        load_starting_point("nowhere.pth")
+    with pytest.raises(FileNotFoundError, match=r"found no folder 'vit_tiny.* 'timm/vit_tiny_patch16_224"):
+        load_starting_point("vit_tiny_patch16_224")
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=0)
+    torch.save(model.state_dict(), tmp_path / "short.pth")
+    with pytest.raises(ValueError, match=r"expected the weights of timm's vit_tiny_patch16_224") as raised:
+        load_starting_point(str(tmp_path / "short.pth"))
+    assert len(str(raised.value)) < 700
+
+
+def test_classes_of_held_out_rows_count_too(tmp_path):
+    """A class that is in the held-out rows alone must not stop the run when it is evaluated."""
+    rows = make_rows(8, num_classes=3)
+    highest = make_rows(4, num_classes=9)
+    datasets.DatasetDict({"train": rows, "validation": highest}).save_to_disk(tmp_path / "rows")
+    words = [
+        *(str(tmp_path / "rows"), "--size", "tiny", "--image_size", "32", "--max_steps", "1", "--use_cpu"),
+        *("--num_drawn", "0", "--disable_tqdm", "true"),
+    ]
+    small = '"num_hidden_layers": 1, "patch_size": 8'
+    trainer = load_command("pretrain").main(
+        [*words, "--config_overrides", f"{{{small}}}", "--output_dir", str(tmp_path / "run")]
+    )
+    assert trainer.model.config.num_semantic_classes == count_semantic_classes(highest) > count_semantic_classes(rows)
+    overrides = f'{{{small}, "num_semantic_classes": 12}}'
+    trainer = load_command("pretrain").main(
+        [*words, "--config_overrides", overrides, "--output_dir", str(tmp_path / "other")]
+    )
+    assert trainer.model.config.num_semantic_classes == 12

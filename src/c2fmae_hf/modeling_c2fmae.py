@@ -322,12 +322,12 @@ def take_image_size(name: Any, options: dict[str, Any]) -> int | list[int] | Non
     The image size that options of `from_pretrained` ask for, if it is not the checkpoint's; the options then ask for
     the checkpoint's, with which its positions can be loaded.
     """
-    config = options.get("config")
+    config, given = options.get("config"), options.pop("image_size", None)
     if name is None or not isinstance(config, C2FMAEConfig):
-        return options.pop("image_size", None)
+        return given
     where = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
     saved, _ = C2FMAEConfig.get_config_dict(name, **{key: options[key] for key in where if key in options})
-    own, wanted = saved.get("image_size", C2FMAEConfig.image_size), config.image_size
+    own, wanted = saved.get("image_size", C2FMAEConfig.image_size), given or config.image_size
     if saved.get("model_type") != C2FMAEConfig.model_type or own == wanted:
         return None
     options["config"] = copy.deepcopy(config)
@@ -431,6 +431,9 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
             `ValueError`: if it is no multiple of the patch size; the model stays as it is.
         """
         former, former_grid = self.config.image_size, self.config.grid_size
+        sides = [image_size] if isinstance(image_size, int) else image_size
+        if not isinstance(sides, (list, tuple)) or not all(isinstance(side, int) for side in sides):
+            raise ValueError(f"image_size: expected pixels, or (height, width), got {image_size!r}")
         self.config.image_size = image_size if isinstance(image_size, int) else list(image_size)
         try:
             self.config.check_values()

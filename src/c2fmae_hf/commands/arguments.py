@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..publishing.model_card import CardFacts
@@ -74,6 +75,20 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
         folder = str(args.output_dir)
         return get_last_checkpoint(folder) if Path(folder).is_dir() else None
     return str(resume)
+
+
+def refuse_used_folder(args: TrainingArguments) -> None:
+    """
+    Raises:
+        `ValueError`: if `output_dir` has checkpoints, which would be lost, and the run does not go on from one.
+    """
+    folder = str(args.output_dir)
+    checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    if checkpoint is not None and args.resume_from_checkpoint in (None, "false", "False", False):
+        raise ValueError(
+            f"output_dir: {checkpoint} is there already. Pass --resume_from_checkpoint last to go on from it, or "
+            "choose another output_dir"
+        )
 
 
 @dataclass
@@ -219,6 +234,8 @@ class _Parser(HfArgumentParser):
         own |= {name for group in groups for name in inspect.get_annotations(group) if name not in library}
         self.own_fields = {*own, *COMMON, "help", "help_all", "recipe"}
         for action in self._actions:
+            if action.type is string_to_bool and action.nargs is None:  # of `bool | None`
+                action.nargs, action.const = "?", True
             action.help = HELP.get(action.dest, action.help)
             if action.help is not None:  # of transformers, with line breaks and signs that argparse reads
                 action.help = " ".join(action.help.replace("%", "%%").split())

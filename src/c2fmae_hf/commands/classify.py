@@ -15,12 +15,10 @@ accuracy and all settings, and the classifier with its image processor.
 from __future__ import annotations
 
 import logging
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import datasets
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -36,12 +34,13 @@ from ..transfer.classification import (
     ImageLabelDataset,
     build_classifier,
     classification_transforms,
+    name_classes,
 )
 from ..transfer.encoders import build_processor, encoder_config, load_encoder, own_image_size
 from ..transfer.fine_tuning_args import FineTuningArguments
 from ..transfer.probes import LinearProbe, extract_features, weighted_knn
 from .arguments import HubArguments
-from .transfer import TransferArguments, finish, parse_transfer, train
+from .transfer import TransferArguments, check_classes, finish, parse_transfer, train
 
 
 logger = logging.getLogger(__name__)
@@ -89,20 +88,7 @@ def load_rows(args: ClassifyArguments, seed: int):
     """Training and validation rows, and the names of their classes."""
     hint = "A folder with a subfolder of images for each class has them"
     train, validation = args.load(seed, ("image", "label"), hint)
-    feature, other = train.features["label"], validation.features["label"]
-    if getattr(feature, "names", None) != getattr(other, "names", None):
-        raise ValueError(
-            f"dataset, column 'label': expected the same classes in both splits, got {feature} and {other}"
-        )
-    if not hasattr(feature, "names") and not re.fullmatch(r"u?int\d+|bool", getattr(feature, "dtype", "")):
-        raise ValueError(f"dataset, column 'label': expected class names or integers, got {feature}")
-    if feature.dtype == "bool":
-        train, validation = (rows.cast_column("label", datasets.Value("int64")) for rows in (train, validation))
-    if hasattr(feature, "names"):
-        id2label = dict(enumerate(feature.names))
-    else:
-        number = max(max(train["label"]), max(validation["label"])) + 1
-        id2label = {index: f"class {index}" for index in range(number)}
+    train, validation, id2label = name_classes(train, validation)
     absent = sorted(set(id2label) - set(validation["label"]))
     if absent:
         logger.warning("Classes that do not occur in the validation split: %s.", [id2label[i] for i in absent[:20]])
@@ -208,6 +194,7 @@ def fine_tune(args: ClassifyArguments, training_args, hub_args, data, id2label) 
         model, info = AutoModelForImageClassification.from_pretrained(args.model, output_loading_info=True)
         if info["missing_keys"]:
             raise ValueError(f"model: expected a classifier to evaluate, got {args.model}, whose head would be random")
+        check_classes(model, id2label, hasattr(train_rows.features["label"], "names"))
     else:
         model = build_classifier(
             args.model,
@@ -244,9 +231,9 @@ def fine_tune(args: ClassifyArguments, training_args, hub_args, data, id2label) 
     )
     rows = {"train": len(train_rows), "validation": len(validation_rows)}
     record = args.record(TASK, training_args, rows, model)
-    metrics, _ = train(trainer, args.evaluate_only)
-    pooling = getattr(model.config, "pooling", None) or "model's own"
     names = ("top1_accuracy", "top5_accuracy")
+    metrics, _ = train(trainer, args.evaluate_only, names)
+    pooling = getattr(model.config, "pooling", None) or "model's own"
     results = {pooling: {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}}
     return results, record.finish(None if args.evaluate_only else trainer.accelerator.unwrap_model(trainer.model))
 

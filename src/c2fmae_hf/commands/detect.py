@@ -42,7 +42,7 @@ from ..transfer.objects import (
     find_thing_classes,
 )
 from .arguments import HubArguments, require
-from .transfer import TransferArguments, finish, parse_transfer, train
+from .transfer import TransferArguments, check_classes, finish, parse_transfer, train
 
 
 logger = logging.getLogger(__name__)
@@ -188,6 +188,8 @@ def main(args: list[str] | None = None) -> dict:
         require("matplotlib", "detections.png", " or pass --num_drawn 0")
     train_objects, validation_objects = load_objects(args, training_args.seed)
     model, trainer_class, options = build(args, train_objects.id2label)
+    if args.evaluate_only:
+        check_classes(model, train_objects.id2label, is_named=True)
     jitter_size = args.image_size if args.large_scale_jitter and not args.evaluate_only else None
     trainer = trainer_class(
         model=model,
@@ -202,9 +204,9 @@ def main(args: list[str] | None = None) -> dict:
     rows = {"train": len(train_objects), "validation": len(validation_objects)}
     splits = {} if args.coco_dir is None else {"train": "train2017", "validation": "val2017"}
     record = args.record("object_detection", training_args, rows, model, **splits)
-    metrics, seconds = train(trainer, args.evaluate_only)
-
     names = ("bbox_map", "bbox_map_50", "bbox_map_75", "segm_map", "segm_map_50", "segm_map_75")
+    metrics, seconds = train(trainer, args.evaluate_only, names)
+
     results = {
         "results": {name: metrics[f"eval_{name}"] for name in names},
         "segm_map_by_class": metrics["eval_segm_map_per_class"],

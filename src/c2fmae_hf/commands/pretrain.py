@@ -25,7 +25,6 @@ import datasets
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from ..configuration_c2fmae import SIZES, C2FMAEConfig
@@ -39,9 +38,18 @@ from ..training.decoder_evaluation import evaluate_decoder
 from ..training.log_lines import announce
 from ..training.trainer import C2FMAETrainer
 from ..training.training_args import C2FMAETrainingArguments
-from ..transfer.knn_probe import KNNProbeCallback
+from ..transfer.knn_probe import KNNProbeCallback, load_probe_rows
 from ..utils.files import write_json
-from .arguments import HubArguments, find_checkpoint, has_option, has_recipe, parse_arguments, read_recipe, require
+from .arguments import (
+    HubArguments,
+    find_checkpoint,
+    has_option,
+    has_recipe,
+    parse_arguments,
+    read_recipe,
+    refuse_used_folder,
+    require,
+)
 from .photographs import RECIPE, choose_steps, label_photographs, open_photographs
 
 
@@ -105,7 +113,7 @@ class ModelArguments:
 GROUPS = (DataArguments, ModelArguments, C2FMAETrainingArguments, HubArguments)
 
 
-def find_mistake(_, model_args: ModelArguments, *others) -> str | None:
+def find_mistake(data_args: DataArguments, model_args: ModelArguments, *others) -> str | None:
     try:
         overrides = json.loads(model_args.config_overrides or "{}")
     except ValueError as error:
@@ -115,6 +123,8 @@ def find_mistake(_, model_args: ModelArguments, *others) -> str | None:
     known = {*C2FMAEConfig().to_dict(), "attn_implementation", "out_features", "out_indices"}
     if unknown := sorted(overrides.keys() - known):
         return f"config_overrides: unknown fields {unknown} of C2FMAEConfig"
+    if data_args.probe_steps < 1:
+        return f"probe_steps: expected at least 1, got {data_args.probe_steps}"
     if model_args.size not in (None, *SIZES):
         return f"size: expected one of {list(SIZES)}, got {model_args.size!r}"
     if model_args.model_name_or_path is not None:  # which has fields of its own
@@ -155,22 +165,26 @@ def given_fields(model_args: ModelArguments) -> dict:
     return {**size, **json.loads(model_args.config_overrides or "{}")}
 
 
-def build_model(model_args: ModelArguments, rows, on_bad_row: str) -> C2FMAEForPreTraining:
-    """The model, from the starting point if there is one, for the dataset's semantic classes."""
-    fields = given_fields(model_args)
+def build_model(model_args: ModelArguments, parts: list, on_bad_row: str) -> C2FMAEForPreTraining:
+    """The model, from the starting point if there is one, for the semantic classes of training and held-out rows."""
+    fields, counted = given_fields(model_args), None
     if "semantic" in fields.get("granularities", ["semantic"]):
-        names = semantic_id2label(rows.features)
-        number = model_args.num_semantic_classes or (len(names) if names else None)
-        if number is None:
-            if isinstance(rows, datasets.IterableDataset):
-                raise ValueError("num_semantic_classes: expected a number, since a stream cannot be counted, got None")
-            number = count_semantic_classes(rows, on_bad_row)
-        fields.update(num_semantic_classes=number, semantic_id2label=names)
+        names = semantic_id2label(parts[0].features)
+        number = model_args.num_semantic_classes or fields.get("num_semantic_classes")
+        number = number or (len(names) if names else None)
+        if number is not None:
+            fields.update(num_semantic_classes=number, semantic_id2label=names)
+        elif isinstance(parts[0], datasets.IterableDataset):
+            raise ValueError("num_semantic_classes: expected a number, since a stream cannot be counted, got None")
+        else:
+            counted = max(count_semantic_classes(rows, on_bad_row) for rows in parts)
     if model_args.model_name_or_path is None:
+        if counted is not None:
+            fields["num_semantic_classes"] = counted
         return C2FMAEForPreTraining(C2FMAEConfig.from_size(model_args.size or "base", **fields))
     if model_args.size is not None:
         fields["hidden_size"] = SIZES[model_args.size]["hidden_size"]
-    return load_starting_point(model_args.model_name_or_path, **fields)
+    return load_starting_point(model_args.model_name_or_path, counted_classes=counted, **fields)
 
 
 def parse(args: list[str] | None = None) -> tuple:
@@ -235,15 +249,10 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     transformers_logging.set_verbosity(training_args.get_process_log_level())
     set_seed(training_args.seed)
     output_dir = Path(training_args.output_dir)
-    resume = training_args.resume_from_checkpoint
-    last_checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-    if last_checkpoint is not None and resume in (None, "false", "False"):
-        raise ValueError(
-            f"output_dir: {last_checkpoint} is there already. Pass --resume_from_checkpoint last to go on from it, or "
-            "choose another output_dir"
-        )
+    refuse_used_folder(training_args)
 
     # Data and model
+    probe = load_probe_rows(data_args.probe_dataset, training_args.seed) if data_args.probe_dataset else None
     source = open_photographs(data_args.dataset_name)
     if source is not None:
         photographs, data_args.dataset_name = data_args.dataset_name, str(output_dir / "dataset")
@@ -251,7 +260,8 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
             if training_args.process_index == 0:
                 label_photographs(source, photographs, output_dir / "dataset")
     train_rows, held_out_rows, held_out_name = load_rows(data_args, training_args.seed)
-    model = build_model(model_args, train_rows, training_args.on_bad_row)
+    parts = [rows for rows in (train_rows, held_out_rows) if rows is not None]
+    model = build_model(model_args, parts, training_args.on_bad_row)
     config = model.config
     if held_out_rows is None:
         training_args.eval_strategy = "no"
@@ -279,8 +289,8 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         eval_dataset=held_out_rows,
         **hub_args.publishing(),
     )
-    if data_args.probe_dataset is not None:
-        trainer.add_callback(KNNProbeCallback(trainer, data_args.probe_dataset, data_args.probe_steps))
+    if probe is not None:
+        trainer.add_callback(KNNProbeCallback(trainer, *probe, steps=data_args.probe_steps))
     announce(trainer, describe(model, train_rows, held_out_rows, data_args))
     collator, processor, eval_dataset = trainer.data_collator, trainer.processing_class, trainer.eval_dataset
     trainer.train(resume_from_checkpoint=find_checkpoint(training_args))

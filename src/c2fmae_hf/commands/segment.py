@@ -36,7 +36,7 @@ from ..transfer.segmentation import (
     segmentation_transforms,
 )
 from .arguments import HubArguments, require
-from .transfer import TransferArguments, finish, parse_transfer, train
+from .transfer import TransferArguments, check_classes, finish, parse_transfer, train
 
 
 logger = logging.getLogger(__name__)
@@ -129,8 +129,11 @@ def main(args: list[str] | None = None) -> dict:
     if args.num_drawn > 0:
         require("matplotlib", "predictions.png", " or pass --num_drawn 0")
     train_rows, validation_rows, id2label = load_rows(args, training_args.seed)
+    if args.head == "upernet" and not args.evaluate_only and len(train_rows) < 2:
+        raise ValueError("dataset: expected at least 2 training rows, since UperNet normalises by batch, got 1")
     if args.evaluate_only:
         model = AutoModelForSemanticSegmentation.from_pretrained(args.model)
+        check_classes(model, id2label, args.class_names is not None or bool(semantic_id2label(train_rows.features)))
     else:
         model = build_segmenter(
             args.model,
@@ -172,9 +175,9 @@ def main(args: list[str] | None = None) -> dict:
     )
     rows = {"train": len(train_rows), "validation": len(validation_rows)}
     record = args.record("semantic_segmentation", training_args, rows, model)
-    metrics, seconds = train(trainer, args.evaluate_only)
-
     names = ("mean_iou", "mean_accuracy", "overall_accuracy")
+    metrics, seconds = train(trainer, args.evaluate_only, names)
+
     per_class = dict(zip(id2label.values(), metrics["eval_per_category_iou"]))
     absent = [name for name, value in per_class.items() if value != value]
     if absent:

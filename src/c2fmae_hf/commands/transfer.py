@@ -18,7 +18,7 @@ from ..training.log_lines import announce
 from ..transfer.fine_tuning import FineTuningTrainer
 from ..transfer.fine_tuning_args import FineTuningArguments
 from ..utils.files import write_json
-from .arguments import HubArguments, find_checkpoint, parse_arguments
+from .arguments import HubArguments, find_checkpoint, parse_arguments, refuse_used_folder
 
 
 logger = logging.getLogger(__name__)
@@ -90,11 +90,44 @@ def parse_transfer(command: str, group: type, args: list[str] | None, descriptio
     return parsed
 
 
-def train(trainer: FineTuningTrainer, evaluate_only: bool) -> tuple[dict[str, float], float]:
-    """Train, save and evaluate; returns the metrics, and the seconds that training took."""
+def check_classes(model: nn.Module, id2label: Mapping[int, str], is_named: bool) -> None:
+    """
+    For `--evaluate_only`: that a model predicts the dataset's classes.
+
+    Args:
+        id2label: The dataset's.
+        is_named (`bool`): Whether the dataset names them; else there may be fewer than the model has.
+
+    Raises:
+        `ValueError`: if it does not.
+    """
+    own = {int(index): name for index, name in model.config.id2label.items()}
+    is_generic = all(name in (f"LABEL_{index}", f"class {index}") for index, name in own.items())
+    if is_named and not is_generic:
+        fits = own == dict(id2label)
+    else:
+        fits = len(own) == len(id2label) if is_named else len(id2label) <= len(own)
+    if not fits:
+        raise ValueError(f"classes: expected the model's, {own}, got the dataset's, {dict(id2label)}")
+
+
+def train(trainer: FineTuningTrainer, evaluate_only: bool, scores: Sequence[str]) -> tuple[dict[str, float], float]:
+    """
+    Train, save and evaluate.
+
+    Args:
+        scores: Names of what evaluation reports, besides `loss`, by which the best epoch can be told.
+
+    Returns:
+        The metrics, and the seconds that training took.
+    """
     started = time.perf_counter()
     args = trainer.args
     if not evaluate_only:
+        refuse_used_folder(args)
+        known = ["loss", *scores]
+        if args.load_best_model_at_end and str(args.metric_for_best_model).removeprefix("eval_") not in known:
+            raise ValueError(f"metric_for_best_model: expected one of {known}, got {args.metric_for_best_model!r}")
         kept = f" The epoch with the best {args.metric_for_best_model} is kept." if args.load_best_model_at_end else ""
         rows = f"{len(trainer.train_dataset)} rows, {len(trainer.eval_dataset)} held out"
         announce(trainer, f"Training on {rows}.{kept}")

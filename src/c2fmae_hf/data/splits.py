@@ -89,6 +89,8 @@ def load_train_and_validation(
     Raises:
         `ValueError`: if a split is not there, or there are too few rows to hold some out.
     """
+    if max_train_samples is not None and max_train_samples < 1:
+        raise ValueError(f"max_train_samples: expected at least 1, got {max_train_samples}")
     splits = load_splits(name)
     for split in (train_split, validation_split):
         if split not in splits and split != "validation":
@@ -120,11 +122,21 @@ def hold_out(rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.
     if len(rows) < 2:
         raise ValueError(f"dataset: expected at least 2 rows to hold some out, got {len(rows)}")
     number = min(max(round(share * len(rows)), 1), len(rows) - 1)
-    if isinstance(rows.features.get("label"), datasets.ClassLabel):
+    feature = rows.features.get("label")
+    if isinstance(feature, datasets.ClassLabel) or "int" in getattr(feature, "dtype", ""):
+        labels = rows["label"]
+        ranks = {
+            label: rank for rank, label in enumerate(sorted(set(labels), key=lambda label: (label is None, label)))
+        }
+        classes = datasets.ClassLabel(num_classes=len(ranks))
+        numbered = datasets.Dataset.from_dict(
+            {"row": list(range(len(rows))), "label": [ranks[label] for label in labels]},
+            features=datasets.Features(row=datasets.Value("int64"), label=classes),
+        )
         try:
-            parts = rows.train_test_split(number, seed=seed, stratify_by_column="label")
-            return parts["train"], parts["test"]
-        except ValueError:  # a class with one row, or fewer held-out rows than classes
-            pass
+            parts = numbered.train_test_split(number, seed=seed, stratify_by_column="label")
+            return rows.select(parts["train"]["row"]), rows.select(parts["test"]["row"])
+        except ValueError:
+            logger.warning("Rows are held out at random and not by class: there are too few for %d.", len(ranks))
     parts = rows.train_test_split(number, seed=seed)
     return parts["train"], parts["test"]

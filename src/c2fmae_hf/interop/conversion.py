@@ -129,7 +129,9 @@ def build_timm(state: StateDict, architecture: str | None = None, **model_args: 
         model = timm.create_model(architecture, **model_args)
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"source: expected the weights of timm's {architecture} {model_args}, got {error}") from None
+        got = " ".join(str(error).split())
+        got = f"{got[:300]} ..." if len(got) > 300 else got
+        raise ValueError(f"source: expected the weights of timm's {architecture} {model_args}, got {got}") from None
     return model.eval()
 
 

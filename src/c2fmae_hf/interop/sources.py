@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, TimmWrapperConfig, ViTConfig, ViTForImageClassification, ViTModel
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
 
 from ..configuration_c2fmae import C2FMAEConfig
 from ..constants import IMAGENET_MEAN, IMAGENET_STD
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..modeling_c2fmae import C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel
-from ..publishing.repository import check_saved
+from ..publishing.repository import check_saved, not_found
 from ..timm_c2fmae import effective_statistics
 from .conversion import LEFT_OUT, build_timm, convert_to_c2fmae, read_state_dict
 from .processors import convert_processor_to_c2fmae
@@ -30,6 +31,24 @@ FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 def is_file(source: str) -> bool:
     """Whether a source is a file of weights."""
     return Path(source).is_file() or source.endswith(FILE_SUFFIXES)
+
+
+def load_config(source: str) -> Any:
+    """
+    Configuration of a folder or a name on the Hub.
+
+    Raises:
+        `FileNotFoundError`: if there is none. For the bare name of an architecture of timm it says how to name
+            weights.
+    """
+    check_saved(source)
+    try:
+        return AutoConfig.from_pretrained(source)
+    except OSError as error:
+        if Path(source).exists():
+            raise
+        hint = f". For timm's weights give a name on the Hub: 'timm/{source}...'" if timm.is_model(source) else ""
+        raise FileNotFoundError(not_found(source, error) + hint) from error
 
 
 def load_source(
@@ -59,16 +78,18 @@ def load_source(
     if is_file(source):
         if architecture is None and pooling is not None:
             model_args["global_pool"] = {"mean": "avg", "cls": "token"}[pooling]
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"{source}: expected a file of weights, found nothing")
         original = build_timm(read_state_dict(source), architecture, **model_args)
     else:
-        check_saved(source)
-        config = AutoConfig.from_pretrained(source)
+        config = load_config(source)
         if model_args or architecture:
             raise ValueError("--architecture, --image_size, --num_attention_heads: expected none beside a config.json")
         if isinstance(config, C2FMAEConfig):
             return load_c2fmae(source, config, **fields)
         if isinstance(config, TimmWrapperConfig):
-            state = read_state_dict(cached_file(source, SAFE_WEIGHTS_NAME))
+            is_old = Path(source).is_dir() and not (Path(source) / SAFE_WEIGHTS_NAME).is_file()
+            state = read_state_dict(cached_file(source, WEIGHTS_NAME if is_old else SAFE_WEIGHTS_NAME))
             original = build_timm(state, config.architecture, **(config.model_args or {}))
         elif config.model_type in ("vit", "vit_mae"):
             original = load_vit(source, config, encoder_only)
@@ -130,6 +151,8 @@ def find_processor(
         image_mean, image_std (*optional*): Per channel, for pixels in [0, 1].
     """
     if is_file(source) and architecture is None:  # MAE's statistics are ImageNet's
+        if image_mean is None:
+            logger.info("%s says nothing of pixels: ImageNet's mean and deviation are taken, as MAE has them.", source)
         processor = C2FMAEImageProcessor.from_config(
             config, image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD)
         )

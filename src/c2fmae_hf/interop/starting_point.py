@@ -11,12 +11,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from ..configuration_c2fmae import SIZES, C2FMAEConfig
 from ..modeling_c2fmae import C2FMAEForPreTraining, C2FMAEModel
-from ..publishing.repository import check_saved
-from .sources import find_processor, is_file, load_source
+from .sources import find_processor, is_file, load_config, load_source
 
 
 logger = logging.getLogger(__name__)
@@ -26,6 +24,7 @@ ENCODER_FIELDS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
     *("patch_size", "num_channels", "qkv_bias", "layer_norm_eps"),
 )
+_DECODER_WIDTH = ("decoder_hidden_size", "decoder_num_attention_heads")
 _CLASS_PARTS = (
     "c2fmae.label_embed.semantic.",
     "decoder.stages.semantic.head.",
@@ -33,7 +32,7 @@ _CLASS_PARTS = (
 )
 
 
-def load_starting_point(source: str, **fields: Any) -> C2FMAEForPreTraining:
+def load_starting_point(source: str, *, counted_classes: int | None = None, **fields: Any) -> C2FMAEForPreTraining:
     """
     Build a model to pre-train from another one's weights.
 
@@ -45,8 +44,9 @@ def load_starting_point(source: str, **fields: Any) -> C2FMAEForPreTraining:
     Args:
         source (`str`): A folder or a name on the Hub of C2FMAE (of any of its classes), ViT, ViTMAE or timm; or a file
             of weights in timm's or MAE's names (`.safetensors`, `.pth`, `.pt`, `.bin`).
-        fields: Fields of [`C2FMAEConfig`] that are to differ from the source's. Classes without names
-            (`semantic_id2label`) are taken to be the source's own if there are no more of them.
+        counted_classes (`int`, *optional*): So many unnamed classes occur in the data. They are taken to be the
+            source's own if it has as many; otherwise the semantic head is new, for this number.
+        fields: Fields of [`C2FMAEConfig`] that are to differ from the source's.
 
     Returns:
         The model, in training mode and float32.
@@ -62,14 +62,20 @@ def load_starting_point(source: str, **fields: Any) -> C2FMAEForPreTraining:
                 f"{name}: expected {getattr(own, name)!r}, for which the encoder of {source} was made, got "
                 f"{fields[name]!r}"
             )
-    named = fields.get("semantic_id2label")
     is_whole = isinstance(start, C2FMAEForPreTraining)
-    fields = _complete(own, fields, is_whole)
+    is_assumed = counted_classes is not None and is_whole and counted_classes <= own.num_semantic_classes
+    if counted_classes is not None and not is_assumed:
+        fields["num_semantic_classes"] = counted_classes
+    fields = _complete(own, fields)
     inherited = {**own.to_dict(), **fields}
     for name in ("architectures", "dtype", "id2label", "label2id", "model_type", "transformers_version"):
         inherited.pop(name, None)
     config = C2FMAEConfig(**inherited)
-    logger.info("Starting from %s: its encoder%s.", source, " and its decoder" if is_whole else ", with a new decoder")
+    is_same_width = all(getattr(own, name) == getattr(config, name) for name in _DECODER_WIDTH)
+    keeps_decoder = is_whole and is_same_width
+    logger.info(
+        "Starting from %s: its encoder%s.", source, " and its decoder" if keeps_decoder else ", with a new decoder"
+    )
     if own.image_height_width != config.image_height_width:
         sizes = tuple("{1} x {0}".format(*one.image_height_width) for one in (own, config))
         logger.info("Resampled: positions, from %s to %s pixels.", *sizes)
@@ -80,7 +86,6 @@ def load_starting_point(source: str, **fields: Any) -> C2FMAEForPreTraining:
         logger.info("Changed: %s.", ", ".join(changes))
 
     has_other_classes = _has_other_classes(own, config)
-    drops_decoder = own.decoder_num_attention_heads != config.decoder_num_attention_heads
     start.resize_positions(config.image_size)
     model = C2FMAEForPreTraining(config)
     target, weights = model.state_dict(), start.state_dict()
@@ -92,26 +97,28 @@ def load_starting_point(source: str, **fields: Any) -> C2FMAEForPreTraining:
         if name in target
         and value.shape == target[name].shape
         and not (has_other_classes and name.startswith(_CLASS_PARTS))
-        and not (drops_decoder and name.startswith("decoder."))
+        and (keeps_decoder or not name.startswith("decoder."))
     }
     new = [name for name in target if name not in taken]
     lost = [name for name in new if name.startswith("c2fmae.") and not name.startswith("c2fmae.label_embed.")]
     if lost:
         raise ValueError(f"{source}: expected the weights of a whole encoder, got none that fit {lost[:3]}")
     model.load_state_dict({**target, **taken})
-    if is_whole:
+    if keeps_decoder:
         _say("New", _parts(new, target), own, config)
         _say("Left out", _parts([name for name in weights if name not in target], weights), own, config)
-    is_assumed = "num_semantic_classes" in fields and not (own.semantic_id2label and named)
-    if is_whole and is_assumed and not has_other_classes:
-        logger.info("Kept: the semantic head; the %d classes are taken to be the same.", own.num_semantic_classes)
+    if is_assumed and not has_other_classes and "semantic" in config.granularities:
+        logger.info(
+            "Kept: the semantic head; the dataset's unnamed classes are taken to be the first of its %d. For a new "
+            "one, give another number: --num_semantic_classes.",
+            own.num_semantic_classes,
+        )
     return model.train()
 
 
 def _load(source: str) -> C2FMAEForPreTraining | C2FMAEModel:
     if not is_file(source):
-        check_saved(source)
-        config = AutoConfig.from_pretrained(source)
+        config = load_config(source)
         if isinstance(config, C2FMAEConfig) and "C2FMAEForPreTraining" in (config.architectures or ()):
             return C2FMAEForPreTraining.from_pretrained(source, dtype=torch.float32)
     model, _ = load_source(source, encoder_only=True)
@@ -124,18 +131,14 @@ def _load(source: str) -> C2FMAEForPreTraining | C2FMAEModel:
     return model  # type: ignore[return-value]
 
 
-def _complete(own: C2FMAEConfig, fields: dict[str, Any], has_head: bool) -> dict[str, Any]:
+def _complete(own: C2FMAEConfig, fields: dict[str, Any]) -> dict[str, Any]:
     """Fields that follow from those that are given."""
     fields = dict(fields)
     if "granularities" in fields and "loss_weights" not in fields:
         weights = own.loss_weights or {}
         fields["loss_weights"] = {name: weights.get(name, 1.0) for name in fields["granularities"]}
-    number, names = fields.get("num_semantic_classes"), fields.get("semantic_id2label")
-    if names is None and number is not None:
-        if has_head and number <= own.num_semantic_classes:  # of which some may not occur
-            fields.update(num_semantic_classes=own.num_semantic_classes, semantic_id2label=own.semantic_id2label)
-        else:
-            fields["semantic_id2label"] = None
+    if fields.get("num_semantic_classes", own.num_semantic_classes) != own.num_semantic_classes:
+        fields.setdefault("semantic_id2label", None)
     return fields
 
 

@@ -120,7 +120,7 @@ class AnnouncementCallback(TrainerCallback):
         if state.is_world_process_zero:
             batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             epochs = "" if args.max_steps > 0 else f" ({args.num_train_epochs:g} epochs)"
-            begun = f", from step {state.global_step} on" if state.global_step else ""
+            begun = f", of which {state.global_step} are done," if state.global_step else ""
             tqdm.write(
                 f"{self.facts} {state.max_steps} steps of {batch} images{epochs}{begun} on {args.device}, learning "
                 f"rate {args.learning_rate:.2g}."

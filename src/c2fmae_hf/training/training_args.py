@@ -13,6 +13,7 @@ from ..masking import MaskingCurriculum, RegionMasking
 
 
 _CURRICULUM = MaskingCurriculum()
+MAE_LEARNING_RATE, MAE_BATCH = 2.4e-3, 4096
 
 
 @dataclass
@@ -20,7 +21,9 @@ class C2FMAETrainingArguments(TrainingArguments):
     r"""
     Arguments of [`C2FMAETrainer`]. Defaults that differ from transformers', with their reasons:
 
-    - `learning_rate=None`: follows from `base_learning_rate` and the batch size.
+    - `learning_rate=None`: MAE's rate, 2.4e-3 at its batch of 4096, times the square root of the batch over 4096,
+      which is Adam's scaling rule (Malladi et al., 2022): 1.5e-4 at 16 images, where MAE's linear rule leaves 1e-5,
+      with which nothing is learnt in a short run.
     - `weight_decay=0.05`, `adam_beta2=0.95`, `lr_scheduler_type="cosine"`, `warmup_steps=0.05` (of all steps): MAE's.
     - `bf16=None`, `dataloader_pin_memory=None`: used where a GPU has them.
     - `remove_unused_columns=False`: the model's `forward` names none of a dataset's columns.
@@ -31,8 +34,8 @@ class C2FMAETrainingArguments(TrainingArguments):
     - `logging_nan_inf_filter=False`: a loss that is not finite stops the run instead of vanishing from the logs.
 
     Args:
-        base_learning_rate (`float`, defaults to 1.5e-4): `learning_rate = base_learning_rate * batch size / 256`, with
-            the batch over all devices and accumulation steps (MAE's rule).
+        base_learning_rate (`float`, *optional*): MAE's linear rule instead, `learning_rate = base_learning_rate *
+            batch size / 256`; MAE has 1.5e-4. Batches are over all devices and accumulation steps.
         curriculum, curriculum_weights, curriculum_order, curriculum_length, region_masking (*optional*): Fields of
             [`MaskingCurriculum`], which has their defaults: the paper's curriculum, from semantic over instance to
             random masks. Random masks throughout are `curriculum="constant", curriculum_weights=[0, 0, 1]`.
@@ -46,10 +49,10 @@ class C2FMAETrainingArguments(TrainingArguments):
     """
 
     learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Learning rate; by default base_learning_rate * total batch size / 256."}
+        default=None, metadata={"help": "Learning rate; by default 2.4e-3 * sqrt(total batch / 4096)."}
     )
-    base_learning_rate: float = field(
-        default=1.5e-4, metadata={"help": "Learning rate per 256 images of a batch (MAE's rule)."}
+    base_learning_rate: float | None = field(
+        default=None, metadata={"help": "Instead, the rate is this times the total batch / 256 (MAE's rule)."}
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not of norms, biases and tokens."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW (MAE's value)."})
@@ -132,7 +135,10 @@ class C2FMAETrainingArguments(TrainingArguments):
             raise ValueError("remove_unused_columns: expected False, got True; it would drop the image and its maps")
         if self.learning_rate is None:
             batch_size = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-            self.learning_rate = self.base_learning_rate * batch_size / 256
+            if self.base_learning_rate is None:
+                self.learning_rate = MAE_LEARNING_RATE * (batch_size / MAE_BATCH) ** 0.5
+            else:
+                self.learning_rate = self.base_learning_rate * batch_size / 256
 
     def get_curriculum(self) -> MaskingCurriculum:
         """The [`MaskingCurriculum`] that these arguments describe."""

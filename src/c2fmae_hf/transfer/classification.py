@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,9 @@ from ..data.rows import undecoded
 from ..images import open_image, to_rgb
 from .encoders import encoder_config
 from .fine_tuning import FineTuningTrainer, named_classes
+
+
+logger = logging.getLogger(__name__)
 
 
 def build_classifier(
@@ -56,6 +61,44 @@ def build_classifier(
     if from_scratch:
         return AutoModelForImageClassification.from_config(config)
     return AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+
+
+def name_classes(
+    train: datasets.Dataset, validation: datasets.Dataset
+) -> tuple[datasets.Dataset, datasets.Dataset, dict[int, str]]:
+    """
+    Both splits with integer labels, and the names of the classes: those of a `ClassLabel`, else `class 0`, ...
+
+    Raises:
+        `ValueError`: if labels are no integers, are missing or negative, or the splits have other classes.
+    """
+    feature, other = train.features["label"], validation.features["label"]
+    if getattr(feature, "names", None) != getattr(other, "names", None):
+        raise ValueError(
+            f"dataset, column 'label': expected the same classes in both splits, got {feature} and {other}"
+        )
+    if not re.fullmatch(r"u?int\d+|bool", getattr(feature, "dtype", "")):
+        raise ValueError(f"dataset, column 'label': expected class names or integers, got {feature}")
+    if feature.dtype == "bool":
+        train, validation = (rows.cast_column("label", datasets.Value("int64")) for rows in (train, validation))
+    labels = {"training": train["label"], "held-out": validation["label"]}
+    for split, values in labels.items():
+        bad = [row for row, label in enumerate(values) if label is None or label < 0]
+        if bad:
+            raise ValueError(
+                f"dataset, column 'label': expected a class in every row, got {values[bad[0]]} in {len(bad)} of "
+                f"{len(values)} {split} rows; leave these out: rows.filter(lambda row: row['label'] >= 0)"
+            )
+    if hasattr(feature, "names"):
+        return train, validation, dict(enumerate(feature.names))
+    number = 1 + max(max(values) for values in labels.values())
+    occurring = len({label for values in labels.values() for label in values})
+    if occurring < number:
+        logger.warning(
+            "The highest label is %d, so that there are %d classes, of which %d occur.",
+            *(number - 1, number, occurring),
+        )
+    return train, validation, {index: f"class {index}" for index in range(number)}
 
 
 class ImageLabelDataset(Dataset):

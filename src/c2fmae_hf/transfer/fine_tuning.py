@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -172,6 +173,12 @@ class FineTuningTrainer(PublishingTrainer):
             self.add_callback(self.average_callback)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        if 0 < self.args.logging_steps < 1:  # now: a resumed run would compare the share with the number it became
+            steps = self.args.max_steps
+            if steps <= 0:
+                batches = len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps
+                steps = math.ceil(self.args.num_train_epochs * math.ceil(batches))
+            self.args.logging_steps = max(math.ceil(steps * self.args.logging_steps), 1)
         if self.average is not None:
             checkpoint = resume_from_checkpoint
             if checkpoint is True:

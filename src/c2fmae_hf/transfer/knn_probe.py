@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 
+import datasets
 import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -12,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..data.splits import load_train_and_validation
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..training.trainer import C2FMAETrainer
-from .classification import ImageLabelDataset, classification_transforms
+from .classification import ImageLabelDataset, classification_transforms, name_classes
 from .probes import extract_features, weighted_knn
 
 
@@ -22,24 +23,54 @@ logger = logging.getLogger(__name__)
 MOST_IMAGES = 2000
 
 
+def load_probe_rows(name: str, seed: int = 0) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """
+    Labelled rows to learn from and held-out ones, at most `MOST_IMAGES` each, drawn at random.
+
+    Args:
+        name (`str`): A dataset with the columns `image` and `label`, or a folder with a subfolder of images for each
+            class; see [`~c2fmae_hf.data.splits.load_train_and_validation`]. Without a split `validation` a fifth is
+            held out.
+        seed (`int`): Of what is drawn and held out.
+
+    Raises:
+        `ValueError`: naming the probe's dataset, if it has no such columns, or fewer than two classes.
+    """
+    parts = load_train_and_validation(name, seed=seed)
+    try:
+        for rows in parts:
+            if not {"image", "label"} <= set(rows.column_names):
+                raise ValueError(
+                    f"expected the columns 'image' and 'label', got {rows.column_names}. A folder with a subfolder of "
+                    "images for each class has them"
+                )
+        train, held_out, _ = name_classes(*parts)
+        if len(set(train["label"])) < 2:
+            raise ValueError("expected images of two classes or more, got one")
+    except ValueError as error:
+        raise ValueError(f"probe_dataset {name}: {error}") from None
+    chosen = [rows.shuffle(seed=seed).select(range(min(MOST_IMAGES, len(rows)))) for rows in (train, held_out)]
+    return chosen[0], chosen[1]
+
+
 class KNNProbeCallback(TrainerCallback):
     """
-    Judges the encoder by [`weighted_knn`] (k = 20, or a fifth of the training images if that is less) on a labelled
-    dataset: before the first step, every so many steps, and after the last. The share of held-out images that get
-    their class right is logged as `knn_accuracy`. Training itself is the same with a probe as without.
+    Judges the encoder by [`weighted_knn`] (k = 20, or a fifth of the training images if that is less): before the
+    first step, every so many steps, and after the last. The share of held-out images that get their class right is
+    logged as `knn_accuracy`. Training itself is the same with a probe as without.
 
     Args:
         trainer ([`C2FMAETrainer`]): Whose model is judged. Add the callback to it.
-        dataset_name (`str`): A dataset with the columns `image` and `label`, or a folder with a subfolder of images
-            for each class; see [`~c2fmae_hf.data.splits.load_train_and_validation`]. Without a split `validation` a
-            fifth is held out.
+        train, held_out (`datasets.Dataset`): Of [`load_probe_rows`].
         steps (`int`): Between probes.
 
     Raises:
-        `ValueError`: if there are no such columns, or weights are sharded.
+        `ValueError`: if weights are sharded, or the model is not for square images.
     """
 
-    def __init__(self, trainer: C2FMAETrainer, dataset_name: str, steps: int = 500) -> None:
+    def __init__(
+        self, trainer: C2FMAETrainer, train: datasets.Dataset, held_out: datasets.Dataset, steps: int = 500
+    ) -> None:
         if steps < 1:
             raise ValueError(f"probe_steps: expected at least 1, got {steps}")
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -52,22 +83,13 @@ class KNNProbeCallback(TrainerCallback):
         processor = trainer.processing_class
         assert isinstance(processor, C2FMAEImageProcessor)
         _, transform = classification_transforms(height, processor.image_mean, processor.image_std)
-        parts = []
-        for rows in load_train_and_validation(dataset_name, seed=trainer.args.seed):
-            if not {"image", "label"} <= set(rows.column_names):
-                raise ValueError(
-                    f"probe_dataset: expected the columns 'image' and 'label', got {rows.column_names}. A folder with "
-                    "a subfolder of images for each class has them"
-                )
-            if len(rows) > MOST_IMAGES:
-                rows = rows.shuffle(seed=trainer.args.seed).select(range(MOST_IMAGES))
-            parts.append(ImageLabelDataset(rows, transform))
-        self.parts = tuple(parts)
-        self.num_classes = 1 + max(max(part.rows["label"]) for part in self.parts)
-        self.k = min(20, max(1, len(self.parts[0]) // 5))
+        self.parts = ImageLabelDataset(train, transform), ImageLabelDataset(held_out, transform)
+        labels = {*train["label"], *held_out["label"]}
+        self.num_classes = 1 + max(labels)
+        self.k = min(20, max(1, len(train) // 5))
         logger.info(
-            "k-NN probe on %s every %d steps: %d images of %d classes to learn from, %d held out, k = %d.",
-            *(dataset_name, steps, len(self.parts[0]), self.num_classes, len(self.parts[1]), self.k),
+            "k-NN probe every %d steps: %d images of %d classes to learn from, %d held out, k = %d.",
+            *(steps, len(train), len(labels), len(held_out), self.k),
         )
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
