@@ -15,7 +15,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from transformers import AutoModelForObjectDetection, Mask2FormerForUniversalSegmentation, TrainingArguments, pipeline
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEImageProcessor, C2FMAEModel
-from c2fmae_hf.transfer.detection import DetectionTrainer, build_mask_rcnn
+from c2fmae_hf.transfer.detection import NARROW_MASK2FORMER, NARROW_MASK_RCNN, DetectionTrainer, build_mask_rcnn
 from c2fmae_hf.transfer.modeling_mask_rcnn import MaskRCNNForObjectDetection, MaskRCNNOutput
 from c2fmae_hf.transfer.objects import (
     CocoObjects,
@@ -558,3 +558,24 @@ def test_wrong_arguments(example, encoders, discs, tmp_path, capsys):
     assert "expected one of --dataset_name and --coco_dir" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"thing_classes: expected some of \[1, 2, 3, 4\]"):
         run(example, encoders["c2fmae"], discs, tmp_path, "--thing_classes", "77")
+
+
+@pytest.mark.parametrize("detector", ["mask_rcnn", "mask2former"])
+def test_defaults_follow_the_encoder(example, encoders, detector):
+    """Its own image size, and heads in proportion to its width; options come first."""
+    words = [encoders["c2fmae"], "dataset", "--use_cpu", "--detector", detector]
+    args, training_args, _ = example.parse(words)
+    model, _, options = example.build(args, {0: "disc"})
+    assert args.image_size == 32
+    narrow = NARROW_MASK_RCNN if detector == "mask_rcnn" else NARROW_MASK2FORMER
+    assert {name: getattr(model.config, name) for name in narrow} == narrow
+    assert training_args.metric_for_best_model == "segm_map"
+    if detector == "mask_rcnn":
+        assert (model.config.image_size, model.config.max_image_size) == (32, 42)
+    else:
+        assert options["processor"].size.shortest_edge == 32
+    field = next(iter(narrow))
+    args, _, _ = example.parse([*words, "--detector_options", json.dumps({field: 32}), "--image_size", "64"])
+    model, _, _ = example.build(args, {0: "disc"})
+    assert getattr(model.config, field) == 32
+    assert args.image_size == 64

@@ -317,7 +317,7 @@ def _others(*own: str) -> list[str]:
     return [pattern for name, pattern in _OTHER_CLASSES.items() if name not in own]
 
 
-def take_image_size(name: Any, options: dict[str, Any]) -> int | list[int] | None:
+def take_image_size(name: Any, options: dict[str, Any]) -> Any:
     """
     The image size that options of `from_pretrained` ask for, if it is not the checkpoint's; the options then ask for
     the checkpoint's, with which its positions can be loaded.

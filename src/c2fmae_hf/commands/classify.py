@@ -52,6 +52,7 @@ TASK = "image_classification"
 class ClassifyArguments(TransferArguments):
     """Model and data."""
 
+    layer_decay: float = field(default=0.65, metadata={"help": "Learning rate of a layer to that of the next."})
     image_size: int | None = field(default=None, metadata={"help": "Side of the input; by default the model's own."})
     pooling: str | None = field(
         default=None, metadata={"help": "mean or cls; by default the model's own.", "choices": ["mean", "cls"]}

@@ -89,7 +89,8 @@ def load_source(
             return load_c2fmae(source, config, **fields)
         if isinstance(config, TimmWrapperConfig):
             is_old = Path(source).is_dir() and not (Path(source) / SAFE_WEIGHTS_NAME).is_file()
-            state = read_state_dict(cached_file(source, WEIGHTS_NAME if is_old else SAFE_WEIGHTS_NAME))
+            file: Any = cached_file(source, WEIGHTS_NAME if is_old else SAFE_WEIGHTS_NAME)
+            state = read_state_dict(file)
             original = build_timm(state, config.architecture, **(config.model_args or {}))
         elif config.model_type in ("vit", "vit_mae"):
             original = load_vit(source, config, encoder_only)
@@ -107,10 +108,12 @@ def load_vit(source: str, config: Any, encoder_only: bool) -> nn.Module:
     if config.model_type == "vit_mae":
         config = ViTConfig(**{name: value for name, value in config.to_dict().items() if name != "model_type"})
     options: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    loaded: Any
     if config.architectures == ["ViTForImageClassification"] and not encoder_only:
-        model, info = ViTForImageClassification.from_pretrained(source, **options)
+        loaded = ViTForImageClassification.from_pretrained(source, **options)
     else:
-        model, info = ViTModel.from_pretrained(source, add_pooling_layer=False, **options)
+        loaded = ViTModel.from_pretrained(source, add_pooling_layer=False, **options)
+    model, info = loaded
     # The library only warns about either.
     missing = sorted(info["missing_keys"])
     unknown = [name for name in sorted(info["unexpected_keys"]) if not LEFT_OUT.match(name.removeprefix("vit."))]

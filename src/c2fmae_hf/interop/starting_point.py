@@ -121,6 +121,7 @@ def _load(source: str) -> C2FMAEForPreTraining | C2FMAEModel:
         config = load_config(source)
         if isinstance(config, C2FMAEConfig) and "C2FMAEForPreTraining" in (config.architectures or ()):
             return C2FMAEForPreTraining.from_pretrained(source, dtype=torch.float32)
+    model: Any
     model, _ = load_source(source, encoder_only=True)
     if is_file(source) or not isinstance(config, C2FMAEConfig):
         find_processor(source, model.config)  # sets the statistics of pixels
@@ -128,7 +129,7 @@ def _load(source: str) -> C2FMAEForPreTraining | C2FMAEModel:
         for name, value in SIZES[size].items():
             if name.startswith("decoder_"):
                 setattr(model.config, name, value)
-    return model  # type: ignore[return-value]
+    return model
 
 
 def _complete(own: C2FMAEConfig, fields: dict[str, Any]) -> dict[str, Any]:
