@@ -301,3 +301,18 @@ def test_classes_of_held_out_rows_count_too(tmp_path):
         [*words, "--config_overrides", overrides, "--output_dir", str(tmp_path / "other")]
     )
     assert trainer.model.config.num_semantic_classes == 12
+
+
+def test_an_image_only_checkpoint_goes_on_without_maps(start, tmp_path):
+    image = load_starting_point(start[0], granularities=["image"])
+    image.save_pretrained(tmp_path / "image")
+    rows = make_rows(8).select_columns(["image", "image_id"])
+    datasets.DatasetDict({"train": rows, "validation": rows.select(range(2))}).save_to_disk(tmp_path / "rows")
+    trainer = load_command("pretrain").main(
+        [
+            *(str(tmp_path / "rows"), "--model_name_or_path", str(tmp_path / "image"), "--max_steps", "1"),
+            *("--output_dir", str(tmp_path / "run"), "--use_cpu", "--num_drawn", "0", "--disable_tqdm", "true"),
+        ]
+    )
+    assert trainer.model.config.granularities == ["image"]
+    assert trainer.state.global_step == 1

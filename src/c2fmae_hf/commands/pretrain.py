@@ -168,7 +168,9 @@ def given_fields(model_args: ModelArguments) -> dict:
 def build_model(model_args: ModelArguments, parts: list, on_bad_row: str) -> C2FMAEForPreTraining:
     """The model, from the starting point if there is one, for the semantic classes of training and held-out rows."""
     fields, counted = given_fields(model_args), None
-    if "semantic" in fields.get("granularities", ["semantic"]):
+    start = model_args.model_name_or_path
+    has_maps = start is None or "semantic" in (parts[0].column_names or ["semantic"])
+    if has_maps and "semantic" in fields.get("granularities", ["semantic"]):
         names = semantic_id2label(parts[0].features)
         number = model_args.num_semantic_classes or fields.get("num_semantic_classes")
         number = number or (len(names) if names else None)
@@ -178,13 +180,13 @@ def build_model(model_args: ModelArguments, parts: list, on_bad_row: str) -> C2F
             raise ValueError("num_semantic_classes: expected a number, since a stream cannot be counted, got None")
         else:
             counted = max(count_semantic_classes(rows, on_bad_row) for rows in parts)
-    if model_args.model_name_or_path is None:
+    if start is None:
         if counted is not None:
             fields["num_semantic_classes"] = counted
         return C2FMAEForPreTraining(C2FMAEConfig.from_size(model_args.size or "base", **fields))
     if model_args.size is not None:
         fields["hidden_size"] = SIZES[model_args.size]["hidden_size"]
-    return load_starting_point(model_args.model_name_or_path, counted_classes=counted, **fields)
+    return load_starting_point(start, counted_classes=counted, **fields)
 
 
 def parse(args: list[str] | None = None) -> tuple:
