@@ -161,7 +161,7 @@ def test_models_side_by_side_are_each_alone(scripts, rows, tmp_path, monkeypatch
         weights.grad.zero_()
     # Models look at inputs that lie on the CPU, where they may not be looked at side by side.
     monkeypatch.setattr(modeling_c2fmae, "check_labels", lambda *args: None)
-    monkeypatch.setattr(modeling_c2fmae, "count_masked", lambda config, mask, patches, number: number)
+    monkeypatch.setattr(modeling_c2fmae, "count_masked", lambda config, mask, rows, patches, number: number)
     losses = torch.vmap(ensemble.loss_of)(ensemble.parameters, batch)
     losses.sum().backward()
     torch.testing.assert_close(losses, torch.stack(alone))
