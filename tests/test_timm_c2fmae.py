@@ -166,3 +166,16 @@ def test_timm_needs_neither_this_package_nor_transformers(tmp_path):
     with torch.no_grad():
         expected = model(pixels).last_hidden_state
     assert torch.allclose(load_file(tmp_path / "out.safetensors")["features"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"out_indices": [1, 2]}, {"out_indices": [1, 2], "features_only": True}, {}], ids=str
+)
+def test_out_indices_are_taken_as_timm_s_own_vit_takes_them(options):
+    ours, peers = (
+        timm.create_model(name, **options) for name in ("c2fmae_vit_tiny_patch16_224", "vit_tiny_patch16_224")
+    )
+    assert type(ours) is type(peers)
+    if options.get("features_only"):
+        shapes = [[tuple(one.shape) for one in model(torch.randn(1, 3, 224, 224))] for model in (ours, peers)]
+        assert shapes[0] == shapes[1] == [(1, 192, 14, 14)] * 2

@@ -41,13 +41,14 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: VisionTrans
 def _create(size: str, pretrained: bool, **kwargs) -> VisionTransformer:
     keys = C2FMAEConfig.from_size(size).timm_keys()
     assert keys is not None  # every size of the table is timm's
+    out_indices = kwargs.pop("out_indices", 3)
     model_args = {**keys["model_args"], **kwargs}
     return build_model_with_cfg(
         VisionTransformer,
         f"c2fmae_{keys['architecture']}",
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **model_args,
     )
 
