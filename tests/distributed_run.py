@@ -28,7 +28,8 @@ from test_trainer import FaultyGradient, make_trainer
 from testing_utils import make_rows, small_config
 
 
-CONFIG = small_config()
+# All patches are decoded: which ones a part has is drawn in each process.
+CONFIG = small_config(decoder_prediction_ratio=1.0)
 
 
 def main() -> None:
