@@ -379,6 +379,16 @@ def test_what_decays(config, rows, tmp_path):
     assert groups[0]["betas"] == (0.9, 0.95)
 
 
+def test_the_default_rate_is_mae_s_by_the_root_of_the_batch(tmp_path):
+    def rate(**options):
+        return C2FMAETrainingArguments(str(tmp_path), use_cpu=True, **options).learning_rate
+
+    assert rate(per_device_train_batch_size=64, gradient_accumulation_steps=64) == pytest.approx(2.4e-3)  # MAE's batch
+    assert rate(per_device_train_batch_size=16) == pytest.approx(1.5e-4)
+    assert rate(per_device_train_batch_size=4, gradient_accumulation_steps=4) == pytest.approx(1.5e-4)
+    assert rate(learning_rate=0.5) == 0.5
+
+
 def test_learning_rate_follows_the_batch():
     def arguments(**values):
         return C2FMAETrainingArguments(output_dir="unused", use_cpu=True, **values)
