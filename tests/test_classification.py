@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -22,6 +23,7 @@ from c2fmae_hf.transfer.classification import (
     ImageLabelDataset,
     build_classifier,
     classification_transforms,
+    ranked_accuracy,
 )
 from labelling_utils import encode
 from testing_utils import RECIPES, load_command
@@ -143,7 +145,7 @@ def test_frozen_protocols(example, folders, dataset_folder, tmp_path, kind, prot
 
 
 def test_neighbours_are_those_of_the_training_split(example, folders, tmp_path):
-    """Whose labels are wrong here: a probe that learnt from the validation split would be right."""
+    """The training labels are wrong, so a k-NN that learnt from the validation split would score higher."""
     rows = make_labelled(24)
     wrong = rows.remove_columns("label").add_column(
         "label", [(i + 1) % 3 for i in rows["label"]], feature=rows.features["label"]
@@ -299,9 +301,9 @@ def test_without_any_option_a_few_photographs_are_learnt(folders, dataset_folder
     tuned = command([*arguments, "--output_dir", str(tmp_path / "tuned")])["results"]["mean"]
     assert tuned["top1_accuracy"] >= neighbours["top1_accuracy"] > 0.6
     printed = capsys.readouterr().out
-    assert "Training on 48 rows, 24 held out. The epoch with the best loss is kept. 120 steps of 8 images " in printed
-    assert "(20 epochs) on cpu, learning rate 0.00035." in printed
-    assert "Kept: epoch " in caplog.text
+    assert "Training on 48 rows, 24 held out. The epoch with the best accuracy, then loss is kept. " in printed
+    assert "120 steps of 8 images (20 epochs) on cpu, learning rate 0.00035." in printed
+    assert re.search(r"Kept: epoch \d+ of 20, chosen by its accuracy, then loss\.", caplog.text)
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "classify").glob("*.yaml")), ids=lambda path: path.stem)
@@ -366,3 +368,16 @@ def test_integer_labels_are_held_out_by_class(tmp_path):
     rows.save_to_disk(tmp_path / "rows")
     _, validation = load_train_and_validation(str(tmp_path / "rows"))
     assert [list(validation["label"]).count(label) for label in range(3)] == [4, 4, 4]
+
+
+def test_the_best_epoch_has_the_higher_accuracy_and_then_the_lower_loss():
+    labels = np.array([0, 0, 1, 1])
+
+    def scores(right: int, margin: float) -> float:
+        signs = np.where(np.arange(4) < right, 1.0, -1.0) * np.where(labels == 0, 1, -1)
+        return ranked_accuracy((margin * np.stack([signs, -signs], axis=1)).astype(np.float32), labels)
+
+    assert scores(3, 0.1) > scores(2, 0.1)
+    assert scores(3, 50.0) > scores(2, 0.1)  # though one mistake costs 100
+    assert scores(4, 2.0) > scores(4, 0.1)
+    assert 0.75 < scores(4, 0.1) < scores(4, 50.0) <= 1

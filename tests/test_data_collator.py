@@ -47,7 +47,7 @@ def test_masks_do_not_depend_on_the_batch(config, dataset):
     assert torch.equal(together, apart)
     other_epoch = collator([dataset[SampleKey(i, 4, 0.4)] for i in range(8)])["bool_masked_pos"]
     assert not torch.equal(together, other_epoch)
-    # Of the same crops, too: the masks themselves change.
+    # The masks change from epoch to epoch even if the crops stay the same.
     same_crops = [{**sample, "sample_key": sample["sample_key"]._replace(epoch=4)} for sample in samples]
     assert not torch.equal(together, collator(same_crops)["bool_masked_pos"])
     other_seed = collate(config, seed=1)(samples)["bool_masked_pos"]

@@ -306,7 +306,7 @@ def test_a_grid_that_does_not_hold_the_patches_is_named(processor):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor], ids=["array", "tensor"])
 def test_a_processor_follows_the_model_s_channels(channels, kind):
-    """Channels first and last are told apart by their number; greys need none."""
+    """The number of channels tells channels first from channels last; grey images may have no channel axis."""
     config = C2FMAEConfig.from_size("tiny", image_size=32, num_channels=channels)
     processor = C2FMAEImageProcessor.from_config(config)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, channels), dtype=np.uint8)

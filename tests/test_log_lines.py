@@ -1,4 +1,4 @@
-"""What a run prints, and the nearest-neighbour probe during pre-training."""
+"""The output of a training run, and the k-NN probe during pre-training."""
 
 from __future__ import annotations
 

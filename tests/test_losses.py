@@ -93,7 +93,7 @@ def test_masked_mean_by_hand():
 
 
 def test_flat_patches_have_finite_losses_and_gradients():
-    """Of constant pixels, whose variance is 0; by hand, the target is 0."""
+    """Constant pixels have variance 0, so the normalised target is 0."""
     pixels = torch.full((1, 2, 4, 3), 0.7)
     pixels[0, 1] = torch.randn(4, 3)
     logits = torch.full((1, 2, 4, 3), 0.5, requires_grad=True)

@@ -153,7 +153,7 @@ def test_losses_are_weighted(config, batch):
 
 
 def test_the_decoder_knows_where_visible_patches_are(config):
-    """Of a decoder without any other knowledge: the same tokens at other places are another memory."""
+    """The decoder gets the same tokens with other patch positions, and must predict something else."""
     decoder = C2FMAEForPreTraining(config).decoder.eval()
     tokens, query_ids = torch.randn(1, 5, config.hidden_size), torch.tensor([[12, 13, 14]])
 
@@ -825,7 +825,7 @@ def test_other_granularities_name_the_way_out(config, tmp_path):
         C2FMAEForPreTraining.from_pretrained(tmp_path / "encoder")
 
 
-# What scripts pass and set
+# Inputs and settings as other people's scripts have them
 
 
 def test_labels_as_json_has_them(config, tmp_path, batch):

@@ -35,6 +35,7 @@ from ..transfer.classification import (
     build_classifier,
     classification_transforms,
     name_classes,
+    ranked_accuracy,
 )
 from ..transfer.encoders import build_processor, encoder_config, load_encoder, own_image_size
 from ..transfer.fine_tuning_args import FineTuningArguments
@@ -46,6 +47,7 @@ from .transfer import TransferArguments, check_classes, finish, parse_transfer, 
 logger = logging.getLogger(__name__)
 
 TASK = "image_classification"
+BEST_BY = "ranked_accuracy"
 
 
 @dataclass
@@ -222,7 +224,10 @@ def fine_tune(args: ClassifyArguments, training_args, hub_args, data, id2label) 
         train_dataset=ImageLabelDataset(train_rows, training),
         eval_dataset=ImageLabelDataset(validation_rows, evaluation),
         processing_class=processor,
-        compute_metrics=lambda output: metric.compute(predictions=output.predictions, references=output.label_ids),
+        compute_metrics=lambda output: {
+            **metric.compute(predictions=output.predictions, references=output.label_ids),
+            BEST_BY: ranked_accuracy(output.predictions, output.label_ids),
+        },
         mixup_alpha=args.mixup_alpha,
         cutmix_alpha=args.cutmix_alpha,
         label_smoothing=args.label_smoothing,
@@ -233,7 +238,7 @@ def fine_tune(args: ClassifyArguments, training_args, hub_args, data, id2label) 
     rows = {"train": len(train_rows), "validation": len(validation_rows)}
     record = args.record(TASK, training_args, rows, model)
     names = ("top1_accuracy", "top5_accuracy")
-    metrics, _ = train(trainer, args.evaluate_only, names)
+    metrics, _ = train(trainer, args.evaluate_only, (*names, BEST_BY))
     pooling = getattr(model.config, "pooling", None) or "model's own"
     results = {pooling: {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}}
     return results, record.finish(None if args.evaluate_only else trainer.accelerator.unwrap_model(trainer.model))
@@ -241,7 +246,13 @@ def fine_tune(args: ClassifyArguments, training_args, hub_args, data, id2label) 
 
 def parse(args: list[str] | None = None) -> tuple[ClassifyArguments, FineTuningArguments, HubArguments]:
     return parse_transfer(
-        "classify", ClassifyArguments, args, __doc__, required=("model", "dataset_name"), check=find_mistake
+        "classify",
+        ClassifyArguments,
+        args,
+        __doc__,
+        required=("model", "dataset_name"),
+        check=find_mistake,
+        metric_for_best_model=BEST_BY,
     )
 
 

@@ -111,6 +111,12 @@ def check_classes(model: nn.Module, id2label: Mapping[int, str], is_named: bool)
         raise ValueError(f"classes: expected the model's, {own}, got the dataset's, {dict(id2label)}")
 
 
+def words_of(args: FineTuningArguments) -> str:
+    """What the best epoch is told by."""
+    name = str(args.metric_for_best_model)
+    return {"ranked_accuracy": "accuracy, then loss"}.get(name, name)
+
+
 def train(trainer: FineTuningTrainer, evaluate_only: bool, scores: Sequence[str]) -> tuple[dict[str, float], float]:
     """
     Train, save and evaluate.
@@ -128,7 +134,7 @@ def train(trainer: FineTuningTrainer, evaluate_only: bool, scores: Sequence[str]
         known = ["loss", *scores]
         if args.load_best_model_at_end and str(args.metric_for_best_model).removeprefix("eval_") not in known:
             raise ValueError(f"metric_for_best_model: expected one of {known}, got {args.metric_for_best_model!r}")
-        kept = f" The epoch with the best {args.metric_for_best_model} is kept." if args.load_best_model_at_end else ""
+        kept = f" The epoch with the best {words_of(args)} is kept." if args.load_best_model_at_end else ""
         rows = f"{len(trainer.train_dataset)} rows, {len(trainer.eval_dataset)} held out"
         announce(trainer, f"Training on {rows}.{kept}")
         trainer.train(resume_from_checkpoint=find_checkpoint(trainer.args))
@@ -137,7 +143,7 @@ def train(trainer: FineTuningTrainer, evaluate_only: bool, scores: Sequence[str]
         state = trainer.state
         if args.load_best_model_at_end and state.best_global_step is not None:
             epoch = state.best_global_step * (state.epoch or 0) / state.global_step
-            logger.info("Kept: epoch %.3g of %.3g, chosen by its %s.", epoch, state.epoch, args.metric_for_best_model)
+            logger.info("Kept: epoch %.3g of %.3g, chosen by its %s.", epoch, state.epoch, words_of(args))
     seconds = time.perf_counter() - started
     return trainer.evaluate(), seconds
 

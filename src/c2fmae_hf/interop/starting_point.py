@@ -19,7 +19,7 @@ from .sources import find_processor, is_file, load_config, load_source
 
 logger = logging.getLogger(__name__)
 
-# What the encoder's weights are made for.
+# Fields that the shapes and the meaning of the encoder's weights depend on.
 ENCODER_FIELDS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
     *("patch_size", "num_channels", "qkv_bias", "layer_norm_eps"),

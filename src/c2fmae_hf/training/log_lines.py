@@ -1,4 +1,4 @@
-"""What a run prints: what it is about to do, how long that takes, and one line for each record of the log."""
+"""The output of a training run: a paragraph at the start, an estimate of the time, and a line for each log record."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..constants import GRANULARITIES, MASKING_STRATEGIES
 FEW_STEPS = 5
 _LEFT_OUT = (
     *("loss", "learning_rate", "epoch", "step", "grad_norm", "total_flos"),
-    *("runtime", "samples_per_second", "steps_per_second"),
+    *("runtime", "samples_per_second", "steps_per_second", "ranked_accuracy"),
 )
 _DETAILS = ("_map_", "_mar_")  # of average precision: by size of the objects, and at single thresholds
 

@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..image_processing_c2fmae import rounded_size
 from ..metrics.average_precision import average_precision, encode_objects
-from .encoders import pixel_statistics
+from .encoders import NARROW, pixel_statistics
 from .fine_tuning import FineTuningTrainer, named_classes
 from .modeling_encoder_backbone import build_backbone
 from .modeling_mask_rcnn import MaskRCNNConfig, MaskRCNNForObjectDetection
@@ -34,9 +34,7 @@ logger = logging.getLogger(__name__)
 
 # Models
 
-# Encoders narrower than this get heads in proportion: full ones cost a hundred times what such an encoder does. Our
-# choice; the caller's options come first.
-NARROW = 384
+# Heads for encoders narrower than `NARROW`. Our choice; the caller's options come first.
 NARROW_MASK_RCNN: dict[str, Any] = {
     "pyramid_channels": 64,
     "num_box_convolutions": 1,

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 
 POOLINGS = ("cls", "mean")
+#: Encoders of less width get small heads: full ones cost a hundred times what such an encoder does. Our choice.
+NARROW = 384
 
 
 def encoder_config(

@@ -18,8 +18,8 @@ class FineTuningArguments(TrainingArguments):
     - `num_train_epochs=20`, `weight_decay=0.05`, `lr_scheduler_type="cosine"`, `warmup_steps=0.1` (of all steps).
     - `eval_strategy="epoch"`, `save_strategy="epoch"`, `save_total_limit=1`: the best epoch and the last are kept.
     - `load_best_model_at_end=None`: wherever every epoch is both saved and evaluated, but for an average of the
-      weights, which takes the best epoch's place. Best is the least loss, since accuracies of few images are often
-      the same; `segment` and `detect` go by mean IoU and by the average precision of masks.
+      weights, which takes the best epoch's place. Best is the least loss; `classify` goes by accuracy and then by
+      loss, `segment` by mean IoU and `detect` by the average precision of masks.
     - `logging_steps=0.01`: a hundred lines a run.
     - `remove_unused_columns=False`, `label_names=["labels"]`: the datasets return tensors, not columns.
 

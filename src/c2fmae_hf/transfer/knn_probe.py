@@ -60,7 +60,7 @@ class KNNProbeCallback(TrainerCallback):
     logged as `knn_accuracy`. Training itself is the same with a probe as without.
 
     Args:
-        trainer ([`C2FMAETrainer`]): Whose model is judged. Add the callback to it.
+        trainer ([`C2FMAETrainer`]): The trainer of the model to judge. Add the callback to it.
         train, held_out (`datasets.Dataset`): Of [`load_probe_rows`].
         steps (`int`): Between probes.
 

@@ -29,7 +29,7 @@ from ..data.rows import undecoded
 from ..image_processing_c2fmae import rounded_size
 from ..images import expand_label_map, open_image, to_label_map, to_rgb
 from ..metrics.scores import confusion_matrix, iou_scores
-from .encoders import encoder_config
+from .encoders import NARROW, encoder_config
 from .fine_tuning import FineTuningTrainer, named_classes
 from .modeling_encoder_backbone import build_backbone
 
@@ -80,7 +80,7 @@ def build_segmenter(
     if head != "upernet":
         raise ValueError(f"head: expected 'upernet' or 'light', got {head!r}")
     backbone = build_backbone(name, from_scratch, out_indices, image_size, drop_path_rate)
-    channels = head_channels or (512 if backbone.config.hidden_size >= 384 else 64)
+    channels = head_channels or (512 if backbone.config.hidden_size >= NARROW else 64)
     model = UperNetForSemanticSegmentation(
         UperNetConfig(
             backbone_config=backbone.config,
