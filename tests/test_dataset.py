@@ -74,7 +74,7 @@ def test_a_row_without_a_map_has_ignored_labels(rows):
 def test_maps_at_a_stride(rows, stride):
     """At the label grid they say what whole maps say; finer than it, exactly so."""
     items = replaced(rows, 3)
-    transform = evaluation_transform((48, 48), crop_ratio=1.0, label_stride=4)
+    transform = evaluation_transform((48, 48), crop_pct=1.0, label_stride=4)
     whole = C2FMAEDataset(items, transform)[3]
     stored = {}
     for column in ("semantic", "instance"):
@@ -187,7 +187,7 @@ def test_16_bit_maps(rows):
     semantic[:8] = 65535
     instance = np.full((48, 48), 40_000, np.uint16)
     items = replaced(rows, 0, semantic=png(semantic), instance=png(instance))
-    sample = C2FMAEDataset(items, evaluation_transform((32, 32), crop_ratio=1.0), num_semantic_classes=301)[0]
+    sample = C2FMAEDataset(items, evaluation_transform((32, 32), crop_pct=1.0), num_semantic_classes=301)[0]
     assert sample["semantic"].unique().tolist() == [-100, 300]
     assert sample["instance"].unique().tolist() == [40_000]
 

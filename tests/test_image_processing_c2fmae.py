@@ -373,3 +373,26 @@ def test_labels_are_reduced_as_beit_s_processor_does():
     instances = plain(pixels, instance_maps=label_map.clamp(min=0), return_tensors="pt")["instance_labels"]
     again = reduced(pixels, instance_maps=label_map.clamp(min=0), return_tensors="pt")["instance_labels"]
     assert torch.equal(again, instances)
+
+
+@pytest.mark.parametrize("side, resized", [(64, 74), (96, 110), (224, 256)])
+def test_size_is_the_model_s_input_and_crop_pct_says_what_it_is_cropped_from(side, resized):
+    """Scripts read `size` as the model's input; the centre is cropped from larger images nevertheless."""
+    processor = C2FMAEImageProcessor.from_config(C2FMAEConfig.from_size("tiny", image_size=side))
+    assert processor.size["shortest_edge"] == processor.crop_size["height"] == processor.crop_size["width"] == side
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 280, 3), dtype=np.uint8)
+    label_map = np.arange(300 * 280).reshape(300, 280) // 997
+    expected = {"size": {"shortest_edge": resized}, "return_tensors": "pt"}  # as written where they differ
+    for options in ({}, {"segmentation_maps": label_map}):
+        default, written = processor(pixels, **options, return_tensors="pt"), processor(pixels, **options, **expected)
+        assert all(torch.equal(default[name], written[name]) for name in written)
+    whole = processor(pixels, crop_pct=1.0, return_tensors="pt")["pixel_values"]
+    again = processor(pixels, do_center_crop=False, size={"height": 300, "width": 280}, do_resize=False, patch_size=20)
+    assert whole.shape[-2:] == (side, side)
+    assert not torch.equal(whole, default["pixel_values"])
+    assert again["pixel_values"][0].shape[-2:] == (300, 280)
+
+
+def test_a_class_without_a_model_has_the_defaults_of_the_base_size():
+    default, base = C2FMAEImageProcessor(), C2FMAEImageProcessor.from_config(C2FMAEConfig.from_size("base"))
+    assert default.to_dict() == base.to_dict()

@@ -85,7 +85,7 @@ def test_normalisation_and_the_label_grid():
 def test_evaluation_is_central_and_fixed():
     image, semantic, instance = blocks(60, 100)
     semantic = np.tile(np.arange(100, dtype=np.int32), (60, 1))
-    transform = evaluation_transform((60, 60), crop_ratio=1.0, label_stride=1)
+    transform = evaluation_transform((60, 60), crop_pct=1.0, label_stride=1)
     first, second = (transform(image, semantic, instance, seed) for seed in (0, 1))
     assert torch.equal(first["pixel_values"], second["pixel_values"])
     assert first["semantic"][0].tolist() == list(range(20, 80))

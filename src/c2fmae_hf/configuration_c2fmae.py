@@ -98,12 +98,12 @@ _ENCODER_CLASS = "C2FMAEModel"
 _CLASSIFIER_CLASS = "C2FMAEForImageClassification"
 
 
-def resize_before_crop(side: int, crop_ratio: float = 0.875) -> int:
+def resize_before_crop(side: int, crop_pct: float = 0.875) -> int:
     """
-    Pixels of an image's shorter side before a central crop of `side` pixels, which is about `crop_ratio` of it. The
+    Pixels of an image's shorter side before a central crop of `side` pixels, which is about `crop_pct` of it. The
     margin is even, because libraries split odd margins differently.
     """
-    return side + 2 * round(side * (1 / crop_ratio - 1) / 2)
+    return side + 2 * round(side * (1 / crop_pct - 1) / 2)
 
 
 def crop_share(crop: int, resized: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers.image_utils import ChannelDimension, ImageInput, PILImageResam
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
-from .configuration_c2fmae import resize_before_crop
+from .configuration_c2fmae import crop_share, resize_before_crop
 from .constants import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, NO_INSTANCE
 from .images import to_label_map, to_rgb
 from .targets import instance_labels_from_map, instance_map_from_labels, patchify, reduce_label_map, unpatchify
@@ -31,6 +32,8 @@ class C2FMAEImageProcessorKwargs(ImagesKwargs, total=False):
         Side of a patch in pixels.
     label_stride (`int`, *optional*, defaults to `self.label_stride`):
         Pixels per cell of the label grid. With 1, label maps keep the images' size, as semantic segmentation needs.
+    crop_pct (`float`, *optional*, defaults to `self.crop_pct`):
+        Side of the central crop relative to the resized image's shorter side, where `size` is the crop's.
     size_divisor (`int`, *optional*, defaults to `self.size_divisor`):
         Sides of a resized image are rounded to multiples of it.
     do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
@@ -39,6 +42,7 @@ class C2FMAEImageProcessorKwargs(ImagesKwargs, total=False):
 
     patch_size: int
     label_stride: int
+    crop_pct: float
     size_divisor: int | None
     do_reduce_labels: bool
 
@@ -65,6 +69,17 @@ def rounded_size(image: torch.Tensor, size: SizeDict, divisor: int) -> SizeDict:
     return SizeDict(height=height, width=width)
 
 
+def size_before_crop(size: SizeDict, crop_size: SizeDict, crop_pct: float) -> SizeDict:
+    """
+    Size to resize an image to before its centre is cropped: `size`, unless its shortest edge is the crop's longer side;
+    then `crop_pct` says how much larger, rounded as by timm.
+    """
+    side = max(crop_size.height or 0, crop_size.width or 0)
+    if not crop_pct or size.shortest_edge != side or size.longest_edge:
+        return size
+    return SizeDict(shortest_edge=math.floor(side / crop_pct))
+
+
 def _with_channels(images: Any) -> Any:
     """Arrays and tensors `(H, W)`, alone or in lists, as `(1, H, W)`."""
     if isinstance(images, (list, tuple)):
@@ -75,13 +90,16 @@ def _with_channels(images: Any) -> Any:
 
 class C2FMAEImageProcessor(TorchvisionBackend):
     r"""
-    Image processor of C2FMAE: resizes the shorter side, crops the centre, rescales and normalises.
+    Image processor of C2FMAE: resizes the shorter side, crops the centre, rescales and normalises. `size` and
+    `crop_size` are the model's input.
 
     It has the arguments of every torchvision image processor, and:
 
     Args:
         patch_size (`int`, defaults to 16): Side of a patch in pixels.
         label_stride (`int`, defaults to 4): Pixels per cell of the label grid.
+        crop_pct (`float`, defaults to 0.875): timm's and ConvNeXt's: images whose centre is to be cropped are resized to
+            `size / crop_pct`. A `size` with another `shortest_edge` than the crop's is taken as it is.
         size_divisor (`int`, *optional*): Sides of a resized image are rounded to multiples of it. Set to the patch
             size, and without a central crop, it keeps images of any aspect whole.
         do_reduce_labels (`bool`, defaults to `False`): Class 0 of segmentation maps becomes ignored, and every other
@@ -94,7 +112,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     resample = PILImageResampling.BICUBIC
     image_mean = list(IMAGENET_MEAN)
     image_std = list(IMAGENET_STD)
-    size = {"shortest_edge": 256}
+    size = {"shortest_edge": 224}
     default_to_square = False
     crop_size = {"height": 224, "width": 224}
     do_resize = True
@@ -104,6 +122,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     do_convert_rgb = True
     patch_size = 16
     label_stride = 4
+    crop_pct = 0.875
     size_divisor = None
     do_reduce_labels = False
 
@@ -113,16 +132,17 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     @classmethod
     def from_config(cls, config: Any, **kwargs) -> C2FMAEImageProcessor:
         """
-        Build the processor of a model: its image size (after a resize to about 8/7 of it), channels, pixel statistics,
-        patch size and label stride.
+        Build the processor of a model: its image size, channels, pixel statistics, patch size and label stride.
 
         Args:
             config ([`C2FMAEConfig`]): The model's configuration.
             kwargs: Attributes that differ.
         """
         height, width = config.image_height_width
+        side = max(height, width)
         defaults = {
-            "size": {"shortest_edge": resize_before_crop(max(height, width))},
+            "size": {"shortest_edge": side},
+            "crop_pct": crop_share(side, resize_before_crop(side)),
             "crop_size": {"height": height, "width": width},
             "image_mean": config.image_mean,
             "image_std": config.image_std,
@@ -175,6 +195,8 @@ class C2FMAEImageProcessor(TorchvisionBackend):
             if channels == 1:
                 image = image.convert("L")
         else:
+            if isinstance(image, np.ndarray) and not image.flags.writeable:  # as np.asarray makes of a PIL image
+                image = image.copy()
             image = torch.as_tensor(image)
             if image.dtype == torch.uint16:
                 image = (image.to(torch.int32) / 257).round().to(torch.uint8)
@@ -183,12 +205,9 @@ class C2FMAEImageProcessor(TorchvisionBackend):
             is_first, is_last = (image.ndim == 3 and image.shape[side] == channels for side in (0, -1))
             if input_data_format is None and is_first != is_last:  # the library knows 1, 3 and 4 channels only
                 input_data_format = ChannelDimension.FIRST if is_first else ChannelDimension.LAST
-        tensor = super().process_image(
+        return super().process_image(
             image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
         )
-        if tensor.shape[0] != channels:
-            raise ValueError(f"expected an image of {channels} channels, got one of {tensor.shape[0]}")
-        return tensor
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
         """
@@ -217,7 +236,13 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         prepared = self._prepare_image_like_inputs(
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
         )
+        mean = kwargs["image_mean"]
         for index, image in enumerate(prepared):
+            if isinstance(mean, (list, tuple)) and len(image) != len(mean):
+                raise ValueError(
+                    f"images[{index}]: expected an image of {len(mean)} channels, got one of "
+                    f"{len(image)}"
+                )
             if image.is_floating_point() and not image.isfinite().all():
                 raise ValueError(f"images[{index}]: expected finite pixels, got NaN or infinity")
             prepared[index] = self._in_range(image, kwargs["do_rescale"], kwargs["do_normalize"])
@@ -257,7 +282,11 @@ class C2FMAEImageProcessor(TorchvisionBackend):
             )
         return image
 
-    def _process(self, images: list[torch.Tensor], *, size_divisor: int | None = None, **kwargs) -> list[torch.Tensor]:
+    def _process(
+        self, images: list[torch.Tensor], *, crop_pct: float, size_divisor: int | None = None, **kwargs
+    ) -> list[torch.Tensor]:
+        if kwargs["do_center_crop"]:
+            kwargs["size"] = size_before_crop(kwargs["size"], kwargs["crop_size"], crop_pct)
         if size_divisor is not None and kwargs["do_resize"]:
             images = [
                 self.resize(image, rounded_size(image, kwargs["size"], size_divisor), resample=kwargs["resample"])

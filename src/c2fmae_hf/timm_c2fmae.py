@@ -17,7 +17,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn as filter_vit_ch
 from transformers.image_utils import PILImageResampling
 
 from .configuration_c2fmae import C2FMAEConfig, crop_share
-from .image_processing_c2fmae import C2FMAEImageProcessor
+from .image_processing_c2fmae import C2FMAEImageProcessor, size_before_crop
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: VisionTransformer) -> dict[str, torch.Tensor]:
@@ -119,7 +119,8 @@ def convert_processor_to_timm(processor: C2FMAEImageProcessor) -> dict[str, Any]
         fields.update(crop_mode="squash", crop_pct=crop_share(crop["height"], size["height"]))
     elif processor.do_center_crop and processor.crop_size and size.get("shortest_edge"):
         side = max(processor.crop_size["height"], processor.crop_size["width"])
-        fields["crop_pct"] = crop_share(side, size["shortest_edge"])
+        resized = size_before_crop(processor.size, processor.crop_size, processor.crop_pct)
+        fields["crop_pct"] = crop_share(side, resized.shortest_edge)
     return fields
 
 

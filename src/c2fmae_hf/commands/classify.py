@@ -60,7 +60,7 @@ class ClassifyArguments(TransferArguments):
         default=None, metadata={"help": "mean or cls; by default the model's own.", "choices": ["mean", "cls"]}
     )
     min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest area of a training crop."})
-    crop_ratio: float = field(default=0.875, metadata={"help": "Side of the central crop in evaluation."})
+    crop_pct: float = field(default=0.875, metadata={"help": "Side of the central crop in evaluation."})
     knn: bool = field(default=False, metadata={"help": "Frozen encoder, weighted nearest neighbours, no training."})
     k: int = field(default=20, metadata={"help": "k-NN: neighbours."})
     temperature: float = field(default=0.07, metadata={"help": "k-NN: of the neighbours' weights."})
@@ -122,9 +122,9 @@ def judge_features(args: ClassifyArguments, training_args, hub_args, data, id2la
     encoder = encoder.to(training_args.device)
     rows = {"train": len(train_rows), "validation": len(validation_rows)}
     record = args.record(TASK, training_args, rows, encoder)
-    processor = build_processor(args.model, encoder.config, args.image_size, args.crop_ratio)
+    processor = build_processor(args.model, encoder.config, args.image_size, args.crop_pct)
     statistics = (processor.image_mean, processor.image_std)
-    augmented, central = classification_transforms(args.image_size, *statistics, args.min_crop_scale, args.crop_ratio)
+    augmented, central = classification_transforms(args.image_size, *statistics, args.min_crop_scale, args.crop_pct)
 
     def features(rows, transform, description):
         loader = DataLoader(
@@ -207,13 +207,13 @@ def fine_tune(args: ClassifyArguments, training_args, hub_args, data, id2label) 
             args.pooling,
             args.drop_path_rate,
         )
-    processor = build_processor(args.model, model.config, args.image_size, args.crop_ratio)
+    processor = build_processor(args.model, model.config, args.image_size, args.crop_pct)
     statistics = (processor.image_mean, processor.image_std)
     training, evaluation = classification_transforms(
         args.image_size,
         *statistics,
         args.min_crop_scale,
-        args.crop_ratio,
+        args.crop_pct,
         args.rand_augment,
         args.random_erasing,
     )

@@ -148,20 +148,20 @@ def training_transform(size: tuple[int, int], **options: Any) -> JointTransform:
     return RandomResizedCropAndFlip(size, **options)
 
 
-def evaluation_transform(size: tuple[int, int], crop_ratio: float = 0.875, **options) -> JointTransform:
+def evaluation_transform(size: tuple[int, int], crop_pct: float = 0.875, **options) -> JointTransform:
     """
     Resize, then the central crop; nothing random.
 
     Args:
         size (`tuple[int, int]`): Output `(height, width)`.
-        crop_ratio (`float`): Side of the crop relative to the resized image's shorter side; 0.875 is 224 of 256. To an
+        crop_pct (`float`): Side of the crop relative to the resized image's shorter side; 0.875 is 224 of 256. To an
             even margin, see [`~c2fmae_hf.configuration_c2fmae.resize_before_crop`].
         options: `label_stride`, `mean`, `std` of [`JointTransform`].
     """
     geometry = v2.Compose(
         [
             v2.Resize(
-                resize_before_crop(max(size), crop_ratio), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+                resize_before_crop(max(size), crop_pct), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
             ),
             v2.CenterCrop(size),
         ]

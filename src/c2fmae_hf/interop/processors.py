@@ -11,8 +11,8 @@ import timm
 from transformers import AutoImageProcessor, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
-from ..configuration_c2fmae import C2FMAEConfig
-from ..image_processing_c2fmae import C2FMAEImageProcessor
+from ..configuration_c2fmae import C2FMAEConfig, crop_share
+from ..image_processing_c2fmae import C2FMAEImageProcessor, size_before_crop
 
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,10 @@ def _from_transformers(processor: Any, config: C2FMAEConfig) -> dict[str, Any]:
     if fields.get(last) != expected and fields.get("do_resize", True):
         logger.warning("%s: the source's image processor has %s, the model %s.", last, fields.get(last), expected)
         fields[last] = expected
+    side, resized = max(height, width), fields.get("size", {}).get("shortest_edge") or 0
+    fields["crop_pct"] = getattr(processor, "crop_pct", None) or 1.0
+    if fields["do_center_crop"] and resized > side:  # the same, said by the model's size
+        fields.update(size={"shortest_edge": side}, crop_pct=crop_share(side, resized))
     return fields
 
 
@@ -73,9 +77,12 @@ def _from_timm(data_config: dict[str, Any], config: C2FMAEConfig) -> dict[str, A
     if interpolation.upper() not in PILImageResampling.__members__:
         logger.warning("interpolation: timm's %r cannot be expressed; bicubic is taken.", interpolation)
         interpolation = "bicubic"
-    sides = [math.floor(side / share) for side in (height, width)]  # as timm rounds
+    size = {"shortest_edge": max(height, width)}
+    if mode == "squash":
+        size = {"height": math.floor(height / share), "width": math.floor(width / share)}  # as timm rounds
     return {
-        "size": dict(zip(("height", "width"), sides)) if mode == "squash" else {"shortest_edge": max(sides)},
+        "size": size,
+        "crop_pct": share,
         "resample": PILImageResampling[interpolation.upper()],
         "image_mean": list(data_config["mean"]),
         "image_std": list(data_config["std"]),
@@ -85,6 +92,8 @@ def _from_timm(data_config: dict[str, Any], config: C2FMAEConfig) -> dict[str, A
 def convert_processor_to_vit(processor: C2FMAEImageProcessor) -> ViTImageProcessor:
     """Build the processor of transformers' ViT that does the same."""
     fields = {name: getattr(processor, name) for name in _SHARED}
+    if processor.do_center_crop:  # ViT's has no `crop_pct`
+        fields["size"] = size_before_crop(processor.size, processor.crop_size, processor.crop_pct)
     for name in ("size", "crop_size"):
         fields[name] = {side: number for side, number in dict(fields[name] or {}).items() if number}
     return ViTImageProcessor(**fields)

@@ -144,7 +144,7 @@ def classification_transforms(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     min_crop_scale: float = 0.2,
-    crop_ratio: float = 0.875,
+    crop_pct: float = 0.875,
     rand_augment: bool = False,
     random_erasing: float = 0.0,
 ) -> tuple[v2.Transform, v2.Transform]:
@@ -156,7 +156,7 @@ def classification_transforms(
         image_size (`int`): Side of the result.
         mean, std: Per channel, for pixels in [0, 1].
         min_crop_scale (`float`): Smallest area of a training crop.
-        crop_ratio (`float`): Side of the central crop relative to the resized image's shorter side.
+        crop_pct (`float`): Side of the central crop relative to the resized image's shorter side.
         rand_augment (`bool`): timm's `rand-m9-mstd0.5-inc1`, MAE's and BEiT's choice.
         random_erasing (`float`): Share of the images of which a rectangle becomes noise; MAE's recipe has 0.25.
     """
@@ -174,7 +174,7 @@ def classification_transforms(
         *([RandomErasing(random_erasing, mode="pixel", device="cpu")] if random_erasing > 0 else []),
     ]
     evaluation = [
-        v2.Resize(resize_before_crop(image_size, crop_ratio), interpolation=interpolation, antialias=True),
+        v2.Resize(resize_before_crop(image_size, crop_pct), interpolation=interpolation, antialias=True),
         v2.CenterCrop(image_size),
         *finish,
     ]

@@ -23,7 +23,7 @@ from transformers import (
     ViTMAEConfig,
 )
 
-from ..configuration_c2fmae import C2FMAEConfig, resize_before_crop
+from ..configuration_c2fmae import C2FMAEConfig, crop_share, resize_before_crop
 from ..constants import IMAGENET_MEAN, IMAGENET_STD
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..publishing.repository import not_found
@@ -169,7 +169,7 @@ def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
     return list(mean), list(std)
 
 
-def build_processor(name: str, config: PreTrainedConfig, image_size: int, crop_ratio: float = 0.875) -> Any:
+def build_processor(name: str, config: PreTrainedConfig, image_size: int, crop_pct: float = 0.875) -> Any:
     """
     The image processor of evaluation: C2FMAE's, or the model's own at this size, which may not crop.
 
@@ -177,12 +177,13 @@ def build_processor(name: str, config: PreTrainedConfig, image_size: int, crop_r
         name (`str`): As for [`load_encoder`].
         config: Of the model.
         image_size (`int`): Side of the square input in pixels.
-        crop_ratio (`float`): Side of C2FMAE's central crop, as a share of the resized image's shorter side.
+        crop_pct (`float`): Side of C2FMAE's central crop, as a share of the resized image's shorter side.
     """
     size = {"height": image_size, "width": image_size}
     if isinstance(config, C2FMAEConfig):
-        shortest_edge = resize_before_crop(image_size, crop_ratio)
-        return C2FMAEImageProcessor.from_config(config, size={"shortest_edge": shortest_edge}, crop_size=size)
+        crop_pct = crop_share(image_size, resize_before_crop(image_size, crop_pct))
+        shortest_edge = {"shortest_edge": image_size}
+        return C2FMAEImageProcessor.from_config(config, size=shortest_edge, crop_size=size, crop_pct=crop_pct)
     try:
         processor = AutoImageProcessor.from_pretrained(name, size=size, crop_size=size)
     except (OSError, ValueError):
