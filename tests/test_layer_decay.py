@@ -41,10 +41,11 @@ def test_rates_fall_towards_the_first_layers(config):
     for model, blocks in models(config):
         groups = layer_decay_groups(model, learning_rate=1.0, weight_decay=0.05, layer_decay=0.5)
         seen = [parameter for group in groups for parameter in group["params"]]
-        assert len(seen) == len({id(parameter) for parameter in seen}) == len(list(model.parameters()))
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert len(seen) == len({id(parameter) for parameter in seen}) == len(trained)
         rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
         decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
-        for name, parameter in model.named_parameters():
+        for name, parameter in trained.items():
             assert rate[id(parameter)] == 0.5 ** (blocks + 1 - layer_indices(model)[name])
             is_table = "pos_embed" in name or "position_embeddings" in name or "token" in name
             assert decay[id(parameter)] == (0.05 if parameter.ndim > 1 and not is_table else 0)

@@ -51,7 +51,7 @@ def sincos_position_table(width: int, grid_size: tuple[int, int]) -> torch.Tenso
     axes = [torch.arange(side, dtype=torch.float64)[:, None] * frequencies for side in grid_size]
     rows, columns = (torch.cat([axis.sin(), axis.cos()], dim=1) for axis in axes)
     table = torch.cat([rows[:, None].expand(-1, grid_size[1], -1), columns[None].expand(grid_size[0], -1, -1)], dim=2)
-    return table.flatten(0, 1)[None].float()
+    return table.flatten(0, 1)[None].to(torch.get_default_dtype())
 
 
 def resize_position_table(table: torch.Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> torch.Tensor:
@@ -122,6 +122,17 @@ def gather_patches(values: torch.Tensor, patch_ids: torch.Tensor) -> torch.Tenso
     return values.gather(1, index)
 
 
+class C2FMAEPatchProjection(nn.Conv2d):
+    """The convolution over all patches or, given `patch_ids` `(B, K)`, a linear layer over these: `(B, K, hidden_size)`."""
+
+    def forward(self, pixel_values: torch.Tensor, patch_ids: torch.Tensor | None = None) -> torch.Tensor:
+        if patch_ids is None:
+            return super().forward(pixel_values)
+        # A convolution that never overlaps is a linear layer over patches, and most of those are masked.
+        patches = gather_patches(patchify(pixel_values, self.kernel_size[0]), patch_ids)
+        return nn.functional.linear(patches.flatten(2), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+
+
 class C2FMAEPatchEmbed(nn.Module):
     """
     Pixels `(B, C, H, W)` to patch tokens `(B, N, hidden_size)`, or, given `patch_ids` `(B, K)`, to those of these
@@ -130,15 +141,14 @@ class C2FMAEPatchEmbed(nn.Module):
 
     def __init__(self, config: C2FMAEConfig) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
+        self.proj = C2FMAEPatchProjection(
+            config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size
+        )
 
     def forward(self, pixel_values: torch.Tensor, patch_ids: torch.Tensor | None = None) -> torch.Tensor:
         if patch_ids is None:
             return self.proj(pixel_values).flatten(2).transpose(1, 2)
-        # A convolution that never overlaps is a linear layer over patches, and most of those are masked.
-        patches = gather_patches(patchify(pixel_values, self.proj.kernel_size[0]), patch_ids)
-        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
-        return nn.functional.linear(patches.flatten(2), weight, self.proj.bias)
+        return self.proj(pixel_values, patch_ids)
 
 
 class C2FMAELabelEmbed(nn.Module):
@@ -444,7 +454,7 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
             if isinstance(module, (C2FMAEModel, C2FMAEDecoder)):
                 tokens = module.pos_embed.shape[1] - former_grid[0] * former_grid[1]
                 positions = resize_position_table(module.pos_embed[:, tokens:], former_grid, self.config.grid_size)
-                module.pos_embed = torch.cat([module.pos_embed[:, :tokens], positions], dim=1)
+                module.pos_embed = nn.Parameter(torch.cat([module.pos_embed[:, :tokens], positions], dim=1))
 
     def save_pretrained(
         self,
@@ -511,7 +521,21 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
             init.copy_(module.pos_embed, module.position_table())
 
 
-class C2FMAEModel(C2FMAEPreTrainedModel):
+class FixedPositions(nn.Module):
+    """
+    A module whose `pos_embed` is a parameter, as timm has it and as `device_map` can place it, but is not trained,
+    whoever sets it: loading makes every parameter trainable.
+    """
+
+    pos_embed: nn.Parameter
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name == "pos_embed" and param is not None:
+            param.requires_grad_(False)
+        super().register_parameter(name, param)
+
+
+class C2FMAEModel(FixedPositions, C2FMAEPreTrainedModel):
     """
     The encoder: a plain pre-norm ViT with timm's parameter names. Without `bool_masked_pos` it is deterministic in
     evaluation and returns all patches in raster order; with it, only the visible patches are computed.
@@ -521,16 +545,12 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
         add_pooling_layer (`bool`): Whether `pooler_output` is computed, as in ViT; it has no weights.
     """
 
-    pos_embed: torch.Tensor
-
     def __init__(self, config: C2FMAEConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
         self.is_pooled = add_pooling_layer
         self.patch_embed = C2FMAEPatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        # timm's key, for it a parameter. A buffer is saved like one and stays fixed: `from_pretrained` makes every
-        # parameter trainable.
-        self.register_buffer("pos_embed", self.position_table())
+        self.pos_embed = nn.Parameter(self.position_table())
         self.pos_drop = nn.Dropout(config.hidden_dropout_prob)
         extra_inputs = {
             # The additional channel says that a cell's label is unknown.
@@ -600,8 +620,7 @@ class C2FMAEModel(C2FMAEPreTrainedModel):
             visible_ids, _ = split_patches(bool_masked_pos, num_masked)
             num_image_tokens -= num_masked
         tokens = self.patch_embed(pixel_values, visible_ids)
-        # Loading in half precision casts parameters, but not buffers.
-        position_table = self.pos_embed.to(tokens.dtype)
+        position_table = self.pos_embed.to(tokens.dtype)  # which autocast makes another one
         cls_position, positions = position_table[:, :1], position_table[:, 1:]
         positions = resize_position_table(positions, self.config.grid_size, grid_size)
         if visible_ids is not None:
@@ -695,14 +714,12 @@ class C2FMAEDecoderStage(nn.Module):
         return torch.cat([logits[..., :2], logits[..., 2:].sigmoid()], dim=-1)
 
 
-class C2FMAEDecoder(nn.Module):
+class C2FMAEDecoder(FixedPositions):
     """
     Semantics, then instances, then pixels. Each stage continues from the refined queries of the one before, to which
     an embedding of that stage's own prediction is added; gradients flow through both. With `decoder_type="parallel"`
     every stage starts from the same queries instead.
     """
-
-    pos_embed: torch.Tensor
 
     def __init__(self, config: C2FMAEConfig) -> None:
         super().__init__()
@@ -710,7 +727,7 @@ class C2FMAEDecoder(nn.Module):
         width = config.decoder_hidden_size
         self.embed = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("pos_embed", self.position_table())
+        self.pos_embed = nn.Parameter(self.position_table())
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         cascaded = config.decoder_type == "cascaded"
         self.stages = nn.ModuleDict(

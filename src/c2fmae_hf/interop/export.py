@@ -89,7 +89,7 @@ def export_program(
     encoder = wrapper.model.base_model
     cls_position, positions = encoder.pos_embed[:, :1], encoder.pos_embed[:, 1:]
     positions = resize_position_table(positions, old_grid, config.grid_size)
-    encoder.pos_embed = torch.cat([cls_position, positions], dim=1)
+    encoder.pos_embed = torch.nn.Parameter(torch.cat([cls_position, positions], dim=1))
     # A traced size of 1 would be taken for a constant.
     example = torch.zeros(2, config.num_channels, *config.image_height_width)
     shapes = {"pixel_values": {0: torch.export.Dim("batch", min=1)}}
