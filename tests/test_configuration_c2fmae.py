@@ -123,19 +123,16 @@ def test_saving_and_loading(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "name", "num_classes"),
-    [
-        ("C2FMAEModel", "vit_tiny_patch16_224", 0),
-        ("C2FMAEForPreTraining", "c2fmae_vit_tiny_patch16_224", 0),
-        ("C2FMAEForImageClassification", "c2fmae_vit_tiny_patch16_224", 3),
-    ],
+    ("architecture", "num_classes", "is_all_timms"),
+    [("C2FMAEModel", 0, True), ("C2FMAEForPreTraining", 0, False), ("C2FMAEForImageClassification", 3, True)],
 )
-def test_timm_keys_say_what_the_weights_are(tmp_path, architecture, name, num_classes):
+def test_timm_keys_say_what_the_weights_are(tmp_path, architecture, num_classes, is_all_timms):
     config = C2FMAEConfig.from_size("tiny", num_labels=3, image_mean=(0.1, 0.2, 0.3), image_std=[1, 2, 3])
     config.architectures = [architecture]
     config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
-    assert saved["architecture"] == name
+    assert saved["architecture"] == "vit_tiny_patch16_224"
+    assert saved["model_args"].get("pretrained_strict", True) is is_all_timms
     assert saved["num_classes"] == saved["pretrained_cfg"]["num_classes"] == num_classes
     assert saved["pretrained_cfg"].get("label_names", []) == [f"LABEL_{i}" for i in range(num_classes)]
     assert saved["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]

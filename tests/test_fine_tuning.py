@@ -63,7 +63,7 @@ def test_the_average_is_that_of_the_steps(encoder, tmp_path):
 
     trainer.training_step = step
     trainer.train()
-    saved = [load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors")[name] for step in (2, 4)]
+    saved = [load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors")["head.weight"] for step in (2, 4)]
     averages = [load_file(tmp_path / f"checkpoint-{step}" / EMA_FILE)[name] for step in (2, 4)]
     after = [*seen[1:], saved[-1]]  # what a step begins with is what the one before left
     assert torch.equal(after[1], saved[0])
@@ -166,8 +166,8 @@ def test_defaults_evaluate_log_and_keep_the_best_epoch(encoder, tmp_path):
     assert rates[0] < max(rates) == pytest.approx(arguments.learning_rate)  # the head's, after a warm-up
     assert rates[-1] < rates[3]
     kept, last = (load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors") for step in (4, 8))
-    assert torch.equal(trainer.model.classifier.weight, kept["classifier.weight"])
-    assert not torch.equal(kept["classifier.weight"], last["classifier.weight"])
+    assert torch.equal(trainer.model.classifier.weight, kept["head.weight"])
+    assert not torch.equal(kept["head.weight"], last["head.weight"])
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
 
 

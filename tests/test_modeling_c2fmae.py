@@ -467,14 +467,6 @@ def test_a_folder_without_weights_is_an_error(config, tmp_path):
         C2FMAEModel.from_pretrained(tmp_path)
 
 
-def test_a_fine_tuned_model_does_not_claim_to_be_stock_timm_s(config, tmp_path):
-    C2FMAEModel(config).save_pretrained(tmp_path / "encoder")
-    assert json.loads((tmp_path / "encoder/config.json").read_text())["architecture"].startswith("vit_")
-    C2FMAEForImageClassification.from_pretrained(tmp_path / "encoder").save_pretrained(tmp_path / "classifier")
-    saved = json.loads((tmp_path / "classifier/config.json").read_text())
-    assert saved["architecture"].startswith("c2fmae_vit_")
-
-
 # Downstream heads
 
 

@@ -93,7 +93,7 @@ TIMM_KEYS = (
 
 _MOST = 4096
 
-# Of what `save_pretrained` writes, only the encoder's parameters carry timm's names at the root of the state dict.
+# All that these classes save timm's `VisionTransformer` has, too.
 _ENCODER_CLASS = "C2FMAEModel"
 _CLASSIFIER_CLASS = "C2FMAEForImageClassification"
 
@@ -485,17 +485,14 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         }
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
-        """
-        Write the configuration with timm's keys. Those of an encoder (`C2FMAEModel`) are for timm alone; other
-        classes' weights have names that timm knows where this package is imported.
-        """
+        """Write the configuration with timm's keys; of what is not an encoder or a classifier timm takes the encoder."""
         self.number_labels()
         content = json.loads(self.to_json_string(use_diff=use_diff))
         model_class = (self.architectures or [""])[0]
         if model_class.startswith("C2FMAE"):
             keys = self.timm_keys((self.num_labels or 0) if model_class == _CLASSIFIER_CLASS else 0)
-            if keys is not None and model_class != _ENCODER_CLASS:
-                keys["architecture"] = f"c2fmae_{keys['architecture']}"
+            if keys is not None and model_class not in (_ENCODER_CLASS, _CLASSIFIER_CLASS):
+                keys["model_args"]["pretrained_strict"] = False  # weights that timm does not know lie in the same file
             content.update(keys or {})
         with open(json_file_path, "w", encoding="utf-8") as file:
             file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")

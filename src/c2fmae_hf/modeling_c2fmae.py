@@ -5,11 +5,13 @@ import copy
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from torch import nn
 from torchvision.ops import StochasticDepth
 from transformers import PreTrainedModel
@@ -327,6 +329,29 @@ def _others(*own: str) -> list[str]:
     return [pattern for name, pattern in _OTHER_CLASSES.items() if name not in own]
 
 
+# The encoder's weights, by their first name. A saved file has them at its root, where timm looks for them.
+_ENCODER_PARTS = ("patch_embed", "cls_token", "pos_embed", "blocks", "norm", "label_embed")
+# What a saved file may hold besides, and timm has not.
+BEYOND_TIMM = ("decoder", "decode_head", "fpn", "label_embed")
+
+
+def saved_name(name: str) -> str:
+    """The name of a class's weight in a saved file: timm's, for what timm has."""
+    name = name.removeprefix(f"{C2FMAEPreTrainedModel.base_model_prefix}.")
+    return re.sub(r"^classifier\.", "head.", name)
+
+
+def take_saved_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Before `load_state_dict`, by which a Trainer resumes: saved names to those of a class around the encoder."""
+    for saved in [name for name in state_dict if name.startswith(prefix)]:
+        name = saved.removeprefix(prefix)
+        first = name.partition(".")[0]
+        if first in _ENCODER_PARTS:
+            state_dict[f"{prefix}{C2FMAEPreTrainedModel.base_model_prefix}.{name}"] = state_dict.pop(saved)
+        elif first == "head":
+            state_dict[f"{prefix}classifier.{name.removeprefix('head.')}"] = state_dict.pop(saved)
+
+
 def take_image_size(name: Any, options: dict[str, Any]) -> Any:
     """
     The image size that options of `from_pretrained` ask for, if it is not the checkpoint's; the options then ask for
@@ -367,7 +392,7 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     # What other C2FMAE classes save besides the encoder; and which modules of this class a checkpoint may lack.
     _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = _others()
     _may_be_new: tuple[str, ...] = ()
-    # Names in a published repository, which are timm's, and in this class.
+    # Names in a saved file, which are timm's, and in this class.
     _timm_names: dict[str, str] | None = None
     # How the package publishes a model: a function of the model, `repo_id` and options. The package sets it.
     _publish: Any = None
@@ -383,6 +408,8 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
         # The library adds the encoder's patterns to those of the class around it, which would then load with surplus
         # weights of its own.
         self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
+        if self.base_model is not self:
+            self.register_load_state_dict_pre_hook(take_saved_names)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
@@ -395,16 +422,13 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
             `ValueError`: naming the missing and the unexpected weights.
         """
         image_size = take_image_size(pretrained_model_name_or_path, kwargs)
-        is_renamed = kwargs.get("key_mapping") is None
         if cls._timm_names is not None:
             kwargs["key_mapping"] = {**cls._timm_names, **(kwargs.get("key_mapping") or {})}
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
         model, info = loaded
-        if is_renamed:
-            # The library would save under the names that it loaded. The Trainer resumes by those of the class.
-            model._weight_conversions = None
+        model._weight_conversions = None  # the library would save under the names that it found
         missing = sorted(name for name in info["missing_keys"] if not name.startswith(cls._may_be_new or ("\0",)))
         unexpected = sorted(info["unexpected_keys"])
         if missing or unexpected:
@@ -466,8 +490,9 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
         **kwargs,
     ) -> None:
         """
-        As in transformers, except for `push_to_hub`, which publishes by [`~C2FMAEPreTrainedModel.push_to_hub`]: the
-        folder's layout is for training on, and holds no card and no licence.
+        As in transformers, with timm's names for what timm has, so that `timm.create_model("local-dir:...")` opens the
+        folder: a classifier, or the encoder of any other class. `push_to_hub` publishes by
+        [`~C2FMAEPreTrainedModel.push_to_hub`]: the folder itself holds no card and no licence.
 
         Args:
             save_directory: The folder; its name is the repository's, if there is no `repo_id`.
@@ -479,6 +504,11 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
         for_hub = {name: kwargs.pop(name) for name in list(kwargs) if push_to_hub and name not in saving}
         if push_to_hub and "token" in kwargs:
             for_hub["token"] = kwargs.pop("token")
+        if not getattr(self, "_hf_peft_config_loaded", False):  # then adapters alone are saved
+            if state_dict is None:
+                is_offloaded = {"cpu", "disk"} & set(map(str, getattr(self, "hf_device_map", {}).values()))
+                state_dict = get_state_dict_offloaded_model(self) if is_offloaded else self.state_dict()
+            state_dict = {saved_name(name): value for name, value in state_dict.items()}
         super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
         if push_to_hub and is_main_process:
             self.push_to_hub(for_hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **for_hub)

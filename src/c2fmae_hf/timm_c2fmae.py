@@ -2,7 +2,7 @@
 The zoo's encoders in timm's registry. They are timm's own `VisionTransformer`, built from the one table of sizes.
 
 No weights are on the Hub yet, so that `pretrained=True` needs a file: `pretrained_cfg_overlay={"file": ...}`. A folder
-that `C2FMAEModel.save_pretrained` wrote loads without this module, as `local-dir:<folder>`.
+that `save_pretrained` wrote loads without this module, as `local-dir:<folder>`.
 """
 
 from __future__ import annotations
@@ -13,28 +13,21 @@ from typing import Any
 
 import torch
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.naflexvit import _create_naflexvit_from_classic  # what `use_naflex=True` of timm's own models does
 from timm.models.vision_transformer import checkpoint_filter_fn as filter_vit_checkpoint
 from transformers.image_utils import PILImageResampling
 
 from .configuration_c2fmae import C2FMAEConfig, crop_share
 from .image_processing_c2fmae import C2FMAEImageProcessor, size_before_crop
+from .modeling_c2fmae import BEYOND_TIMM
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: VisionTransformer) -> dict[str, torch.Tensor]:
     """
-    The encoder's parameters, and a classifier's, of any checkpoint of this package: an encoder's, or one of a class
-    around it. Positions are resampled to the model's grid.
+    The encoder's parameters, and a classifier's, of a file that any class of this package saved. Positions are
+    resampled to the model's grid.
     """
-    prefix = "c2fmae."
-    if any(name.startswith(prefix) for name in state_dict):
-        head = {
-            name.replace("classifier.", "head."): value
-            for name, value in state_dict.items()
-            if name.startswith("classifier.")
-        }
-        encoder = {name.removeprefix(prefix): v for name, v in state_dict.items() if name.startswith(prefix)}
-        state_dict = {**encoder, **head}
-    state_dict = {name: value for name, value in state_dict.items() if not name.startswith("label_embed.")}
+    state_dict = {name: value for name, value in state_dict.items() if name.partition(".")[0] not in BEYOND_TIMM}
     return filter_vit_checkpoint(state_dict, model)
 
 
@@ -42,7 +35,10 @@ def _create(size: str, pretrained: bool, **kwargs) -> VisionTransformer:
     keys = C2FMAEConfig.from_size(size).timm_keys()
     assert keys is not None  # every size of the table is timm's
     out_indices = kwargs.pop("out_indices", 3)
+    use_naflex = kwargs.pop("use_naflex", None)
     model_args = {**keys["model_args"], **kwargs}
+    if use_naflex:
+        return _create_naflexvit_from_classic(f"c2fmae_{keys['architecture']}", pretrained, **model_args)
     return build_model_with_cfg(
         VisionTransformer,
         f"c2fmae_{keys['architecture']}",

@@ -4,7 +4,7 @@ A model as the files of a repository that transformers and timm both load.
 `model.safetensors` holds what timm's `VisionTransformer` has, under timm's names: the encoder and, of a classifier,
 its head. What timm does not know is in files of its own (`decoder.safetensors`, ...), and an index leads transformers
 to all of them: one repository serves `AutoModel`, the whole model's class and `timm.create_model("hf-hub:...")`, and
-no weight is stored twice. `save_pretrained` keeps the names of the class instead, from which a Trainer resumes.
+no weight is stored twice. `save_pretrained` writes the same names into one file, from which a Trainer resumes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from transformers.dynamic_module_utils import custom_object_save
 from ..configuration_c2fmae import C2FMAEConfig
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..modeling_c2fmae import (
+    BEYOND_TIMM,
     C2FMAEBackbone,
     C2FMAEForImageClassification,
     C2FMAEForPreTraining,
     C2FMAEForSemanticSegmentation,
     C2FMAEModel,
     C2FMAEPreTrainedModel,
+    saved_name,
 )
 from ..timm_c2fmae import convert_processor_to_timm, effective_statistics
 
@@ -232,12 +234,9 @@ def _save_weights(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     """The files of weights; returns what the configuration must say of them."""
     files: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in model.state_dict().items():
-        name = name.removeprefix(f"{model.base_model_prefix}.")
+        name = saved_name(name)
         first = name.partition(".")[0]
-        if first == "classifier":
-            name, first = name.replace("classifier.", "head.", 1), "head"
-        is_timms = first not in ("decoder", "decode_head", "fpn", "label_embed")
-        file = ENCODER_FILE if is_timms else f"{first}.safetensors"
+        file = f"{first}.safetensors" if first in BEYOND_TIMM else ENCODER_FILE
         files.setdefault(file, {})[name] = value.detach().cpu().contiguous()
     for file, tensors in files.items():
         save_file(tensors, folder / file, metadata={"format": "pt"})
