@@ -12,9 +12,15 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torchmetrics.detection import MeanAveragePrecision
-from transformers import AutoModelForObjectDetection, Mask2FormerForUniversalSegmentation, TrainingArguments, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    Mask2FormerForUniversalSegmentation,
+    TrainingArguments,
+    pipeline,
+)
 
-from c2fmae_hf import C2FMAEConfig, C2FMAEImageProcessor, C2FMAEModel
+from c2fmae_hf import C2FMAEConfig, C2FMAEModel, MaskRCNNImageProcessor
 from c2fmae_hf.transfer.detection import NARROW_MASK2FORMER, NARROW_MASK_RCNN, DetectionTrainer, build_mask_rcnn
 from c2fmae_hf.transfer.modeling_mask_rcnn import MaskRCNNForObjectDetection, MaskRCNNOutput
 from c2fmae_hf.transfer.objects import (
@@ -333,10 +339,9 @@ def test_pipeline_takes_batches(encoders, monkeypatch):
     monkeypatch.setattr("transformers.pipelines.base.logger.error", errors.append)
     torch.manual_seed(0)
     model = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL).eval()
-    processor = C2FMAEImageProcessor(
-        do_resize=False, do_center_crop=False, do_normalize=False, patch_size=1, label_stride=1
+    detect = pipeline(
+        "object-detection", model=model, image_processor=MaskRCNNImageProcessor(), device="cpu", threshold=0.0
     )
-    detect = pipeline("object-detection", model=model, image_processor=processor, device="cpu", threshold=0.0)
     photos = [row["image"] for row in make_rows(3)]
     alone = [detect(photo) for photo in photos]
     assert all(alone)
@@ -579,3 +584,102 @@ def test_defaults_follow_the_encoder(example, encoders, detector):
     model, _, _ = example.build(args, {0: "disc"})
     assert getattr(model.config, field) == 32
     assert args.image_size == 64
+
+
+def test_detections_above_a_score():
+    found = {
+        "scores": torch.tensor([0.9, 0.4]),
+        "labels": torch.tensor([3, 1]),
+        "boxes": torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 9.0, 9.0]]),
+        "masks": torch.stack([torch.full((4, 5), 0.6), torch.full((4, 5), 0.4)]),
+    }
+    outputs = MaskRCNNOutput(detections=[found, {name: values[:0] for name, values in found.items()}])
+    first, second = MaskRCNNImageProcessor().post_process_object_detection(outputs, threshold=0.5)
+    assert first["labels"].tolist() == [3]
+    assert first["boxes"].tolist() == [[0.0, 1.0, 2.0, 3.0]]
+    assert first["masks"].all()
+    assert len(second["scores"]) == 0
+    with pytest.raises(ValueError, match="outputs: expected detections, got none"):
+        MaskRCNNImageProcessor().post_process_object_detection(MaskRCNNOutput(loss=torch.zeros(())))
+
+
+def coco_annotations() -> list[dict]:
+    """Of two images, 20 x 30 and 24 x 16 (height x width): a polygon, run lengths of both kinds, a crowd."""
+    square = np.zeros((20, 30), np.uint8, order="F")
+    square[4:10, 5:12] = 1
+    runs = coco_mask.encode(square)
+    plain = {"size": [20, 30], "counts": [0, 600]}
+    polygon = [[2.0, 3.0, 12.0, 3.0, 12.0, 9.0, 2.0, 9.0]]
+    first = [
+        {"bbox": [2, 3, 10, 6], "category_id": 1, "segmentation": polygon, "iscrowd": 0, "area": 60},
+        {"bbox": [5, 4, 7, 6], "category_id": 0, "segmentation": runs, "iscrowd": 0, "area": 42},
+        {"bbox": [0, 0, 30, 20], "category_id": 0, "segmentation": plain, "iscrowd": 1, "area": 600},
+    ]
+    return [{"image_id": 7, "annotations": first}, {"image_id": 8, "annotations": []}]
+
+
+def test_annotations_become_the_model_s_labels():
+    photos = [np.full((20, 30, 3), 255, np.uint8), Image.new("RGB", (16, 24))]
+    batch = MaskRCNNImageProcessor()(photos, annotations=coco_annotations(), return_tensors="pt")
+    assert batch["pixel_values"].shape == (2, 3, 24, 30)
+    assert batch["pixel_values"][0, :, :20].min() == 1
+    assert batch["pixel_values"][0, :, 20:].max() == 0
+    assert [(int(mask[:, 0].sum()), int(mask[0].sum())) for mask in batch["pixel_mask"]] == [(20, 30), (24, 16)]
+    first, empty = batch["labels"]
+    assert first["boxes"].tolist() == [[2, 3, 12, 9], [5, 4, 12, 10]]
+    assert first["class_labels"].tolist() == [1, 0]
+    assert first["masks"].shape == (2, 20, 30)
+    assert first["masks"].dtype == torch.uint8
+    assert first["masks"][0, 3:9, 2:12].all()
+    assert first["masks"].sum(dim=(1, 2)).tolist() == [60, 42]
+    assert (first["image_id"].item(), first["orig_size"].tolist()) == (7, [20, 30])
+    assert empty["boxes"].shape == (0, 4)
+    assert empty["masks"].shape == (0, 24, 16)
+    whole = MaskRCNNImageProcessor()(photos, do_pad=False)["pixel_values"]
+    assert [tuple(image.shape) for image in whole] == [(3, 20, 30), (3, 24, 16)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"segmentation": None}, r"annotations\[0\], object 0: expected a segmentation.*C2FMAEBackbone"),
+        ({"bbox": [1, 2, 3]}, r"annotations\[0\], object 0: expected bbox and segmentation as COCO"),
+        ({"bbox": [1, 2, 0, 3]}, r"object 0: expected a bbox with a width and a height above 0, got \[1, 2, 0, 3\]"),
+        (
+            {"segmentation": {"size": [4, 4], "counts": [0, 16]}},
+            r"expected run lengths of the image's size \(20, 30\)",
+        ),
+        ({"segmentation": [[1.0, 2.0]]}, r"object 0: expected bbox and segmentation as COCO"),
+    ],
+    ids=str,
+)
+def test_bad_annotations_are_named(change, message):
+    (entry, _) = coco_annotations()
+    entry["annotations"][0].update(change)
+    with pytest.raises(ValueError, match=message):
+        MaskRCNNImageProcessor()(Image.new("RGB", (30, 20)), annotations=entry)
+    with pytest.raises(ValueError, match="annotations: expected those of 1 images, got 2"):
+        MaskRCNNImageProcessor()(Image.new("RGB", (30, 20)), annotations=coco_annotations())
+
+
+def test_the_stock_trainer_s_batches_train_and_padding_changes_no_detection(encoders, tmp_path):
+    """As the object-detection script puts them together: stacked images, a mask of the padding, a list of labels."""
+    torch.manual_seed(0)
+    model = build_mask_rcnn(encoders["c2fmae"], {0: "a", 1: "b"}, image_size=32, max_image_size=64, **SMALL)
+    model.save_pretrained(tmp_path)
+    MaskRCNNImageProcessor().save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert isinstance(processor, MaskRCNNImageProcessor)
+    photos = [row["image"].resize(size) for row, size in zip(make_rows(2), [(30, 20), (16, 24)])]
+    batch = processor(photos, annotations=coco_annotations(), return_tensors="pt")
+    loss = model.train()(**batch).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert model.backbone.c2fmae.patch_embed.proj.weight.grad.any()
+    model.eval()
+    with torch.no_grad():
+        padded = model(**processor(photos, return_tensors="pt")).detections
+        whole = model(processor(photos, do_pad=False)["pixel_values"]).detections
+    for found, expected in zip(padded, whole):
+        assert len(expected["boxes"]) > 0
+        assert torch.allclose(found["boxes"], expected["boxes"], atol=1e-3)

@@ -12,7 +12,6 @@ from transformers import AutoImageProcessor
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTrainingOutput, C2FMAEImageProcessor
 from c2fmae_hf.targets import instance_labels_from_map, patchify
-from c2fmae_hf.transfer.modeling_mask_rcnn import MaskRCNNOutput
 
 
 @pytest.fixture
@@ -169,23 +168,6 @@ def test_whole_images_to_multiples_of_the_patch(size, options, expected):
     assert C2FMAEImageProcessor.from_dict(whole.to_dict()).size_divisor == 8
     with pytest.raises(ValueError, match="size: expected shortest_edge, or height and width, beside size_divisor"):
         whole(image, size={"max_height": 32, "max_width": 32})
-
-
-def test_detections_above_a_score():
-    found = {
-        "scores": torch.tensor([0.9, 0.4]),
-        "labels": torch.tensor([3, 1]),
-        "boxes": torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 9.0, 9.0]]),
-        "masks": torch.stack([torch.full((4, 5), 0.6), torch.full((4, 5), 0.4)]),
-    }
-    outputs = MaskRCNNOutput(detections=[found, {name: values[:0] for name, values in found.items()}])
-    first, second = C2FMAEImageProcessor().post_process_object_detection(outputs, threshold=0.5)
-    assert first["labels"].tolist() == [3]
-    assert first["boxes"].tolist() == [[0.0, 1.0, 2.0, 3.0]]
-    assert first["masks"].all()
-    assert len(second["scores"]) == 0
-    with pytest.raises(ValueError, match="outputs: expected detections, got none"):
-        C2FMAEImageProcessor().post_process_object_detection(MaskRCNNOutput(loss=torch.zeros(())))
 
 
 def test_saving_and_loading(config, tmp_path):
@@ -375,7 +357,7 @@ def test_labels_are_reduced_as_beit_s_processor_does():
     assert torch.equal(again, instances)
 
 
-@pytest.mark.parametrize("side, resized", [(64, 74), (96, 110), (224, 256)])
+@pytest.mark.parametrize(("side", "resized"), [(64, 74), (96, 110), (224, 256)])
 def test_size_is_the_model_s_input_and_crop_pct_says_what_it_is_cropped_from(side, resized):
     """Scripts read `size` as the model's input; the centre is cropped from larger images nevertheless."""
     processor = C2FMAEImageProcessor.from_config(C2FMAEConfig.from_size("tiny", image_size=side))

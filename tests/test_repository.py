@@ -79,7 +79,9 @@ def test_the_class_itself_comes_back(model_class, config, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     loaded.save_pretrained(tmp_path / "saved")
     saved = load_file(tmp_path / "saved/model.safetensors")
-    published = {name: value for file in CLASSES[model_class] for name, value in load_file(tmp_path / "one" / file).items()}
+    published = {
+        name: value for file in CLASSES[model_class] for name, value in load_file(tmp_path / "one" / file).items()
+    }
     assert saved.keys() == published.keys()
     fresh = build(model_class, config)
     fresh.load_state_dict(saved)
@@ -210,9 +212,7 @@ def test_folders_that_hold_no_model(tmp_path):
 def test_weights_that_are_not_all_there_are_not_made_up(config, tmp_path):
     build(C2FMAEForImageClassification, config).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    save_file(
-        {name: weights[name] for name in weights if not name.startswith("head")}, tmp_path / "model.safetensors"
-    )
+    save_file({name: weights[name] for name in weights if not name.startswith("head")}, tmp_path / "model.safetensors")
     with pytest.raises(
         ValueError, match=r"expected all weights of C2FMAEForImageClassification, missing: \['classifier"
     ):

@@ -28,6 +28,7 @@ from .modeling_c2fmae import (
     C2FMAEModel,
     C2FMAEPreTrainedModel,
 )
+from .transfer.image_processing_mask_rcnn import MaskRCNNImageProcessor
 from .transfer.modeling_encoder_backbone import EncoderBackbone, EncoderBackboneConfig
 from .transfer.modeling_mask_rcnn import MaskRCNNConfig, MaskRCNNForObjectDetection
 
@@ -69,6 +70,7 @@ __all__ = [
     "EncoderBackboneConfig",
     "MaskRCNNConfig",
     "MaskRCNNForObjectDetection",
+    "MaskRCNNImageProcessor",
     "MaskingCurriculum",
     "SharedProgress",
     "evaluation_transform",
@@ -105,6 +107,7 @@ AutoBackbone.register(C2FMAEConfig, C2FMAEBackbone)
 AutoConfig.register(EncoderBackboneConfig.model_type, EncoderBackboneConfig)
 AutoBackbone.register(EncoderBackboneConfig, EncoderBackbone)
 AutoConfig.register(MaskRCNNConfig.model_type, MaskRCNNConfig)
+AutoImageProcessor.register(MaskRCNNConfig, image_processor_classes={"torchvision": MaskRCNNImageProcessor})
 AutoModelForObjectDetection.register(MaskRCNNConfig, MaskRCNNForObjectDetection)
 # Pipelines for segmentation and detection look names up here, and would log that the class is not supported.
 modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[C2FMAEConfig.model_type] = "C2FMAEForSemanticSegmentation"

@@ -485,7 +485,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         }
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
-        """Write the configuration with timm's keys; of what is not an encoder or a classifier timm takes the encoder."""
+        """Write the configuration with timm's keys. Of another class than a classifier timm takes the encoder."""
         self.number_labels()
         content = json.loads(self.to_json_string(use_diff=use_diff))
         model_class = (self.architectures or [""])[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -71,8 +70,8 @@ def rounded_size(image: torch.Tensor, size: SizeDict, divisor: int) -> SizeDict:
 
 def size_before_crop(size: SizeDict, crop_size: SizeDict, crop_pct: float) -> SizeDict:
     """
-    Size to resize an image to before its centre is cropped: `size`, unless its shortest edge is the crop's longer side;
-    then `crop_pct` says how much larger, rounded as by timm.
+    Size to resize an image to before its centre is cropped: `size`, unless its shortest edge is the crop's longer
+    side; then `crop_pct` says how much larger, rounded as by timm.
     """
     side = max(crop_size.height or 0, crop_size.width or 0)
     if not crop_pct or size.shortest_edge != side or size.longest_edge:
@@ -88,6 +87,33 @@ def _with_channels(images: Any) -> Any:
     return images[None] if is_flat else images
 
 
+def as_8_bits(image: Any) -> Any:
+    """Arrays and tensors as tensors; 16-bit and bool pixels as 8-bit ones, as they are in PIL images."""
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray) and not image.flags.writeable:  # as np.asarray makes of a PIL image
+        image = image.copy()
+    image = torch.as_tensor(image)
+    if image.dtype == torch.uint16:
+        return (image.to(torch.int32) / 257).round().to(torch.uint8)
+    return image.to(torch.uint8) * 255 if image.dtype == torch.bool else image
+
+
+def in_range(image: torch.Tensor, do_rescale: bool, do_normalize: bool) -> torch.Tensor:
+    """Pixels in the range that rescaling and normalising expect."""
+    if do_rescale and image.is_floating_point() and image.min() >= 0 and image.max() <= 1:
+        logger.warning_once(
+            "Floating-point pixels in [0, 1] are taken as they are, and not divided by 255; to say so: "
+            "do_rescale=False."
+        )
+        return image * 255
+    if do_normalize and not do_rescale and not image.is_floating_point() and image.max() > 1:
+        logger.warning_once(
+            "Pixels up to 255 are normalised by statistics for [0, 1], because of do_rescale=False; leave it out."
+        )
+    return image
+
+
 class C2FMAEImageProcessor(TorchvisionBackend):
     r"""
     Image processor of C2FMAE: resizes the shorter side, crops the centre, rescales and normalises. `size` and
@@ -98,8 +124,8 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     Args:
         patch_size (`int`, defaults to 16): Side of a patch in pixels.
         label_stride (`int`, defaults to 4): Pixels per cell of the label grid.
-        crop_pct (`float`, defaults to 0.875): timm's and ConvNeXt's: images whose centre is to be cropped are resized to
-            `size / crop_pct`. A `size` with another `shortest_edge` than the crop's is taken as it is.
+        crop_pct (`float`, defaults to 0.875): timm's and ConvNeXt's: images whose centre is to be cropped are resized
+            to `size / crop_pct`. A `size` with another `shortest_edge` than the crop's is taken as it is.
         size_divisor (`int`, *optional*): Sides of a resized image are rounded to multiples of it. Set to the patch
             size, and without a central crop, it keeps images of any aspect whole.
         do_reduce_labels (`bool`, defaults to `False`): Class 0 of segmentation maps becomes ignored, and every other
@@ -195,13 +221,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
             if channels == 1:
                 image = image.convert("L")
         else:
-            if isinstance(image, np.ndarray) and not image.flags.writeable:  # as np.asarray makes of a PIL image
-                image = image.copy()
-            image = torch.as_tensor(image)
-            if image.dtype == torch.uint16:
-                image = (image.to(torch.int32) / 257).round().to(torch.uint8)
-            elif image.dtype == torch.bool:
-                image = image.to(torch.uint8) * 255
+            image = as_8_bits(image)
             is_first, is_last = (image.ndim == 3 and image.shape[side] == channels for side in (0, -1))
             if input_data_format is None and is_first != is_last:  # the library knows 1, 3 and 4 channels only
                 input_data_format = ChannelDimension.FIRST if is_first else ChannelDimension.LAST
@@ -240,12 +260,11 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         for index, image in enumerate(prepared):
             if isinstance(mean, (list, tuple)) and len(image) != len(mean):
                 raise ValueError(
-                    f"images[{index}]: expected an image of {len(mean)} channels, got one of "
-                    f"{len(image)}"
+                    f"images[{index}]: expected an image of {len(mean)} channels, got one of {len(image)}"
                 )
             if image.is_floating_point() and not image.isfinite().all():
                 raise ValueError(f"images[{index}]: expected finite pixels, got NaN or infinity")
-            prepared[index] = self._in_range(image, kwargs["do_rescale"], kwargs["do_normalize"])
+            prepared[index] = in_range(image, kwargs["do_rescale"], kwargs["do_normalize"])
         sizes = [tuple(image.shape[-2:]) for image in prepared]
         kwargs.setdefault("do_pad", None)
         kwargs.setdefault("pad_size", None)
@@ -267,20 +286,6 @@ class C2FMAEImageProcessor(TorchvisionBackend):
             maps = self._process_maps("instance_maps", instance_maps, sizes, label_stride, device, **kwargs)
             data["instance_labels"] = [instance_labels_from_map(label_map[None])[0] for label_map in maps]
         return BatchFeature(data=data, tensor_type=return_tensors)
-
-    def _in_range(self, image: torch.Tensor, do_rescale: bool, do_normalize: bool) -> torch.Tensor:
-        """Pixels in the range that rescaling and normalising expect."""
-        if do_rescale and image.is_floating_point() and image.min() >= 0 and image.max() <= 1:
-            logger.warning_once(
-                "Floating-point pixels in [0, 1] are taken as they are, and not divided by 255; to say so: "
-                "do_rescale=False."
-            )
-            return image * 255
-        if do_normalize and not do_rescale and not image.is_floating_point() and image.max() > 1:
-            logger.warning_once(
-                "Pixels up to 255 are normalised by statistics for [0, 1], because of do_rescale=False; leave it out."
-            )
-        return image
 
     def _process(
         self, images: list[torch.Tensor], *, crop_pct: float, size_divisor: int | None = None, **kwargs
@@ -452,36 +457,6 @@ class C2FMAEImageProcessor(TorchvisionBackend):
                 for label in classes.unique().tolist()
             ]
             results.append({"segmentation": classes, "segments_info": segments})
-        return results
-
-    def post_process_object_detection(
-        self, outputs: Any, threshold: float = 0.5, target_sizes: list[tuple[int, int]] | None = None
-    ) -> list[dict[str, torch.Tensor]]:
-        """
-        Keep detections above a score.
-
-        Args:
-            outputs: Outputs of `MaskRCNNForObjectDetection`, which resizes images itself.
-            threshold (`float`): Lowest score.
-            target_sizes (*optional*): Ignored: boxes are in pixels of the images that the model was given.
-
-        Returns:
-            For each image `scores` `(N,)`, `labels` `(N,)`, `boxes` `(N, 4)`: left, top, right, bottom; and `masks`
-            `(N, height, width)`, bool.
-
-        Raises:
-            `ValueError`: if there are no detections.
-        """
-        detections = getattr(outputs, "detections", None)
-        if detections is None:
-            raise ValueError("outputs: expected detections, got none; was the model in training mode?")
-        if isinstance(detections, Mapping):  # one image's, as a pipeline takes it out of a batch
-            detections = [detections]
-        results = []
-        for found in detections:
-            kept = found["scores"] > threshold
-            result = {name: found[name][kept] for name in ("scores", "labels", "boxes")}
-            results.append({**result, "masks": found["masks"][kept] > 0.5})
         return results
 
     def post_process_reconstruction(

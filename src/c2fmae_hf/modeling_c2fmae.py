@@ -125,7 +125,7 @@ def gather_patches(values: torch.Tensor, patch_ids: torch.Tensor) -> torch.Tenso
 
 
 class C2FMAEPatchProjection(nn.Conv2d):
-    """The convolution over all patches or, given `patch_ids` `(B, K)`, a linear layer over these: `(B, K, hidden_size)`."""
+    """The convolution over all patches or, given `patch_ids` `(B, K)`, over these: `(B, K, hidden_size)`."""
 
     def forward(self, pixel_values: torch.Tensor, patch_ids: torch.Tensor | None = None) -> torch.Tensor:
         if patch_ids is None:

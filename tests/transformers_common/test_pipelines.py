@@ -26,6 +26,7 @@ from c2fmae_hf import (
     C2FMAEModel,
     MaskRCNNConfig,
     MaskRCNNForObjectDetection,
+    MaskRCNNImageProcessor,
 )
 
 
@@ -42,8 +43,11 @@ FOLDER = tempfile.TemporaryDirectory()
 with pytest.MonkeyPatch.context() as patch:
     summary = Path(FOLDER.name) / "reports" / "tiny_model_summary.json"
     summary.parent.mkdir()
-    entry = {"tokenizer_classes": [], "processor_classes": [C2FMAEImageProcessor.__name__]}
-    summary.write_text(json.dumps({model_class.__name__: entry for model_class in MODELS.values()}))
+    entries = {}
+    for model_class in MODELS.values():
+        processor = MaskRCNNImageProcessor if model_class is MaskRCNNForObjectDetection else C2FMAEImageProcessor
+        entries[model_class.__name__] = {"tokenizer_classes": [], "processor_classes": [processor.__name__]}
+    summary.write_text(json.dumps(entries))
     patch.setenv("TRANSFORMERS_TINY_MODEL_PATH", FOLDER.name)
     # Its other source is a checkout of transformers.
     patch.setattr(transformers.utils, "direct_transformers_import", lambda path: transformers)
@@ -78,11 +82,7 @@ def make_model(model_class) -> tuple:
         detections_per_image=20,
         num_labels=3,
     )
-    # The detector resizes and normalises by itself.
-    processor = C2FMAEImageProcessor(
-        do_resize=False, do_center_crop=False, do_normalize=False, patch_size=1, label_stride=1
-    )
-    return MaskRCNNForObjectDetection(config), processor
+    return MaskRCNNForObjectDetection(config), MaskRCNNImageProcessor()
 
 
 class C2FMAEPipelineTest(mixin.PipelineTesterMixin, unittest.TestCase):

@@ -26,11 +26,11 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 
 from ..data.rows import semantic_id2label
-from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..pictures.colours import colour_ids
 from ..transfer.detection import DetectionTrainer, Mask2FormerTrainer, build_mask2former, build_mask_rcnn
 from ..transfer.encoders import encoder_config, own_image_size, pixel_statistics
 from ..transfer.fine_tuning_args import FineTuningArguments
+from ..transfer.image_processing_mask_rcnn import MaskRCNNImageProcessor
 from ..transfer.modeling_mask_rcnn import MaskRCNNForObjectDetection
 from ..transfer.objects import (
     CocoObjects,
@@ -120,11 +120,7 @@ def build(args: DetectArguments, id2label: dict[int, str]):
             model = MaskRCNNForObjectDetection.from_pretrained(args.model)
         else:
             model = build_mask_rcnn(*common, image_size=args.image_size, max_image_size=longest, **options)
-        # The model resizes and normalises by itself.
-        processor = C2FMAEImageProcessor(
-            do_resize=False, do_center_crop=False, do_normalize=False, patch_size=1, label_stride=1
-        )
-        return model, DetectionTrainer, {"processing_class": processor, "encoder": model.backbone}
+        return model, DetectionTrainer, {"processing_class": MaskRCNNImageProcessor(), "encoder": model.backbone}
     size = {"size": {"shortest_edge": args.image_size, "longest_edge": longest}} if args.image_size else {}
     if args.evaluate_only:
         model = Mask2FormerForUniversalSegmentation.from_pretrained(args.model)

@@ -209,6 +209,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor | Sequence[torch.Tensor],
+        pixel_mask: torch.Tensor | Sequence[torch.Tensor] | None = None,
         labels: Sequence[Mapping[str, torch.Tensor]] | None = None,
         **kwargs: Any,
     ) -> MaskRCNNOutput:
@@ -216,6 +217,8 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         Args:
             pixel_values: Images `(3, height, width)` of any sizes, in [0, 1]; they are resized, normalised and padded
                 here.
+            pixel_mask (*optional*): For each image `(height, width)`, 1 where there is image; what was padded on the
+                right and below is cut off.
             labels (*optional*): For each image `boxes` `(N, 4)` (left, top, right, bottom in its pixels),
                 `class_labels` `(N,)`, int64, from 0, and `masks` `(N, height, width)`, uint8. Required in
                 training, else not used.
@@ -227,6 +230,9 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
             `ValueError`: in training without labels.
         """
         images = list(pixel_values)
+        if pixel_mask is not None:
+            sides = [(int(mask[:, 0].sum()), int(mask[0].sum())) for mask in pixel_mask]
+            images = [image[:, :height, :width] for image, (height, width) in zip(images, sides)]
         # torchvision would compute boxes in the lower precision too, in steps of several pixels.
         device = images[0].device.type
         enabled = torch.is_autocast_enabled(device)

@@ -1,0 +1,184 @@
+"""The image processor of [`MaskRCNNForObjectDetection`]: photographs and COCO's annotations for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.nn.functional import pad
+from transformers import BatchFeature
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import ChannelDimension, ImageInput
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType
+
+from ..image_processing_c2fmae import as_8_bits, in_range
+from ..images import to_rgb
+
+
+class MaskRCNNImageProcessor(TorchvisionBackend):
+    r"""
+    Image processor of Mask R-CNN. The model resizes and normalises by itself, so that images keep their size: pixels
+    in [0, 1], padded to the largest image of a batch on the right and below.
+    """
+
+    model_input_names = ["pixel_values", "pixel_mask"]
+
+    do_resize = False
+    do_rescale = True
+    do_normalize = False
+    do_convert_rgb = True
+    do_pad = True
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Unpack[ImagesKwargs],
+    ) -> BatchFeature:
+        r"""
+        Prepare images and, for training, their objects.
+
+        Args:
+            images: One image or several, of any sizes.
+            annotations (*optional*): As many dictionaries, as COCO has them and as DETR's image processor takes them:
+                `image_id`, and `annotations`, a list of `bbox` (left, top, width, height in pixels), `category_id`,
+                `segmentation` (polygons or run lengths) and `iscrowd`. Crowds are left out.
+
+        Returns:
+            [`BatchFeature`] with `pixel_values` `(B, 3, H, W)` float32 and `pixel_mask` `(B, H, W)` int64, 1 where
+            there is image (lists of each image's own size with `do_pad=False`), and, if there are annotations,
+            `labels`: for each image `boxes` `(N, 4)` float32 (left, top, right, bottom in its pixels),
+            `class_labels` `(N,)` int64, `masks` `(N, height, width)` uint8, `image_id` `(1,)` and `orig_size` `(2,)`.
+
+        Raises:
+            `ValueError`: if annotations do not fit the images or have no `segmentation`, naming the image and object.
+        """
+        return super().preprocess(images, annotations, **kwargs)
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """Convert an image to a tensor, channels first: 8-bit, or floating-point if the image is."""
+        image = to_rgb(image) if do_convert_rgb and isinstance(image, Image.Image) else as_8_bits(image)
+        return super().process_image(
+            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
+        )
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        annotations: Any,
+        *,
+        do_convert_rgb: bool,
+        input_data_format: str | ChannelDimension | None,
+        return_tensors: str | TensorType | None,
+        device: str | torch.device | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        prepared = self._prepare_image_like_inputs(
+            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
+        )
+        sizes = [tuple(image.shape[-2:]) for image in prepared]
+        prepared = [in_range(image, kwargs["do_rescale"], kwargs["do_normalize"]) for image in prepared]
+        is_padded = kwargs["do_pad"]
+        kwargs.update(do_pad=None, pad_size=None)  # to one size for both, below
+        pixel_values = list(self._preprocess(prepared, return_tensors=None, **kwargs)["pixel_values"])
+        pixel_mask = [image.new_ones(image.shape[-2:], dtype=torch.int64) for image in pixel_values]
+        if is_padded:
+            height, width = (max(image.shape[side] for image in pixel_values) for side in (-2, -1))
+            for batch in (pixel_values, pixel_mask):
+                batch[:] = [pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in batch]
+        data: dict[str, Any] = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+        encoded = BatchFeature(data=data, tensor_type=return_tensors)
+        if annotations is not None:
+            entries = [annotations] if isinstance(annotations, Mapping) else list(annotations)
+            if len(entries) != len(sizes):
+                raise ValueError(f"annotations: expected those of {len(sizes)} images, got {len(entries)}")
+            encoded["labels"] = [
+                _labels(index, entry, size) for index, (entry, size) in enumerate(zip(entries, sizes))
+            ]
+        return encoded
+
+    def post_process_object_detection(
+        self, outputs: Any, threshold: float = 0.5, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """
+        Keep detections above a score.
+
+        Args:
+            outputs: Outputs of `MaskRCNNForObjectDetection`.
+            threshold (`float`): Lowest score.
+            target_sizes (*optional*): Not needed: boxes are in pixels of the images that the processor was given.
+
+        Returns:
+            For each image `scores` `(N,)`, `labels` `(N,)`, `boxes` `(N, 4)`: left, top, right, bottom; and `masks`
+            `(N, height, width)`, bool.
+
+        Raises:
+            `ValueError`: if there are no detections.
+        """
+        detections = getattr(outputs, "detections", None)
+        if detections is None:
+            raise ValueError("outputs: expected detections, got none; was the model in training mode?")
+        if isinstance(detections, Mapping):  # one image's, as a pipeline takes it out of a batch
+            detections = [detections]
+        results = []
+        for found in detections:
+            kept = found["scores"] > threshold
+            result = {name: found[name][kept] for name in ("scores", "labels", "boxes")}
+            results.append({**result, "masks": found["masks"][kept] > 0.5})
+        return results
+
+
+def _labels(index: int, entry: Mapping[str, Any], size: tuple[int, ...]) -> BatchFeature:
+    """One image's annotations as labels of the model."""
+    from pycocotools import mask as coco_mask
+
+    height, width = size
+    boxes, classes, masks = [], [], []
+    for number, one in enumerate(entry["annotations"]):
+        where = f"annotations[{index}], object {number}"
+        if one.get("iscrowd"):
+            continue
+        segmentation = one.get("segmentation")
+        if not segmentation:
+            raise ValueError(
+                f"{where}: expected a segmentation, polygons or run lengths, got none; Mask R-CNN learns masks, too. "
+                "From boxes alone DETR learns, with C2FMAEBackbone as its backbone"
+            )
+        try:
+            left, top, box_width, box_height = (float(value) for value in one["bbox"])
+            runs = segmentation
+            if isinstance(segmentation, list):
+                runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+            elif isinstance(segmentation["counts"], list):
+                runs = coco_mask.frPyObjects(segmentation, height, width)
+            mask = torch.from_numpy(coco_mask.decode(runs))
+        except Exception as error:  # pycocotools raises that, too
+            raise ValueError(f"{where}: expected bbox and segmentation as COCO has them, got {error!r}") from error
+        if tuple(mask.shape) != size:
+            raise ValueError(f"{where}: expected run lengths of the image's size {size}, got {tuple(mask.shape)}")
+        if not (box_width > 0 and box_height > 0):
+            raise ValueError(f"{where}: expected a bbox with a width and a height above 0, got {one['bbox']}")
+        boxes.append([left, top, left + box_width, top + box_height])
+        classes.append(int(one["category_id"]))
+        masks.append(mask)
+    return BatchFeature(
+        {
+            "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            "class_labels": torch.tensor(classes, dtype=torch.int64),
+            "masks": torch.stack(masks) if masks else torch.zeros((0, height, width), dtype=torch.uint8),
+            "image_id": torch.tensor([entry["image_id"]]),
+            "orig_size": torch.tensor(size),
+        }
+    )
+
+
+__all__ = ["MaskRCNNImageProcessor"]
