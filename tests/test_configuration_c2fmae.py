@@ -174,3 +174,10 @@ def test_number_of_masked_patches(ratio, patches, masked):
 def test_stages_follow_the_number_of_blocks(config):
     fields = {**config.to_dict(), "num_hidden_layers": 4, "out_features": ["stage4"], "out_indices": None}
     assert C2FMAEConfig(**fields).stage_names == ["stem", "stage1", "stage2", "stage3", "stage4"]
+
+
+def test_the_script_for_masked_image_modeling_is_told_what_pre_trains_this_model():
+    config = C2FMAEConfig.from_size("tiny")
+    with pytest.raises(StrictDataclassFieldValidationError, match="got 'simmim'; to pre-train this model: c2fmae pretr"):
+        config.decoder_type = "simmim"
+    assert config.decoder_type == "cascaded"

@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any, Literal
 
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.dataclasses import strict, validated_field
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
@@ -110,6 +110,15 @@ def crop_share(crop: int, resized: int) -> float:
     """timm's `crop_pct` for a crop from images of that shorter side; timm resizes to `floor(crop / crop_pct)`."""
     share = round(crop / resized, 4)
     return share if math.floor(crop / share) == resized else crop / (resized + 0.5)
+
+
+def check_decoder_type(value: Any) -> None:
+    """Runs whenever the field is set."""
+    hint = ""
+    if value == "simmim":  # by transformers' run_mim.py
+        hint = "; to pre-train this model: c2fmae pretrain, or C2FMAETrainer in Python"
+    if value not in ("cascaded", "parallel"):
+        raise ValueError(f"C2FMAEConfig.decoder_type: expected 'cascaded' or 'parallel', got {value!r}{hint}")
 
 
 @strict
@@ -217,7 +226,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     granularities: list[str] | tuple[str, ...] = GRANULARITIES
     input_granularities: list[str] | tuple[str, ...] = ("image",)
-    decoder_type: Literal["cascaded", "parallel"] = "cascaded"
+    decoder_type: str = validated_field(check_decoder_type, default="cascaded")
     num_semantic_classes: int = 134
     semantic_id2label: dict[int, str] | dict[str, str] | None = None
     label_stride: int = 4
