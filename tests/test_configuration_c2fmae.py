@@ -178,6 +178,8 @@ def test_stages_follow_the_number_of_blocks(config):
 
 def test_the_script_for_masked_image_modeling_is_told_what_pre_trains_this_model():
     config = C2FMAEConfig.from_size("tiny")
-    with pytest.raises(StrictDataclassFieldValidationError, match="got 'simmim'; to pre-train this model: c2fmae pretr"):
+    with pytest.raises(
+        StrictDataclassFieldValidationError, match="got 'simmim'; to pre-train this model: c2fmae pretr"
+    ):
         config.decoder_type = "simmim"
     assert config.decoder_type == "cascaded"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -616,3 +617,60 @@ def test_the_server_has_the_rules_of_the_hub():
         with pytest.raises(Refusal) as refused:
             hub.find("me/secret", "models", account)
         assert refused.value.status == status
+
+
+NAMES = """
+import sys
+import timm
+from transformers import AutoImageProcessor, AutoModel
+
+folder, is_imported = sys.argv[1], sys.argv[2] == "imported"
+if is_imported:
+    import c2fmae_hf
+
+
+def tell(load, *args, **kwargs):
+    try:
+        load(*args, **kwargs)
+    except Exception as error:
+        print(str(error).replace(folder, "runs/1"))
+
+
+tell(AutoModel.from_pretrained, folder)
+tell(AutoImageProcessor.from_pretrained, folder)
+tell(AutoModel.from_pretrained, "c2fmae-vit-base")
+tell(timm.create_model, "c2fmae_vit_base_patch16_224", pretrained=True)
+"""
+
+
+def test_the_questions_quote_the_messages_of_names_that_do_not_load(config, tmp_path, repository):
+    C2FMAEModel(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    text = (repository / "docs/faq.md").read_text(encoding="utf-8")
+    section = text.partition("### A name or a folder does not load")[2].partition("\n### ")[0]
+    quoted = {line.removeprefix("> ") for line in section.splitlines() if line.startswith("> ")}
+    said = ""
+    for how in ("plain", "imported"):
+        command = [sys.executable, "-c", NAMES, str(tmp_path), how]
+        said += subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # The first of them needs the Hub.
+    assert {line for line in quoted if line in said} == quoted - {
+        min(quoted, key=lambda line: "not a valid" not in line)
+    }
+    assert "Unknown model (c2fmae_vit_base_patch16_224)" in said
+    assert "Unknown model (c2fmae_vit_base_patch16_224)" in section
+
+
+@pytest.mark.parametrize("of", [C2FMAEConfig, C2FMAEModel, C2FMAEForImageClassification, C2FMAEImageProcessor])
+def test_a_name_without_weights_is_told_which_there_are(of, tmp_path, monkeypatch, repository):
+    with pytest.raises(
+        OSError, match=r"c2fmae-vit-base: found no folder .* c2fmae-vit-tiny-stl10, .* tiny, small, base"
+    ):
+        of.from_pretrained("c2fmae-vit-base")
+    assert (repository / "model_cards/c2fmae-vit-tiny-stl10/model.safetensors").is_file()
+    if of is not C2FMAEConfig:  # the library takes an empty folder's configuration to be the default one
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(OSError, match="empty") as caught:  # a folder that is there is the library's to speak of
+            of.from_pretrained("empty")
+        assert "found no folder" not in str(caught.value)

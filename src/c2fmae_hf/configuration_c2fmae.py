@@ -4,6 +4,8 @@
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict, validated_field
@@ -110,6 +112,22 @@ def crop_share(crop: int, resized: int) -> float:
     """timm's `crop_pct` for a crop from images of that shorter side; timm resizes to `floor(crop / crop_pct)`."""
     share = round(crop / resized, 4)
     return share if math.floor(crop / share) == resized else crop / (resized + 0.5)
+
+
+@contextmanager
+def known_names(name: Any) -> Iterator[None]:
+    """Where a name of neither a folder nor a repository is loaded: an error that says which weights there are."""
+    try:
+        yield
+    except OSError as error:
+        if os.path.exists(name) or "/" in str(name):
+            raise
+        raise OSError(
+            f"{name}: found no folder of this name, and nothing under it on the Hub. This package has the weights "
+            "c2fmae-vit-tiny-stl10, the folder model_cards/c2fmae-vit-tiny-stl10 of its repository; "
+            f"C2FMAEConfig.from_size gives architectures, {', '.join(SIZES)}, whose weights are random. "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
 def check_decoder_type(value: Any) -> None:
@@ -436,6 +454,12 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         self._expect(value % getattr(self, heads) == 0, heads, f"a divisor of {width}={value}")
         # Half of a position's channels encode its row, half its column; each half is sines and cosines.
         self._expect(value % 4 == 0, width, "a multiple of 4")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As in transformers; where there is nothing of that name, the error says which weights there are."""
+        with known_names(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def timm_keys(self, num_classes: int = 0) -> dict[str, Any] | None:
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers.image_utils import ChannelDimension, ImageInput, PILImageResam
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
-from .configuration_c2fmae import crop_share, resize_before_crop
+from .configuration_c2fmae import crop_share, known_names, resize_before_crop
 from .constants import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD, NO_INSTANCE
 from .images import to_label_map, to_rgb
 from .targets import instance_labels_from_map, instance_map_from_labels, patchify, reduce_label_map, unpatchify
@@ -154,6 +155,12 @@ class C2FMAEImageProcessor(TorchvisionBackend):
 
     def __init__(self, **kwargs: Unpack[C2FMAEImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As in transformers; where there is nothing of that name, the error says which weights there are."""
+        with known_names(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_config(cls, config: Any, **kwargs) -> C2FMAEImageProcessor:
