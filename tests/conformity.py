@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import platform
 import re
 import sys
@@ -21,6 +22,8 @@ from typing import Any
 
 import pytest
 import torch
+
+import call_patterns
 
 
 TESTS = Path(__file__).resolve().parent
@@ -221,6 +224,14 @@ def render(recorder: Recorder) -> str:
     """The document."""
     lines = [
         "# Conformity",
+        "",
+        "What other people's programs do with our models, and the tests of transformers and timm that ours pass.",
+        "",
+        "## What people do",
+        "",
+        *call_patterns.render(json.loads(call_patterns.RECORD.read_text(encoding="utf-8"))),
+        "",
+        "## The libraries' own tests",
         "",
         "transformers and timm test their own models with common suites. The same suites run on ours, taken from the "
         "source distributions of the installed versions: `make test-all`, or",
