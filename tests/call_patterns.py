@@ -908,8 +908,8 @@ def render(record: dict[str, Any]) -> list[str]:
     lines = [
         "Each line is a few lines of a program in `tests/call_patterns.py`, run on small models with random weights: "
         "ours of 64, 96 and 224 pixels with patches of 8, 12 and 16, saved as pre-training saves them; a ViT of "
-        "transformers (for segmentation BEiT, as a backbone DINOv2); and timm's `vit_tiny_patch16_224`, in transformers "
-        "by its wrapper.",
+        "transformers (for segmentation BEiT, as a backbone DINOv2); and timm's `vit_tiny_patch16_224`, in "
+        "transformers by its wrapper.",
         "",
         f"Observed with {versions}; {record['machine']}; {record['date']}. Made by `python tests/call_patterns.py > "
         "benchmarks/results/call_patterns.json`; `make test` runs ours of 96 pixels, `make test-all` all three.",

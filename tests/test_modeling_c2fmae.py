@@ -913,3 +913,27 @@ def test_detr_takes_the_backbone_at_any_size(config, tmp_path):
     photos = [np.zeros((40, 70, 3), np.uint8), np.zeros((61, 47, 3), np.uint8)]
     batch = processor(photos, return_tensors="pt")
     assert detr.eval()(**batch).logits.shape[:2] == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "model_class",
+    [C2FMAEModel, C2FMAEForPreTraining, C2FMAEForImageClassification, C2FMAEForSemanticSegmentation, C2FMAEBackbone],
+)
+def test_weights_may_lie_on_the_disk(model_class, config, batch, tmp_path):
+    """`device_map` places every weight, those of the positions and of the patches' projection, too."""
+    model = model_class(with_fields(config, num_labels=3)).eval()
+    model.save_pretrained(tmp_path / "saved")
+    where = {"device_map": "auto", "max_memory": {"cpu": "50KB"}, "offload_folder": str(tmp_path / "disk")}
+    other = model_class.from_pretrained(tmp_path / "saved", **where).eval()
+    assert "disk" in other.hf_device_map.values()
+    inputs = {"pixel_values": batch["pixel_values"]}
+    if model_class is C2FMAEForPreTraining:
+        inputs["bool_masked_pos"] = batch["bool_masked_pos"]
+    with torch.no_grad():
+        expected, got = (one(**inputs).to_tuple() for one in (model, other))
+    for first, second in zip(expected, got):
+        if isinstance(first, torch.Tensor):
+            assert torch.allclose(first, second, atol=1e-5)
+    other.save_pretrained(tmp_path / "again")
+    again = model_class.from_pretrained(tmp_path / "again").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils.modeling import get_state_dict_offloaded_model
 from torch import nn
 from torchvision.ops import StochasticDepth
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BackboneOutput,
@@ -504,11 +504,12 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
         for_hub = {name: kwargs.pop(name) for name in list(kwargs) if push_to_hub and name not in saving}
         if push_to_hub and "token" in kwargs:
             for_hub["token"] = kwargs.pop("token")
-        if not getattr(self, "_hf_peft_config_loaded", False):  # then adapters alone are saved
-            if state_dict is None:
-                is_offloaded = {"cpu", "disk"} & set(map(str, getattr(self, "hf_device_map", {}).values()))
-                state_dict = get_state_dict_offloaded_model(self) if is_offloaded else self.state_dict()
-            state_dict = {saved_name(name): value for name, value in state_dict.items()}
+        is_encoder = self.base_model is self  # whose names are timm's
+        if not is_encoder and not getattr(self, "_hf_peft_config_loaded", False):  # then adapters alone are saved
+            state_dict = {
+                saved_name(name): load_offloaded_parameter(self, name) if value.device.type == "meta" else value
+                for name, value in (self.state_dict() if state_dict is None else state_dict).items()
+            }
         super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
         if push_to_hub and is_main_process:
             self.push_to_hub(for_hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **for_hub)
