@@ -4,10 +4,11 @@ checkpoint when it is started again; for `test_kill_and_resume.py`.
 
     python tests/killed_run.py FOLDER map|stream WORKERS ACCUMULATION MOMENT
 
-MOMENT is `never`, or `terminate-K` (by SIGTERM), `step-K`, `evaluation-K` (in the middle of it), `checkpoint-K`
-(weights are written, the optimizer is not), `rename-K` (all is written, under its temporary name) or `end-K` (the last
-checkpoint is there, and the run goes on to its end). Prints the fingerprint of the final weights and the losses of
-every step.
+MOMENT is `never`, or `SIGTERM-K` (or another signal, to the process), `group_SIGTERM-K` (to its group: workers, too),
+`saving_SIGTERM-K` and `evaluating_SIGTERM-K` (to the group, in the middle of it), `step-K`, `evaluation-K` (in the
+middle of it), `checkpoint-K` (weights are written, the optimizer is not), `rename-K` (all is written, under its
+temporary name) or `end-K` (the last checkpoint is there, and the run goes on to its end). Prints the fingerprint of
+the final weights and the losses of every step.
 """
 
 from __future__ import annotations
@@ -54,23 +55,32 @@ class DieAt(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if self.kind == "step" and state.global_step == self.step:
             die()
-        if self.kind == "terminate" and state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if self.kind.startswith(("SIG", "group")) and state.global_step == self.step:
+            self.send()
+
+    def send(self) -> None:
+        where, _, name = self.kind.rpartition("_")
+        (os.killpg if where else os.kill)(os.getpgrp() if where else os.getpid(), signal.Signals[name])
 
     def on_prediction_step(self, args, state, control, **kwargs):
+        if self.kind.startswith("evaluating") and state.global_step == self.step:
+            self.send()
+            self.step = -1
         if self.kind == "evaluation" and state.global_step == self.step:
             die()
 
 
 def main(folder: str, source: str, num_workers: str, accumulation: str, moment: str) -> None:
     kind, _, step = moment.partition("-")
+    os.setpgrp()  # its workers and itself, whoever started it
+    die_at = DieAt(kind, int(step or -1))
     config = small_config(drop_path_rate=0.1, decoder_prediction_ratio=0.5)
     trainer = make_trainer(
         config,
         make_rows(22),
         folder,
         streaming=source == "stream",
-        callbacks=[DieAt(kind, int(step or -1))],
+        callbacks=[die_at],
         max_steps=MAX_STEPS,
         gradient_accumulation_steps=int(accumulation),
         per_device_train_batch_size=2,
@@ -82,6 +92,15 @@ def main(folder: str, source: str, num_workers: str, accumulation: str, moment: 
         save_total_limit=2,
         lr_scheduler_type="constant_with_warmup",  # a step too many would change the weights
     )
+    if kind.startswith("saving"):
+        save = trainer._save_optimizer_and_scheduler
+
+        def save_and_send(output_dir: str) -> None:
+            if trainer.state.global_step == int(step):
+                die_at.send()
+            save(output_dir)
+
+        trainer._save_optimizer_and_scheduler = save_and_send
     if kind == "checkpoint":
         save = trainer._save_optimizer_and_scheduler
 

@@ -9,6 +9,8 @@ import signal
 import time
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -16,6 +18,7 @@ from transformers import TrainerCallback
 from c2fmae_hf.training.checkpoints import LOCK_FILE, STAGING_FOLDER, locked
 from c2fmae_hf.utils.files import replace_folder
 from test_trainer import make_trainer
+from testing_utils import png, with_fields
 
 
 SAVES = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
@@ -170,3 +173,51 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         (folder / "other").write_text("third")
     assert [path.name for path in target.iterdir()] == ["other"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_other_pixels_under_the_same_ids_are_another_dataset(config, rows, tmp_path):
+    make_trainer(config, rows, tmp_path, **SAVES).train()
+    last = str(tmp_path / "checkpoint-3")
+    other = [dict(row) for row in rows.cast_column("image", datasets.Image(decode=False))]
+    other[0]["image"] = png(np.zeros((48, 48, 3), np.uint8))
+    other = datasets.Dataset.from_list(other, features=rows.features)
+    with pytest.raises(ValueError, match="expected its run's contents"):
+        make_trainer(config, other, tmp_path, **SAVES).train(resume_from_checkpoint=last)
+    # The same rows from elsewhere are the same dataset.
+    rows.save_to_disk(tmp_path / "saved")
+    copied = datasets.load_from_disk(tmp_path / "saved")
+    assert make_trainer(config, copied, tmp_path, **SAVES).train(resume_from_checkpoint=last).global_step == 6
+
+
+def test_other_settings_are_named_once(config, rows, tmp_path, caplog):
+    make_trainer(config, rows, tmp_path, **SAVES).train()
+    last = str(tmp_path / "checkpoint-3")
+    make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=last)
+    assert "other settings" not in caplog.text
+    changed = with_fields(config, mask_ratio=0.5, loss_weights={"semantic": 2.0, "instance": 1.0, "image": 1.0})
+    others = {"weight_decay": 0.1, "curriculum": "constant", "max_steps": 9}
+    make_trainer(changed, rows, tmp_path, **{**SAVES, **others}).train(resume_from_checkpoint=last)
+    (said,) = [line for line in caplog.messages if "other settings" in line]
+    for part in (
+        "weight_decay 0.05 -> 0.1",
+        "curriculum linear -> constant",
+        "max_steps 6 -> 9",
+        "mask_ratio 0.75 -> 0.5",
+    ):
+        assert part in said
+    assert "loss_weights" in said
+    assert said.count("->") == 5
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "scheduler.pt"])
+def test_a_file_that_was_damaged_at_its_size_is_named(config, rows, tmp_path, name):
+    make_trainer(config, rows, tmp_path, **SAVES).train()
+    file = tmp_path / "checkpoint-6" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 8] = bytes(8)
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"expected {name} as it was saved, got other content.*resume from another"):
+        make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-6/files.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"files\.json: expected a list of the checkpoint's files"):
+        make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=True)

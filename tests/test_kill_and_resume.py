@@ -75,14 +75,34 @@ def test_killed_once_of_each_kind(processes, tmp_path, source):
     check(processes, tmp_path, source, 2, ["checkpoint-6", "evaluation-8", "step-10", "rename-15", "end-24"], [0, 2])
 
 
-def test_a_terminated_run_is_resumed_to_the_same_end(processes, tmp_path):
-    """As a cluster's scheduler ends it."""
-    ended = processes.run(SCRIPT, tmp_path / "a", "map", 1, 1, "terminate-7", environment={"HF_HUB_OFFLINE": "1"})
-    assert ended.code == -signal.SIGTERM, ended.err
-    assert "SIGTERM: saved checkpoint-8" in ended.err
-    assert last_checkpoint(tmp_path / "a") == 8
-    resumed, whole = (run(processes, tmp_path / folder, "map", 1, 1, "never") for folder in ("a", "b"))
-    assert resumed == whole
+@pytest.fixture(scope="module")
+def whole(processes, tmp_path_factory):
+    """A run that nobody asked to end."""
+    return run(processes, tmp_path_factory.mktemp("whole"), "map", 0, 1, "never")
+
+
+@pytest.mark.parametrize(
+    ("moment", "workers", "saved"),
+    [
+        ("SIGTERM-7", 1, 8),
+        ("group_SIGTERM-7", 2, 8),
+        ("group_SIGINT-7", 1, 8),
+        ("group_SIGHUP-7", 0, 8),
+        ("saving_SIGTERM-6", 2, 6),
+        ("evaluating_SIGTERM-8", 2, 8),
+    ],
+)
+def test_a_run_that_is_asked_to_end_saves_and_is_resumed_to_the_same_end(
+    processes, whole, tmp_path, moment, workers, saved
+):
+    """As a cluster's scheduler, a terminal or `timeout` asks: all processes of the group at once."""
+    ended = processes.run(SCRIPT, tmp_path / "a", "map", workers, 1, moment, environment={"HF_HUB_OFFLINE": "1"})
+    name = moment.partition("-")[0].rpartition("_")[2]
+    assert ended.code == (130 if name == "SIGINT" else -signal.Signals[name]), ended.err
+    assert f"{name}: saved checkpoint-{saved}" in ended.err
+    assert last_checkpoint(tmp_path / "a") == saved
+    assert not (tmp_path / "a" / STAGING_FOLDER).exists()
+    assert run(processes, tmp_path / "a", "map", workers, 1, "never") == whole
 
 
 @pytest.mark.slow

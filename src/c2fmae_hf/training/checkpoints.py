@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
+import multiprocessing.util
 import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, rotate_checkpoints
 
-from ..utils.files import sync_folder, sync_tree, write_json
+from ..utils.files import file_sha256, sync_folder, sync_tree, write_json
 
 
 logger = logging.getLogger(__name__)
 STAGING_FOLDER = ".checkpoint-being-written"
 LOCK_FILE = ".lock"
 MANIFEST_FILE = "files.json"
+SETTINGS_FILE = "settings.json"
+# Of the library's arguments, those that the steps depend on; of a configuration, what they do not depend on.
+_ARGUMENTS = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "label_smoothing_factor"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16"),
+)
+_NO_SETTINGS = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path")
 # Data-loading workers inherit the lock, and notice within 5 seconds that their parent was killed.
 LOCK_SECONDS = 10
+# That ask a process to end: of schedulers, of Ctrl-C, of a terminal that is closed.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class DurableTrainer(Trainer):
@@ -38,10 +52,13 @@ class DurableTrainer(Trainer):
 
     - A checkpoint gets its name when all processes have written their files to the disk. Until then it is in the
       folder `.checkpoint-being-written`, which the next run removes.
-    - A checkpoint lists its files in `files.json`; one that was copied in part is refused.
+    - A checkpoint lists its files in `files.json`, with their checksums; one that was copied in part, or has changed
+      since, is refused.
+    - A run that is resumed with other settings (`settings.json`) says which, before and now.
     - A finished run that is resumed trains no further step.
     - While it trains, no other run can train into `output_dir`.
-    - After SIGTERM it finishes the step, saves a checkpoint and then ends as the signal asks.
+    - After SIGTERM, SIGINT (Ctrl-C) or SIGHUP, to the process or its whole group, it finishes the step, saves a
+      checkpoint and then ends as the signal asks.
     """
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -49,7 +66,7 @@ class DurableTrainer(Trainer):
         As in transformers.
 
         Raises:
-            `ValueError`: if files of the checkpoint are missing.
+            `ValueError`: if files of the checkpoint are missing or damaged.
             `RuntimeError`: if another run writes to `output_dir`.
         """
         folder = Path(str(self.args.output_dir))
@@ -57,9 +74,10 @@ class DurableTrainer(Trainer):
             resume_from_checkpoint = get_last_checkpoint(str(folder)) or True
         checkpoint = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         callback = CheckpointCallback(self)
-        with locked(folder) if self.args.should_save else contextlib.nullcontext(), noted_sigterm(callback):
+        with locked(folder) if self.args.should_save else contextlib.nullcontext(), noted_signals(callback):
             if checkpoint is not None:
                 check_checkpoint(checkpoint)
+                self._compare_settings(Path(checkpoint))
             if self.args.should_save:
                 shutil.rmtree(folder / STAGING_FOLDER, ignore_errors=True)
             self._begin_run(checkpoint)
@@ -70,10 +88,29 @@ class DurableTrainer(Trainer):
             finally:
                 self.remove_callback(callback)
             self._end_run()
-        if callback.is_sigterm:
-            logger.warning(f"SIGTERM: saved {PREFIX_CHECKPOINT_DIR}-{self.state.global_step} in {folder}, ending")
-            os.kill(os.getpid(), signal.SIGTERM)
+        if callback.received is not None:
+            name = signal.Signals(callback.received).name
+            logger.warning(f"{name}: saved {PREFIX_CHECKPOINT_DIR}-{self.state.global_step} in {folder}, ending")
+            os.kill(os.getpid(), callback.received)
         return output
+
+    def _settings(self) -> dict[str, Any]:
+        """What the steps depend on, as JSON has it: of the arguments, and of the model's configuration."""
+        config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
+        settings = (
+            {name: value for name, value in config.to_dict().items() if name not in _NO_SETTINGS} if config else {}
+        )
+        own = {one.name for one in fields(self.args)} - {one.name for one in fields(TrainingArguments)}
+        settings.update({name: getattr(self.args, name) for name in (*_ARGUMENTS, *sorted(own))})
+        settings["processes"] = self.args.world_size
+        return json.loads(json.dumps(settings, default=str))
+
+    def _compare_settings(self, checkpoint: Path) -> None:
+        path = checkpoint / SETTINGS_FILE
+        before, now = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}, self._settings()
+        changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+        if changed:
+            logger.warning(f"{checkpoint}: goes on with other settings than it was trained with: {'; '.join(changed)}")
 
     def _begin_run(self, checkpoint: str | None) -> None:
         """Hook for subclasses: runs before training, in a folder that is this run's alone."""
@@ -90,6 +127,12 @@ class DurableTrainer(Trainer):
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(*args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        return shielded(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        return shielded(super().get_eval_dataloader(eval_dataset))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in transformers, but with `push_to_hub` it publishes nothing."""
@@ -110,7 +153,8 @@ class DurableTrainer(Trainer):
         if self.args.should_save:
             self._add_to_checkpoint(written)
             self.state.save_to_json(str(written / TRAINER_STATE_NAME))
-            write_json(written / MANIFEST_FILE, sizes_of_files(written))
+            write_json(written / SETTINGS_FILE, self._settings())
+            write_json(written / MANIFEST_FILE, describe_files(written))
             sync_tree(written)
             if final.exists():  # of an earlier run
                 os.replace(final, self._staging / "replaced")
@@ -124,24 +168,36 @@ class DurableTrainer(Trainer):
 
 
 class CheckpointCallback(TrainerCallback):
-    """Names and rotates the checkpoints of a [`DurableTrainer`], and ends training after SIGTERM to any process."""
+    """Names and rotates the checkpoints of a [`DurableTrainer`], and ends training after a signal to any process."""
 
     def __init__(self, trainer: DurableTrainer) -> None:
         self.trainer = trainer
-        self.is_sigterm = False
+        self.received: int | None = None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.is_sigterm = in_any_process(self.trainer.accelerator, self.is_sigterm)
-        if self.is_sigterm:
+        if self._is_to_end():
             control.should_save = control.should_training_stop = True
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._is_to_end():
+            control.should_save = control.should_training_stop = True
+
+    def _is_to_end(self) -> bool:
+        if in_any_process(self.trainer.accelerator, self.received is not None):
+            self.received = self.received or signal.SIGTERM
+        return self.received is not None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.finish_checkpoint(f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
         if args.should_save:
             folder = str(self.trainer._staging.parent)
             rotate_checkpoints(folder, args.save_total_limit, state.best_model_checkpoint, use_mtime=True)
+        if self._is_to_end():
+            control.should_training_stop = True
 
 
 def in_any_process(accelerator: Accelerator, flag: bool) -> bool:
@@ -152,29 +208,41 @@ def in_any_process(accelerator: Accelerator, flag: bool) -> bool:
     return bool(total > 0)
 
 
-def sizes_of_files(folder: Path) -> dict[str, int]:
-    """Size in bytes of every file below a folder, by its path in the folder; without `files.json`."""
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size in bytes and checksum of every file below a folder, by its path in the folder; without `files.json`."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(files)}
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(files)
+    }
 
 
 def check_checkpoint(checkpoint: str | os.PathLike) -> None:
     """
     Raises:
-        `ValueError`: if files of a checkpoint are missing or too short, as after an interrupted copy.
+        `ValueError`: if files of a checkpoint are missing or too short, as after an interrupted copy, or damaged.
     """
     manifest = Path(checkpoint) / MANIFEST_FILE
     if not manifest.parent.is_dir():
         raise ValueError(f"{checkpoint}: expected the folder of a checkpoint, found none")
     if not manifest.is_file():
         raise ValueError(f"{checkpoint}: expected a checkpoint of this package, got a folder without {MANIFEST_FILE}")
-    there = sizes_of_files(manifest.parent)
-    for name, size in json.loads(manifest.read_text(encoding="utf-8")).items():
-        if there.get(name) != size:
-            raise ValueError(
-                f"{checkpoint}: expected {name} with {size} bytes, got {there.get(name, 'no such file')}. Copy the "
-                "checkpoint again, or resume from another one"
-            )
+    advice = "Copy the checkpoint again, or resume from another one"
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))
+        expected = {name: (file["size"], file["sha256"]) for name, file in files.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(
+            f"{manifest}: expected a list of the checkpoint's files, got others' content. {advice}"
+        ) from None
+    for name, (size, checksum) in expected.items():
+        path = manifest.parent / name
+        got = path.stat().st_size if path.is_file() else None
+        if got != size:
+            there = "no such file" if got is None else got
+            raise ValueError(f"{checkpoint}: expected {name} with {size} bytes, got {there}. {advice}")
+        if file_sha256(path) != checksum:
+            raise ValueError(f"{checkpoint}: expected {name} as it was saved, got other content: damaged. {advice}")
 
 
 @contextlib.contextmanager
@@ -202,20 +270,51 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def noted_sigterm(callback: CheckpointCallback) -> Iterator[None]:
-    """Tell the callback of a SIGTERM instead of ending the process; in the main thread, which alone gets signals."""
+def noted_signals(callback: CheckpointCallback) -> Iterator[None]:
+    """
+    Tell the callback of a signal that asks the process to end, instead of ending it; a second Ctrl-C interrupts at
+    once. In the main thread, which alone gets signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def note(*_: Any) -> None:
-        callback.is_sigterm = True
+    def note(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and callback.received is not None:
+            raise KeyboardInterrupt
+        callback.received = number
 
-    before = signal.signal(signal.SIGTERM, note)
+    before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def shielded(loader: DataLoader) -> DataLoader:
+    """
+    Let a loader's workers ignore signals that ask to end: schedulers and terminals send them to all processes of a
+    group, and without its workers the trainer could not finish its step and save.
+    """
+    inner = getattr(loader, "base_dataloader", loader)  # within accelerate's
+    inner.worker_init_fn = functools.partial(_ignore_signals, inner.worker_init_fn)
+    # multiprocessing ends what is left of its daemons by SIGTERM, too, and then waits for them.
+    multiprocessing.util.Finalize(None, _kill_daemons, exitpriority=100)
+    return loader
+
+
+def _ignore_signals(then: Callable[[int], None] | None, worker: int) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if then is not None:
+        then(worker)
+
+
+def _kill_daemons() -> None:
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 __all__ = ["MANIFEST_FILE", "STAGING_FOLDER", "DurableTrainer", "check_checkpoint"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
 import os
@@ -26,12 +27,12 @@ from ..constants import GRANULARITIES, MASKING_STRATEGIES
 from ..data.data_collator import DIAGNOSTICS, FALLBACK, DataCollatorForC2FMAE
 from ..data.dataset import C2FMAEDataset
 from ..data.progress import SharedProgress
-from ..data.rows import MAP_COLUMNS
+from ..data.rows import MAP_COLUMNS, undecoded
 from ..data.sampling import EpochSampler
 from ..data.streaming import C2FMAEIterableDataset
 from ..data.transforms import evaluation_transform, training_transform
 from ..image_processing_c2fmae import C2FMAEImageProcessor
-from ..utils.files import replace_folder, text_sha256, write_json
+from ..utils.files import file_sha256, replace_folder, text_sha256, write_json
 from .callbacks import CurriculumCallback
 from .checkpoints import in_any_process
 from .non_finite import REPORT_FILE, Watched
@@ -167,9 +168,14 @@ class C2FMAETrainer(PublishingTrainer):
         if isinstance(self.train_dataset, C2FMAEDataset):
             rows: Any = self.train_dataset.rows
             identity["rows"] = len(rows)
-            if "image_id" in (getattr(rows, "column_names", None) or ()):
-                spread = sorted({index * (len(rows) - 1) // 63 for index in range(64)})
-                identity["image_ids"] = text_sha256("\n".join(map(str, rows.select(spread)["image_id"])))
+            if isinstance(rows, datasets.Dataset):
+                spread = undecoded(rows).select(sorted({index * (len(rows) - 1) // 63 for index in range(64)}))
+                if "image_id" in spread.column_names:
+                    identity["image_ids"] = text_sha256("\n".join(map(str, spread["image_id"])))
+                # Not the library's own fingerprint, which follows where a dataset lies and how it was made.
+                columns = [name for name in ("image", *MAP_COLUMNS) if name in spread.column_names]
+                contents = [_checksum(row[name]) for row in spread for name in columns]
+                identity["contents"] = text_sha256(" ".join(contents))
         return identity
 
     def _check_identity(self, path: Path) -> None:
@@ -340,6 +346,15 @@ class C2FMAETrainer(PublishingTrainer):
             model.image_encoder().save_pretrained(temporary)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(temporary)
+
+
+def _checksum(value: Any) -> str:
+    """Of what an undecoded image column holds; of a path, of the file's content."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    return file_sha256(value) if isinstance(value, str) and os.path.isfile(value) else str(value)
 
 
 class FiniteCallback(TrainerCallback):
