@@ -16,6 +16,7 @@ import copy
 import importlib
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -71,6 +72,7 @@ from transformers.integrations.peft import MIN_PEFT_VERSION, check_peft_version
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from c2fmae_hf import (
+    C2FMAEBackbone,
     C2FMAEConfig,
     C2FMAEForPreTraining,
     C2FMAEForSemanticSegmentation,
@@ -250,7 +252,12 @@ def features_of_photographs(subject: Subject, folder: Path) -> None:
 
 def pipeline_for_features(subject: Subject, folder: Path) -> None:
     extract = pipeline("image-feature-extraction", model=subject.get("encoder"), device="cpu")
-    assert len(extract(PHOTOS)) == len(PHOTOS)
+    processor = AutoImageProcessor.from_pretrained(subject.get("encoder"))
+    model = AutoModel.from_pretrained(subject.get("encoder")).eval()
+    for photo, found in zip(PHOTOS, extract(PHOTOS)):
+        with torch.no_grad():
+            expected = model(**processor(photo, return_tensors="pt")).last_hidden_state
+        assert_close(torch.tensor(found), expected)
 
 
 def pipeline_for_classes(subject: Subject, folder: Path) -> None:
@@ -269,7 +276,9 @@ def pipeline_for_segments(subject: Subject, folder: Path) -> None:
 def pipeline_for_objects(subject: Subject, folder: Path) -> None:
     detect = pipeline("object-detection", model=subject.get("detector"), device="cpu", threshold=0.0)
     for photo in PHOTOS:
-        for entry in detect(photo):
+        found = detect(photo)
+        assert found
+        for entry in found:
             assert 0 <= entry["box"]["xmin"] <= entry["box"]["xmax"] <= photo.width
 
 
@@ -384,12 +393,13 @@ def script_for_semantic_segmentation(subject: Subject, folder: Path) -> None:
     trainer.train()
     assert "eval_accuracy" in trainer.evaluate()
     trainer.save_model()
-    again, inputs = (
-        AutoModelForSemanticSegmentation.from_pretrained(folder).eval(),
-        processor(PHOTOS, return_tensors="pt"),
-    )
+    inputs = processor(PHOTOS, return_tensors="pt")
+    again = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
     sizes = [(photo.height, photo.width) for photo in PHOTOS]
     with torch.no_grad():
+        logits = again(**inputs).logits
+        assert_close(logits, trainer.model.eval()(**inputs).logits)
+        assert not torch.allclose(logits[0], logits[3], atol=1e-4)
         found = processor.post_process_semantic_segmentation(again(**inputs), target_sizes=sizes)
     assert [tuple(label_map.shape) for label_map in found] == sizes
 
@@ -432,6 +442,33 @@ def script_for_object_detection(subject: Subject, folder: Path) -> None:
     assert len(processor.post_process_object_detection(found, 0.0, sizes)) == len(PHOTOS)
 
 
+def training_of_a_detector(subject: Subject, folder: Path) -> None:
+    """As the script puts samples together, on the detector that the pipeline opens."""
+    processor = AutoImageProcessor.from_pretrained(subject.get("detector"))
+    model = AutoModelForObjectDetection.from_pretrained(subject.get("detector"))
+    polygon = [[2.0, 3.0, 42.0, 3.0, 42.0, 43.0, 2.0, 43.0]]
+    one = {"bbox": [2, 3, 40, 40], "category_id": 1, "area": 1600, "iscrowd": 0, "segmentation": polygon}
+    rows = []
+    for index, photo in enumerate(PHOTOS):
+        row = processor(photo, annotations={"image_id": index, "annotations": [one]}, return_tensors="pt")
+        rows.append({name: value[0] for name, value in row.items()})
+
+    def pad(samples: list[dict]) -> dict[str, Any]:
+        batch: dict[str, Any] = {"labels": [sample["labels"] for sample in samples]}
+        height, width = (max(sample["pixel_mask"].shape[side] for sample in samples) for side in (0, 1))
+        for name in ("pixel_values", "pixel_mask"):
+            images = [sample[name] for sample in samples]
+            edges = [(0, width - image.shape[-1], 0, height - image.shape[-2]) for image in images]
+            batch[name] = torch.stack([nn.functional.pad(image, edge) for image, edge in zip(images, edges)])
+        return batch
+
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = {"eval_strategy": "no", "num_train_epochs": 1, "learning_rate": 1e-3}
+    Trainer(model, arguments(folder, **options), train_dataset=rows, data_collator=pad).train()
+    learnt = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert any("qkv" in name or "query" in name for name in learnt)
+
+
 # transformers: how a model is loaded, adapted, and run
 
 
@@ -445,8 +482,40 @@ def another_image_size(subject: Subject, folder: Path) -> None:
 
 def image_size_when_loading(subject: Subject, folder: Path) -> None:
     model = AutoModel.from_pretrained(subject.get("encoder"), image_size=2 * subject.side).eval()
+    plain = AutoModel.from_pretrained(subject.get("encoder")).eval()
+    larger = torch.randn(1, 3, 2 * subject.side, 2 * subject.side)
     with torch.no_grad():
-        assert model(torch.randn(1, 3, 2 * subject.side, 2 * subject.side)).last_hidden_state.isfinite().all()
+        expected = plain(larger, interpolate_pos_encoding=True).last_hidden_state
+        assert_close(model(larger).last_hidden_state, expected)
+
+
+def larger_photographs(subject: Subject, folder: Path) -> None:
+    """`size` of the processor and `interpolate_pos_encoding`: the usual way to larger inputs."""
+    size = {"height": 2 * subject.side, "width": 2 * subject.side}
+    processor = AutoImageProcessor.from_pretrained(subject.get("encoder"), size=size)
+    batch = processor(PHOTOS, return_tensors="pt")
+    assert batch["pixel_values"].shape[-2:] == (2 * subject.side, 2 * subject.side)
+    with torch.no_grad():
+        outputs = AutoModel.from_pretrained(subject.get("encoder")).eval()(**batch, interpolate_pos_encoding=True)
+    assert outputs.last_hidden_state.shape[1] == 1 + 4 * (subject.side // PATCH_SIZES[subject.side]) ** 2
+
+
+def head_of_ones_own(subject: Subject, folder: Path) -> None:
+    """A subclass of the classifier with a second head."""
+    base: Any = type(AutoModelForImageClassification.from_pretrained(subject.get("classifier")))
+
+    class TwoHeads(base):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.second_head = nn.Linear(7, 2)
+            self.post_init()
+
+    model = TwoHeads(AutoConfig.from_pretrained(subject.get("classifier"))).eval()
+    model.save_pretrained(folder)
+    again = TwoHeads.from_pretrained(folder).eval()
+    assert torch.equal(again.second_head.weight, model.second_head.weight)
+    with torch.no_grad():
+        assert_close(again(pixels(subject)).logits, model(pixels(subject)).logits)
 
 
 def another_number_of_classes(subject: Subject, folder: Path) -> None:
@@ -479,7 +548,11 @@ def maps_of_a_backbone(subject: Subject, folder: Path) -> None:
     model = AutoBackbone.from_config(config).eval()
     with torch.no_grad():
         maps = model(torch.randn(1, 3, 96, 133)).feature_maps  # which no patch divides
-    assert [len(level.shape) for level in maps] == [4, 4]
+        others = model(torch.randn(1, 3, 96, 133)).feature_maps
+    places = {side / config.patch_size for side in (96, 133)}
+    for level, other in zip(maps, others, strict=True):
+        assert set(level.shape[2:]) <= {*map(math.floor, places), *map(math.ceil, places)}
+        assert not torch.allclose(level, other, atol=1e-3)
 
 
 def frozen_encoder(subject: Subject, folder: Path) -> None:
@@ -518,7 +591,8 @@ def eight_bit(subject: Subject, folder: Path) -> None:
     whole = AutoModelForImageClassification.from_pretrained(subject.get("classifier")).eval()
     assert any(value.dtype == torch.int8 for value in model.state_dict().values())
     with torch.no_grad():
-        assert_close(model(pixels(subject)).logits, whole(pixels(subject)).logits, tolerance=0.1)
+        expected = whole(pixels(subject)).logits
+        assert_close(model(pixels(subject)).logits, expected, tolerance=0.1 * float(expected.abs().max()))
 
 
 def attention_projections(model: nn.Module) -> list[str]:
@@ -677,18 +751,31 @@ def timm_features(subject: Subject, folder: Path) -> None:
     maps = model(pixels(subject))
     assert [level.shape[1] for level in maps] == model.feature_info.channels()
     plain = subject.timm(num_classes=0, out_indices=(1, 3)).eval()
-    tokens, levels = plain.forward_intermediates(pixels(subject), indices=2)
-    assert len(levels) == 2
+    tokens, levels = plain.forward_intermediates(pixels(subject), indices=[1, 3])
     assert tokens.isfinite().all()
+    if isinstance(subject, Ours):  # the same maps as transformers' backbone has
+        config = subject.backbone(out_features=["stage2", "stage4"], apply_layernorm=False)
+        backbone = C2FMAEBackbone.from_pretrained(subject.get("encoder"), config=config).eval()
+        with torch.no_grad():
+            for level, other, expected in zip(maps, levels, backbone(pixels(subject)).feature_maps, strict=True):
+                assert_close(level, expected)
+                assert_close(other, expected)
+            encoder = AutoModel.from_pretrained(subject.get("encoder")).eval()
+            assert_close(tokens, encoder(pixels(subject)).last_hidden_state)
 
 
 def timm_image_sizes(subject: Subject, folder: Path) -> None:
-    model = subject.timm(num_classes=0, dynamic_img_size=True).eval()
-    assert model(torch.randn(1, 3, subject.side * 2, subject.side)).isfinite().all()
-    model = subject.timm(num_classes=0, img_size=2 * subject.side).eval()
-    assert model(torch.randn(1, 3, subject.side * 2, subject.side * 2)).isfinite().all()
-    model.set_input_size(img_size=subject.side)
-    assert model(pixels(subject)).isfinite().all()
+    wide, large = torch.randn(1, 3, subject.side, subject.side * 2), torch.randn(1, 3, *[subject.side * 2] * 2)
+    models = [subject.timm(num_classes=0, dynamic_img_size=True)]
+    models += [subject.timm(num_classes=0, img_size=2 * subject.side), subject.timm(num_classes=0)]
+    models[2].set_input_size(img_size=2 * subject.side)
+    encoder = AutoModel.from_pretrained(subject.get("encoder")).eval()
+    for model, images in zip(models, (wide, large, large)):
+        with torch.no_grad():
+            tokens = model.eval().forward_features(images)
+            assert tokens.isfinite().all()
+            if isinstance(subject, Ours):
+                assert_close(tokens, encoder(images, interpolate_pos_encoding=True).last_hidden_state)
 
 
 def timm_patch_dictionaries(subject: Subject, folder: Path) -> None:
@@ -739,22 +826,43 @@ def segmentation_models_pytorch(subject: Subject, folder: Path) -> None:
     smp = package("segmentation_models_pytorch")
     if isinstance(subject, Vit):
         raise NotOffered("not timm's")
-    name = "vit_tiny_patch16_224" if isinstance(subject, Timm) else "c2fmae_vit_tiny_patch16_224"
-    model = smp.DPT(encoder_name=f"tu-{name}", encoder_weights=None, classes=4, dynamic_img_size=True)
-    if isinstance(subject, Ours) and subject.side == 224:
-        encoder = model.encoder.model
-        assert encoder.state_dict().keys() >= {"cls_token", "pos_embed", "patch_embed.proj.weight"}
-    assert model(torch.randn(2, 3, 96, 96)).shape == (2, 4, 96, 96)
+    if isinstance(subject, Timm):
+        model = smp.DPT(encoder_name="tu-vit_tiny_patch16_224", encoder_weights=None, classes=4)
+        assert model(torch.randn(2, 3, 224, 224)).shape == (2, 4, 224, 224)
+        return
+    subject.timm()  # can this timm?
+    options = {"embed_dim": WIDTH, "num_heads": 4, "mlp_ratio": 2}  # and 12 blocks, of which ours are the first
+    options.update(img_size=subject.side, patch_size=PATCH_SIZES[subject.side])
+    vit = importlib.import_module("segmentation_models_pytorch.encoders.timm_vit").TimmViTEncoder
+    name = "c2fmae_vit_tiny_patch16_224"
+    encoder = vit(name, pretrained=False, output_indices=[0, 1, 2, 3], **options).eval()
+    AutoModel.from_pretrained(subject.get("encoder")).save_pretrained(folder)
+    missing, unexpected = encoder.model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    assert not unexpected
+    assert {name.split(".")[1] for name in missing} == {str(index) for index in range(BLOCKS, 12)}
+    config = subject.backbone(out_features=[f"stage{index}" for index in range(1, 5)], apply_layernorm=False)
+    backbone = C2FMAEBackbone.from_pretrained(subject.get("encoder"), config=config).eval()
+    with torch.no_grad():
+        found, expected = encoder(pixels(subject)), backbone(pixels(subject)).feature_maps
+    for level, other in zip(found[0], expected, strict=True):
+        assert_close(level, other)
+    if subject.side == 224:  # the patches that its decoder is made for
+        model = smp.DPT(encoder_name=f"tu-{name}", encoder_weights=None, classes=4)
+        assert model(torch.randn(2, 3, 224, 224)).shape == (2, 4, 224, 224)
 
 
 def lightly(subject: Subject, folder: Path) -> None:
     package("lightly")
     models = importlib.import_module("lightly.models.modules")
-    encoder = models.MaskedVisionTransformerTIMM(vit=subject.timm(num_classes=0))
+    encoder = models.MaskedVisionTransformerTIMM(vit=subject.timm(num_classes=0), weight_initialization="skip")
     keep = torch.arange(0, 5)[None].repeat(2, 1)
     tokens = encoder.encode(pixels(subject), idx_keep=keep)
     assert tokens.shape[:2] == (2, 5)
     tokens.sum().backward()
+    if isinstance(subject, Ours):
+        with torch.no_grad():
+            expected = AutoModel.from_pretrained(subject.get("encoder")).eval()(pixels(subject)).last_hidden_state
+            assert_close(encoder.eval().encode(pixels(subject)), expected)
 
 
 def lightning(subject: Subject, folder: Path) -> None:
@@ -807,10 +915,13 @@ PATTERNS: dict[Callable[[Subject, Path], None], str] = {
     script_for_classification_without_trainer: "run_image_classification_no_trainer.py: Accelerate",
     script_for_semantic_segmentation: "run_semantic_segmentation.py: Trainer, evaluation, `post_process_...`",
     script_for_instance_segmentation: "run_instance_segmentation.py: Mask2Former on the backbone",
+    training_of_a_detector: "the detector's folder: COCO's `annotations`, stock Trainer",
     script_for_object_detection: "run_object_detection.py: DETR on the backbone, at sizes that no patch divides",
     maps_of_a_backbone: "`AutoBackbone`: maps of an image that no patch divides",
     another_image_size: "`interpolate_pos_encoding=True`",
+    larger_photographs: "larger photographs: `size=` of the processor, `interpolate_pos_encoding=True`",
     image_size_when_loading: "`from_pretrained(..., image_size=...)`",
+    head_of_ones_own: "a subclass with a second head: save, load",
     another_number_of_classes: "`num_labels=5, ignore_mismatched_sizes=True`",
     hidden_states_and_attentions: "`output_hidden_states`, `output_attentions`",
     attention_backends: "`attn_implementation`: eager, sdpa",

@@ -683,3 +683,20 @@ def test_the_stock_trainer_s_batches_train_and_padding_changes_no_detection(enco
     for found, expected in zip(padded, whole):
         assert len(expected["boxes"]) > 0
         assert torch.allclose(found["boxes"], expected["boxes"], atol=1e-3)
+
+
+def test_what_the_model_does_by_itself_is_refused_of_the_processor():
+    for step in ("do_resize", "do_center_crop", "do_normalize"):
+        with pytest.raises(ValueError, match=f"{step}: expected False, got True; Mask R-CNN resizes"):
+            MaskRCNNImageProcessor(**{step: True}, size={"height": 9, "width": 9})
+        with pytest.raises(ValueError, match=f"{step}: expected False, got True"):
+            MaskRCNNImageProcessor()(Image.new("RGB", (30, 20)), **{step: True})
+    padded = MaskRCNNImageProcessor()(Image.new("RGB", (30, 20)), pad_size={"height": 40, "width": 50})
+    assert padded["pixel_values"][0].shape == (3, 40, 50)
+    assert int(padded["pixel_mask"][0].sum()) == 600
+    with pytest.raises(ValueError, match="pad_size: expected at least 20 x 30"):
+        MaskRCNNImageProcessor()(Image.new("RGB", (30, 20)), pad_size={"height": 10, "width": 50})
+    grey = MaskRCNNImageProcessor()(np.full((20, 30), 255, np.uint8))["pixel_values"][0]
+    assert grey.shape == (3, 20, 30)
+    with pytest.raises(ValueError, match=r"annotations\[0\]: expected image_id and annotations"):
+        MaskRCNNImageProcessor()(Image.new("RGB", (30, 20)), annotations={"annotations": []})

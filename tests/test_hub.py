@@ -668,6 +668,9 @@ def test_a_name_without_weights_is_told_which_there_are(of, tmp_path, monkeypatc
     ):
         of.from_pretrained("c2fmae-vit-base")
     assert (repository / "model_cards/c2fmae-vit-tiny-stl10/model.safetensors").is_file()
+    if issubclass(of, C2FMAEModel):
+        with pytest.raises(OSError, match="found no folder"):
+            of.from_pretrained("c2fmae-vit-base", config=C2FMAEConfig.from_size("base"))
     if of is not C2FMAEConfig:  # the library takes an empty folder's configuration to be the default one
         monkeypatch.chdir(tmp_path)
         (tmp_path / "empty").mkdir()

@@ -364,7 +364,8 @@ def test_size_is_the_model_s_input_and_crop_pct_says_what_it_is_cropped_from(sid
     assert processor.size["shortest_edge"] == processor.crop_size["height"] == processor.crop_size["width"] == side
     pixels = np.random.default_rng(0).integers(0, 256, (300, 280, 3), dtype=np.uint8)
     label_map = np.arange(300 * 280).reshape(300, 280) // 997
-    expected = {"size": {"shortest_edge": resized}, "return_tensors": "pt"}  # as written where they differ
+    crop = {"height": side, "width": side}
+    expected = {"size": {"shortest_edge": resized}, "crop_size": crop, "return_tensors": "pt"}  # as written
     for options in ({}, {"segmentation_maps": label_map}):
         default, written = processor(pixels, **options, return_tensors="pt"), processor(pixels, **options, **expected)
         assert all(torch.equal(default[name], written[name]) for name in written)
@@ -378,3 +379,27 @@ def test_size_is_the_model_s_input_and_crop_pct_says_what_it_is_cropped_from(sid
 def test_a_class_without_a_model_has_the_defaults_of_the_base_size():
     default, base = C2FMAEImageProcessor(), C2FMAEImageProcessor.from_config(C2FMAEConfig.from_size("base"))
     assert default.to_dict() == base.to_dict()
+
+
+def test_a_size_alone_is_that_of_the_crop_too(tmp_path):
+    """Scripts set `size`, as they do ViT's."""
+    C2FMAEImageProcessor.from_config(C2FMAEConfig.from_size("tiny", image_size=64)).save_pretrained(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 180, 3), dtype=np.uint8)
+    expected = C2FMAEImageProcessor.from_config(C2FMAEConfig.from_size("tiny", image_size=96))(pixels)["pixel_values"]
+    crop_pct = C2FMAEImageProcessor.from_config(C2FMAEConfig.from_size("tiny", image_size=96)).crop_pct
+    for size in (96, {"shortest_edge": 96}):
+        loaded = AutoImageProcessor.from_pretrained(tmp_path, size=size, crop_pct=crop_pct)
+        assert torch.equal(loaded(pixels)["pixel_values"][0], expected[0])
+        called = AutoImageProcessor.from_pretrained(tmp_path)(pixels, size=size, crop_pct=crop_pct)
+        assert torch.equal(called["pixel_values"][0], expected[0])
+        assert C2FMAEImageProcessor(size=size)(pixels)["pixel_values"][0].shape == (3, 96, 96)
+    squashed = AutoImageProcessor.from_pretrained(tmp_path, size={"height": 96, "width": 48})
+    assert squashed(pixels)["pixel_values"][0].shape == (3, 96, 48)
+    both = AutoImageProcessor.from_pretrained(tmp_path, size={"shortest_edge": 110}, crop_size=96)
+    assert both(pixels)["pixel_values"][0].shape == (3, 96, 96)
+
+
+@pytest.mark.parametrize("crop_pct", [0, -1, 2.0, "a", None])
+def test_a_share_that_is_none_is_refused(crop_pct):
+    with pytest.raises((ValueError, TypeError), match="crop_pct"):
+        C2FMAEImageProcessor(crop_pct=crop_pct)(np.zeros((60, 60, 3), np.uint8), crop_pct=crop_pct)

@@ -937,3 +937,48 @@ def test_weights_may_lie_on_the_disk(model_class, config, batch, tmp_path):
     other.save_pretrained(tmp_path / "again")
     again = model_class.from_pretrained(tmp_path / "again").state_dict()
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("base", "name"), [(C2FMAEForImageClassification, "head"), (C2FMAEModel, "norm")])
+def test_a_subclass_s_module_that_a_file_could_not_tell_from_ours_is_refused(config, tmp_path, base, name):
+    """Two weights under one name in a file would be one of them."""
+
+    class Around(C2FMAEForImageClassification if base is not C2FMAEModel else C2FMAEForSemanticSegmentation):
+        def __init__(self, config, own):
+            super().__init__(config)
+            setattr(self, own, torch.nn.LayerNorm(7))
+            if own == name:
+                with pytest.raises(ValueError, match=rf"Around: expected other names than \['{name}'\]"):
+                    self.post_init()
+
+    model = Around(with_fields(config, num_labels=3), name)
+    with pytest.raises(ValueError, match="expected other names"):  # also without `post_init`
+        model.save_pretrained(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    fine = Around(with_fields(config, num_labels=3), "more")
+    fine.save_pretrained(tmp_path)
+    assert {"more.weight", "norm.weight"} <= set(load_file(tmp_path / "model.safetensors"))
+    state = load_file(tmp_path / "model.safetensors")
+    again = Around(with_fields(config, num_labels=3), "more")
+    again.load_state_dict(state)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in fine.state_dict().items())
+    again.load_state_dict(fine.state_dict())  # and its own names
+
+
+def test_a_key_mapping_of_one_s_own_comes_before_ours(config, tmp_path):
+    model = C2FMAEForImageClassification(with_fields(config, num_labels=3))
+    model.save_pretrained(tmp_path)
+    state = {f"student.{name}": value for name, value in load_file(tmp_path / "model.safetensors").items()}
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    again = C2FMAEForImageClassification.from_pretrained(tmp_path, key_mapping={r"^student\.": ""})
+    assert torch.equal(again.classifier.weight, model.classifier.weight)
+    again.save_pretrained(tmp_path / "again")
+    assert "head.weight" in load_file(tmp_path / "again/model.safetensors")
+
+
+def test_fewer_granularities_than_a_checkpoint_s_get_a_hint(config, tmp_path):
+    C2FMAEForPreTraining(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"loss_weights: expected .*to pre-train .* on with other granularities: c2fmae"
+    ):
+        AutoModelForPreTraining.from_pretrained(tmp_path, granularities=["image"])

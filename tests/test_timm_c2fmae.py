@@ -179,3 +179,15 @@ def test_out_indices_are_taken_as_timm_s_own_vit_takes_them(options):
     if options.get("features_only"):
         shapes = [[tuple(one.shape) for one in model(torch.randn(1, 3, 224, 224))] for model in (ours, peers)]
         assert shapes[0] == shapes[1] == [(1, 192, 14, 14)] * 2
+
+
+def test_use_naflex_reads_our_files_as_timm_s_own_models_do(tmp_path):
+    model = C2FMAEForPreTraining(tiny()).eval()
+    model.save_pretrained(tmp_path)
+    overlay = {"file": str(tmp_path / "model.safetensors"), "num_classes": 0}
+    options = {"depth": 2, "num_classes": 0, "pretrained_cfg_overlay": overlay, "use_naflex": True}
+    flexible = timm.create_model("c2fmae_vit_tiny_patch16_224", pretrained=True, **options).eval()
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        tokens = model.c2fmae(pixels).last_hidden_state
+        assert torch.allclose(tokens, flexible.forward_features(pixels), atol=1e-4)

@@ -120,13 +120,14 @@ def known_names(name: Any) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if os.path.exists(name) or "/" in str(name):
+        is_said = str(error).startswith(f"{name}: ")  # of the configuration, while a model is loaded
+        if name is None or is_said or os.path.exists(name) or "/" in str(name):
             raise
         raise OSError(
-            f"{name}: found no folder of this name, and nothing under it on the Hub. This package has the weights "
-            "c2fmae-vit-tiny-stl10, the folder model_cards/c2fmae-vit-tiny-stl10 of its repository; "
-            f"C2FMAEConfig.from_size gives architectures, {', '.join(SIZES)}, whose weights are random. "
-            f"({str(error).splitlines()[0]})"
+            f"{name}: found no folder of this name, and nothing under it on the Hub. The weights that this package "
+            "has, c2fmae-vit-tiny-stl10, are loaded by the path of their folder in its repository, "
+            f"model_cards/c2fmae-vit-tiny-stl10; C2FMAEConfig.from_size gives architectures, {', '.join(SIZES)}, "
+            f"whose weights are random. ({str(error).splitlines()[0]})"
         ) from error
 
 
@@ -433,7 +434,13 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         weights = self.loss_weights or {}
         are_weights = all(0 <= weight < math.inf for weight in weights.values())
         is_complete = set(weights) == set(self.granularities) and are_weights
-        self._expect(is_complete, "loss_weights", f"a finite weight >= 0 for each of {self.granularities}")
+        expected = f"a finite weight >= 0 for each of {self.granularities}"
+        if set(weights) > set(self.granularities):  # as where a checkpoint is loaded with fewer of them
+            expected += (
+                " (to pre-train a checkpoint on with other granularities: c2fmae pretrain --model_name_or_path, or "
+                "c2fmae_hf.interop.starting_point in Python)"
+            )
+        self._expect(is_complete, "loss_weights", expected)
         self._expect(0 <= self.instance_offset_weight < math.inf, "instance_offset_weight", "a finite number >= 0")
         fits = not self.supervise_visible_labels or self.input_granularities == ["image"]
         expected = f"False where the encoder is shown labels (input_granularities={self.input_granularities})"

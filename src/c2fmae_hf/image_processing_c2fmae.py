@@ -74,16 +74,28 @@ def size_before_crop(size: SizeDict, crop_size: SizeDict, crop_pct: float) -> Si
     Size to resize an image to before its centre is cropped: `size`, unless its shortest edge is the crop's longer
     side; then `crop_pct` says how much larger, rounded as by timm.
     """
+    if not isinstance(crop_pct, (int, float)) or not 0 < crop_pct <= 1:
+        raise ValueError(f"crop_pct: expected a number in (0, 1], got {crop_pct!r}")
     side = max(crop_size.height or 0, crop_size.width or 0)
-    if not crop_pct or size.shortest_edge != side or size.longest_edge:
+    if size.shortest_edge != side or size.longest_edge:
         return size
     return SizeDict(shortest_edge=math.floor(side / crop_pct))
 
 
-def _with_channels(images: Any) -> Any:
+def _with_crop(kwargs: Any) -> Any:
+    """Options with the crop that a `size` alone asks for."""
+    size = kwargs.get("size")
+    if size is None or kwargs.get("crop_size") is not None:
+        return kwargs
+    sides = {"shortest_edge": size} if isinstance(size, int) else dict(size)
+    height, width = (sides.get(name) or sides.get("shortest_edge") for name in ("height", "width"))
+    return {**kwargs, "crop_size": {"height": height, "width": width}} if height and width else kwargs
+
+
+def with_channels(images: Any) -> Any:
     """Arrays and tensors `(H, W)`, alone or in lists, as `(1, H, W)`."""
     if isinstance(images, (list, tuple)):
-        return [_with_channels(image) for image in images]
+        return [with_channels(image) for image in images]
     is_flat = not isinstance(images, (str, Image.Image)) and getattr(images, "ndim", None) == 2
     return images[None] if is_flat else images
 
@@ -118,7 +130,7 @@ def in_range(image: torch.Tensor, do_rescale: bool, do_normalize: bool) -> torch
 class C2FMAEImageProcessor(TorchvisionBackend):
     r"""
     Image processor of C2FMAE: resizes the shorter side, crops the centre, rescales and normalises. `size` and
-    `crop_size` are the model's input.
+    `crop_size` are the model's input; where `size` alone is given, `crop_size` follows.
 
     It has the arguments of every torchvision image processor, and:
 
@@ -127,6 +139,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         label_stride (`int`, defaults to 4): Pixels per cell of the label grid.
         crop_pct (`float`, defaults to 0.875): timm's and ConvNeXt's: images whose centre is to be cropped are resized
             to `size / crop_pct`. A `size` with another `shortest_edge` than the crop's is taken as it is.
+            ViTImageProcessor, which knows no `crop_pct`, leaves it out; `c2fmae convert --format vit` does not.
         size_divisor (`int`, *optional*): Sides of a resized image are rounded to multiples of it. Set to the patch
             size, and without a central crop, it keeps images of any aspect whole.
         do_reduce_labels (`bool`, defaults to `False`): Class 0 of segmentation maps becomes ignored, and every other
@@ -154,7 +167,12 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     do_reduce_labels = False
 
     def __init__(self, **kwargs: Unpack[C2FMAEImageProcessorKwargs]) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**_with_crop(kwargs))
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; a `size` among `kwargs` changes the crop, too."""
+        return super().from_dict(image_processor_dict, **_with_crop(kwargs))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
@@ -211,7 +229,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
             `ValueError`: for NaN pixels, maps of another size or number than the images, or an output size that is
                 not divisible by the patch size; the message names the image.
         """
-        return super().preprocess(_with_channels(images), segmentation_maps, instance_maps, **kwargs)
+        return super().preprocess(with_channels(images), segmentation_maps, instance_maps, **_with_crop(kwargs))
 
     def process_image(
         self,

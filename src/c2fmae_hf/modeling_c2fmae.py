@@ -31,7 +31,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_c2fmae import C2FMAEConfig
+from .configuration_c2fmae import C2FMAEConfig, known_names
 from .constants import IGNORE_INDEX
 from .input_checks import check_labels, check_pixel_values, count_masked
 from .losses import image_loss, in_chunks, instance_loss, semantic_loss
@@ -335,21 +335,11 @@ _ENCODER_PARTS = ("patch_embed", "cls_token", "pos_embed", "blocks", "norm", "la
 BEYOND_TIMM = ("decoder", "decode_head", "fpn", "label_embed")
 
 
-def saved_name(name: str) -> str:
-    """The name of a class's weight in a saved file: timm's, for what timm has."""
-    name = name.removeprefix(f"{C2FMAEPreTrainedModel.base_model_prefix}.")
-    return re.sub(r"^classifier\.", "head.", name)
-
-
-def take_saved_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Before `load_state_dict`, by which a Trainer resumes: saved names to those of a class around the encoder."""
-    for saved in [name for name in state_dict if name.startswith(prefix)]:
-        name = saved.removeprefix(prefix)
-        first = name.partition(".")[0]
-        if first in _ENCODER_PARTS:
-            state_dict[f"{prefix}{C2FMAEPreTrainedModel.base_model_prefix}.{name}"] = state_dict.pop(saved)
-        elif first == "head":
-            state_dict[f"{prefix}classifier.{name.removeprefix('head.')}"] = state_dict.pop(saved)
+def take_saved_names(module: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Before `load_state_dict`, by which a Trainer resumes: saved names become those of a class."""
+    own = {module.saved_name(name): name for name, _ in module.named_parameters()}
+    for saved in [name for name in state_dict if name.removeprefix(prefix) in own]:
+        state_dict[prefix + own[saved.removeprefix(prefix)]] = state_dict.pop(saved)
 
 
 def take_image_size(name: Any, options: dict[str, Any]) -> Any:
@@ -409,7 +399,27 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
         # weights of its own.
         self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
         if self.base_model is not self:
+            self._check_names()
             self.register_load_state_dict_pre_hook(take_saved_names)
+
+    def _check_names(self) -> None:
+        """
+        Raises:
+            `ValueError`: for a subclass with a module whose weights a saved file could not tell from the encoder's or
+                the classifier's.
+        """
+        reserved = {*_ENCODER_PARTS, *(["head"] if self._timm_names else [])}
+        taken = sorted(reserved & {name.partition(".")[0] for name, _ in self.named_parameters()})
+        if taken:
+            raise ValueError(
+                f"{type(self).__name__}: expected other names than {taken} for modules of its own; a saved file has "
+                "the encoder's and the classifier's weights under these"
+            )
+
+    def saved_name(self, name: str) -> str:
+        """The name of a weight in a saved file: timm's, for what timm has."""
+        name = name.removeprefix(f"{self.base_model_prefix}.")
+        return re.sub(r"^classifier\.", "head.", name) if self._timm_names else name
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
@@ -421,12 +431,13 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
         Raises:
             `ValueError`: naming the missing and the unexpected weights.
         """
-        image_size = take_image_size(pretrained_model_name_or_path, kwargs)
         if cls._timm_names is not None:
-            kwargs["key_mapping"] = {**cls._timm_names, **(kwargs.get("key_mapping") or {})}
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
+            kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **cls._timm_names}
+        with known_names(pretrained_model_name_or_path):
+            image_size = take_image_size(pretrained_model_name_or_path, kwargs)
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
         model, info = loaded
         model._weight_conversions = None  # the library would save under the names that it found
         missing = sorted(name for name in info["missing_keys"] if not name.startswith(cls._may_be_new or ("\0",)))
@@ -506,8 +517,9 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
             for_hub["token"] = kwargs.pop("token")
         is_encoder = self.base_model is self  # whose names are timm's
         if not is_encoder and not getattr(self, "_hf_peft_config_loaded", False):  # then adapters alone are saved
+            self._check_names()
             state_dict = {
-                saved_name(name): load_offloaded_parameter(self, name) if value.device.type == "meta" else value
+                self.saved_name(name): load_offloaded_parameter(self, name) if value.device.type == "meta" else value
                 for name, value in (self.state_dict() if state_dict is None else state_dict).items()
             }
         super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
@@ -554,8 +566,8 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
 
 class FixedPositions(nn.Module):
     """
-    A module whose `pos_embed` is a parameter, as timm has it and as `device_map` can place it, but is not trained,
-    whoever sets it: loading makes every parameter trainable.
+    A module whose `pos_embed` is a parameter, as timm has it and as `device_map` can place it, but frozen, whoever
+    sets it: loading makes every parameter trainable. Who unfreezes all parameters afterwards trains it, too.
     """
 
     pos_embed: nn.Parameter

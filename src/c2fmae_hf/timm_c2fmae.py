@@ -37,7 +37,8 @@ def _create(size: str, pretrained: bool, **kwargs) -> VisionTransformer:
     out_indices = kwargs.pop("out_indices", 3)
     use_naflex = kwargs.pop("use_naflex", None)
     model_args = {**keys["model_args"], **kwargs}
-    if use_naflex:
+    if use_naflex:  # by timm's own filter of files, which leaves in what timm does not know, and lists it
+        model_args.setdefault("pretrained_strict", False)
         return _create_naflexvit_from_classic(f"c2fmae_{keys['architecture']}", pretrained, **model_args)
     return build_model_with_cfg(
         VisionTransformer,

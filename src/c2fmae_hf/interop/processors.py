@@ -62,6 +62,8 @@ def _from_transformers(processor: Any, config: C2FMAEConfig) -> dict[str, Any]:
         fields[last] = expected
     side, resized = max(height, width), fields.get("size", {}).get("shortest_edge") or 0
     fields["crop_pct"] = getattr(processor, "crop_pct", None) or 1.0
+    if fields["crop_pct"] < 1 and not isinstance(processor, C2FMAEImageProcessor):  # ConvNeXt's crops by it alone
+        fields.update(do_center_crop=True, crop_size=expected, size={"shortest_edge": max(height, width)})
     if fields["do_center_crop"] and resized > side:  # the same, said by the model's size
         fields.update(size={"shortest_edge": side}, crop_pct=crop_share(side, resized))
     return fields

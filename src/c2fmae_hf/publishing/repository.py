@@ -34,7 +34,6 @@ from ..modeling_c2fmae import (
     C2FMAEForSemanticSegmentation,
     C2FMAEModel,
     C2FMAEPreTrainedModel,
-    saved_name,
 )
 from ..timm_c2fmae import convert_processor_to_timm, effective_statistics
 
@@ -230,11 +229,11 @@ def _check_processor(config: C2FMAEConfig, processor: Any, is_fixed_size: bool) 
         )
 
 
-def _save_weights(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
+def _save_weights(model: C2FMAEPreTrainedModel, folder: Path) -> dict[str, Any]:
     """The files of weights; returns what the configuration must say of them."""
     files: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in model.state_dict().items():
-        name = saved_name(name)
+        name = model.saved_name(name)
         first = name.partition(".")[0]
         file = f"{first}.safetensors" if first in BEYOND_TIMM else ENCODER_FILE
         files.setdefault(file, {})[name] = value.detach().cpu().contiguous()

@@ -14,14 +14,17 @@ from transformers.image_utils import ChannelDimension, ImageInput
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from ..image_processing_c2fmae import as_8_bits, in_range
+from ..image_processing_c2fmae import as_8_bits, in_range, with_channels
 from ..images import to_rgb
 
 
 class MaskRCNNImageProcessor(TorchvisionBackend):
     r"""
     Image processor of Mask R-CNN. The model resizes and normalises by itself, so that images keep their size: pixels
-    in [0, 1], padded to the largest image of a batch on the right and below.
+    in [0, 1], padded on the right and below, to the largest image of a batch or to `pad_size`.
+
+    Raises:
+        `ValueError`: where it is to resize, crop or normalise.
     """
 
     model_input_names = ["pixel_values", "pixel_mask"]
@@ -31,6 +34,10 @@ class MaskRCNNImageProcessor(TorchvisionBackend):
     do_normalize = False
     do_convert_rgb = True
     do_pad = True
+
+    def __init__(self, **kwargs: Unpack[ImagesKwargs]) -> None:
+        _check_steps(kwargs)
+        super().__init__(**kwargs)
 
     def preprocess(
         self,
@@ -56,7 +63,8 @@ class MaskRCNNImageProcessor(TorchvisionBackend):
         Raises:
             `ValueError`: if annotations do not fit the images or have no `segmentation`, naming the image and object.
         """
-        return super().preprocess(images, annotations, **kwargs)
+        _check_steps(kwargs)
+        return super().preprocess(with_channels(images), annotations, **kwargs)
 
     def process_image(
         self,
@@ -87,12 +95,18 @@ class MaskRCNNImageProcessor(TorchvisionBackend):
         )
         sizes = [tuple(image.shape[-2:]) for image in prepared]
         prepared = [in_range(image, kwargs["do_rescale"], kwargs["do_normalize"]) for image in prepared]
-        is_padded = kwargs["do_pad"]
+        is_padded, pad_size = kwargs["do_pad"], kwargs.get("pad_size")
         kwargs.update(do_pad=None, pad_size=None)  # to one size for both, below
         pixel_values = list(self._preprocess(prepared, return_tensors=None, **kwargs)["pixel_values"])
         pixel_mask = [image.new_ones(image.shape[-2:], dtype=torch.int64) for image in pixel_values]
         if is_padded:
             height, width = (max(image.shape[side] for image in pixel_values) for side in (-2, -1))
+            if pad_size is not None:
+                if pad_size.height < height or pad_size.width < width:
+                    raise ValueError(
+                        f"pad_size: expected at least {height} x {width}, the largest image's, got {pad_size}"
+                    )
+                height, width = pad_size.height, pad_size.width
             for batch in (pixel_values, pixel_mask):
                 batch[:] = [pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in batch]
         data: dict[str, Any] = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
@@ -137,10 +151,21 @@ class MaskRCNNImageProcessor(TorchvisionBackend):
         return results
 
 
+def _check_steps(options: Mapping[str, Any]) -> None:
+    for name in ("do_resize", "do_center_crop", "do_normalize"):
+        if options.get(name):
+            raise ValueError(
+                f"{name}: expected False, got True; Mask R-CNN resizes and normalises by itself, to image_size and "
+                "max_image_size of its configuration, and its boxes are in pixels of the images as they are"
+            )
+
+
 def _labels(index: int, entry: Mapping[str, Any], size: tuple[int, ...]) -> BatchFeature:
     """One image's annotations as labels of the model."""
     from pycocotools import mask as coco_mask
 
+    if not isinstance(entry, Mapping) or not {"image_id", "annotations"} <= entry.keys():
+        raise ValueError(f"annotations[{index}]: expected image_id and annotations, got {entry!r:.80}")
     height, width = size
     boxes, classes, masks = [], [], []
     for number, one in enumerate(entry["annotations"]):

@@ -209,19 +209,19 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor | Sequence[torch.Tensor],
-        pixel_mask: torch.Tensor | Sequence[torch.Tensor] | None = None,
         labels: Sequence[Mapping[str, torch.Tensor]] | None = None,
+        pixel_mask: torch.Tensor | Sequence[torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> MaskRCNNOutput:
         """
         Args:
             pixel_values: Images `(3, height, width)` of any sizes, in [0, 1]; they are resized, normalised and padded
                 here.
-            pixel_mask (*optional*): For each image `(height, width)`, 1 where there is image; what was padded on the
-                right and below is cut off.
             labels (*optional*): For each image `boxes` `(N, 4)` (left, top, right, bottom in its pixels),
                 `class_labels` `(N,)`, int64, from 0, and `masks` `(N, height, width)`, uint8. Required in
                 training, else not used.
+            pixel_mask (*optional*): For each image `(height, width)`, 1 where there is image; what was padded on the
+                right and below is cut off.
 
         Returns:
             [`MaskRCNNOutput`]: In training the losses, else the detections.
