@@ -494,7 +494,8 @@ def larger_photographs(subject: Subject, folder: Path) -> None:
     size = {"height": 2 * subject.side, "width": 2 * subject.side}
     processor = AutoImageProcessor.from_pretrained(subject.get("encoder"), size=size)
     batch = processor(PHOTOS, return_tensors="pt")
-    assert batch["pixel_values"].shape[-2:] == (2 * subject.side, 2 * subject.side)
+    shape = tuple(batch["pixel_values"].shape[-2:])
+    assert shape == (2 * subject.side, 2 * subject.side), f"`size` is ignored: images of {shape}"
     with torch.no_grad():
         outputs = AutoModel.from_pretrained(subject.get("encoder")).eval()(**batch, interpolate_pos_encoding=True)
     assert outputs.last_hidden_state.shape[1] == 1 + 4 * (subject.side // PATCH_SIZES[subject.side]) ** 2
@@ -854,7 +855,9 @@ def segmentation_models_pytorch(subject: Subject, folder: Path) -> None:
 def lightly(subject: Subject, folder: Path) -> None:
     package("lightly")
     models = importlib.import_module("lightly.models.modules")
-    encoder = models.MaskedVisionTransformerTIMM(vit=subject.timm(num_classes=0), weight_initialization="skip")
+    encoder = models.MaskedVisionTransformerTIMM(
+        vit=subject.timm(num_classes=0), weight_initialization="skip", pos_embed_initialization="skip"
+    )
     keep = torch.arange(0, 5)[None].repeat(2, 1)
     tokens = encoder.encode(pixels(subject), idx_keep=keep)
     assert tokens.shape[:2] == (2, 5)

@@ -59,7 +59,9 @@ def main(output: Path) -> None:
         batch = collator([dataset[index % 16] for index in indices][rank::world_size])
         loss = model(**batch).loss
         loss.backward()
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+        norm = torch.nn.utils.get_total_norm(
+            [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+        )
         watched = Watched()
         watched.add({"loss": loss}, None)
         assert watched.report(norm) is None

@@ -40,6 +40,7 @@ from c2fmae_hf import (
     C2FMAEForSemanticSegmentation,
     C2FMAEImageProcessor,
     C2FMAEModel,
+    MaskRCNNImageProcessor,
 )
 from c2fmae_hf.commands import arguments
 from c2fmae_hf.commands.main import COMMANDS
@@ -140,8 +141,7 @@ def make_stand_ins(folder: Path, **fields: Any) -> Path:
         one.save_pretrained(runs / name)
         C2FMAEImageProcessor.from_config(config).save_pretrained(runs / name)
     (folder / "model_cards").symlink_to(ROOT / "model_cards")
-    whole = {"do_resize": False, "do_center_crop": False, "do_normalize": False}  # Mask R-CNN does it itself
-    C2FMAEImageProcessor(**whole, patch_size=1, label_stride=1).save_pretrained(runs / "3")
+    MaskRCNNImageProcessor().save_pretrained(runs / "3")
     rows = make_rows(40, size=96)
     turned = Image.Exif()
     turned[Base.Orientation] = 6  # as telephones write it

@@ -69,10 +69,14 @@ def rounded_size(image: torch.Tensor, size: SizeDict, divisor: int) -> SizeDict:
     return SizeDict(height=height, width=width)
 
 
-def size_before_crop(size: SizeDict, crop_size: SizeDict, crop_pct: float) -> SizeDict:
+def size_before_crop(size: Any, crop_size: Any, crop_pct: Any) -> SizeDict:
     """
     Size to resize an image to before its centre is cropped: `size`, unless its shortest edge is the crop's longer
     side; then `crop_pct` says how much larger, rounded as by timm.
+
+    Args:
+        size, crop_size (`SizeDict`): Of an image processor.
+        crop_pct (`float`): In (0, 1].
     """
     if not isinstance(crop_pct, (int, float)) or not 0 < crop_pct <= 1:
         raise ValueError(f"crop_pct: expected a number in (0, 1], got {crop_pct!r}")
@@ -240,18 +244,18 @@ class C2FMAEImageProcessor(TorchvisionBackend):
     ) -> torch.Tensor:
         """Convert an image to a tensor, channels first: 8-bit, or floating-point if the image is."""
         channels = len(self.image_mean) if isinstance(self.image_mean, (list, tuple)) else 3
-        if isinstance(image, Image.Image):
+        plain = as_8_bits(image)
+        if isinstance(plain, Image.Image):
             if do_convert_rgb or channels == 1:
-                image = to_rgb(image)
+                plain = to_rgb(plain)
             if channels == 1:
-                image = image.convert("L")
+                plain = plain.convert("L")
         else:
-            image = as_8_bits(image)
-            is_first, is_last = (image.ndim == 3 and image.shape[side] == channels for side in (0, -1))
+            is_first, is_last = (plain.ndim == 3 and plain.shape[side] == channels for side in (0, -1))
             if input_data_format is None and is_first != is_last:  # the library knows 1, 3 and 4 channels only
                 input_data_format = ChannelDimension.FIRST if is_first else ChannelDimension.LAST
         return super().process_image(
-            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
+            plain, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
         )
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:

@@ -31,7 +31,7 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: VisionTrans
     return filter_vit_checkpoint(state_dict, model)
 
 
-def _create(size: str, pretrained: bool, **kwargs) -> VisionTransformer:
+def _create(size: str, pretrained: bool, **kwargs) -> Any:
     keys = C2FMAEConfig.from_size(size).timm_keys()
     assert keys is not None  # every size of the table is timm's
     out_indices = kwargs.pop("out_indices", 3)
@@ -117,7 +117,7 @@ def convert_processor_to_timm(processor: C2FMAEImageProcessor) -> dict[str, Any]
     elif processor.do_center_crop and processor.crop_size and size.get("shortest_edge"):
         side = max(processor.crop_size["height"], processor.crop_size["width"])
         resized = size_before_crop(processor.size, processor.crop_size, processor.crop_pct)
-        fields["crop_pct"] = crop_share(side, resized.shortest_edge)
+        fields["crop_pct"] = crop_share(side, int(resized.shortest_edge or side))
     return fields
 
 

@@ -190,7 +190,7 @@ def save_repository(
             _check_processor(model.config, processor, is_fixed_size)
         processor.save_pretrained(folder)
     timm_keys = None
-    if is_own:
+    if isinstance(model, C2FMAEPreTrainedModel):
         classes = model.config.num_labels if isinstance(model, C2FMAEForImageClassification) else 0
         timm_keys = model.config.timm_keys(classes or 0)
     changes: dict[str, Any] = {}
@@ -229,7 +229,7 @@ def _check_processor(config: C2FMAEConfig, processor: Any, is_fixed_size: bool) 
         )
 
 
-def _save_weights(model: C2FMAEPreTrainedModel, folder: Path) -> dict[str, Any]:
+def _save_weights(model: Any, folder: Path) -> dict[str, Any]:
     """The files of weights; returns what the configuration must say of them."""
     files: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in model.state_dict().items():
