@@ -643,13 +643,13 @@ def test_annotations_become_the_model_s_labels():
     ("change", "message"),
     [
         ({"segmentation": None}, r"annotations\[0\], object 0: expected a segmentation.*C2FMAEBackbone"),
-        ({"bbox": [1, 2, 3]}, r"annotations\[0\], object 0: expected bbox and segmentation as COCO"),
+        ({"bbox": [1, 2, 3]}, r"annotations\[0\], object 0: expected a bbox of left, top, width and height"),
         ({"bbox": [1, 2, 0, 3]}, r"object 0: expected a bbox with a width and a height above 0, got \[1, 2, 0, 3\]"),
         (
             {"segmentation": {"size": [4, 4], "counts": [0, 16]}},
             r"expected run lengths of the image's size \(20, 30\)",
         ),
-        ({"segmentation": [[1.0, 2.0]]}, r"object 0: expected bbox and segmentation as COCO"),
+        ({"segmentation": [[1.0, 2.0]]}, r"object 0: expected a polygon of three points or more"),
     ],
     ids=str,
 )

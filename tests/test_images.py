@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -153,7 +154,6 @@ def test_label_maps_that_may_have_losses_are_refused(format, options, named):
 
 COMPRESSIONS = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate")
 LOSSLESS = [("TIFF", {"compression": name}) for name in COMPRESSIONS]
-LOSSLESS += [("GIF", {"optimize": False})]  # Pillow would renumber ids
 LOSSLESS += [(name, {}) for name in ("PNG", "BMP", "DIB", "PPM", "TGA")]
 
 
@@ -161,6 +161,48 @@ LOSSLESS += [(name, {}) for name in ("PNG", "BMP", "DIB", "PPM", "TGA")]
 def test_label_maps_without_losses(format, options):
     ids = np.random.default_rng(0).integers(0, 255, (7, 9), dtype=np.uint8)
     assert (to_label_map(open_image(encoded(Image.fromarray(ids), format, **options))) == ids).all()
+
+
+def low_png(bits: int) -> bytes:
+    """Greys of fewer than 8 bits, as optimisers of PNG write them: 0, 1, 2, ... in a row."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    values = range(min(2**bits, 4))
+    row = "".join(format(value, f"0{bits}b") for value in values).ljust(16, "0")
+    data = zlib.compress(b"\0" + int(row, 2).to_bytes(2, "big")[: -(-len(values) * bits // 8)])
+    header = struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+CHANGED = {
+    "GIF, whose writers renumber them": encoded(Image.fromarray(np.array([[7, 200]], np.uint8)), "GIF"),
+    "2-bit greys, which are stretched to 255": low_png(2),
+    "4-bit greys, which are stretched to 255": low_png(4),
+    "greys up to 3, which are stretched": b"P5 4 1 3\n\x00\x01\x02\x03",
+    "greys up to 7, which are stretched": b"P2 4 1 7\n0 1 2 3\n",
+    "greys up to 1000, which are stretched": b"P5 2 1 1000\n\x00\x01\x03\xe8",
+    "greys that are stored inverted": encoded(Image.new("L", (4, 1), 7), "TIFF", tiffinfo={262: 0}),
+}
+
+
+@pytest.mark.parametrize("named", CHANGED)
+def test_label_maps_whose_ids_would_be_others_are_refused(named, tmp_path):
+    (tmp_path / "map").write_bytes(CHANGED[named])
+    for image in (open_image(CHANGED[named]), Image.open(tmp_path / "map")):
+        with pytest.raises(
+            ValueError, match=f"expected a label map whose ids are kept, got {named}.*store it as 8-bit"
+        ):
+            to_label_map(image)
+    to_rgb(open_image(CHANGED[named]))  # as a photograph it is right
+
+
+def test_ids_that_pillow_keeps_are_taken():
+    assert to_label_map(open_image(low_png(1))).tolist() == [[0, 1]]
+    assert to_label_map(open_image(b"P5 4 1 255\n\x00\x01\x02\xff")).tolist() == [[0, 1, 2, -100]]
+    assert to_label_map(open_image(b"P2 4 1 255\n0 1 2 3\n")).tolist() == [[0, 1, 2, 3]]
+    assert to_label_map(open_image(b"P5 2 1 65535\n\x00\x01\x03\xe8")).tolist() == [[1, 1000]]
 
 
 PHOTO = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)), "JPEG")

@@ -18,7 +18,9 @@ MAX_IMAGE_PIXELS = 150_000_000
 # A map may be stored at one cell per so many pixels.
 MAX_MAP_STRIDE = 16
 # WebP, JPEG 2000 and AVIF may be stored without losses, but what Pillow says of a file does not tell.
-_LOSSLESS_FORMATS = ("PNG", "GIF", "BMP", "DIB", "PPM", "TGA")
+_LOSSLESS_FORMATS = ("PNG", "BMP", "DIB", "PPM", "TGA")
+# Where `open_image` notes that greys are not as they were stored; Pillow forgets it when it has read the file.
+_CHANGED = "c2fmae_changed_greys"
 _LOSSLESS_IN_TIFF = (
     *("raw", "tiff_raw_16", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "lzma", "zstd"),
     *("tiff_ccitt", "group3", "group4"),  # of one bit
@@ -92,13 +94,34 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def changed_greys(image: Image.Image) -> str | None:
+    """Of an image that is opened, but not read: how Pillow will change its greys; `None` if it will not."""
+    for tile in getattr(image, "tile", None) or ():
+        raw, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
+        layout = str(raw).partition(";")[2]
+        if image.mode == "L" and layout[:1] in ("2", "4"):
+            return f"{layout[0]}-bit greys, which are stretched to 255"
+        if image.mode in ("L", "1") and "I" in layout:
+            return "greys that are stored inverted"
+        if tile.codec_name in ("ppm", "ppm_plain") and image.mode != "1" and rest and rest[0] not in (255, 65535):
+            return f"greys up to {rest[0]}, which are stretched to 255 or 65535"
+    return None
+
+
 def check_lossless(image: Image.Image) -> None:
     """
-    That an image's file, if it comes from one, holds the very values that were stored.
+    That an image's file, if it comes from one, holds the very values that were stored, and Pillow reads them as such.
 
     Raises:
-        `ValueError`: for JPEG, also within TIFF, and formats that may have losses and do not tell.
+        `ValueError`: for JPEG, also within TIFF, and formats that may have losses and do not tell; for GIF, whose
+            writers renumber ids; for greys of 2 or 4 bits, inverted ones, and PGM up to another value than 255 or
+            65535.
     """
+    changed = image.info.get(_CHANGED) or changed_greys(image)
+    if image.format == "GIF":
+        changed = "GIF, whose writers renumber them"
+    if changed:
+        raise ValueError(f"expected a label map whose ids are kept, got {changed}: store it as 8-bit or 16-bit PNG")
     compression = image.info.get("compression") if image.format == "TIFF" else None
     is_lossless = compression in _LOSSLESS_IN_TIFF if image.format == "TIFF" else image.format in _LOSSLESS_FORMATS
     if image.format is not None and not is_lossless:
@@ -166,6 +189,8 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
             raise ValueError(f"cannot be opened: {_explain(error)}") from error
     if image.width * image.height > max_pixels:
         raise ValueError(f"expected at most {max_pixels} pixels, got {image.width} x {image.height}")
+    if changed := changed_greys(image):
+        image.info[_CHANGED] = changed
     try:
         image.load()
     except Exception as error:

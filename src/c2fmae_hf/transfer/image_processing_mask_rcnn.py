@@ -16,6 +16,7 @@ from transformers.utils import TensorType
 
 from ..image_processing_c2fmae import as_8_bits, in_range, with_channels
 from ..images import to_rgb
+from ..utils.coco_masks import check_object, object_mask
 
 
 class MaskRCNNImageProcessor(TorchvisionBackend):
@@ -162,39 +163,29 @@ def _check_steps(options: Mapping[str, Any]) -> None:
 
 def _labels(index: int, entry: Mapping[str, Any], size: tuple[int, ...]) -> BatchFeature:
     """One image's annotations as labels of the model."""
-    from pycocotools import mask as coco_mask
-
     if not isinstance(entry, Mapping) or not {"image_id", "annotations"} <= entry.keys():
         raise ValueError(f"annotations[{index}]: expected image_id and annotations, got {entry!r:.80}")
     height, width = size
     boxes, classes, masks = [], [], []
     for number, one in enumerate(entry["annotations"]):
-        where = f"annotations[{index}], object {number}"
         if one.get("iscrowd"):
             continue
-        segmentation = one.get("segmentation")
-        if not segmentation:
+        where = f"annotations[{index}], object {number}"
+        if not one.get("segmentation"):
             raise ValueError(
                 f"{where}: expected a segmentation, polygons or run lengths, got none; Mask R-CNN learns masks, too. "
                 "From boxes alone DETR learns, with C2FMAEBackbone as its backbone"
             )
         try:
-            left, top, box_width, box_height = (float(value) for value in one["bbox"])
-            runs = segmentation
-            if isinstance(segmentation, list):
-                runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-            elif isinstance(segmentation["counts"], list):
-                runs = coco_mask.frPyObjects(segmentation, height, width)
-            mask = torch.from_numpy(coco_mask.decode(runs))
-        except Exception as error:  # pycocotools raises that, too
-            raise ValueError(f"{where}: expected bbox and segmentation as COCO has them, got {error!r}") from error
-        if tuple(mask.shape) != size:
-            raise ValueError(f"{where}: expected run lengths of the image's size {size}, got {tuple(mask.shape)}")
+            check_object(one, (height, width), [one.get("category_id")])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        left, top, box_width, box_height = one["bbox"]
         if not (box_width > 0 and box_height > 0):
             raise ValueError(f"{where}: expected a bbox with a width and a height above 0, got {one['bbox']}")
         boxes.append([left, top, left + box_width, top + box_height])
         classes.append(int(one["category_id"]))
-        masks.append(mask)
+        masks.append(torch.from_numpy(object_mask(one, (height, width))))
     return BatchFeature(
         {
             "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),

@@ -9,8 +9,11 @@ top, right, bottom.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
@@ -26,7 +29,11 @@ from tqdm.auto import tqdm
 
 from ..constants import IGNORE_INDEX, IMAGENET_MEAN, NO_INSTANCE
 from ..data.rows import undecoded
-from ..images import expand_label_map, open_image, to_label_map, to_rgb
+from ..images import MAX_IMAGE_PIXELS, expand_label_map, open_image, to_label_map, to_rgb
+from ..utils.coco_masks import check_image_entry, check_object, object_mask
+
+
+logger = logging.getLogger(__name__)
 
 
 class ObjectSource(Protocol):
@@ -151,7 +158,8 @@ def find_thing_classes(rows: datasets.Dataset) -> list[int]:
 
 class CocoObjects:
     """
-    Objects of COCO's own annotations, outlines and boxes as they are there, as official scores need them.
+    Objects of COCO's own annotations, outlines and boxes as they are there, as official scores need them. Images with
+    an entry that cannot be used are left out, which the log says.
 
     Args:
         folder: Of the images.
@@ -159,7 +167,8 @@ class CocoObjects:
         training ([`CocoObjects`], *optional*): The training part, whose classes count.
 
     Raises:
-        `ValueError`: for a class that the training part does not have, or has by another name.
+        `ValueError`: for a file of another format, or a class that the training part does not have, or has by another
+            name; on access, for an image that cannot be read or has another size than its entry says.
     """
 
     def __init__(
@@ -168,23 +177,51 @@ class CocoObjects:
         annotations: str | os.PathLike,
         training: CocoObjects | None = None,
     ) -> None:
-        from torchvision.datasets import CocoDetection
-
-        self.images = CocoDetection(str(folder), str(annotations))
-        own = {category["id"]: category["name"] for category in self.images.coco.cats.values()}
+        self.folder = Path(folder)
+        try:
+            content = json.loads(Path(annotations).read_text(encoding="utf-8"))
+            own = {category["id"]: category["name"] for category in content["categories"]}
+            images = {image["id"]: image for image in content["images"]}
+            found: dict[int, list[dict]] = {image_id: [] for image_id in images}
+            for annotation in content["annotations"]:
+                found.setdefault(annotation["image_id"], []).append(annotation)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{annotations}: expected COCO's instances format, got {error!r}") from error
         self.names: dict[int, str] = own if training is None else training.names
         if not own.items() <= self.names.items():
             raise ValueError(f"{annotations}: expected the training part's classes, got {own} beside {self.names}")
         self.labels = {category_id: label for label, category_id in enumerate(sorted(self.names))}
         self.id2label = {label: self.names[category_id] for category_id, label in self.labels.items()}
+        self.images: list[tuple[str, tuple[int, int], list[dict]]] = []
+        refused = []
+        for image_id, image in sorted(images.items()):
+            try:
+                size = check_image_entry(image, MAX_IMAGE_PIXELS)
+                for annotation in found[image_id]:
+                    check_object(annotation, size, self.labels)
+            except ValueError as error:
+                refused.append(f"{image.get('file_name')}: {error}")
+            else:
+                self.images.append((image["file_name"], size, found[image_id]))
+        if refused:
+            logger.warning(f"{annotations}: left out {len(refused)} of {len(images)} images: {'; '.join(refused[:5])}")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, dict[str, np.ndarray]]:
-        image, annotations = self.images[index]
+        name, size, annotations = self.images[index]
+        try:
+            image = to_rgb(open_image(str(self.folder / name)))
+        except ValueError as error:
+            raise ValueError(f"{self.folder / name}: {error}") from error
+        if (image.height, image.width) != size:
+            raise ValueError(
+                f"{self.folder / name}: expected {size[1]} x {size[0]} pixels, as its annotations have it, got "
+                f"{image.width} x {image.height}, as it is displayed"
+            )
         boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float32).reshape(-1, 4)
-        masks = [self.images.coco.annToMask(annotation) for annotation in annotations]
+        masks = [object_mask(annotation, size) for annotation in annotations]
         return image, {
             "masks": np.stack(masks) if masks else np.zeros((0, image.height, image.width), dtype=np.uint8),
             "class_labels": np.array([self.labels[a["category_id"]] for a in annotations], dtype=np.int64),

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from ...constants import IGNORE_INDEX, NO_INSTANCE
-from ...images import check_lossless, expand_label_map, open_image, to_label_map
+from ...images import MAX_IMAGE_PIXELS, check_lossless, expand_label_map, open_image, to_label_map
+from ...utils.coco_masks import check_image_entry, check_inside, check_object, object_mask
 from ...utils.files import file_sha256
 from ..records import LabelMaps, PreparedImage, SourceRecord
 from ..sources.folder import FolderSource
@@ -91,6 +92,8 @@ class _CocoLabeller(AnnotationLabeller):
         try:
             self.content = json.loads(self.annotations.read_text(encoding="utf-8"))
             self.image_ids = {image["file_name"]: image["id"] for image in self.content["images"]}
+            for name in self.image_ids:
+                check_inside(name)
             self.index()
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -140,12 +143,13 @@ class CocoInstancesLabeller(_CocoLabeller):
 
     def read_maps(self, record: SourceRecord, size: tuple[int, int]) -> LabelMaps:
         image_id = self.find(record)
-        entry = self.coco.imgs[image_id]
-        semantic = np.zeros((entry["height"], entry["width"]), dtype=np.int32)
+        own_size = check_image_entry(self.coco.imgs[image_id], MAX_IMAGE_PIXELS)
+        semantic = np.zeros(own_size, dtype=np.int32)
         instance = np.zeros_like(semantic)
         painted = []
         for number, annotation in enumerate(self.coco.imgToAnns[image_id], start=1):
-            mask = self.coco.annToMask(annotation).astype(bool)
+            check_object(annotation, own_size, self.class_ids, needs_box=False)
+            mask = object_mask(annotation, own_size).astype(bool)
             name = IGNORE_INDEX if annotation.get("iscrowd") else number
             painted.append((int(mask.sum()), mask, self.class_ids[annotation["category_id"]], name))
         for _, mask, label, name in sorted(painted, key=lambda entry: -entry[0]):
