@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler
 from bad_rows import claiming
 from c2fmae_hf.data.dataset import C2FMAEDataset
 from c2fmae_hf.data.progress import SharedProgress
-from c2fmae_hf.data.rows import count_semantic_classes, semantic_id2label
+from c2fmae_hf.data.rows import check_named_classes, count_semantic_classes, semantic_id2label
 from c2fmae_hf.data.sampling import EpochSampler, SampleKey
 from c2fmae_hf.data.splits import load_splits
 from c2fmae_hf.data.streaming import C2FMAEIterableDataset
@@ -329,3 +329,17 @@ def test_paths_with_brackets_and_of_the_home_folder(rows, tmp_path, monkeypatch)
         assert len(load_splits(name)["train"]) == len(rows)
     rows.save_to_disk(tmp_path / "saved")
     assert len(load_splits("~/saved")["train"]) == len(rows)
+
+
+def test_named_classes_without_a_pixel_are_told(rows, caplog):
+    names = {label: f"class {label}" for label in range(7)}
+    check_named_classes(rows, names, "training rows")
+    assert "training rows: no pixel of 2 of 7 classes: class 5, class 6" in caplog.text
+    masks = [
+        png(np.where(np.arange(48 * 48).reshape(48, 48) % 7 == index, 255, 0).astype(np.uint8)) for index in range(3)
+    ]
+    binary = datasets.Dataset.from_dict({"semantic": masks}, features=datasets.Features(semantic=datasets.Image()))
+    with pytest.raises(
+        ValueError, match=r"two classes or more, got those of class 0 alone; .* store its objects as 1"
+    ):
+        check_named_classes(binary, {0: "ground", 1: "thing"}, "training rows")

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoModelForSemanticSegmentation
 
-from ..data.rows import count_semantic_classes, semantic_id2label
+from ..data.rows import check_named_classes, count_semantic_classes, semantic_id2label
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..images import to_rgb
 from ..pictures.colours import colour_ids
@@ -76,6 +76,9 @@ def load_rows(args: SegmentArguments, seed: int):
     if id2label is None:
         number = max(count_semantic_classes(train), count_semantic_classes(validation))
         id2label = {index: f"class {index}" for index in range(number)}
+    if not args.evaluate_only:
+        check_named_classes(train, id2label, "training rows")
+    check_named_classes(validation, id2label, "validation rows")
     return train, validation, id2label
 
 

@@ -144,10 +144,9 @@ def semantic_id2label(features: datasets.Features | None) -> dict[int, str] | No
     return dict(enumerate(class_label.names))
 
 
-def count_semantic_classes(rows: datasets.Dataset, on_bad_row: OnBadRow = "raise") -> int:
+def find_semantic_classes(rows: datasets.Dataset, on_bad_row: OnBadRow = "raise") -> set[int]:
     """
-    Number of semantic classes of a dataset that does not carry their names: one more than the highest id in its maps.
-    Reads every semantic map once.
+    The semantic classes that have a pixel, by reading every semantic map once.
 
     Args:
         rows: With a column `semantic`.
@@ -156,16 +155,51 @@ def count_semantic_classes(rows: datasets.Dataset, on_bad_row: OnBadRow = "raise
     Raises:
         `ValueError`: if a map cannot be decoded, naming the row, or if all of them are empty.
     """
-    highest = IGNORE_INDEX
+    found: set[int] = set()
     maps = undecoded(rows.select_columns(["semantic"]))
-    for index, row in enumerate(tqdm(maps, desc="Counting semantic classes", unit=" maps")):
+    for index, row in enumerate(tqdm(maps, desc="Finding semantic classes", unit=" maps")):
         if row["semantic"] is None:
             continue
         try:
-            highest = max(highest, int(to_label_map(open_image(row["semantic"])).max()))
+            found.update(np.unique(to_label_map(open_image(row["semantic"]))).tolist())
         except ValueError as error:
             if on_bad_row == "raise":
                 raise ValueError(f"row {index}, column 'semantic': {error}") from error
-    if highest < 0:
+    found.discard(IGNORE_INDEX)
+    if not found:
         raise ValueError("dataset, column 'semantic': expected at least one class id, got only the ignore value")
-    return highest + 1
+    return found
+
+
+def count_semantic_classes(rows: datasets.Dataset, on_bad_row: OnBadRow = "raise") -> int:
+    """Number of semantic classes of a dataset without their names: one more than the highest id in its maps."""
+    return max(find_semantic_classes(rows, on_bad_row)) + 1
+
+
+ONE_CLASS = (
+    "in 8-bit maps 255 marks pixels to ignore, so that a mask of 0 and 255 has one class: store its objects as 1"
+)
+
+
+def check_named_classes(rows: datasets.Dataset, id2label: Mapping[int, str], part: str) -> None:
+    """
+    Say which named classes no pixel of a dataset has.
+
+    Args:
+        rows: With a column `semantic`.
+        id2label: Names by class id.
+        part (`str`): What the rows are, for messages.
+
+    Raises:
+        `ValueError`: if fewer than two classes occur: there is nothing to tell apart.
+    """
+    found = find_semantic_classes(rows)
+    if len(found) < 2:
+        raise ValueError(
+            f"{part}: expected pixels of two classes or more, got those of class {min(found)} alone; {ONE_CLASS}"
+        )
+    absent = [name for label, name in id2label.items() if label not in found]
+    if absent:
+        more = f" and {len(absent) - 20} more" if len(absent) > 20 else ""
+        names = ", ".join(absent[:20])
+        logger.warning(f"{part}: no pixel of {len(absent)} of {len(id2label)} classes: {names}{more}")

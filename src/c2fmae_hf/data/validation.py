@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..constants import IGNORE_INDEX, NO_INSTANCE
 from ..images import expand_label_map, map_stride, open_image, to_label_map, to_rgb
 from ..utils.files import file_sha256
-from .rows import MAP_COLUMNS, semantic_id2label, undecoded
+from .rows import MAP_COLUMNS, ONE_CLASS, semantic_id2label, undecoded
 from .splits import load_splits
 
 
@@ -114,7 +114,12 @@ class ValidationReport:
         if self.missing_maps:
             lines.append("rows without map: " + ", ".join(f"{c} {n}" for c, n in self.missing_maps.items()))
         used = [entry for entry in self.classes if entry["images"] > 0]
-        lines.append(f"classes: {len(used)} of {len(self.classes)} occur")
+        absent = [entry["name"] for entry in self.classes if entry["images"] == 0]
+        more = ", ..." if len(absent) > 20 else ""
+        without = f"; without a pixel: {', '.join(absent[:20])}{more}" if absent else ""
+        lines.append(f"classes: {len(used)} of {len(self.classes)} occur{without}")
+        if len(used) < 2:
+            lines.append(f"  a single class is nothing to tell apart; {ONE_CLASS}")
         for entry in sorted(used, key=lambda entry: -entry["share"])[:20]:
             lines.append(f"  {entry['id']:>4} {entry['name']:<28} {entry['share']:7.2%}  in {entry['images']} images")
         if len(used) > 20:
