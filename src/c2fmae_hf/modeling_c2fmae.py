@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -384,6 +385,8 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     _may_be_new: tuple[str, ...] = ()
     # Names in a saved file, which are timm's, and in this class.
     _timm_names: dict[str, str] | None = None
+    # Of the folder that the weights came from: saved with them.
+    license_text: str | None = None
     # How the package publishes a model: a function of the model, `repo_id` and options. The package sets it.
     _publish: Any = None
 
@@ -459,6 +462,9 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
                 f"{missing[:5]}{' ...' if len(missing) > 5 else ''} ({len(missing)}), unexpected "
                 f"{unexpected[:5]}{' ...' if len(unexpected) > 5 else ''} ({len(unexpected)}).{hint}"
             )
+        license_file = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "", "LICENSE")
+        if license_file.is_file():
+            model.license_text = license_file.read_text(encoding="utf-8")
         if image_size is not None:
             model.resize_positions(image_size)
         return (model, info) if output_loading_info else model
@@ -503,7 +509,8 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
         """
         As in transformers, with timm's names for what timm has, so that `timm.create_model("local-dir:...")` opens the
         folder: a classifier, or the encoder of any other class. `push_to_hub` publishes by
-        [`~C2FMAEPreTrainedModel.push_to_hub`]: the folder itself holds no card and no licence.
+        [`~C2FMAEPreTrainedModel.push_to_hub`]: the folder itself holds no card, and of licences that of the weights
+        which the model was loaded from, if these had one.
 
         Args:
             save_directory: The folder; its name is the repository's, if there is no `repo_id`.
@@ -523,6 +530,9 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
                 for name, value in (self.state_dict() if state_dict is None else state_dict).items()
             }
         super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
+        license_file = Path(save_directory, "LICENSE")
+        if self.license_text is not None and is_main_process and not license_file.exists():
+            license_file.write_text(self.license_text, encoding="utf-8")
         if push_to_hub and is_main_process:
             self.push_to_hub(for_hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **for_hub)
 
@@ -996,6 +1006,7 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
             name: value for name, value in self.c2fmae.state_dict().items() if not name.startswith("label_embed.")
         }
         encoder.load_state_dict(state, assign=True)
+        encoder.license_text = self.license_text
         return encoder.train(self.training)
 
 

@@ -104,6 +104,7 @@ def load_starting_point(source: str, *, counted_classes: int | None = None, **fi
     if lost:
         raise ValueError(f"{source}: expected the weights of a whole encoder, got none that fit {lost[:3]}")
     model.load_state_dict({**target, **taken})
+    model.license_text = start.license_text
     if keeps_decoder:
         _say("New", _parts(new, target), own, config)
         _say("Left out", _parts([name for name in weights if name not in target], weights), own, config)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..modeling_c2fmae import C2FMAEPreTrainedModel
 from ..utils.files import replace_folder, write_json
+from .licences import inherited_license
 from .model_card import DEFAULT_LICENSE, CardFacts, build_card, own_config
 from .records import Run, hub_name, runs_of_weights
 from .redaction import TOKEN_PATTERN
@@ -146,6 +147,10 @@ def write_repository(
     _check_name(repo_id)
     runs = runs_of_weights(runs, model)
     check_license(model, facts, license_text, runs)
+    inherited = inherited_license(model)
+    if inherited is not None:
+        license_text = inherited.text
+        facts = replace(facts or CardFacts(), license=inherited.license, license_name=inherited.license_name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: expected a new or an empty folder, got one with files")
     subfolder = (subfolder or "").strip("/") or None
@@ -178,9 +183,18 @@ def check_license(
     Weights that others have made, or that were trained further from such, are not ours to license.
 
     Raises:
-        [`HubError`]: if they have no licence, or another licence than Apache-2.0 has no text.
+        [`HubError`]: if they have no licence, another one than the weights that they were made from came with, or
+            another than Apache-2.0 without its text.
     """
     name = facts.license if facts is not None else None
+    inherited = inherited_license(model)
+    if inherited is not None:
+        if name not in (None, inherited.license):
+            raise HubError(
+                f"license: expected {inherited.license}, that of the weights which these were made from, got {name}; "
+                f"its text lies beside them and goes with what is made of them. Leave the licence out. {NOTHING}"
+            )
+        return
     own = own_config(model.config)
     others = [own.converted_from if own is not None else model.name_or_path or "another library's model"]
     others += [hub_name(model.name_or_path), *(run.record.get("base_model") for run in runs if run.role == "made")]

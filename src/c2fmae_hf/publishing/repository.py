@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from ..modeling_c2fmae import (
     C2FMAEPreTrainedModel,
 )
 from ..timm_c2fmae import convert_processor_to_timm, effective_statistics
+from .licences import own_license
 
 
 ENCODER_FILE = "model.safetensors"
@@ -208,7 +208,7 @@ def save_repository(
     if is_own and custom_code:
         changes["auto_map"] = _save_code(model, folder, processor)
     _update_json(folder / CONFIG_FILE, changes)
-    (folder / "LICENSE").write_text(license_text or _own_license(), encoding="utf-8")
+    (folder / "LICENSE").write_text(license_text or own_license(), encoding="utf-8")
     return sorted(file.name for file in folder.iterdir())
 
 
@@ -271,11 +271,3 @@ def _update_json(path: Path, changes: dict[str, Any], without: str | None = None
     content = {**json.loads(path.read_text(encoding="utf-8")), **changes}
     content.pop(without, None)
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _own_license() -> str:
-    distribution = metadata.distribution("c2fmae-hf")
-    text = distribution.read_text("licenses/LICENSE") or distribution.read_text("LICENSE")
-    if text is None:
-        raise FileNotFoundError("LICENSE: expected it in the installed package's metadata; pass license_text")
-    return text

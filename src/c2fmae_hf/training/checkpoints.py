@@ -25,6 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, rotate_checkpoints
 
+from ..publishing.licences import carry_license
 from ..utils.files import file_sha256, sync_folder, sync_tree, write_json
 
 
@@ -137,6 +138,8 @@ class DurableTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in transformers, but with `push_to_hub` it publishes nothing."""
         super().save_model(output_dir, _internal_call=True)
+        if self.args.should_save:
+            carry_license(self.accelerator.unwrap_model(self.model), output_dir or str(self.args.output_dir))
 
     def _get_output_dir(self, trial: Any) -> str:
         # Where the library writes a checkpoint; `finish_checkpoint` moves it.

@@ -99,6 +99,7 @@ def build_mask_rcnn(
     config = MaskRCNNConfig(backbone_config=backbone.config, **named_classes(id2label), **options)
     model = MaskRCNNForObjectDetection(config)
     model.backbone.load_state_dict(backbone.state_dict())
+    model.backbone.license_text = getattr(backbone, "license_text", None)  # type: ignore[assignment]
     return model
 
 
@@ -133,6 +134,7 @@ def build_mask2former(
     )
     model = Mask2FormerForUniversalSegmentation(config)
     model.model.pixel_level_module.encoder.load_state_dict(backbone.state_dict())
+    model.model.pixel_level_module.encoder.license_text = getattr(backbone, "license_text", None)
     return model
 
 

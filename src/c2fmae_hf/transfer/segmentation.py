@@ -92,6 +92,7 @@ def build_segmenter(
         )
     )
     model.backbone.load_state_dict(backbone.state_dict())
+    model.backbone.license_text = getattr(backbone, "license_text", None)
     return model
 
 

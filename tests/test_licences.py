@@ -1,0 +1,91 @@
+"""The licence of weights goes with what is made of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
+
+from c2fmae_hf import C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel
+from c2fmae_hf.interop.starting_point import load_starting_point
+from c2fmae_hf.publishing.hub import HubError, write_repository
+from c2fmae_hf.publishing.licences import inherited_license, own_license
+from c2fmae_hf.publishing.model_card import CardFacts
+from c2fmae_hf.transfer.detection import build_mask_rcnn
+from c2fmae_hf.transfer.segmentation import build_segmenter
+from testing_utils import with_fields
+
+
+@pytest.fixture
+def source(config, tmp_path):
+    """A small model laid out as the weights of the repository: a licence of its own, named in its card."""
+    model = C2FMAEForPreTraining(with_fields(config, num_hidden_layers=4))
+    folder = tmp_path / "source"
+    model.save_pretrained(folder)
+    (folder / "LICENSE").write_text("For research alone. Pass this text on.")
+    head = {"license": "other", "license_name": "research-alone", "license_link": "LICENSE"}
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(head)}---\n# A model\n")
+    return folder
+
+
+def published(model, folder, **options) -> tuple[dict, str]:
+    """The card's head, and the licence's text."""
+    write_repository(model, folder, "me/derived", **options)
+    head = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    return head, (folder / "LICENSE").read_text()
+
+
+def test_what_is_made_of_the_shipped_weights_is_under_their_licence(repository, tmp_path):
+    shipped = repository / "model_cards/c2fmae-vit-tiny-stl10"
+    model = AutoModelForImageClassification.from_pretrained(shipped, num_labels=2)
+    head, text = published(model, tmp_path / "published")
+    assert (head["license"], head["license_name"]) == ("other", "non-commercial-research")
+    assert text == (shipped / "LICENSE").read_text()
+    for freer in ("apache-2.0", "mit"):
+        with pytest.raises(HubError, match=f"expected other, that of the weights .* got {freer}; .*Nothing was publ"):
+            write_repository(
+                model, tmp_path / freer, "me/x", facts=CardFacts(license=freer), license_text="do as you like"
+            )
+        assert not (tmp_path / freer).exists()
+
+
+def test_a_stock_trainer_carries_the_text(source, tmp_path):
+    model = AutoModelForImageClassification.from_pretrained(source, num_labels=2)
+    rows = [{"pixel_values": torch.randn(3, 32, 32), "labels": index % 2} for index in range(4)]
+    args = TrainingArguments(str(tmp_path / "run"), max_steps=1, use_cpu=True, report_to="none", save_steps=1)
+    trainer = Trainer(model, args, train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
+    for folder in (tmp_path / "run", tmp_path / "run/checkpoint-1"):
+        assert (folder / "LICENSE").read_text() == "For research alone. Pass this text on."
+    again = C2FMAEForImageClassification.from_pretrained(tmp_path / "run")
+    head, text = published(again, tmp_path / "published")
+    assert (head["license"], head["license_name"], text) == ("other", "as-its-source", model.license_text)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "further pre-training", "detector", "segmenter"])
+def test_every_way_to_other_weights_keeps_it(source, config, tmp_path, kind):
+    if kind == "encoder":
+        model = C2FMAEForPreTraining.from_pretrained(source).image_encoder()
+    elif kind == "further pre-training":
+        model = load_starting_point(str(source))
+    elif kind == "detector":
+        small = {"pyramid_channels": 16, "num_box_convolutions": 1, "num_mask_convolutions": 1, "box_hidden_size": 32}
+        model = build_mask_rcnn(str(source), {0: "a"}, image_size=32, max_image_size=64, **small)
+    else:
+        model = build_segmenter(str(source), {0: "a", 1: "b"}, head="upernet", head_channels=16)
+    inherited = inherited_license(model)
+    assert inherited is not None
+    assert inherited.text == "For research alone. Pass this text on."
+
+
+def test_a_model_of_one_s_own_is_under_apache(config, tmp_path):
+    model = C2FMAEModel(config)
+    assert inherited_license(model) is None
+    head, text = published(model, tmp_path / "first")
+    assert (head["license"], text.split()) == ("apache-2.0", own_license().split())
+    again = C2FMAEModel.from_pretrained(tmp_path / "first")  # beside whose weights lies Apache-2.0
+    assert inherited_license(again) is None
+    again.save_pretrained(tmp_path / "second")
+    assert (tmp_path / "second/LICENSE").is_file()
