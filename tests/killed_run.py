@@ -73,6 +73,8 @@ class DieAt(TrainerCallback):
 def main(folder: str, source: str, num_workers: str, accumulation: str, moment: str) -> None:
     kind, _, step = moment.partition("-")
     os.setpgrp()  # its workers and itself, whoever started it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which `nohup` would have it ignore, as a background job SIGINT
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     die_at = DieAt(kind, int(step or -1))
     config = small_config(drop_path_rate=0.1, decoder_prediction_ratio=0.5)
     trainer = make_trainer(

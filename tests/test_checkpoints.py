@@ -98,9 +98,22 @@ def test_a_file_that_was_cut_off_is_named(config, rows, tmp_path):
 class Kill(TrainerCallback):
     """A signal to the process itself, in a step."""
 
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        self.number = number
+
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
+
+
+def test_what_nohup_has_a_run_ignore_it_ignores(config, rows, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer = make_trainer(config, rows, tmp_path, callbacks=[Kill(signal.SIGHUP)], max_steps=6)
+        assert trainer.train().global_step == 6
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_sigterm_saves_and_then_ends_the_process(config, rows, tmp_path):

@@ -276,7 +276,8 @@ def locked(folder: Path) -> Iterator[None]:
 def noted_signals(callback: CheckpointCallback) -> Iterator[None]:
     """
     Tell the callback of a signal that asks the process to end, instead of ending it; a second Ctrl-C interrupts at
-    once. In the main thread, which alone gets signals.
+    once. What the process was started to ignore, as `nohup` starts it, it ignores. In the main thread, which alone
+    gets signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -287,7 +288,8 @@ def noted_signals(callback: CheckpointCallback) -> Iterator[None]:
             raise KeyboardInterrupt
         callback.received = number
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
     try:
         yield
     finally:
