@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 
@@ -257,3 +258,24 @@ def test_decompression_bombs(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match="expected at most 200 pixels, got an image that claims more"):
         open_image(PHOTO)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", tmp_path):
+        with pytest.raises(ValueError, match=r"cannot be opened: expected a file, got .*, which is none"):
+            open_image(str(path))
+
+
+def test_a_map_of_another_size_is_refused_before_it_is_read(monkeypatch):
+    content = encoded(Image.new("L", (1200, 1200)), "PNG")
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("was read"))
+    with pytest.raises(ValueError, match=r"expected the image's size 96x96 .* got 1200x1200"):
+        open_image(content, image_size=(96, 96))
+
+
+def test_there_is_one_door(repository):
+    """Photographs and maps of others come in by `open_image` alone."""
+    package = repository / "src/c2fmae_hf"
+    doors = [path for path in package.rglob("*.py") if "Image.open(" in path.read_text(encoding="utf-8")]
+    assert doors == [package / "images.py"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from typing import Any
 
 import numpy as np
@@ -158,13 +159,17 @@ def to_label_map(image: Image.Image) -> np.ndarray:
     return label_map
 
 
-def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+def open_image(
+    value: Any, max_pixels: int = MAX_IMAGE_PIXELS, image_size: tuple[int, int] | None = None
+) -> Image.Image:
     """
     Open and fully read what an undecoded `datasets.Image` column holds.
 
     Args:
         value: `{"bytes": ..., "path": ...}`, encoded bytes, a path, or a PIL image.
         max_pixels (`int`): A larger image is refused before it is read: a small file can claim any size.
+        image_size (`tuple[int, int]`, *optional*): Of a label map, `(height, width)` of its image; a map that is
+            neither of that size nor stored at a stride is refused before it is read.
 
     Raises:
         `ValueError`: if it cannot be decoded; the message says why.
@@ -178,6 +183,10 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
             raise ValueError(f"expected an encoded image, a path or a PIL image, got {type(value).__name__}")
         if len(value) == 0:
             raise ValueError(f"expected an encoded image, got {'zero bytes' if value == b'' else 'an empty path'}")
+        if (
+            isinstance(value, str) and os.path.exists(value) and not os.path.isfile(value)
+        ):  # a pipe would be waited for
+            raise ValueError(f"cannot be opened: expected a file, got {value!r}, which is none")
         try:
             image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value, formats=IMAGE_FORMATS)
         except UnidentifiedImageError as error:
@@ -189,6 +198,8 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
             raise ValueError(f"cannot be opened: {_explain(error)}") from error
     if image.width * image.height > max_pixels:
         raise ValueError(f"expected at most {max_pixels} pixels, got {image.width} x {image.height}")
+    if image_size is not None:
+        check_map_size((image.height, image.width), image_size)
     if changed := changed_greys(image):
         image.info[_CHANGED] = changed
     try:
@@ -226,6 +237,22 @@ def map_stride(map_size: tuple[int, int], image_size: tuple[int, int]) -> int | 
     return None
 
 
+def check_map_size(map_size: tuple[int, int], image_size: tuple[int, int]) -> int:
+    """
+    The stride that [`map_stride`] finds.
+
+    Raises:
+        `ValueError`: if the map has neither the image's size nor that size at a stride.
+    """
+    stride = map_stride(map_size, image_size)
+    if stride is None:
+        raise ValueError(
+            f"expected the image's size {image_size[1]}x{image_size[0]} (width x height), or that size at a stride of "
+            f"up to {MAX_MAP_STRIDE}, got {map_size[1]}x{map_size[0]}"
+        )
+    return stride
+
+
 def expand_label_map(label_map: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     """
     A label map stored at a stride at its image's size: each pixel takes the id of the cell that it lies in.
@@ -237,13 +264,7 @@ def expand_label_map(label_map: np.ndarray, image_size: tuple[int, int]) -> np.n
     Raises:
         `ValueError`: if the map has neither the image's size nor that size at a stride.
     """
-    stride = map_stride((label_map.shape[0], label_map.shape[1]), image_size)
-    if stride is None:
-        height, width = label_map.shape
-        raise ValueError(
-            f"expected the image's size {image_size[1]}x{image_size[0]} (width x height), or that size at a stride of "
-            f"up to {MAX_MAP_STRIDE}, got {width}x{height}"
-        )
+    stride = check_map_size((label_map.shape[0], label_map.shape[1]), image_size)
     if stride == 1:
         return label_map
     height, width = image_size

@@ -194,7 +194,7 @@ def read_originals(rows: Sequence[dict[str, Any]], on_bad_row: str) -> tuple[lis
             maps = {}
             for column in MAP_COLUMNS:
                 if row.get(column) is not None:
-                    label_map = to_label_map(open_image(row[column]))
+                    label_map = to_label_map(open_image(row[column], image_size=(image.height, image.width)))
                     maps[column] = expand_label_map(label_map, (image.height, image.width))
         except ValueError as error:
             message = f"{row['name']}, {column}: {error}"

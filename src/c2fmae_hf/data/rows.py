@@ -75,7 +75,7 @@ class RowReader:
             for column in self.map_columns:
                 if row[column] is None:
                     continue
-                label_map = to_label_map(open_image(row[column]))
+                label_map = to_label_map(open_image(row[column], image_size=(image.height, image.width)))
                 if column == "semantic":
                     self._check_classes(label_map)
                 maps[column] = expand_label_map(label_map, (image.height, image.width))

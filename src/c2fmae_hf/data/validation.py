@@ -143,7 +143,7 @@ def inspect_row(row: Mapping[str, Any], num_classes: int | None) -> RowReport:
         for column in MAP_COLUMNS:
             if row.get(column) is None:
                 continue
-            stored = to_label_map(open_image(row[column]))
+            stored = to_label_map(open_image(row[column], image_size=report.image_size))
             maps[column] = expand_label_map(stored, report.image_size)
             report.bytes[column] = _num_bytes(row[column])
             report.stride = map_stride((stored.shape[0], stored.shape[1]), report.image_size)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
+from ..images import open_image
 from ..utils.files import replace_file
 from .captions import Picture
 
@@ -45,8 +45,7 @@ def write_gallery(
 
 
 def _entry(picture: Picture) -> dict[str, Any]:
-    with Image.open(picture.path) as image:
-        width, height = image.size
+    width, height = open_image(str(picture.path)).size
     entries = picture.facts.entries()
     return {
         "title": picture.title,

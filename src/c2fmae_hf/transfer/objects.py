@@ -124,7 +124,7 @@ class MapObjects:
             for column in ("semantic", "instance"):
                 if row[column] is None:
                     raise ValueError("expected a label map, got none")
-                label_map = to_label_map(open_image(row[column]))
+                label_map = to_label_map(open_image(row[column], image_size=(image.height, image.width)))
                 maps.append(expand_label_map(label_map, (image.height, image.width)))
         except ValueError as error:
             raise ValueError(f"row {index}, column {column!r}: {error}") from error

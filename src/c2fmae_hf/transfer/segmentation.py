@@ -260,7 +260,7 @@ class SemanticSegmentationDataset(Dataset):
             column = "semantic"
             if row["semantic"] is None:
                 raise ValueError("expected a map of classes, got none")
-            label_map = to_label_map(open_image(row["semantic"]))
+            label_map = to_label_map(open_image(row["semantic"], image_size=(image.height, image.width)))
             if label_map.max() >= self.num_labels:
                 raise ValueError(f"expected class ids in [0, {self.num_labels}), got {label_map.max()}")
             label_map = expand_label_map(label_map, (image.height, image.width))

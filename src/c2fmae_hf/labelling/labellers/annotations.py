@@ -342,7 +342,7 @@ class ColumnsLabeller(AnnotationLabeller):
             if value is None:
                 raise ValueError(f"has no {column!r} map")
             try:
-                maps.append(expand_label_map(to_label_map(open_image(value)), size))
+                maps.append(expand_label_map(to_label_map(open_image(value, image_size=size)), size))
             except ValueError as error:
                 raise ValueError(f"column {column!r}: {error}") from error
         return LabelMaps(maps[0], maps[1] if len(maps) > 1 else None)
