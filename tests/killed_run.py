@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -60,7 +61,8 @@ class DieAt(TrainerCallback):
 
     def send(self) -> None:
         where, _, name = self.kind.rpartition("_")
-        (os.killpg if where else os.kill)(os.getpgrp() if where else os.getpid(), signal.Signals[name])
+        target = f"-{os.getpgrp()}" if where else str(os.getpid())
+        subprocess.run(["kill", "-s", name.removeprefix("SIG"), "--", target], start_new_session=True, check=True)
 
     def on_prediction_step(self, args, state, control, **kwargs):
         if self.kind.startswith("evaluating") and state.global_step == self.step:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import multiprocessing
 
 import datasets
 import pytest
@@ -326,6 +328,13 @@ def test_persistent_workers_train_the_same(config, rows, tmp_path, context):
         trainer.train()
     keys = ("loss", "masked_semantic", "masked_instance", "masked_random")
     assert logged(plain, *keys) == logged(workers, *keys)
+    started = [child for child in multiprocessing.active_children() if child.daemon]
+    assert started
+    del trainer, workers
+    gc.collect()
+    for child in started:  # which a loader ends by SIGTERM
+        child.join(timeout=20)
+        assert not child.is_alive()
 
 
 def test_streaming_resumes_to_the_same_weights(config, rows, tmp_path):

@@ -28,6 +28,7 @@ from .modeling_c2fmae import (
     C2FMAEModel,
     C2FMAEPreTrainedModel,
 )
+from .publishing.licences import carry_license, note_license
 from .transfer.image_processing_mask_rcnn import MaskRCNNImageProcessor
 from .transfer.modeling_encoder_backbone import EncoderBackbone, EncoderBackboneConfig
 from .transfer.modeling_mask_rcnn import MaskRCNNConfig, MaskRCNNForObjectDetection
@@ -97,6 +98,8 @@ def _publish(model: C2FMAEPreTrainedModel, repo_id: str, **kwargs: Any) -> Any:
 
 
 C2FMAEPreTrainedModel._publish = _publish
+C2FMAEPreTrainedModel._loaded_from = note_license
+C2FMAEPreTrainedModel._saved_to = carry_license
 AutoConfig.register(C2FMAEConfig.model_type, C2FMAEConfig)
 AutoImageProcessor.register(C2FMAEConfig, image_processor_classes={"torchvision": C2FMAEImageProcessor})
 AutoModel.register(C2FMAEConfig, C2FMAEModel)

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -385,10 +384,13 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     _may_be_new: tuple[str, ...] = ()
     # Names in a saved file, which are timm's, and in this class.
     _timm_names: dict[str, str] | None = None
-    # Of the folder that the weights came from: saved with them.
+    # The licence that lay beside the weights which the model was loaded from.
     license_text: str | None = None
-    # How the package publishes a model: a function of the model, `repo_id` and options. The package sets it.
+    # How the package publishes a model, a function of the model, `repo_id` and options; and what it does about the
+    # licence in the folder that a model was loaded from, and is saved to. The package sets them.
     _publish: Any = None
+    _loaded_from: Any = None
+    _saved_to: Any = None
 
     def __init__(self, config: C2FMAEConfig, *args, **kwargs) -> None:
         # Fields that `from_pretrained` overrides are set on the finished configuration, past its checks.
@@ -462,9 +464,8 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
                 f"{missing[:5]}{' ...' if len(missing) > 5 else ''} ({len(missing)}), unexpected "
                 f"{unexpected[:5]}{' ...' if len(unexpected) > 5 else ''} ({len(unexpected)}).{hint}"
             )
-        license_file = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "", "LICENSE")
-        if license_file.is_file():
-            model.license_text = license_file.read_text(encoding="utf-8")
+        if model._loaded_from is not None:
+            model._loaded_from(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         if image_size is not None:
             model.resize_positions(image_size)
         return (model, info) if output_loading_info else model
@@ -530,9 +531,8 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
                 for name, value in (self.state_dict() if state_dict is None else state_dict).items()
             }
         super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
-        license_file = Path(save_directory, "LICENSE")
-        if self.license_text is not None and is_main_process and not license_file.exists():
-            license_file.write_text(self.license_text, encoding="utf-8")
+        if self._saved_to is not None and is_main_process:
+            self._saved_to(save_directory)
         if push_to_hub and is_main_process:
             self.push_to_hub(for_hub.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **for_hub)
 

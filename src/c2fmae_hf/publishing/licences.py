@@ -63,6 +63,13 @@ def inherited_license(model: nn.Module) -> Inherited | None:
     return Inherited(text, license, name if license == "other" else None)
 
 
+def note_license(model: Any, name: str | os.PathLike, subfolder: str = "") -> None:
+    """Keep the text of the licence, if the folder that a model was loaded from has one."""
+    path = Path(name, subfolder, LICENSE_FILE)
+    if path.is_file():
+        model.license_text = path.read_text(encoding="utf-8")
+
+
 def carry_license(model: nn.Module, folder: str | os.PathLike) -> None:
     """Write the licence that a model's weights came with beside them, if there is one and none is there."""
     inherited, path = inherited_license(model), Path(folder) / LICENSE_FILE
@@ -70,4 +77,4 @@ def carry_license(model: nn.Module, folder: str | os.PathLike) -> None:
         path.write_text(inherited.text, encoding="utf-8")
 
 
-__all__ = ["Inherited", "carry_license", "inherited_license"]
+__all__ = ["Inherited", "carry_license", "inherited_license", "note_license"]

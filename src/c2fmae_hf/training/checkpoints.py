@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import logging
-import multiprocessing.util
+import multiprocessing
 import os
 import shutil
 import signal
@@ -299,27 +299,31 @@ def noted_signals(callback: CheckpointCallback) -> Iterator[None]:
 
 def shielded(loader: DataLoader) -> DataLoader:
     """
-    Let a loader's workers ignore signals that ask to end: schedulers and terminals send them to all processes of a
-    group, and without its workers the trainer could not finish its step and save.
+    Let a loader's workers ignore signals that ask to end, unless they are the trainer's own: schedulers and terminals
+    send them to all processes of a group, and without its workers the trainer could not finish its step and save.
+    Where the system does not tell who sent a signal (macOS), SIGTERM ends workers as ever.
     """
     inner = getattr(loader, "base_dataloader", loader)  # within accelerate's
     inner.worker_init_fn = functools.partial(_ignore_signals, inner.worker_init_fn)
-    # multiprocessing ends what is left of its daemons by SIGTERM, too, and then waits for them.
-    multiprocessing.util.Finalize(None, _kill_daemons, exitpriority=100)
     return loader
 
 
 def _ignore_signals(then: Callable[[int], None] | None, worker: int) -> None:
-    for number in SIGNALS:
+    for number in set(SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if hasattr(signal, "sigwaitinfo") and parent is not None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(parent.pid,), daemon=True).start()
     if then is not None:
         then(worker)
 
 
-def _kill_daemons() -> None:
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+def _end_when_told(parent: int) -> None:
+    """A loader ends workers that it has no use for by SIGTERM."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 __all__ = ["MANIFEST_FILE", "STAGING_FOLDER", "DurableTrainer", "check_checkpoint"]
