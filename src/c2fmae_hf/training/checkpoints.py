@@ -43,8 +43,8 @@ _ARGUMENTS = (
 _NO_SETTINGS = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path")
 # Data-loading workers inherit the lock, and notice within 5 seconds that their parent was killed.
 LOCK_SECONDS = 10
-# That ask a process to end: of schedulers, of Ctrl-C, of a terminal that is closed.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# That ask a process to end: of schedulers, of Ctrl-C, of a terminal that is closed (which Windows has not).
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class DurableTrainer(Trainer):
