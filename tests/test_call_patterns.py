@@ -1,4 +1,4 @@
-"""What other people's programs do with a model (tests/call_patterns.py), on ours, and docs/conformity.md's table."""
+"""Runs tests/call_patterns.py on our models, and holds the table of docs/conformity.md to its record."""
 
 from __future__ import annotations
 

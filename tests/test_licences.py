@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
+from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, ViTConfig, ViTModel
 
 from c2fmae_hf import C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel
 from c2fmae_hf.interop.starting_point import load_starting_point
@@ -14,7 +14,7 @@ from c2fmae_hf.publishing.licences import inherited_license, own_license
 from c2fmae_hf.publishing.model_card import CardFacts
 from c2fmae_hf.transfer.detection import build_mask_rcnn
 from c2fmae_hf.transfer.segmentation import build_segmenter
-from testing_utils import with_fields
+from testing_utils import load_command, with_fields
 
 
 @pytest.fixture
@@ -78,6 +78,29 @@ def test_every_way_to_other_weights_keeps_it(source, config, tmp_path, kind):
     inherited = inherited_license(model)
     assert inherited is not None
     assert inherited.text == "For research alone. Pass this text on."
+
+
+@pytest.mark.parametrize("format", ["c2fmae", "timm", "vit"])
+def test_a_conversion_carries_the_text(source, tmp_path, format):
+    load_command("convert").main([str(source), str(tmp_path / "out"), "--format", format, "--encoder_only"])
+    assert (tmp_path / "out/LICENSE").read_text() == "For research alone. Pass this text on."
+
+
+def test_a_text_that_others_gave_a_vit_comes_with_its_conversion(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8), add_pooling_layer=False).save_pretrained(
+        tmp_path / "vit"
+    )
+    (tmp_path / "vit/LICENSE").write_text("Theirs.")
+    load_command("convert").main([str(tmp_path / "vit"), str(tmp_path / "out")])
+    assert (tmp_path / "out/LICENSE").read_text() == "Theirs."
+    assert load_starting_point(str(tmp_path / "vit")).license_text == "Theirs."
+
+
+def test_a_later_card_cannot_make_a_text_apache(source, tmp_path):
+    (source / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    head, text = published(C2FMAEModel.from_pretrained(source), tmp_path / "published")
+    assert (head["license"], text) == ("other", "For research alone. Pass this text on.")
 
 
 def test_a_model_of_one_s_own_is_under_apache(config, tmp_path):

@@ -95,7 +95,7 @@ TIMM_KEYS = (
 
 _MOST = 4096
 
-# All that these classes save timm's `VisionTransformer` has, too.
+# Everything that these two classes save has a place in timm's `VisionTransformer`.
 _ENCODER_CLASS = "C2FMAEModel"
 _CLASSIFIER_CLASS = "C2FMAEForImageClassification"
 
@@ -525,7 +525,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         }
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
-        """Write the configuration with timm's keys. Of another class than a classifier timm takes the encoder."""
+        """Write the configuration with timm's keys. timm loads all of a classifier, of others the encoder."""
         self.number_labels()
         content = json.loads(self.to_json_string(use_diff=use_diff))
         model_class = (self.architectures or [""])[0]

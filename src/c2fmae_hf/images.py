@@ -20,7 +20,7 @@ MAX_IMAGE_PIXELS = 150_000_000
 MAX_MAP_STRIDE = 16
 # WebP, JPEG 2000 and AVIF may be stored without losses, but what Pillow says of a file does not tell.
 _LOSSLESS_FORMATS = ("PNG", "BMP", "DIB", "PPM", "TGA")
-# Where `open_image` notes that greys are not as they were stored; Pillow forgets it when it has read the file.
+# The key of `image.info` under which `open_image` keeps what `changed_greys` says; once read, Pillow no longer knows.
 _CHANGED = "c2fmae_changed_greys"
 _LOSSLESS_IN_TIFF = (
     *("raw", "tiff_raw_16", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "lzma", "zstd"),
@@ -96,7 +96,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def changed_greys(image: Image.Image) -> str | None:
-    """Of an image that is opened, but not read: how Pillow will change its greys; `None` if it will not."""
+    """Say how Pillow will change the greys of an image that it has opened but not read yet; `None` if it will not."""
     for tile in getattr(image, "tile", None) or ():
         raw, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
         layout = str(raw).partition(";")[2]
@@ -183,9 +183,8 @@ def open_image(
             raise ValueError(f"expected an encoded image, a path or a PIL image, got {type(value).__name__}")
         if len(value) == 0:
             raise ValueError(f"expected an encoded image, got {'zero bytes' if value == b'' else 'an empty path'}")
-        if (
-            isinstance(value, str) and os.path.exists(value) and not os.path.isfile(value)
-        ):  # a pipe would be waited for
+        # Opening a pipe would wait for somebody to write to it.
+        if isinstance(value, str) and os.path.exists(value) and not os.path.isfile(value):
             raise ValueError(f"cannot be opened: expected a file, got {value!r}, which is none")
         try:
             image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value, formats=IMAGE_FORMATS)

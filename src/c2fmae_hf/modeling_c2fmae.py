@@ -331,7 +331,7 @@ def _others(*own: str) -> list[str]:
 
 # The encoder's weights, by their first name. A saved file has them at its root, where timm looks for them.
 _ENCODER_PARTS = ("patch_embed", "cls_token", "pos_embed", "blocks", "norm", "label_embed")
-# What a saved file may hold besides, and timm has not.
+# Parts of a saved file that timm's model does not have.
 BEYOND_TIMM = ("decoder", "decode_head", "fpn", "label_embed")
 
 

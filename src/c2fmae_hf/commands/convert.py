@@ -33,6 +33,7 @@ from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..interop.conversion import FORMATS, convert_from_c2fmae
 from ..interop.processors import convert_processor_to_vit
 from ..interop.sources import find_processor, load_source
+from ..publishing.licences import carry_license
 from ..timm_c2fmae import convert_processor_to_timm
 from ..utils.files import replace_folder
 from .arguments import CommandParser
@@ -115,6 +116,7 @@ def write(output: Path, model: PreTrainedModel, target: nn.Module, processor: C2
         if "pretrained_cfg" in config:  # by which timm knows how to prepare images
             config["pretrained_cfg"].update(convert_processor_to_timm(processor))
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        carry_license(model, folder)
 
 
 def main(args: list[str] | None = None) -> float:

@@ -112,7 +112,7 @@ def check_classes(model: nn.Module, id2label: Mapping[int, str], is_named: bool)
 
 
 def words_of(args: FineTuningArguments) -> str:
-    """What the best epoch is told by."""
+    """The score that chooses the best epoch, in words."""
     name = str(args.metric_for_best_model)
     return {"ranked_accuracy": "accuracy, then loss"}.get(name, name)
 

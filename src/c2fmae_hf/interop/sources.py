@@ -17,6 +17,7 @@ from ..configuration_c2fmae import C2FMAEConfig
 from ..constants import IMAGENET_MEAN, IMAGENET_STD
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..modeling_c2fmae import C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel
+from ..publishing.licences import note_license
 from ..publishing.repository import check_saved, not_found
 from ..timm_c2fmae import effective_statistics
 from .conversion import LEFT_OUT, build_timm, convert_to_c2fmae, read_state_dict
@@ -86,7 +87,9 @@ def load_source(
         if model_args or architecture:
             raise ValueError("--architecture, --image_size, --num_attention_heads: expected none beside a config.json")
         if isinstance(config, C2FMAEConfig):
-            return load_c2fmae(source, config, **fields)
+            own, original = load_c2fmae(source, config, **fields)
+            note_license(own, source)
+            return own, original
         if isinstance(config, TimmWrapperConfig):
             is_old = Path(source).is_dir() and not (Path(source) / SAFE_WEIGHTS_NAME).is_file()
             file: Any = cached_file(source, WEIGHTS_NAME if is_old else SAFE_WEIGHTS_NAME)
@@ -100,6 +103,7 @@ def load_source(
     model.config.converted_from = Path(source).name if Path(source).exists() else source
     if isinstance(model, C2FMAEForImageClassification) and config and len(config.id2label) == model.config.num_labels:
         model.config.id2label, model.config.label2id = config.id2label, config.label2id
+    note_license(model, source)
     return model, original
 
 

@@ -57,7 +57,8 @@ def inherited_license(model: nn.Module) -> Inherited | None:
     if (folder / LICENSE_FILE).is_file() and (folder / "README.md").is_file():
         try:
             data = ModelCard.load(folder / "README.md").data
-            license, name = data.license or license, data.license_name or name
+            if data.license != "apache-2.0":  # which the text is not, whatever a later card says
+                license, name = data.license or license, data.license_name or name
         except (ValueError, yaml.YAMLError):  # no card of a model
             pass
     return Inherited(text, license, name if license == "other" else None)

@@ -34,7 +34,7 @@ STAGING_FOLDER = ".checkpoint-being-written"
 LOCK_FILE = ".lock"
 MANIFEST_FILE = "files.json"
 SETTINGS_FILE = "settings.json"
-# Of the library's arguments, those that the steps depend on; of a configuration, what they do not depend on.
+# Arguments of the library that change what is trained; and fields of a model's configuration that do not.
 _ARGUMENTS = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"),
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "label_smoothing_factor"),
@@ -43,7 +43,7 @@ _ARGUMENTS = (
 _NO_SETTINGS = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path")
 # Data-loading workers inherit the lock, and notice within 5 seconds that their parent was killed.
 LOCK_SECONDS = 10
-# That ask a process to end: of schedulers, of Ctrl-C, of a terminal that is closed (which Windows has not).
+# Sent by schedulers, by Ctrl-C and by a terminal that is closed; Windows has no SIGHUP.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
@@ -96,7 +96,7 @@ class DurableTrainer(Trainer):
         return output
 
     def _settings(self) -> dict[str, Any]:
-        """What the steps depend on, as JSON has it: of the arguments, and of the model's configuration."""
+        """The arguments and the fields of the model's configuration that training depends on, ready for JSON."""
         config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
         settings = (
             {name: value for name, value in config.to_dict().items() if name not in _NO_SETTINGS} if config else {}

@@ -349,7 +349,7 @@ class C2FMAETrainer(PublishingTrainer):
 
 
 def _checksum(value: Any) -> str:
-    """Of what an undecoded image column holds; of a path, of the file's content."""
+    """Checksum of an undecoded image: of its bytes, or of the file that its path names."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
