@@ -291,14 +291,14 @@ def test_images_without_annotation_or_with_one_of_another_size_are_rejected(tmp_
         for entry in map(json.loads, (tmp_path / "out" / "rejects.jsonl").read_text().splitlines())
     }
     assert "has no annotation" in reasons["r0.jpg"]
-    assert "expected the image's size (48, 48)" in reasons["r1.jpg"]
+    assert "r1.png: expected the image's size 48x48 (width x height)" in reasons["r1.jpg"]
     assert "expected class ids in [0, 5), got 77" in reasons["r2.jpg"]
     assert "expected a single-channel" in reasons["r3.jpg"]
 
 
 def test_a_file_that_is_no_coco_json(tmp_path):
     (tmp_path / "a.json").write_text('{"images": 3}')
-    with pytest.raises(ValueError, match=r"annotations: expected COCO's 'coco' format in .*a\.json"):
+    with pytest.raises(ValueError, match=r"annotations: expected COCO's instances format in .*a\.json"):
         CocoInstancesLabeller(tmp_path, tmp_path / "a.json")
 
 
@@ -340,3 +340,138 @@ def test_real_photographs_in_columns(tmp_path, shared_data):
         labeller = ColumnsLabeller({i: f"class {i}" for i in range(134)})
         source = open_source(str(shared_data / f"{name}.parquet"), columns=labeller.columns)
         assert_same(label(labeller, source, tmp_path / name), load_shared(shared_data, f"{name}.parquet"))
+
+
+# --- annotations that do not fit
+
+
+def rejected(labeller, output: Path) -> dict[str, str]:
+    """Reasons by the name of the image."""
+    label_images(labeller.source(), labeller, output)
+    lines = (output / "rejects.jsonl").read_text().splitlines()
+    return {entry["image_id"]: entry["reason"] for entry in map(json.loads, lines)}
+
+
+PANOPTIC = {
+    "an unknown category": lambda entry, colours: entry["segments_info"][0].update(category_id=99),
+    "a category that is a list": lambda entry, colours: entry["segments_info"][0].update(category_id=[1]),
+    "no id": lambda entry, colours: entry["segments_info"][0].pop("id"),
+    "an id as text": lambda entry, colours: entry["segments_info"][0].update(id="70300"),
+    "an id of 40 bits": lambda entry, colours: entry["segments_info"][0].update(id=1 << 40),
+    "an id twice": lambda entry, colours: entry["segments_info"].append(dict(entry["segments_info"][0])),
+    "a segment that is not drawn": lambda entry, colours: entry["segments_info"].append({"id": 9, "category_id": 1}),
+    "a drawn segment that is not listed": lambda entry, colours: entry["segments_info"].pop(),
+    "segments that are no list": lambda entry, colours: entry.update(segments_info="none"),
+    "a file elsewhere": lambda entry, colours: entry.update(file_name="../panoptic/r0.png"),
+    "no file": lambda entry, colours: entry.pop("file_name"),
+    "a file that is not there": lambda entry, colours: entry.update(file_name="other.png"),
+    "greys": lambda entry, colours: Image.open(colours).convert("L").save(colours),
+    "another size": lambda entry, colours: Image.open(colours).crop((0, 0, 40, 48)).save(colours),
+    "a huge one": lambda entry, colours: Image.new("RGB", (9000, 9000)).save(colours),
+    "a JPEG": lambda entry, colours: Image.open(colours).save(colours, "JPEG"),
+    "half a file": lambda entry, colours: colours.write_bytes(colours.read_bytes()[:200]),
+}
+
+
+@pytest.mark.parametrize("change", PANOPTIC.values(), ids=list(PANOPTIC))
+def test_a_panoptic_entry_that_does_not_fit_rejects_its_image_alone(tmp_path, change):
+    examples = drop_ignored(read_examples(make_rows(3)))
+    path = write_panoptic(tmp_path, examples, things={1, 2, 3, 4}, num_classes=5)
+    content = json.loads(path.read_text())
+    change(content["annotations"][0], tmp_path / "panoptic" / "r0.png")
+    path.write_text(json.dumps(content))
+    reasons = rejected(CocoPanopticLabeller(tmp_path / "images", path), tmp_path / "out")
+    assert reasons.keys() == {"r0.jpg"}
+    assert (
+        "expected " in reasons["r0.jpg"] or "has no annotation" in reasons["r0.jpg"] or "decode" in reasons["r0.jpg"]
+    )
+
+
+FILES = {
+    "images that are no list": (lambda content: content.update(images=3), "images: expected a list"),
+    "no categories": (lambda content: content.pop("categories"), "categories: expected a list"),
+    "a category without a name": (lambda content: content["categories"][0].pop("name"), "expected categories with id"),
+    "a category twice": (lambda content: content["categories"][1].update(id=1), "expected the id of categories"),
+    "an image without an id": (lambda content: content["images"][0].pop("id"), "expected images with an id"),
+    "an image twice": (lambda content: content["images"][0].update(id=1), "expected the id of images to be unique"),
+    "a name twice": (lambda content: content["images"][0].update(file_name="r1.jpg"), "got 'r1.jpg' 2 times"),
+    "an annotation of nothing": (lambda content: content["annotations"][0].pop("image_id"), "with an image_id"),
+    "isthing as text": (lambda content: content["categories"][0].update(isthing="yes"), "isthing (0 or 1)"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), FILES.values(), ids=list(FILES))
+def test_a_file_that_cannot_be_read_as_one_is_refused_at_once(tmp_path, change, message):
+    path = write_panoptic(tmp_path, drop_ignored(read_examples(make_rows(2))), things={1}, num_classes=5)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"annotations: expected COCO's panoptic format in .*panoptic\.json") as error:
+        CocoPanopticLabeller(tmp_path / "images", path)
+    assert message in str(error.value)
+
+
+def test_annotations_of_unknown_images_are_counted_and_images_without_one_rejected(tmp_path, caplog):
+    path = write_panoptic(tmp_path, drop_ignored(read_examples(make_rows(3))), things={1}, num_classes=5)
+    content = json.loads(path.read_text())
+    content["annotations"][0]["image_id"] = 77
+    content["annotations"].append(dict(content["annotations"][1]))
+    path.write_text(json.dumps(content))
+    labeller = CocoPanopticLabeller(tmp_path / "images", path)
+    assert "left out 1 annotations of images that it does not list, the first of image_id 77" in caplog.text
+    reasons = rejected(labeller, tmp_path / "out")
+    assert "expected one annotation in panoptic.json, got 0" in reasons["r0.jpg"]
+    assert "expected one annotation in panoptic.json, got 2" in reasons["r1.jpg"]
+
+
+def test_names_that_lead_out_of_the_folder_are_not_read(tmp_path):
+    examples = drop_ignored(read_examples(make_rows(3)))
+    path = write_coco(tmp_path, examples, 5)
+    content = json.loads(path.read_text())
+    (tmp_path / "secret.jpg").write_bytes(examples[0].jpeg)
+    content["images"][0]["file_name"] = "../secret.jpg"
+    content["images"][1]["file_name"] = None
+    path.write_text(json.dumps(content))
+    reasons = rejected(CocoInstancesLabeller(tmp_path / "images", path), tmp_path / "coco")
+    assert reasons.keys() == {"../secret.jpg", "None"}
+    assert "within the image folder" in reasons["../secret.jpg"]
+
+    (tmp_path / "images").rename(tmp_path / "JPEGImages")
+    for example in examples:
+        save_map(tmp_path / "SegmentationClass" / f"{example.name}.png", example.semantic)
+        save_map(tmp_path / "SegmentationObject" / f"{example.name}.png", example.instance)
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    names = tmp_path / "ImageSets" / "Segmentation" / "train.txt"
+    names.write_text("r1\n\nr2\n../secret\n")
+    assert rejected(VocLabeller(tmp_path), tmp_path / "voc").keys() == {"../secret.jpg"}
+    names.write_text("r1\nr2\nr1\n")
+    with pytest.raises(ValueError, match=r"every name in .*train\.txt to be unique, got 'r1' 2 times"):
+        VocLabeller(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"names of images in .*test\.txt, found no such file"):
+        VocLabeller(tmp_path, "test")
+
+
+def test_ade20k_maps_and_names_that_do_not_fit(tmp_path, examples):
+    write_images(tmp_path / "images" / "training", examples[:4])
+    lines = ["Idx\tRatio\tTrain\tVal\tName", *(f"{i + 1}\t0.1\t9\t9\tname {i}, other" for i in range(150))]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(lines) + "\n")
+    folder, instances = tmp_path / "annotations" / "training", tmp_path / "annotations_instance" / "training"
+    for example in examples[:4]:
+        save_map(folder / f"{example.name}.png", np.where(example.semantic < 0, 255, example.semantic + 1))
+        instances.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", example.image.size).save(instances / f"{example.name}.png")
+    save_map(folder / "r1.png", np.full(examples[1].semantic.shape, 151))
+    Image.new("L", examples[2].image.size).save(instances / "r2.png")
+    (instances / "r3.png").unlink()
+    reasons = rejected(Ade20kLabeller(tmp_path), tmp_path / "out")
+    assert reasons.keys() == {"r1.jpg", "r2.jpg", "r3.jpg"}
+    assert "expected class ids in [0, 150), got 150" in reasons["r1.jpg"]
+    assert "expected ids as colours" in reasons["r2.jpg"]
+    assert "has no annotation" in reasons["r3.jpg"]
+    (row,) = datasets.load_dataset(str(tmp_path / "out"), split="train").cast_column("semantic", datasets.Image(False))
+    stored = to_label_map(open_image(row["semantic"]))  # 255 is no class
+    assert set(np.unique(stored)) <= {-100, 0, 1, 2, 3, 4}
+    for line in ("x\t0.1\t9\t9\tname", "9000000000\t0.1\t9\t9\tname", "1"):
+        (tmp_path / "objectInfo150.txt").write_text(f"{lines[0]}\n{line}\n")
+        with pytest.raises(ValueError, match=r"expected class 1 and its names in .*objectInfo150\.txt"):
+            Ade20kLabeller(tmp_path)

@@ -16,14 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from filelock import FileLock
+from PIL import Image
 
 from c2fmae_hf.labelling import engine
 from c2fmae_hf.labelling.job import label_images
+from c2fmae_hf.labelling.labellers.annotations import MirroredFoldersLabeller
 from c2fmae_hf.labelling.labellers.base import Labeller
 from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
 from c2fmae_hf.labelling.records import LabelMaps, OutputOptions
 from c2fmae_hf.labelling.sources.folder import FolderSource
 from c2fmae_hf.labelling.sources.open import open_source
+from c2fmae_hf.labelling.sources.rows import DatasetSource
 from c2fmae_hf.utils.files import file_sha256, replace_file
 from labelling_utils import plant_bad_files, plant_odd_files, tree_checksums, write_photographs
 from testing_utils import make_rows
@@ -189,6 +192,73 @@ def test_damaged_shards_are_made_again(photos, tmp_path):
     (tmp_path / "2" / "out" / "data" / ".train-00000-0000.parquet.tmp-123").write_bytes(b"left by a killed process")
     assert label_images(FolderSource(photos), Halves(), tmp_path / "2" / "out", options=SMALL).labelled_now == 10
     assert tree_checksums(tmp_path / "1" / "out") == tree_checksums(tmp_path / "2" / "out")
+
+
+def test_a_shard_or_its_note_that_changed_is_made_again(photos, tmp_path, caplog):
+    for name in "12":
+        label_images(FolderSource(photos), Halves(), tmp_path / name / "out", options=SMALL)
+    out = tmp_path / "2" / "out"
+    shard = out / "data" / "train-00001-0000.parquet"
+    content = bytearray(shard.read_bytes())
+    content[200:240] = bytes(40)
+    shard.write_bytes(content)
+    notes = out / ".labelling" / "train" / "shards"
+    (notes / "train-00002-0000.json").write_bytes(b"")
+    (notes / "train-00003-0000.json").write_text('{"name": 3}')
+    assert label_images(FolderSource(photos), Halves(), out, options=SMALL).labelled_now == 15
+    assert tree_checksums(tmp_path / "1" / "out") == tree_checksums(out)
+    assert "train-00001-0000.parquet is damaged: it is made again" in caplog.text
+    assert "train-00002-0000.json is damaged: its shard is labelled again" in caplog.text
+
+
+def other_pixels(path: Path) -> None:
+    """Another image of the same size in bytes."""
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet", "rows", "annotations"])
+def test_a_job_does_not_go_on_with_other_images(photos, tmp_path, kind):
+    """Of the same number, names and sizes."""
+    victim, labeller = sorted(photos.rglob("*.jpg"))[7], Halves()
+    maps = tmp_path / "maps"
+
+    def source():
+        if kind == "folder":
+            return FolderSource(photos)
+        if kind == "tar":
+            subprocess.run(["tar", "cf", tmp_path / "a.tar", "--sort=name", "-C", photos, "."], check=True)
+            return open_source(str(tmp_path / "a.tar"))
+        if kind == "annotations":
+            return labeller.source()
+        paths = sorted(photos.rglob("*.jpg"))
+        rows = datasets.Dataset.from_dict({"image": [{"bytes": path.read_bytes(), "path": None} for path in paths]})
+        rows = rows.cast_column("image", datasets.Image(decode=False)).cast_column("image", datasets.Image())
+        if kind == "rows":
+            return DatasetSource(rows)
+        rows.to_parquet(tmp_path / "a.parquet")
+        return open_source(str(tmp_path / "a.parquet"))
+
+    if kind == "annotations":
+        maps.mkdir()
+        photos.rename(maps / "images")
+        for path in sorted((maps / "images").rglob("*.jpg")):
+            target = maps / "semantic" / path.relative_to(maps / "images").with_suffix(".png")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", Image.open(path).size, 1).save(target)
+        victim = maps / "semantic" / victim.relative_to(photos).with_suffix(".png")
+        (maps / "classes.txt").write_text("a\nb")
+        labeller = MirroredFoldersLabeller(maps)
+    label_images(source(), labeller, tmp_path / "out", options=SMALL)
+    assert label_images(source(), labeller, tmp_path / "out", options=SMALL).labelled_now == 0
+    before = tree_checksums(tmp_path / "out")
+    other_pixels(victim)
+    with pytest.raises(
+        ValueError, match=r"(photo_021.jpg|0007): expected the image, labels and id that shard train-.* was made from"
+    ):
+        label_images(source(), labeller, tmp_path / "out", options=SMALL)
+    assert tree_checksums(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("ending", ["parquet", "tar"])

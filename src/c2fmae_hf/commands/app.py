@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 
+from ..utils.packages import require
 from .arguments import CommandParser
 
 
@@ -27,10 +28,8 @@ def main(args: list[str] | None = None) -> None:
     options = parser.parse_args(args)
     if options.model is None:
         parser.error("expected the folder of a pre-training model")
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise ImportError('the page needs Gradio: pip install "c2fmae-hf[app]"') from error
+    for package in ("gradio", "matplotlib", "skimage"):
+        require(package, "the page", extra="app")
     from ..app.page import serve
 
     serve(options.model, options.port)

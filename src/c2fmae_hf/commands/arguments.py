@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +104,6 @@ class HubArguments:
         """Arguments of [`~c2fmae_hf.training.publishing_trainer.PublishingTrainer`]."""
         text = Path(self.hub_license_file).read_text(encoding="utf-8") if self.hub_license_file else None
         return {"card_facts": CardFacts(license=self.hub_license), "license_text": text}
-
-
-def require(package: str, purpose: str, otherwise: str = "") -> None:
-    """
-    Raises:
-        `ImportError`: if a package of the `all` extra is missing, saying what it is for and how to install it.
-    """
-    if find_spec(package) is None:
-        raise ImportError(f'{purpose} needs {package}: pip install "c2fmae-hf[all]"{otherwise}')
 
 
 def pick_device(name: str | None) -> torch.device:

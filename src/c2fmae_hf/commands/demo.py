@@ -33,8 +33,9 @@ from ..labelling.labellers.classical import ClassicalLabeller
 from ..labelling.records import encode_label_map, number_instances
 from ..labelling.shards import dataset_features
 from ..pictures.photographs import embedded_photographs
+from ..utils.packages import require
 from . import pretrain
-from .arguments import CommandParser, require
+from .arguments import CommandParser
 
 
 TILE_SIZE = 192

@@ -41,7 +41,8 @@ from ..transfer.objects import (
     detection_transform,
     find_thing_classes,
 )
-from .arguments import HubArguments, require
+from ..utils.packages import require
+from .arguments import HubArguments
 from .transfer import TransferArguments, check_classes, finish, parse_transfer, train
 
 

@@ -40,6 +40,7 @@ from ..training.trainer import C2FMAETrainer
 from ..training.training_args import C2FMAETrainingArguments
 from ..transfer.knn_probe import KNNProbeCallback, load_probe_rows
 from ..utils.files import write_json
+from ..utils.packages import require
 from .arguments import (
     HubArguments,
     find_checkpoint,
@@ -48,7 +49,6 @@ from .arguments import (
     parse_arguments,
     read_recipe,
     refuse_used_folder,
-    require,
 )
 from .photographs import RECIPE, choose_steps, label_photographs, open_photographs
 

@@ -35,7 +35,8 @@ from ..transfer.segmentation import (
     patch_size_of_segmenter,
     segmentation_transforms,
 )
-from .arguments import HubArguments, require
+from ..utils.packages import require
+from .arguments import HubArguments
 from .transfer import TransferArguments, check_classes, finish, parse_transfer, train
 
 

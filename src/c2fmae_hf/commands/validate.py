@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..data.validation import ValidationReport, validate_dataset
 from ..utils.files import write_json
-from .arguments import CommandParser, require
+from ..utils.packages import require
+from .arguments import CommandParser
 
 
 def main(args: list[str] | None = None) -> ValidationReport:

@@ -29,6 +29,7 @@ from ..modeling_c2fmae import (
     resize_position_table,
 )
 from ..utils.files import replace_file
+from ..utils.packages import require
 
 
 TOLERANCE = 1e-4
@@ -270,10 +271,8 @@ def _metadata(model: C2FMAEPreTrainedModel, program: torch.export.ExportedProgra
 
 
 def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f'ONNX export needs {name}: pip install "c2fmae-hf[all]"') from error
+    require(name, "ONNX export")
+    return importlib.import_module(name)
 
 
 __all__ = ["TOLERANCE", "compare", "export_onnx", "export_program", "export_pt2"]

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import datasets
 
+from .contents import load_record
 from .labellers.base import Labeller
 from .records import LabelMaps, OutputOptions, PreparedImage, Reject, SourceRecord, build_row, prepare_image
 from .shards import ShardInfo, ShardStore
@@ -66,7 +67,8 @@ class LabellingTask:
                 first = [] if following is None else [following]
                 info = ShardInfo(self.store.shard_name(part.index, chunk), part.index, chunk)
                 with self.store.write(info, self.features) as writer:
-                    for row in self._label(itertools.chain(first, itertools.islice(records, size - 1)), pool):
+                    chosen = itertools.chain(first, itertools.islice(records, size - 1))
+                    for row in self._label(chosen, pool, info.contents):
                         writer.add(row)
                         report(1)
                     following = next(records, None)
@@ -75,14 +77,34 @@ class LabellingTask:
                 yield info
                 chunk += 1
 
-    def _label(self, records: Iterable[SourceRecord], pool: Executor) -> Iterator[dict[str, Any] | Reject]:
+    def load(self, record: SourceRecord) -> tuple[SourceRecord, str]:
+        """A record with its image in memory, and a checksum of all that its row is made of."""
+        try:
+            files = self.labeller.files(record)
+        except ValueError:  # which the labeller will say
+            files = []
+        return load_record(record, files)
+
+    def _prepare(self, record: SourceRecord) -> tuple[PreparedImage | Reject, str]:
+        record, checksum = self.load(record)
+        return prepare_image(record, self.options), checksum
+
+    def _label(
+        self, records: Iterable[SourceRecord], pool: Executor, contents: list[str]
+    ) -> Iterator[dict[str, Any] | Reject]:
         """
-        Rows in the source's order. Threads decode ahead of the labeller and encode behind it. A batch holds only
-        images that could be decoded and depends on nothing but the shard's records.
+        Rows in the source's order; their checksums are added to `contents`. Threads decode ahead of the labeller and
+        encode behind it. A batch holds only images that could be decoded and depends on nothing but the shard's
+        records.
         """
         lookahead = 2 * max(self.labeller.batch_size, self.num_threads)
-        prepared = _map_ahead(pool, lambda record: prepare_image(record, self.options), records, lookahead)
-        return _map_ahead(pool, self._encode, self._label_batches(prepared), lookahead)
+
+        def images() -> Iterator[PreparedImage | Reject]:
+            for image, checksum in map_ahead(pool, self._prepare, records, lookahead):
+                contents.append(checksum)
+                yield image
+
+        return map_ahead(pool, self._encode, self._label_batches(images()), lookahead)
 
     def _label_batches(
         self, images: Iterable[PreparedImage | Reject]
@@ -129,7 +151,7 @@ def _refused(image: PreparedImage, error: ValueError) -> Reject:
     return Reject(image.record.image_id, image.record.location, f"cannot be labelled: {error}")
 
 
-def _map_ahead(
+def map_ahead(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], lookahead: int
 ) -> Iterator[Result]:
     """`map` in a pool, in order, at most `lookahead` items ahead."""

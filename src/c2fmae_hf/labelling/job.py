@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import json
 import logging
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,10 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..utils.files import replace_file, write_json
-from .engine import LabellingTask, run_local
+from ..utils.files import file_sha256, replace_file, write_json
+from ..utils.packages import require
+from .contents import check_unchanged
+from .engine import LabellingTask, map_ahead, run_local
 from .labellers.base import Labeller
 from .ray_engine import run_ray
 from .records import OutputOptions, Reject, prepare_image
@@ -89,13 +94,17 @@ def label_images(
         ray_options: Further arguments of [`~c2fmae_hf.labelling.ray_engine.run_ray`].
 
     Raises:
-        `ValueError`: if an argument is wrong, or the split was begun with another source, labeller or options.
+        `ImportError`: if Ray is not installed.
+        `ValueError`: if an argument is wrong, or the split was begun with another source, labeller or options, or
+            images or annotations have changed since.
         `RuntimeError`: if another process is writing this dataset, or most images of a shard fail.
     """
     options = options or OutputOptions()
     root = Path(output_dir)
     if engine not in ("local", "ray"):
         raise ValueError(f"engine: expected 'local' or 'ray', got {engine!r}")
+    if engine == "ray":
+        require("ray", 'engine="ray"', extra="ray")
     if not split.replace("_", "").isalnum():
         raise ValueError(f"split: expected letters, digits and underscores, got {split!r}")
     for name, value in (("num_workers", num_workers), ("num_threads", num_threads)):
@@ -113,9 +122,10 @@ def label_images(
         store.create_folders()
         store.remove_leftovers()
         _check_identity(store, source, labeller, options)
-        labeller.prepare(_sample_images(source, options), root / "labeller")
         features = dataset_features(labeller.id2label, source.label_feature)
         task = LabellingTask(source, labeller, store, features, options, num_threads, max_reject_share)
+        _check_contents(task)
+        labeller.prepare(_sample_images(source, options), root / "labeller")
         return _run(task, engine, num_workers, ray_options or {})
 
 
@@ -153,6 +163,32 @@ def _check_identity(store: ShardStore, source: ImageSource, labeller: Labeller, 
             )
             return
     write_json(store.state / "job.json", identity)
+
+
+def _check_contents(task: LabellingTask) -> None:
+    """Refuse to continue from shards whose images have changed since; shards that are damaged are labelled again."""
+    store, size, lookahead = task.store, task.options.rows_per_shard, 4 * task.num_threads
+    finished = {(shard.part, shard.chunk): shard for shard in store.finished()}
+    if not finished or task.source.is_remote:
+        return
+    total = sum(shard.records for shard in finished.values())
+    chunks = {part: max(chunk for other, chunk in finished if other == part) for part, _ in finished}
+    with (
+        tqdm(total=total, unit=" images", desc="Checking images labelled before", mininterval=1, leave=False) as bar,
+        ThreadPoolExecutor(task.num_threads) as pool,
+    ):
+        for part in task.source.parts(size):
+            records = task.source.read(part)
+            for chunk in range(chunks.get(part.index, -1) + 1):
+                chosen, shard = itertools.islice(records, size), finished.get((part.index, chunk))
+                if shard is None:
+                    collections.deque(chosen, maxlen=0)
+                    continue
+                check_unchanged(shard.contents, map_ahead(pool, task.load, chosen, lookahead), f"shard {shard.name}")
+                bar.update(shard.records)
+                if shard.rows > 0 and file_sha256(store.shard_path(shard.name)) != shard.sha256:
+                    logger.warning("%s is damaged: it is made again.", store.shard_path(shard.name))
+                    store.drop(shard)
 
 
 def _differences(old: Any, new: Any) -> Iterator[str]:

@@ -50,13 +50,8 @@ def run_ray(
     Yields:
         Shards as their parts are finished.
 
-    Raises:
-        `ImportError`: if Ray is not installed.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError('engine="ray" needs Ray: pip install "c2fmae-hf[ray]"') from error
+    import ray
 
     was_running = ray.is_initialized()
     if not was_running:

@@ -7,6 +7,7 @@ job ends with the same bytes as an uninterrupted one.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from ..data.rows import CLASSES_COLUMN
 from ..utils.files import file_sha256, replace_file
 from .records import Reject
 
+
+logger = logging.getLogger(__name__)
 
 # Small enough for a stream to start fast, large enough for Parquet's overhead not to matter.
 ROWS_PER_GROUP = 100
@@ -63,6 +66,8 @@ class ShardInfo:
     image_bytes: int = 0
     map_bytes: int = 0
     rejects: list[Reject] = field(default_factory=list)
+    contents: list[str] = field(default_factory=list)
+    """Checksums of the images, rejects included, see [`~c2fmae_hf.labelling.contents.load_record`]."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
@@ -121,10 +126,19 @@ class ShardStore:
     def _read(self, path: Path) -> ShardInfo | None:
         if not path.is_file():
             return None
-        info = ShardInfo.from_json(path.read_text(encoding="utf-8"))
+        try:
+            info = ShardInfo.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError, KeyError):  # of JSON, or of its fields
+            logger.warning("%s is damaged: its shard is labelled again.", path)
+            path.unlink()
+            return None
         file = self.shard_path(info.name)
         is_whole = info.rows == 0 or (file.is_file() and file.stat().st_size == info.bytes)
         return info if is_whole else None
+
+    def drop(self, info: ShardInfo) -> None:
+        """Delete what says that a shard is finished."""
+        (self.infos / f"{info.name}.json").unlink()
 
     @contextmanager
     def write(self, info: ShardInfo, features: datasets.Features) -> Iterator[ShardWriter]:

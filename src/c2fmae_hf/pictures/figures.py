@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..utils.files import replace_file
+from ..utils.packages import require
 
 
-try:
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-except ImportError as error:
-    raise ImportError('figures need matplotlib: pip install "c2fmae-hf[all]"') from error
+require("matplotlib", "figures")
+from matplotlib import colormaps  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.patches import Patch  # noqa: E402
 
 
 # Readable at half their size, on a telephone: 960 pixels wide, with large letters.

@@ -19,7 +19,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..images import open_image, to_rgb
-from ..labelling.records import SourceRecord, read_bytes
+from ..labelling.contents import check_unchanged, load_record
+from ..labelling.engine import map_ahead
+from ..labelling.records import SourceRecord
 from ..labelling.sources.base import ImageSource, Part
 from ..utils.files import replace_file, write_json
 from .encoders import encode_images, patch_size_of, pool_tokens
@@ -96,14 +98,18 @@ def embed_images(
             path, done = folder / f"part-{part.index:05d}.parquet", folder / STATE / f"part-{part.index:05d}.json"
             if done.is_file():
                 state = json.loads(done.read_text("utf-8"))
+                if not source.is_remote:
+                    now = map_ahead(pool, load_record, source.read(part), batch_size)
+                    check_unchanged(state["contents"], now, str(path))
                 bar.update(state["rows"] + len(state["rejected"]))
             else:
-                table, missed = embedder.table(source, part, bar)
+                table, missed, contents = embedder.table(source, part, bar)
                 write_json(folder / STATE / SETTINGS_FILE, described)
                 if table is not None:
                     with replace_file(path) as temporary:
                         pq.write_table(table.replace_schema_metadata({"c2fmae": json.dumps(described)}), temporary)
-                state = {"rows": 0 if table is None else table.num_rows, "rejected": missed}
+                rows = 0 if table is None else table.num_rows
+                state = {"rows": rows, "rejected": missed, "contents": contents}
                 write_json(done, state)
             rejected += state["rejected"]
     files = sorted(folder.glob("part-*.parquet"))
@@ -149,16 +155,18 @@ class _Embedder:
         self.device = next(model.parameters()).device
         self.dtype = np.float16 if half else np.float32
 
-    def table(self, source: ImageSource, part: Part, bar: tqdm) -> tuple[pa.Table | None, list[str]]:
-        """The rows of a part, `None` if no image can be read, and a line for each that cannot."""
+    def table(self, source: ImageSource, part: Part, bar: tqdm) -> tuple[pa.Table | None, list[str], list[str]]:
+        """The rows of a part, `None` if no image can be read, a line for each that cannot, and checksums of all."""
         ids: list[str] = []
         labels: list[int | None] = []
         features: list[np.ndarray] = []
         missed: list[str] = []
+        contents: list[str] = []
         records = iter(source.read(part))
         while batch := list(islice(records, self.batch_size)):
             images = []
-            for record, image in zip(batch, self.pool.map(_decode, batch)):
+            for record, (image, checksum) in zip(batch, self.pool.map(_decode, batch)):
+                contents.append(checksum)
                 if isinstance(image, ValueError):
                     missed.append(f"{record.location}: {image}")
                     logger.warning("Left out: %s: %s", record.location, image)
@@ -170,12 +178,12 @@ class _Embedder:
                 features.append(self._features(images))
             bar.update(len(batch))
         if not features:
-            return None, missed
+            return None, missed, contents
         columns: dict[str, Any] = {"image_id": pa.array(ids, pa.string())}
         if source.label_feature is not None:
             columns["label"] = pa.array(labels, pa.int64())
         columns["features"] = _lists(np.concatenate(features))
-        return pa.table(columns), missed
+        return pa.table(columns), missed, contents
 
     def _features(self, images: Sequence[Any]) -> np.ndarray:
         """`(B, width)`, or for patches `(B, N, width)`."""
@@ -189,14 +197,15 @@ class _Embedder:
         return values.cpu().numpy().astype(self.dtype)
 
 
-def _decode(record: SourceRecord) -> Any:
-    """An RGB image, or the error."""
+def _decode(record: SourceRecord) -> tuple[Any, str]:
+    """An RGB image, or the error, and the record's checksum."""
+    record, checksum = load_record(record)
     try:
         if record.error is not None:
             raise ValueError(record.error)
-        return to_rgb(open_image(read_bytes(record.value)))
+        return to_rgb(open_image(record.value)), checksum
     except ValueError as error:
-        return error
+        return error, checksum
 
 
 def _lists(values: np.ndarray) -> pa.Array:

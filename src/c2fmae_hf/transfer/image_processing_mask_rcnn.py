@@ -16,7 +16,7 @@ from transformers.utils import TensorType
 
 from ..image_processing_c2fmae import as_8_bits, in_range, with_channels
 from ..images import to_rgb
-from ..utils.coco_masks import check_object, object_mask
+from ..utils.coco_annotations import check_object, object_mask
 
 
 class MaskRCNNImageProcessor(TorchvisionBackend):

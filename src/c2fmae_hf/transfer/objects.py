@@ -9,7 +9,6 @@ top, right, bottom.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from tqdm.auto import tqdm
 from ..constants import IGNORE_INDEX, IMAGENET_MEAN, NO_INSTANCE
 from ..data.rows import undecoded
 from ..images import MAX_IMAGE_PIXELS, expand_label_map, open_image, to_label_map, to_rgb
-from ..utils.coco_masks import check_image_entry, check_object, object_mask
+from ..utils.coco_annotations import check_image_entry, check_object, object_mask, read_coco
 
 
 logger = logging.getLogger(__name__)
@@ -178,15 +177,8 @@ class CocoObjects:
         training: CocoObjects | None = None,
     ) -> None:
         self.folder = Path(folder)
-        try:
-            content = json.loads(Path(annotations).read_text(encoding="utf-8"))
-            own = {category["id"]: category["name"] for category in content["categories"]}
-            images = {image["id"]: image for image in content["images"]}
-            found: dict[int, list[dict]] = {image_id: [] for image_id in images}
-            for annotation in content["annotations"]:
-                found.setdefault(annotation["image_id"], []).append(annotation)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{annotations}: expected COCO's instances format, got {error!r}") from error
+        content = read_coco(annotations)
+        own, images = content.names, content.images
         self.names: dict[int, str] = own if training is None else training.names
         if not own.items() <= self.names.items():
             raise ValueError(f"{annotations}: expected the training part's classes, got {own} beside {self.names}")
@@ -194,15 +186,17 @@ class CocoObjects:
         self.id2label = {label: self.names[category_id] for category_id, label in self.labels.items()}
         self.images: list[tuple[str, tuple[int, int], list[dict]]] = []
         refused = []
-        for image_id, image in sorted(images.items()):
+        for image_id, image in images.items():
             try:
                 size = check_image_entry(image, MAX_IMAGE_PIXELS)
-                for annotation in found[image_id]:
+                for annotation in content.annotations[image_id]:
                     check_object(annotation, size, self.labels)
             except ValueError as error:
                 refused.append(f"{image.get('file_name')}: {error}")
             else:
-                self.images.append((image["file_name"], size, found[image_id]))
+                self.images.append((image["file_name"], size, content.annotations[image_id]))
+        if not self.images:
+            raise ValueError(f"{annotations}: expected images with entries that can be used, got none: {refused[0]}")
         if refused:
             logger.warning(f"{annotations}: left out {len(refused)} of {len(images)} images: {'; '.join(refused[:5])}")
 

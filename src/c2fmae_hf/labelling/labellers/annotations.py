@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import abc
-import contextlib
-import io
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ...constants import IGNORE_INDEX, NO_INSTANCE
+from ...constants import IGNORE_INDEX
 from ...images import MAX_IMAGE_PIXELS, check_lossless, expand_label_map, open_image, to_label_map
-from ...utils.coco_masks import check_image_entry, check_inside, check_object, object_mask
+from ...utils.coco_annotations import (
+    check_image_entry,
+    check_inside,
+    check_object,
+    check_segments,
+    object_mask,
+    read_coco,
+    refuse_repeated,
+)
 from ...utils.files import file_sha256
+from ...utils.packages import require
 from ..records import LabelMaps, PreparedImage, SourceRecord
 from ..sources.folder import FolderSource
 from .base import Labeller, unique_names
@@ -32,11 +38,10 @@ VOC_CLASSES = (
 
 class AnnotationLabeller(Labeller):
     """
-    Base class of layouts: reads maps instead of making them. An image whose annotation is missing or has another size
-    is rejected.
+    Base class of layouts: reads maps instead of making them. An image whose annotation is missing, damaged or of
+    another size is rejected.
     """
 
-    libraries = ("pycocotools",)
     batch_size = 1
     summary = "The maps are the annotations of the source, and have its licence."
     layout: str
@@ -74,47 +79,45 @@ class AnnotationLabeller(Labeller):
 class _CocoLabeller(AnnotationLabeller):
     """Base class of COCO's two JSON formats."""
 
+    kind: str
+    # 1 if class 0 is the background.
+    first_class = 0
+
     def __init__(self, images: str | Path, annotations: str | Path) -> None:
         self.images, self.annotations = Path(images), Path(annotations)
         self.start()
-        categories = sorted(self.content["categories"], key=lambda category: category["id"])
-        self.class_ids = {category["id"]: self.first_class + i for i, category in enumerate(categories)}
-        names = {self.class_ids[category["id"]]: category["name"] for category in categories}
+        self.class_ids = {category: number for number, category in enumerate(self.content.names, self.first_class)}
+        names = {self.class_ids[category]: name for category, name in self.content.names.items()}
         self.id2label = unique_names({0: "background", **names} if self.first_class else names)
-
-    # 1 if class 0 is the background.
-    first_class = 0
 
     def settings(self) -> dict[str, Any]:
         return {"layout": self.layout, "annotations_sha256": file_sha256(self.annotations)}
 
     def start(self, worker: int = 0) -> None:
-        try:
-            self.content = json.loads(self.annotations.read_text(encoding="utf-8"))
-            self.image_ids = {image["file_name"]: image["id"] for image in self.content["images"]}
-            for name in self.image_ids:
-                check_inside(name)
-            self.index()
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"annotations: expected COCO's {self.layout!r} format in {str(self.annotations)!r}, got "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-    @abc.abstractmethod
-    def index(self) -> None:
-        """Index `content` by image."""
+        self.content = read_coco(self.annotations, self.kind)
+        self.image_ids = {str(entry.get("file_name")): image_id for image_id, entry in self.content.images.items()}
 
     def source(self) -> FolderSource:
-        return FolderSource(self.images, paths=list(self.image_ids))
+        return FolderSource(self.images, paths=list(self.image_ids), errors=_outside(self.image_ids))
 
-    def find(self, record: SourceRecord) -> Any:
+    def find(self, record: SourceRecord) -> int | str:
         if record.image_id not in self.image_ids:
             raise ValueError(f"has no entry in {self.annotations.name}")
         return self.image_ids[record.image_id]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("content", "coco", "panoptic")}
+        return {name: value for name, value in self.__dict__.items() if name != "content"}
+
+
+def _outside(names: Iterable[str]) -> dict[str, str]:
+    """Why files are not read whose names lead out of the image folder, or are none."""
+    errors = {}
+    for name in names:
+        try:
+            check_inside(name)
+        except ValueError as error:
+            errors[name] = str(error)
+    return errors
 
 
 class CocoInstancesLabeller(_CocoLabeller):
@@ -127,27 +130,26 @@ class CocoInstancesLabeller(_CocoLabeller):
         annotations: The JSON file.
 
     Raises:
+        `ImportError`: if pycocotools is not installed.
         `ValueError`: if the file is not of that format.
     """
 
+    libraries = ("pycocotools",)
     layout = "coco"
+    kind = "instances"
     first_class = 1
 
-    def index(self) -> None:
-        from pycocotools.coco import COCO
-
-        self.coco = COCO()
-        self.coco.dataset = self.content
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.coco.createIndex()
+    def __init__(self, images: str | Path, annotations: str | Path) -> None:
+        require("pycocotools", "COCO's annotations")
+        super().__init__(images, annotations)
 
     def read_maps(self, record: SourceRecord, size: tuple[int, int]) -> LabelMaps:
         image_id = self.find(record)
-        own_size = check_image_entry(self.coco.imgs[image_id], MAX_IMAGE_PIXELS)
+        own_size = check_image_entry(self.content.images[image_id], MAX_IMAGE_PIXELS)
         semantic = np.zeros(own_size, dtype=np.int32)
         instance = np.zeros_like(semantic)
         painted = []
-        for number, annotation in enumerate(self.coco.imgToAnns[image_id], start=1):
+        for number, annotation in enumerate(self.content.annotations[image_id], start=1):
             check_object(annotation, own_size, self.class_ids, needs_box=False)
             mask = object_mask(annotation, own_size).astype(bool)
             name = IGNORE_INDEX if annotation.get("iscrowd") else number
@@ -161,7 +163,7 @@ class CocoPanopticLabeller(_CocoLabeller):
     """
     COCO's panoptic format. Classes are the categories in the order of their ids, from 0. Segments of things are
     instances in the order of their ids. A crowd is ignored in the instance map, an unlabelled pixel in the semantic
-    map.
+    map. An image whose segments are not those of its PNG file is rejected.
 
     Args:
         images: Folder of the images.
@@ -169,44 +171,59 @@ class CocoPanopticLabeller(_CocoLabeller):
         segments: Folder of PNG files with segment ids. Default: the folder beside the JSON file with its name.
 
     Raises:
+        `FileNotFoundError`: if there is no such folder.
         `ValueError`: if the file is not of that format.
     """
 
     layout = "coco_panoptic"
+    kind = "panoptic"
 
     def __init__(self, images: str | Path, annotations: str | Path, segments: str | Path | None = None) -> None:
         self.segments = Path(segments) if segments is not None else Path(annotations).with_suffix("")
         super().__init__(images, annotations)
-        self.things = {category["id"] for category in self.content["categories"] if category["isthing"]}
+        if not self.segments.is_dir():
+            raise FileNotFoundError(f"annotations: expected a folder of PNG files at {self.segments}, found none")
 
-    def index(self) -> None:
-        self.panoptic = {entry["image_id"]: entry for entry in self.content["annotations"]}
+    def files(self, record: SourceRecord) -> list[Path]:
+        entries = self.content.annotations[self.find(record)]
+        if len(entries) != 1:
+            raise ValueError(f"expected one annotation in {self.annotations.name}, got {len(entries)}")
+        check_segments(entries[0], self.class_ids)
+        return [self.segments / entries[0]["file_name"]]
 
     def read_maps(self, record: SourceRecord, size: tuple[int, int]) -> LabelMaps:
-        entry = self.panoptic.get(self.find(record))
-        if entry is None:
-            raise ValueError(f"has no annotation in {self.annotations.name}")
-        colours = _read_annotation(self.segments / entry["file_name"], _to_colours).astype(np.int64)
-        segments = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
-        semantic = np.full(segments.shape, IGNORE_INDEX, dtype=np.int32)
-        instance = np.zeros(segments.shape, dtype=np.int32)
+        (path,) = self.files(record)
+        (entry,) = self.content.annotations[self.find(record)]
+        colours = _read_annotation(path, size, _to_colours).astype(np.int64)
+        ids = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
+        segments = check_segments(entry, self.class_ids)
+        listed, drawn = {0, *(segment["id"] for segment in segments)}, {0, *np.unique(ids).tolist()}
+        if listed != drawn:
+            raise ValueError(
+                f"annotation {path}: expected the segments of {self.annotations.name}, got others: "
+                f"{sorted(listed ^ drawn)[:5]} are in one of the two only"
+            )
+        semantic = np.full(ids.shape, IGNORE_INDEX, dtype=np.int32)
+        instance = np.zeros(ids.shape, dtype=np.int32)
         number = 0
-        for segment in sorted(entry["segments_info"], key=lambda segment: segment["id"]):
-            mask = segments == segment["id"]
+        for segment in segments:
+            mask = ids == segment["id"]
             semantic[mask] = self.class_ids[segment["category_id"]]
             if segment.get("iscrowd"):
                 instance[mask] = IGNORE_INDEX
-            elif segment["category_id"] in self.things:
+            elif segment["category_id"] in self.content.things:
                 number += 1
                 instance[mask] = number
         return LabelMaps(semantic, instance)
 
 
-def _read_annotation(path: Path, read: Callable[[Image.Image], np.ndarray] = to_label_map) -> np.ndarray:
+def _read_annotation(
+    path: Path, size: tuple[int, int], read: Callable[[Image.Image], np.ndarray] = to_label_map
+) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f"has no annotation {path}")
     try:
-        return read(open_image(str(path)))
+        return read(open_image(str(path), image_size=size))
     except ValueError as error:
         raise ValueError(f"annotation {path}: {error}") from error
 
@@ -214,7 +231,25 @@ def _read_annotation(path: Path, read: Callable[[Image.Image], np.ndarray] = to_
 def _to_colours(image: Image.Image) -> np.ndarray:
     """`(height, width, 3)` of an image whose colours are ids."""
     check_lossless(image)
-    return np.asarray(image.convert("RGB"))
+    if image.mode not in ("RGB", "RGBA"):
+        raise ValueError(f"expected ids as colours, RGB, got an image of mode {image.mode!r}")
+    return np.asarray(image)[..., :3]
+
+
+def _read_lines(path: Path, what: str) -> list[str]:
+    """
+    Lines of a text file.
+
+    Raises:
+        `FileNotFoundError`: if it is not there.
+        `ValueError`: if it is not UTF-8.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"annotations: expected {what} in {path}, found no such file")
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"annotations: expected {what} in {path} as UTF-8, got: {error}") from None
 
 
 class VocLabeller(AnnotationLabeller):
@@ -224,34 +259,46 @@ class VocLabeller(AnnotationLabeller):
     Args:
         root: Folder with these (`VOC2012`).
         split (`str`): `train`, `val` or `trainval`.
+
+    Raises:
+        `FileNotFoundError`: if the split's list is not there.
+        `ValueError`: if it has a name twice.
     """
 
     layout = "voc"
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
-        self.root, self.split = Path(root), split
+        self.root = Path(root)
+        path = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        self.names = [line.strip() for line in _read_lines(path, "names of images") if line.strip()]
+        refuse_repeated(f"every name in {path}", self.names)
         self.id2label = dict(enumerate(VOC_CLASSES))
 
     def source(self) -> FolderSource:
-        names = (self.root / "ImageSets" / "Segmentation" / f"{self.split}.txt").read_text(encoding="utf-8").split()
-        return FolderSource(self.root / "JPEGImages", paths=[f"{name}.jpg" for name in names])
+        paths = [f"{name}.jpg" for name in self.names]
+        return FolderSource(self.root / "JPEGImages", paths=paths, errors=_outside(paths))
+
+    def files(self, record: SourceRecord) -> list[Path]:
+        name = Path(record.image_id).with_suffix(".png")
+        return [self.root / "SegmentationClass" / name, self.root / "SegmentationObject" / name]
 
     def read_maps(self, record: SourceRecord, size: tuple[int, int]) -> LabelMaps:
-        name = Path(record.image_id).with_suffix(".png")
-        return LabelMaps(
-            _read_annotation(self.root / "SegmentationClass" / name),
-            _read_annotation(self.root / "SegmentationObject" / name),
-        )
+        semantic, instance = (_read_annotation(path, size) for path in self.files(record))
+        return LabelMaps(semantic, instance)
 
 
 class Ade20kLabeller(AnnotationLabeller):
     """
-    ADE20K's release for the scene parsing challenge (150 classes): `images/<split>`, `annotations/<split>` (0 =
-    unlabelled) and, if present, `annotations_instance/<split>` (the green channel counts instances).
+    ADE20K's release for the scene parsing challenge (150 classes): `images/<split>`, `annotations/<split>` (0 and 255
+    = unlabelled) and, if present, `annotations_instance/<split>` (the green channel counts instances).
 
     Args:
         root: Folder with these and `objectInfo150.txt` (`ADEChallengeData2016`).
         split (`str`): `training` or `validation`.
+
+    Raises:
+        `FileNotFoundError`: if `objectInfo150.txt` is not there.
+        `ValueError`: if its lines do not begin with 1, 2, ...
     """
 
     layout = "ade20k"
@@ -260,23 +307,30 @@ class Ade20kLabeller(AnnotationLabeller):
         self.root, self.split = Path(root), split
         self.has_instances = (self.root / "annotations_instance").is_dir()
         info = self.root / "objectInfo150.txt"
-        if not info.is_file():
-            raise FileNotFoundError(f"annotations: expected the names of the classes in {info}, found none")
-        lines = [line.split("\t") for line in info.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
+        lines = [line.split("\t") for line in _read_lines(info, "names of the classes")[1:] if line.strip()]
         # Columns: index from 1, ratio, train, val, names separated by commas.
-        self.id2label = unique_names({int(line[0]) - 1: line[-1].split(",")[0].strip() for line in lines})
+        for number, line in enumerate(lines, start=1):
+            if len(line) < 2 or line[0].strip() != str(number):
+                raise ValueError(f"annotations: expected class {number} and its names in {info}, got {line}")
+        if not lines:
+            raise ValueError(f"annotations: expected classes in {info}, got none")
+        self.id2label = unique_names({i: line[-1].split(",")[0].strip() for i, line in enumerate(lines)})
 
     def source(self) -> FolderSource:
         return FolderSource(self.root / "images" / self.split)
 
-    def read_maps(self, record: SourceRecord, size: tuple[int, int]) -> LabelMaps:
+    def files(self, record: SourceRecord) -> list[Path]:
+        folders = ["annotations", "annotations_instance"] if self.has_instances else ["annotations"]
         name = Path(record.image_id).with_suffix(".png")
-        semantic = _read_annotation(self.root / "annotations" / self.split / name)
-        semantic = np.where(semantic == NO_INSTANCE, IGNORE_INDEX, semantic - 1)
+        return [self.root / folder / self.split / name for folder in folders]
+
+    def read_maps(self, record: SourceRecord, size: tuple[int, int]) -> LabelMaps:
+        path, *instances = self.files(record)
+        semantic = _read_annotation(path, size)
+        semantic = np.where(semantic > 0, semantic - 1, IGNORE_INDEX)
         instance = None
-        if self.has_instances:
-            path = self.root / "annotations_instance" / self.split / name
-            instance = _read_annotation(path, _to_colours)[..., 1].astype(np.int32)
+        for instance_path in instances:
+            instance = _read_annotation(instance_path, size, _to_colours)[..., 1].astype(np.int32)
         return LabelMaps(semantic, instance)
 
 
@@ -288,6 +342,10 @@ class MirroredFoldersLabeller(AnnotationLabeller):
 
     Args:
         root: Folder with these.
+
+    Raises:
+        `FileNotFoundError`: if `classes.txt` is not there.
+        `ValueError`: if it names no class.
     """
 
     layout = "folders"
@@ -296,18 +354,21 @@ class MirroredFoldersLabeller(AnnotationLabeller):
         self.root = Path(root)
         self.has_instances = (self.root / "instance").is_dir()
         names = self.root / "classes.txt"
-        if not names.is_file():
-            raise FileNotFoundError(f"annotations: expected the names of the classes in {names}, one in a line")
-        lines = names.read_text(encoding="utf-8").splitlines()
+        lines = _read_lines(names, "names of the classes")
+        if not lines:
+            raise ValueError(f"annotations: expected names of the classes in {names}, one in a line, got none")
         self.id2label = unique_names({i: line.strip() or f"class {i}" for i, line in enumerate(lines)})
 
     def source(self) -> FolderSource:
         return FolderSource(self.root / "images")
 
+    def files(self, record: SourceRecord) -> list[Path]:
+        folders = ["semantic", "instance"] if self.has_instances else ["semantic"]
+        return [self.root / folder / Path(record.image_id).with_suffix(".png") for folder in folders]
+
     def read_maps(self, record: SourceRecord, size: tuple[int, int]) -> LabelMaps:
-        name = Path(record.image_id).with_suffix(".png")
-        instance = _read_annotation(self.root / "instance" / name) if self.has_instances else None
-        return LabelMaps(_read_annotation(self.root / "semantic" / name), instance)
+        semantic, *instance = (_read_annotation(path, size) for path in self.files(record))
+        return LabelMaps(semantic, instance[0] if instance else None)
 
 
 class ColumnsLabeller(AnnotationLabeller):

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..records import LabelMaps, PreparedImage
+from ..records import LabelMaps, PreparedImage, SourceRecord
 
 
 class Labeller(abc.ABC):
@@ -41,6 +41,15 @@ class Labeller(abc.ABC):
 
     def start(self, worker: int = 0) -> None:  # noqa: B027
         """Load weights. `worker` numbers the processes of a machine, to pick among its accelerators."""
+
+    def files(self, record: SourceRecord) -> list[Path]:
+        """
+        Files from which a record's maps are read.
+
+        Raises:
+            `ValueError`: if it cannot be told which.
+        """
+        return []
 
     @abc.abstractmethod
     def __call__(self, batch: Sequence[PreparedImage]) -> list[LabelMaps]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
 from ...utils.files import replace_file
+from ...utils.packages import require
 from ..records import LabelMaps, PreparedImage
 from .base import Labeller
 
@@ -69,8 +69,7 @@ class ClassicalLabeller(Labeller):
         seed: int = 0,
     ) -> None:
         for package in ("skimage", "sklearn", "threadpoolctl"):
-            if find_spec(package) is None:
-                raise ImportError(f'the classical labeller needs {package}: pip install "c2fmae-hf[all]"')
+            require(package, "the classical labeller")
         if regions not in ("felzenszwalb", "slic"):
             raise ValueError(f"regions: expected 'felzenszwalb' or 'slic', got {regions!r}")
         if num_classes < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,6 +37,7 @@ class FolderSource(ImageSource):
         root: The folder.
         class_folders (`bool`): Whether the first folder below `root` names the class of the whole image.
         paths (`list[str]`, *optional*): Only these, relative to `root`, with `/` between folders.
+        errors (`dict[str, str]`, *optional*): Of these paths, those that are not to be read, and why.
 
     Raises:
         `FileNotFoundError`: if there is no such folder, or no image in it.
@@ -45,9 +46,14 @@ class FolderSource(ImageSource):
     """
 
     def __init__(
-        self, root: str | os.PathLike, class_folders: bool = False, paths: Sequence[str] | None = None
+        self,
+        root: str | os.PathLike,
+        class_folders: bool = False,
+        paths: Sequence[str] | None = None,
+        errors: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        self.errors = dict(errors or {})
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise FileNotFoundError(f"source: expected a folder at {str(root)!r}, found none")
@@ -88,7 +94,7 @@ class FolderSource(ImageSource):
         listing = hashlib.sha256()
         for path in self._paths:
             file = self.root / path
-            size = file.stat().st_size if file.exists() else -1
+            size = file.stat().st_size if path not in self.errors and file.exists() else -1
             listing.update(f"{path_text(path)}\0{size}\n".encode())
         return {
             "kind": "folder",
@@ -112,7 +118,8 @@ class FolderSource(ImageSource):
 
     def _record(self, path: str) -> SourceRecord:
         label = None if self.label_feature is None else self.label_feature.str2int(path.split("/")[0])
-        return SourceRecord(path_text(path), path_text(str(self.root / path)), str(self.root / path), label)
+        file = str(self.root / path)
+        return SourceRecord(path_text(path), path_text(file), file, label, error=self.errors.get(path))
 
     def __getstate__(self) -> dict[str, Any]:
         # Parts carry their own paths: a million of them need not travel to every process.

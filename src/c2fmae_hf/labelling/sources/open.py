@@ -64,7 +64,9 @@ def open_source(
         raise ValueError(f"source split: expected one of {sorted(splits)}, got {split!r}")
     rows = splits[split]
     source_class = StreamSource if isinstance(rows, datasets.IterableDataset) else DatasetSource
-    return source_class(rows, label_column, columns)
+    source = source_class(rows, label_column, columns)
+    source.is_remote = streaming and not path.exists()
+    return source
 
 
 def _open_parquet(files: Sequence[str], label_column: str, columns: Sequence[str]) -> StreamSource:

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from c2fmae_hf.labelling.job import label_images
 from c2fmae_hf.labelling.labellers.annotations import CocoInstancesLabeller
 from c2fmae_hf.transfer.objects import CocoObjects
-from c2fmae_hf.utils.coco_masks import check_image_entry, check_object, object_mask
+from c2fmae_hf.utils.coco_annotations import check_image_entry, check_object, object_mask
 
 
 SIZE = (40, 60)

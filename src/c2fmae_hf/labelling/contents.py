@@ -1,0 +1,63 @@
+"""What rows are made of: checksums, by which a job that continues notices images that have changed since."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+
+from ..utils.files import file_sha256
+from .records import SourceRecord, read_bytes
+
+
+def load_record(record: SourceRecord, files: Sequence[Path] = ()) -> tuple[SourceRecord, str]:
+    """
+    Read a record's image.
+
+    Args:
+        record: As a source delivers it.
+        files: Further files that its row is made of, such as annotations.
+
+    Returns:
+        The record with its encoded image in memory, or with an error, and a checksum of image, id, label, columns and
+        files: 16 hexadecimal digits.
+    """
+    checksum = hashlib.sha256(f"{record.image_id}\0{record.label}\0".encode())
+    if record.error is None:
+        try:
+            record = replace(record, value=read_bytes(record.value))
+            checksum.update(record.value)
+        except ValueError as error:
+            record = replace(record, value=None, error=str(error))
+    if record.error is not None:
+        checksum.update(record.error.encode("utf-8", "backslashreplace"))
+    for name, value in (record.row or {}).items():
+        try:
+            content = read_bytes(value)
+        except ValueError as error:
+            content = str(error).encode()
+        checksum.update(f"\0{name}\0".encode() + content)
+    for path in files:
+        checksum.update((file_sha256(path) if path.is_file() else "no file").encode())
+    return record, checksum.hexdigest()[:16]
+
+
+def check_unchanged(before: Iterable[str], now: Iterable[tuple[SourceRecord, str]], done: str) -> None:
+    """
+    Args:
+        before: Checksums of the images that were used.
+        now: The same images as they are, with their checksums.
+        done (`str`): What was made of them.
+
+    Raises:
+        `ValueError`: naming the first image that is another one now.
+    """
+    for earlier, found in zip_longest(before, now):
+        if found is None or found[1] != earlier:
+            where = "the source" if found is None else found[0].location
+            raise ValueError(
+                f"{where}: expected the image, labels and id that {done} was made from, got others. Put them back, or "
+                "choose another output"
+            )

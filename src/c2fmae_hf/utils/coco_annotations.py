@@ -1,0 +1,251 @@
+"""COCO's annotations: files, objects as masks. Every entry is checked before anything is allocated for it."""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+import math
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """
+    An annotation file of COCO, of instances or panoptic, by ids.
+
+    Args:
+        names: Of the categories.
+        things: Categories that have instances.
+        images: Entries of the images, as they are in the file.
+        annotations: Those of each image.
+    """
+
+    names: dict[int, str]
+    things: frozenset[int]
+    images: dict[int | str, dict[str, Any]]
+    annotations: dict[int | str, list[dict[str, Any]]]
+
+
+def read_coco(path: str | os.PathLike, kind: str = "instances") -> CocoFile:
+    """
+    Read an annotation file. Annotations of images that it does not list are left out, which the log says; entries of
+    images and annotations are checked where they are used, by [`check_image_entry`], [`check_object`] and
+    [`check_segments`].
+
+    Args:
+        path: The JSON file.
+        kind (`str`): `instances` or `panoptic`; in the latter categories say whether they are things.
+
+    Raises:
+        `FileNotFoundError`: if there is no such file.
+        `ValueError`: naming the file, if it has another format, or an id or an image's name twice.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"annotations: expected a JSON file at {str(path)!r}, found none")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        categories, images, annotations = (_entries(content, name) for name in ("categories", "images", "annotations"))
+        for category in categories:
+            is_complete = _is_id(category.get("id"), int) and isinstance(category.get("name"), str)
+            if not is_complete or (kind == "panoptic" and category.get("isthing") not in (0, 1)):
+                fields = "id, name and isthing (0 or 1)" if kind == "panoptic" else "id and name"
+                raise ValueError(f"expected categories with {fields}, got {category!r:.80}")
+        for place, entries in (("images", images), ("categories", categories)):
+            for entry in entries:
+                if not _is_id(entry.get("id"), int, str):
+                    raise ValueError(f"expected {place} with an id, got {entry!r:.80}")
+            refuse_repeated(f"the id of {place}", [entry["id"] for entry in entries])
+        refuse_repeated("the file_name of images", [str(image.get("file_name")) for image in images])
+        by_image: dict[int | str, list[dict[str, Any]]] = {image["id"]: [] for image in images}
+        strays: list[dict[str, Any]] = []
+        for annotation in annotations:
+            if not _is_id(annotation.get("image_id"), int, str):
+                raise ValueError(f"expected annotations with an image_id, got {annotation!r:.80}")
+            by_image.get(annotation["image_id"], strays).append(annotation)
+    except (ValueError, RecursionError) as error:  # of JSON, UTF-8, or the above
+        raise ValueError(f"annotations: expected COCO's {kind} format in {str(path)!r}, got: {error}") from None
+    if not categories or not images:
+        raise ValueError(f"annotations: expected categories and images in {str(path)!r}, got none")
+    if strays:
+        logger.warning(
+            f"{path}: left out {len(strays)} annotations of images that it does not list, the first of image_id "
+            f"{strays[0]['image_id']!r}"
+        )
+    return CocoFile(
+        {category["id"]: category["name"] for category in sorted(categories, key=lambda one: one["id"])},
+        frozenset(category["id"] for category in categories if category.get("isthing")),
+        {image["id"]: image for image in images},
+        by_image,
+    )
+
+
+def _entries(content: Any, name: str) -> list[dict[str, Any]]:
+    entries = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{name}: expected a list of objects, got {entries!r:.80}")
+    return entries
+
+
+def _is_id(value: Any, *types: type) -> bool:
+    return isinstance(value, types) and not isinstance(value, bool)
+
+
+def refuse_repeated(what: str, values: Collection[Any]) -> None:
+    """
+    Raises:
+        `ValueError`: naming the value that is there most often, if one is there twice.
+    """
+    if len(set(values)) < len(values):
+        repeated, number = collections.Counter(values).most_common(1)[0]
+        raise ValueError(f"expected {what} to be unique, got {repeated!r} {number} times")
+
+
+def check_image_entry(entry: Mapping[str, Any], max_pixels: int) -> tuple[int, int]:
+    """
+    Args:
+        entry: Of COCO's `images`.
+        max_pixels (`int`): Of the largest image that is read.
+
+    Returns:
+        `(height, width)`.
+
+    Raises:
+        `ValueError`: for a name that leads out of the image folder, or a size that is none.
+    """
+    check_inside(entry.get("file_name"))
+    height, width = entry.get("height"), entry.get("width")
+    if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
+        raise ValueError(f"expected a height and a width, whole numbers above 0, got {height!r} and {width!r}")
+    if height * width > max_pixels:
+        raise ValueError(f"expected at most {max_pixels} pixels, got {width} x {height}")
+    return height, width
+
+
+def check_inside(name: Any) -> None:
+    """
+    Raises:
+        `ValueError`: for a file's name that is none, or leads out of its folder.
+    """
+    path = PurePosixPath(str(name).replace("\\", "/"))
+    if not isinstance(name, str) or not name or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"expected a file_name within the image folder, got {name!r}")
+
+
+def check_object(
+    annotation: Mapping[str, Any], size: tuple[int, int], categories: Collection[int], needs_box: bool = True
+) -> None:
+    """
+    Args:
+        annotation: Of COCO's `annotations`.
+        size (`tuple[int, int]`): `(height, width)` of its image.
+        categories: Known ids.
+        needs_box (`bool`): Whether there must be a box.
+
+    Raises:
+        `ValueError`: for another category, a box or an outline that is none, or run lengths of another size.
+    """
+    category = annotation.get("category_id")
+    if not _is_id(category, int) or category not in categories:
+        raise ValueError(f"expected a category_id of the file's categories, got {category!r}")
+    box: Any = annotation.get("bbox")
+    if needs_box and (not _are_numbers(box) or len(box) != 4 or min(box[2:]) < 0):
+        raise ValueError(f"expected a bbox of left, top, width and height, got {box!r:.80}")
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, Mapping):
+        _run_lengths(segmentation, size)
+        return
+    if not isinstance(segmentation, list) or not segmentation:
+        raise ValueError(f"expected a segmentation, polygons or run lengths, got {segmentation!r:.80}")
+    far = 2 * max(size)
+    for polygon in segmentation:
+        if not _are_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(f"expected a polygon of three points or more, x and y in turn, got {polygon!r:.80}")
+        if min(polygon) < -far or max(polygon) > far:
+            raise ValueError(f"expected points within the image of {size[1]} x {size[0]}, got {polygon!r:.80}")
+
+
+def check_segments(entry: Mapping[str, Any], categories: Collection[int]) -> list[dict[str, Any]]:
+    """
+    Args:
+        entry: Of the `annotations` of COCO's panoptic format.
+        categories: Known ids.
+
+    Returns:
+        Its segments in the order of their ids.
+
+    Raises:
+        `ValueError`: for a name that leads out of the folder of segments, another category, or an id that is none or
+            there twice.
+    """
+    check_inside(entry.get("file_name"))
+    segments = _entries(entry, "segments_info")
+    for segment in segments:
+        if not _is_id(segment.get("id"), int) or not 0 < segment["id"] < 1 << 24:
+            raise ValueError(f"expected a segment's id, above 0 and of 24 bits, got {segment!r:.80}")
+        if not _is_id(segment.get("category_id"), int) or segment["category_id"] not in categories:
+            raise ValueError(f"expected a category_id of the file's categories, got {segment.get('category_id')!r}")
+    refuse_repeated("the id of segments", [segment["id"] for segment in segments])
+    return sorted(segments, key=lambda segment: segment["id"])
+
+
+def object_mask(annotation: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """The mask `(height, width)`, uint8, of an annotation that [`check_object`] has passed."""
+    from pycocotools import mask as coco_mask
+
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, Mapping):
+        counts = _run_lengths(segmentation, size)
+        values = np.repeat(np.arange(len(counts), dtype=np.uint8) % 2, counts)  # 0 and 1 in turn, by columns
+        return np.ascontiguousarray(values.reshape(size[1], size[0]).T)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size)))
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) for value in values
+    )
+
+
+def _run_lengths(segmentation: Mapping[str, Any], size: tuple[int, int]) -> list[int]:
+    """The counts of run lengths that fill an image of that size."""
+    if list(segmentation.get("size") or []) != list(size):
+        raise ValueError(f"expected run lengths of the image's size {size}, got {segmentation.get('size')!r}")
+    counts: Any = segmentation.get("counts")
+    if isinstance(counts, (str, bytes)):
+        counts = _decompressed(counts.encode("ascii", "replace") if isinstance(counts, str) else counts)
+    is_list = isinstance(counts, list) and all(isinstance(count, int) and count >= 0 for count in counts)
+    if not is_list or sum(counts) != size[0] * size[1]:
+        raise ValueError(f"expected counts of {size[0] * size[1]} pixels in all, got {counts!r:.80}")
+    return counts
+
+
+def _decompressed(text: bytes) -> list[int] | None:
+    """
+    COCO's text of run lengths as numbers: five bits a character, the lowest first, a sixth where more follow; from
+    the fourth number on as differences to the last but one. `None` if it is no such text.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = character - 48
+        if not 0 <= bits < 64 or shift > 60:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    return counts if shift == 0 else None
