@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -152,6 +153,45 @@ def test_two_runs_do_not_share_a_folder(config, rows, tmp_path, monkeypatch):
     assert not (tmp_path / LOCK_FILE).exists()
 
 
+def test_a_run_within_a_run_does_not_share_its_folder(config, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("c2fmae_hf.training.checkpoints.LOCK_SECONDS", 0.1)
+    messages = []
+
+    class Another(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            with pytest.raises(RuntimeError, match="another run is writing to it") as error:
+                make_trainer(config, rows, tmp_path, max_steps=1).train()
+            messages.append(error.value)
+
+    make_trainer(config, rows, tmp_path, callbacks=[Another()], max_steps=1).train()
+    assert len(messages) == 1
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_told_at_the_start(config, rows, tmp_path, monkeypatch):
+    trainer = make_trainer(config, rows, tmp_path, **{**SAVES, "max_steps": 1})
+    needed = 3 * 4 * sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    needed += 4 * sum(p.numel() for p in trainer.model.parameters() if not p.requires_grad)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=needed - 1))
+    with pytest.raises(OSError, match=r"expected room for a checkpoint, 0\.\d+ GB, got 0\.\d+ GB free"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=needed))
+    assert trainer.train().global_step == 1
+    (written,) = tmp_path.glob("checkpoint-*")
+    files = {path.name: path.stat().st_size for path in written.iterdir()}
+    assert files["model.safetensors"] + files["optimizer.pt"] < 1.1 * needed
+
+
+def test_rows_that_fill_no_batch_are_told_at_the_start(config, rows, tmp_path):
+    for number in ({"max_steps": 1}, {"num_train_epochs": 1, "max_steps": -1}):
+        trainer = make_trainer(
+            config, rows, tmp_path, per_device_train_batch_size=64, dataloader_drop_last=True, **number
+        )
+        with pytest.raises(ValueError, match="expected the rows of one batch, 64, got 12, and dataloader_drop_last"):
+            trainer.train()
+
+
 def test_what_a_killed_save_left_is_not_in_the_next_checkpoint(config, rows, tmp_path):
     left = tmp_path / STAGING_FOLDER / "checkpoint-3"
     left.mkdir(parents=True)
@@ -232,5 +272,5 @@ def test_a_file_that_was_damaged_at_its_size_is_named(config, rows, tmp_path, na
     with pytest.raises(ValueError, match=f"expected {name} as it was saved, got other content.*resume from another"):
         make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=True)
     (tmp_path / "checkpoint-6/files.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"files\.json: expected a list of the checkpoint's files"):
+    with pytest.raises(ValueError, match=r"files\.json: expected a JSON object, got list\. Copy the"):
         make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=True)

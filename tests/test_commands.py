@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import entry_points
 
 import pytest
+from PIL import Image
 
 from c2fmae_hf.commands import main as command
 from c2fmae_hf.commands.arguments import recipe_names
@@ -156,6 +157,15 @@ sys.exit(main(sys.argv[2:]))
         ("matplotlib", ("validate", "x"), "the contact sheet needs matplotlib: pip install"),
         ("matplotlib", ("segment", "x", "y", "--use_cpu"), "or pass --num_drawn 0"),
         ("pycocotools", ("detect", "x", "y", "--use_cpu"), "detection needs pycocotools: pip install"),
+        (
+            "pycocotools",
+            ("label", ".", "out", "--labeller", "annotations", "--layout", "coco", "--annotations", "x"),
+            "COCO's annotations needs pycocotools: pip install",
+        ),
+        ("matplotlib", ("pretrain", "x", "--use_cpu"), "or pass --num_drawn 0"),
+        ("matplotlib", ("visualize", "x", "--output_dir", "out"), "drawing needs matplotlib: pip install"),
+        ("onnxruntime", ("export", "x", "out"), "or pass --format pt2"),
+        ("gradio", ("app", "x"), 'the page needs gradio: pip install "c2fmae-hf[app]"'),
         ("skimage,sklearn", ("label", ".", "out"), "the classical labeller needs skimage: pip install"),
         ("skimage,sklearn", ("demo", "--output_dir", "out"), "the demonstration needs skimage: pip install"),
     ],
@@ -166,6 +176,36 @@ def test_a_missing_package_is_told_at_the_start(tmp_path, missing, words, messag
     assert done.returncode == 1, done.stderr
     assert message in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("label", ".", "{}"),
+        ("validate", "x", "--output_dir", "{}"),
+        ("pretrain", "x", "--use_cpu", "--output_dir", "{}"),
+        ("classify", "x", "y", "--use_cpu", "--output_dir", "{}"),
+        ("classify", "x", "y", "--knn", "--use_cpu", "--output_dir", "{}"),
+        ("segment", "x", "y", "--use_cpu", "--output_dir", "{}"),
+        ("detect", "x", "y", "--use_cpu", "--output_dir", "{}"),
+        ("embed", "x", "y", "--output", "{}/features.parquet"),
+        ("visualize", "x", ".", "--output_dir", "{}"),
+        ("convert", "x", "{}/x"),
+        ("export", "x", "{}"),
+        ("push", ".", "me/x", "--preview", "{}/x"),
+    ],
+    ids=lambda words: "-".join(words[:1] + words[3:4]).strip("-"),
+)
+def test_a_folder_that_cannot_be_written_to_is_told_at_the_start(capsys, tmp_path, monkeypatch, words):
+    """Before models and data, of which there are none here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
+    folder = tmp_path / "file" / "out"  # not by its mode, which the administrator need not obey
+    code, _, err = run(capsys, *(word.format(folder) for word in words))
+    assert code == 1
+    assert "expected a folder that can be written to, got " in err.splitlines()[-1]
+    assert str(folder) in err.splitlines()[-1]
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch, capsys):

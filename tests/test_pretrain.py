@@ -129,6 +129,34 @@ def test_parquet_files_and_a_held_out_share(pretrain, recipe, tmp_path):
     assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (16, 4)
 
 
+def test_a_picture_that_cannot_be_drawn_loses_nothing(pretrain, recipe, tmp_path, monkeypatch, caplog, capsys):
+    def fail(*args):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("c2fmae_hf.pictures.reconstruction.draw_reconstruction", fail)
+    with caplog.at_level("INFO"):
+        pretrain.main([str(recipe)])
+    run = tmp_path / "run"
+    assert f"{run / 'reconstruction.png'} could not be drawn: RuntimeError: no fonts" in caplog.text
+    assert (run / "c2fmae-vit-tiny" / "model.safetensors").is_file()
+    assert (run / "curves.png").is_file()
+    results = caplog.text.partition("Results:")[2]
+    assert "curves.png" in results
+    assert "reconstruction.png" not in results
+
+
+def test_a_row_that_cannot_be_evaluated_does_not_lose_the_model(pretrain, recipe, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("row 3: cannot be decoded")
+
+    monkeypatch.setattr(pretrain, "evaluate_decoder", fail)
+    with pytest.raises(ValueError, match="row 3"):
+        pretrain.main([str(recipe)])
+    for name in ("c2fmae-vit-tiny", "c2fmae-vit-tiny-pretraining"):
+        assert (tmp_path / "run" / name / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
 def test_a_run_too_short_to_be_logged_still_ends_well(pretrain, recipe, tmp_path):
     pretrain.main([str(recipe), "--logging_steps", "100", "--eval_strategy", "no", "--max_steps", "2"])
     assert (tmp_path / "run/reconstruction.png").is_file()

@@ -529,4 +529,4 @@ def test_a_missing_matplotlib_is_told_before_any_work(repository):
         "import sys; sys.modules['matplotlib'] = None; from c2fmae_hf.commands.main import main; main(['visualize'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert 'figures need matplotlib: pip install "c2fmae-hf[all]"' in done.stderr
+    assert 'drawing needs matplotlib: pip install "c2fmae-hf[all]"' in done.stderr

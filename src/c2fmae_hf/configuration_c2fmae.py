@@ -93,7 +93,10 @@ TIMM_KEYS = (
     "model_args",
 )
 
+# More is a mistake, or an attack: a model of that size would exhaust the machine before anything is said.
 _MOST = 4096
+_MOST_PIXELS = 1 << 16
+_MOST_CHANNELS = 1 << 20
 
 # Everything that these two classes save has a place in timm's `VisionTransformer`.
 _ENCODER_CLASS = "C2FMAEModel"
@@ -278,7 +281,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         self.input_granularities = list(self.input_granularities)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
-        for field in ("num_channels", "num_hidden_layers"):  # of which lists are made
+        for field in ("num_channels", "num_hidden_layers", "decoder_num_hidden_layers"):  # of which lists are made
             value = getattr(self, field)
             if not isinstance(value, int) or value > _MOST:
                 raise ValueError(f"C2FMAEConfig.{field}: expected an integer up to {_MOST}, got {value!r}")
@@ -399,6 +402,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         self._expect(is_size, "image_size", "an integer or (height, width)")
         fits = all(side >= self.patch_size and side % self.patch_size == 0 for side in self.image_height_width)
         self._expect(fits, "image_size", f"multiples of patch_size={self.patch_size}")
+        self._expect(max(self.image_height_width) <= _MOST_PIXELS, "image_size", f"at most {_MOST_PIXELS} pixels")
         self._expect_positive("num_channels")
         for field in ("image_mean", "image_std"):
             values = getattr(self, field)
@@ -455,6 +459,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _expect_positive(self, field: str) -> None:
         self._expect(getattr(self, field) > 0, field, "a positive integer")
+        self._expect(getattr(self, field) <= _MOST_CHANNELS, field, f"an integer up to {_MOST_CHANNELS}")
 
     def _expect_heads_fit(self, heads: str, width: str) -> None:
         value = getattr(self, width)

@@ -20,6 +20,7 @@ from transformers.hf_argparser import string_to_bool
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..publishing.model_card import CardFacts
+from ..utils.files import check_writable
 
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -76,12 +77,17 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
     return str(resume)
 
 
-def refuse_used_folder(args: TrainingArguments) -> None:
+def check_output_dir(args: TrainingArguments) -> None:
     """
+    Before anything is read: that a run's folder can be written to, and has no other run's checkpoints.
+
     Raises:
-        `ValueError`: if `output_dir` has checkpoints, which would be lost, and the run does not go on from one.
+        `OSError`: if it cannot be written to.
+        `ValueError`: if it has checkpoints, which would be lost, and the run does not go on from one.
     """
     folder = str(args.output_dir)
+    if args.should_save:
+        check_writable(folder)
     checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
     if checkpoint is not None and args.resume_from_checkpoint in (None, "false", "False", False):
         raise ValueError(

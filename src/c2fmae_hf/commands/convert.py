@@ -35,7 +35,7 @@ from ..interop.processors import convert_processor_to_vit
 from ..interop.sources import find_processor, load_source
 from ..publishing.licences import carry_license
 from ..timm_c2fmae import convert_processor_to_timm
-from ..utils.files import replace_folder
+from ..utils.files import check_writable, replace_folder
 from .arguments import CommandParser
 
 
@@ -67,6 +67,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
             parser.error(f"output: expected another folder than the source's, got {options.output}")
         if not (options.output / "config.json").is_file():
             parser.error(f"output: expected an earlier output to overwrite, got {options.output}, which is none")
+    check_writable(options.output.parent, "output")
     return options
 
 

@@ -218,6 +218,7 @@ def main(args: list[str] | None = None) -> dict:
         results,
         record.finish(made),
         seconds,
-        draw=lambda folder: draw(trainer, args.num_drawn, folder / "detections.png"),
+        draw=lambda path: draw(trainer, args.num_drawn, path),
+        picture="detections.png",
         publish=trainer.push_to_hub,
     )

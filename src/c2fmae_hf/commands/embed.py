@@ -16,6 +16,7 @@ Exit code: 3 if some images could not be read.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from transformers import AutoConfig, AutoImageProcessor
 
@@ -24,6 +25,7 @@ from ..publishing.fingerprints import weights_fingerprint
 from ..publishing.repository import check_saved
 from ..transfer.embedding import KINDS, embed_images
 from ..transfer.encoders import build_processor, load_encoder, own_image_size
+from ..utils.files import check_writable
 from .arguments import CommandParser, pick_device
 
 
@@ -53,6 +55,7 @@ def main(args: list[str] | None = None) -> list[str]:
     parser.add_argument("--device", help="by default a GPU if there is one, else the CPU")
     options = parser.parse_args(args)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    check_writable(Path(options.output).parent, "output")
     source = open_source(options.images, options.split, class_folders=options.class_folders)
     check_saved(options.model)
     model = load_encoder(options.model).to(pick_device(options.device))

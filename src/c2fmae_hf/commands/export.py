@@ -18,6 +18,8 @@ from ..images import open_image
 from ..interop.export import export_onnx, export_pt2
 from ..modeling_c2fmae import C2FMAEForPreTraining, C2FMAEPreTrainedModel
 from ..publishing.repository import load_saved
+from ..utils.files import check_writable
+from ..utils.packages import require
 from .arguments import CommandParser
 
 
@@ -54,7 +56,6 @@ def export(options: argparse.Namespace) -> dict[str, float]:
             raise ValueError(f"{options.image}: {error}") from None
         pixel_values = own(image, size=size, do_center_crop=False, return_tensors="pt")["pixel_values"]
 
-    options.output_dir.mkdir(parents=True, exist_ok=True)
     differences = {}
     for name in options.format:
         path = options.output_dir / f"model.{name}"
@@ -74,4 +75,8 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--image_size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="by default the model's")
     parser.add_argument("--image", type=Path, help="photograph to compare the outputs on, too")
     options = parser.parse_args(args)
+    if "onnx" in options.format:
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            require(package, "ONNX export", " or pass --format pt2")
+    check_writable(options.output_dir)
     return export(options)

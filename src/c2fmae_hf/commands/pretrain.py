@@ -18,8 +18,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -43,13 +45,14 @@ from ..utils.files import write_json
 from ..utils.packages import require
 from .arguments import (
     HubArguments,
+    check_output_dir,
     find_checkpoint,
     has_option,
     has_recipe,
     parse_arguments,
     read_recipe,
-    refuse_used_folder,
 )
+from .drawing import try_to_draw
 from .photographs import RECIPE, choose_steps, label_photographs, open_photographs
 
 
@@ -251,7 +254,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     transformers_logging.set_verbosity(training_args.get_process_log_level())
     set_seed(training_args.seed)
     output_dir = Path(training_args.output_dir)
-    refuse_used_folder(training_args)
+    check_output_dir(training_args)
 
     # Data and model
     probe = load_probe_rows(data_args.probe_dataset, training_args.seed) if data_args.probe_dataset else None
@@ -296,6 +299,9 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     announce(trainer, describe(model, train_rows, held_out_rows, data_args))
     collator, processor, eval_dataset = trainer.data_collator, trainer.processing_class, trainer.eval_dataset
     trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
+    encoder_dir = output_dir / model_name(config)
+    trainer.save_encoder(encoder_dir)
+    trainer.save_model(str(output_dir / f"{encoder_dir.name}-pretraining"))
     if eval_dataset is not None:
         trainer.log_metrics("eval", trainer.evaluate())
     trainer.save_state()
@@ -310,9 +316,6 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
             trainer.save_metrics("decoder", scores, combined=False)
 
     # Results
-    encoder_dir = output_dir / model_name(config)
-    trainer.save_encoder(encoder_dir)
-    trainer.save_model(str(output_dir / f"{encoder_dir.name}-pretraining"))
     names = (encoder_dir.name, f"{encoder_dir.name}-pretraining", "trainer_state.json", RUN_FILE)
     results = [output_dir / name for name in names]
     if data_args.num_drawn > 0 and trainer.is_world_process_zero():
@@ -325,13 +328,14 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         else:
             count = min(data_args.num_drawn, len(dataset))
             samples = [dataset[i] for i in torch.linspace(0, len(dataset) - 1, count).long().tolist()]
-        draw_reconstruction(model, collator(samples), processor, output_dir / "reconstruction.png", title)
-        results.append(output_dir / "reconstruction.png")
+        pictures: dict[str, Callable[[Path], Any]] = {
+            "reconstruction.png": lambda path: draw_reconstruction(model, collator(samples), processor, path, title)
+        }
         if any("semantic_loss" in entry or "image_loss" in entry for entry in trainer.state.log_history):
-            draw_curves(trainer.state.log_history, output_dir / "curves.png", title)
-            results.append(output_dir / "curves.png")
+            pictures["curves.png"] = lambda path: draw_curves(trainer.state.log_history, path, title)
         else:
             logger.warning("Nothing was logged, so that there are no curves; lower logging_steps.")
+        results += [output_dir / name for name, draw in pictures.items() if try_to_draw(output_dir / name, draw)]
     if training_args.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():

@@ -24,6 +24,7 @@ from ..publishing.hub import push_to_hub, write_repository
 from ..publishing.model_card import DEFAULT_LICENSE, CardFacts
 from ..publishing.records import RESULTS_FILE, RUN_FILE, Run, load_run, run_of_weights
 from ..publishing.repository import load_saved
+from ..utils.files import check_writable
 from .arguments import CommandParser
 
 
@@ -84,6 +85,8 @@ def find_runs(model: PreTrainedModel, options: argparse.Namespace) -> list[Run]:
 def publish(options: argparse.Namespace) -> str:
     if not options.model.is_dir():
         raise FileNotFoundError(f"{options.model}: expected the folder of a saved model, found none")
+    if options.preview is not None:
+        check_writable(options.preview.parent, "--preview")
     model, processor = load_saved(options.model)
     common = {
         "processor": processor,

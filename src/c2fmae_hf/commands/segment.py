@@ -200,6 +200,7 @@ def main(args: list[str] | None = None) -> dict:
         results,
         record.finish(made),
         seconds,
-        draw=lambda folder: draw(trainer, validation_rows, id2label, args.num_drawn, folder / "predictions.png"),
+        draw=lambda path: draw(trainer, validation_rows, id2label, args.num_drawn, path),
+        picture="predictions.png",
         publish=trainer.push_to_hub,
     )

@@ -17,8 +17,9 @@ from ..publishing.records import RESULTS_FILE, RunRecord
 from ..training.log_lines import announce
 from ..transfer.fine_tuning import FineTuningTrainer
 from ..transfer.fine_tuning_args import FineTuningArguments
-from ..utils.files import write_json
-from .arguments import HubArguments, find_checkpoint, parse_arguments, refuse_used_folder
+from ..utils.files import check_writable, write_json
+from .arguments import HubArguments, check_output_dir, find_checkpoint, parse_arguments
+from .drawing import try_to_draw
 
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,10 @@ def parse_transfer(command: str, group: type, args: list[str] | None, descriptio
     )
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     set_seed(parsed[1].seed)
+    if getattr(parsed[0], "evaluate_only", False) or getattr(parsed[0], "protocol", "fine_tuning") != "fine_tuning":
+        check_writable(parsed[1].output_dir)
+    else:
+        check_output_dir(parsed[1])
     return parsed
 
 
@@ -130,7 +135,6 @@ def train(trainer: FineTuningTrainer, evaluate_only: bool, scores: Sequence[str]
     started = time.perf_counter()
     args = trainer.args
     if not evaluate_only:
-        refuse_used_folder(args)
         known = ["loss", *scores]
         if args.load_best_model_at_end and str(args.metric_for_best_model).removeprefix("eval_") not in known:
             raise ValueError(f"metric_for_best_model: expected one of {known}, got {args.metric_for_best_model!r}")
@@ -154,7 +158,8 @@ def finish(
     results: Mapping[str, Any],
     record: Mapping[str, Any],
     seconds: float,
-    draw: Callable[[Path], None] | None = None,
+    draw: Callable[[Path], Any] | None = None,
+    picture: str = "",
     publish: Callable[[], Any] | None = None,
 ) -> dict[str, Any]:
     """
@@ -163,7 +168,8 @@ def finish(
     Args:
         results: What is to be written besides settings and record.
         record: The finished [`RunRecord`].
-        draw (*optional*): Draws into the output folder, in the main process.
+        draw (*optional*): Draws the picture, in the main process.
+        picture (`str`): Its name in the output folder.
         publish (*optional*): Called if the arguments ask for it.
     """
     content = {
@@ -176,7 +182,7 @@ def finish(
     if training_args.process_index == 0:
         write_json(folder / RESULTS_FILE, content)
         if draw is not None:
-            draw(folder)
+            try_to_draw(folder / picture, draw)
     if training_args.push_to_hub and publish is not None:
         publish()
     if training_args.process_index == 0:

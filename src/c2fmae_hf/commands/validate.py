@@ -13,9 +13,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data.validation import ValidationReport, validate_dataset
-from ..utils.files import write_json
+from ..utils.files import check_writable, write_json
 from ..utils.packages import require
 from .arguments import CommandParser
+from .drawing import try_to_draw
 
 
 def main(args: list[str] | None = None) -> ValidationReport:
@@ -31,22 +32,24 @@ def main(args: list[str] | None = None) -> ValidationReport:
     parsed = parser.parse_args(args)
     if parsed.num_drawn > 0:
         require("matplotlib", "the contact sheet", " or pass --num_drawn 0")
-    report, samples = validate_dataset(
-        parsed.dataset_name, parsed.split, parsed.num_semantic_classes, parsed.num_threads, parsed.num_drawn
-    )
-    print(report)
     folder = parsed.output_dir
     if folder is None:
         path = Path(parsed.dataset_name)
         folder = path.with_name(f"{path.name}-validation") if path.is_dir() else Path("validation")
+    check_writable(folder)
+    report, samples = validate_dataset(
+        parsed.dataset_name, parsed.split, parsed.num_semantic_classes, parsed.num_threads, parsed.num_drawn
+    )
+    print(report)
     results = [folder / f"validation-{parsed.split}.json"]
     write_json(results[0], report.to_dict())
     if samples:
         from ..pictures.contact_sheet import draw_contact_sheet
 
-        results.append(folder / f"contact_sheet-{parsed.split}.png")
+        sheet, title = folder / f"contact_sheet-{parsed.split}.png", f"{parsed.dataset_name}, split {parsed.split}"
         names = {entry["id"]: entry["name"] for entry in report.classes}
-        draw_contact_sheet(samples, results[1], names, f"{parsed.dataset_name}, split {parsed.split}")
+        if try_to_draw(sheet, lambda path: draw_contact_sheet(samples, path, names, title)):
+            results.append(sheet)
     print("\nResults:\n" + "\n".join(f"  {path}" for path in results))
     return report
 

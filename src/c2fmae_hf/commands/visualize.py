@@ -56,6 +56,7 @@ from ..pictures.views import (
     with_predicted_maps,
 )
 from ..publishing.redaction import hide_folders, hide_tokens
+from ..utils.files import check_writable
 from .arguments import parse_arguments, pick_device
 
 
@@ -352,13 +353,14 @@ def describe(models: Sequence[ViewedModel], photos: Sequence[Photo], args: Galle
 
 def run(args: GalleryArguments, words: Sequence[str]) -> list[Path]:
     device = pick_device(args.device)
+    folder = Path(args.output_dir)
+    check_writable(folder)
     names = [name for name in (args.model, args.compare_model) if name is not None]
     models = [load_viewed_model(name, device) for name in names]
     if len({viewed.name for viewed in models}) < len(models):  # the same name in two folders
         folders = [Path(name).resolve().parent.name for name in names]
         models = [replace(viewed, name=f"{folder}/{viewed.name}") for folder, viewed in zip(folders, models)]
     photos, left_out = load_photos(args, models)
-    folder = Path(args.output_dir)
     sections: dict[str, list[Picture]] = {}
     for heading, picture in draw(args, models, photos, folder):
         sections.setdefault(heading, []).append(picture)

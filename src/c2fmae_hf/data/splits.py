@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 
 logger = logging.getLogger(__name__)
@@ -17,6 +21,25 @@ logger = logging.getLogger(__name__)
 def _stream(rows: datasets.Dataset) -> datasets.IterableDataset:
     """With enough shards for data-loading workers to share."""
     return rows.to_iterable_dataset(num_shards=max(min(64, len(rows)), 1))
+
+
+def check_parquet(files: Sequence[str | os.PathLike], what: str) -> None:
+    """
+    Args:
+        files: Parquet files.
+        what (`str`): What they are for, as messages begin.
+
+    Raises:
+        `ValueError`: naming the file, if one is damaged, or if they have no rows.
+    """
+    rows = 0
+    for file in files:
+        try:
+            rows += pq.read_metadata(file).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{what}: expected a Parquet file, got {file}: {error}") from None
+    if not rows:
+        raise ValueError(f"{what}: expected at least one row, got none in {', '.join(map(str, files[:3]))}")
 
 
 def load_splits(name: str, config_name: str | None = None, streaming: bool = False) -> dict[str, Any]:
@@ -35,6 +58,7 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
 
     Raises:
         `FileNotFoundError`: if a path or pattern matches nothing.
+        `ValueError`: naming the file, if a Parquet file is damaged, or if there are no rows.
     """
     path = Path(name).expanduser()
     name = str(path) if name.startswith("~") else name
@@ -44,9 +68,12 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
             words = re.split(r"[^a-z]+", Path(file).stem.lower())
             is_validation = any(word in words for word in ("val", "valid", "validation", "dev"))
             split = "validation" if is_validation else "test" if "test" in words else "train"
-            files.setdefault(split, []).append(glob.escape(file))
+            files.setdefault(split, []).append(file)
         if not files:
             raise FileNotFoundError(f"dataset: expected Parquet files at {name!r}, found none")
+        for split, parts in files.items():
+            check_parquet(parts, f"dataset, split {split!r}")
+            files[split] = [glob.escape(file) for file in parts]
         return dict(datasets.load_dataset("parquet", data_files=files, streaming=streaming))
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = datasets.load_from_disk(name)
@@ -56,6 +83,8 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
         raise FileNotFoundError(f"dataset: expected a folder or Parquet files at {name!r}, found nothing")
     if path.is_file():
         raise ValueError(f"dataset: expected a folder, Parquet files or a name on the Hub, got the file {name!r}")
+    if path.is_dir() and (parquet := sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])):
+        check_parquet(parquet, f"dataset {name!r}")
     try:
         return dict(datasets.load_dataset(name, config_name, streaming=streaming))
     except (ConnectionError, FileNotFoundError) as error:

@@ -98,6 +98,8 @@ class ValidationReport:
         lines += [f"  row {entry['row']} ({entry['image_id']}): {entry['reason']}" for entry in self.broken[:10]]
         if self.num_broken > 10:
             lines.append(f"  and {self.num_broken - 10} more")
+        if self.rows == 0:
+            lines.append("expected at least one row, got none")
         if self.rows == self.num_broken:
             return "\n".join(lines)
         maps = sum(self.bytes_per_image[column] for column in MAP_COLUMNS)

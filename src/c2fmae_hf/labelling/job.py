@@ -20,7 +20,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..utils.files import file_sha256, replace_file, write_json
+from ..utils.files import check_writable, file_sha256, read_json, replace_file, write_json
 from ..utils.packages import require
 from .contents import check_unchanged
 from .engine import LabellingTask, map_ahead, run_local
@@ -111,7 +111,7 @@ def label_images(
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     store = ShardStore(root, split)
-    (root / ".labelling").mkdir(parents=True, exist_ok=True)
+    check_writable(root / ".labelling")
     try:
         lock = FileLock(root / ".labelling" / "lock").acquire(timeout=0)
     except Timeout:
@@ -142,7 +142,7 @@ def _check_identity(store: ShardStore, source: ImageSource, labeller: Labeller, 
     }
     identity = json.loads(json.dumps(identity))
     for path in sorted(store.state.parent.glob("*/job.json")):
-        other = json.loads(path.read_text(encoding="utf-8"))
+        other = read_json(path, ". Choose another output_dir, or overwrite")
         is_own = path.parent == store.state
         fields = ("labeller", "label_feature", "output", "source") if is_own else ("labeller", "label_feature")
         different = [
@@ -279,7 +279,7 @@ def _write_card(task: LabellingTask, finished: dict[str, list[ShardInfo]]) -> No
     ]
     if not splits:
         return
-    job = json.loads((task.store.state / "job.json").read_text(encoding="utf-8"))
+    job = read_json(task.store.state / "job.json")
     card_data = DatasetCardData(
         pretty_name=root.resolve().name,
         task_categories=["image-segmentation"],

@@ -13,7 +13,7 @@ from ..utils.files import replace_file
 from ..utils.packages import require
 
 
-require("matplotlib", "figures")
+require("matplotlib", "drawing")
 from matplotlib import colormaps  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -19,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..utils.files import read_json
 from .fingerprints import encoder_fingerprint, weights_fingerprint
 from .redaction import hide_folders, hide_secrets, hide_tokens
 
@@ -270,13 +270,7 @@ def load_run(path: str | os.PathLike, name: str) -> Run:
         raise FileNotFoundError(f"{folder}: expected {RUN_FILE} or {RESULTS_FILE} of a run, found neither")
     files = {}
     for file, source in found.items():
-        try:
-            content = json.loads(source.read_text(encoding="utf-8"))
-        except ValueError as error:  # of JSON, or of UTF-8
-            raise ValueError(f"{source}: expected JSON, {error}") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{source}: expected a JSON object, got {type(content).__name__}")
-        files[f"runs/{name}/{file}"] = hide_folders(hide_secrets(content))
+        files[f"runs/{name}/{file}"] = hide_folders(hide_secrets(read_json(source)))
     run = Run(files, {f"runs/{name}/{file}": source for file, source in found.items()})
     return run if "encoder" in run.record else replace(run, role="judged")
 

@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, rotate_checkpoints
 
 from ..publishing.licences import carry_license
-from ..utils.files import file_sha256, sync_folder, sync_tree, write_json
+from ..utils.files import file_sha256, read_json, sync_folder, sync_tree, write_json
 
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ class DurableTrainer(Trainer):
                 self._compare_settings(Path(checkpoint))
             if self.args.should_save:
                 shutil.rmtree(folder / STAGING_FOLDER, ignore_errors=True)
+                self._check_room(folder)
             self._begin_run(checkpoint)
             # Before callbacks that look for the checkpoint, such as those that upload it.
             self.callback_handler.callbacks.insert(0, callback)
@@ -95,6 +96,20 @@ class DurableTrainer(Trainer):
             os.kill(os.getpid(), callback.received)
         return output
 
+    def _check_room(self, folder: Path) -> None:
+        """
+        Raises:
+            `OSError`: if the disk has no room for one checkpoint: weights, and AdamW's two moments of them.
+        """
+        parameters = list(self.accelerator.unwrap_model(self.model).parameters())
+        needed = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in parameters)
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(
+                f"output_dir {folder}: expected room for a checkpoint, {needed / 1e9:.2f} GB, got {free / 1e9:.2f} GB "
+                "free. Free some, or choose another output_dir"
+            )
+
     def _settings(self) -> dict[str, Any]:
         """The arguments and the fields of the model's configuration that training depends on, ready for JSON."""
         config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
@@ -108,7 +123,7 @@ class DurableTrainer(Trainer):
 
     def _compare_settings(self, checkpoint: Path) -> None:
         path = checkpoint / SETTINGS_FILE
-        before, now = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}, self._settings()
+        before, now = read_json(path) if path.is_file() else {}, self._settings()
         changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
         if changed:
             logger.warning(f"{checkpoint}: goes on with other settings than it was trained with: {'; '.join(changed)}")
@@ -130,7 +145,20 @@ class DurableTrainer(Trainer):
         return super().get_batch_samples(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
-        return shielded(super().get_train_dataloader())
+        """
+        As in transformers.
+
+        Raises:
+            `ValueError`: if the rows do not fill one batch.
+        """
+        loader = super().get_train_dataloader()
+        if isinstance(self.train_dataset, Sized) and len(loader) == 0:
+            raise ValueError(
+                f"train_dataset: expected the rows of one batch, {self.args.train_batch_size * self.args.world_size}, "
+                f"got {len(self.train_dataset)}, and dataloader_drop_last drops what fills none. Lower the batch "
+                "size, or leave dataloader_drop_last out"
+            )
+        return shielded(loader)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         return shielded(super().get_eval_dataloader(eval_dataset))
@@ -231,12 +259,12 @@ def check_checkpoint(checkpoint: str | os.PathLike) -> None:
     if not manifest.is_file():
         raise ValueError(f"{checkpoint}: expected a checkpoint of this package, got a folder without {MANIFEST_FILE}")
     advice = "Copy the checkpoint again, or resume from another one"
+    files = read_json(manifest, f". {advice}")
     try:
-        files = json.loads(manifest.read_text(encoding="utf-8"))
         expected = {name: (file["size"], file["sha256"]) for name, file in files.items()}
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (TypeError, KeyError):
         raise ValueError(
-            f"{manifest}: expected a list of the checkpoint's files, got others' content. {advice}"
+            f"{manifest}: expected sizes and checksums of the checkpoint's files, got others. {advice}"
         ) from None
     for name, (size, checksum) in expected.items():
         path = manifest.parent / name

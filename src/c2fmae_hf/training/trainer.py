@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -32,7 +31,7 @@ from ..data.sampling import EpochSampler
 from ..data.streaming import C2FMAEIterableDataset
 from ..data.transforms import evaluation_transform, training_transform
 from ..image_processing_c2fmae import C2FMAEImageProcessor
-from ..utils.files import file_sha256, replace_folder, text_sha256, write_json
+from ..utils.files import file_sha256, read_json, replace_folder, text_sha256, write_json
 from .callbacks import CurriculumCallback
 from .checkpoints import in_any_process
 from .non_finite import REPORT_FILE, Watched
@@ -183,7 +182,7 @@ class C2FMAETrainer(PublishingTrainer):
         Raises:
             `ValueError`: if the checkpoint is of a run with another seed or other rows.
         """
-        before, now = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}, self._identity()
+        before, now = read_json(path) if path.is_file() else {}, self._identity()
         for name in now:
             if name in before and before[name] != now[name]:
                 raise ValueError(
@@ -196,7 +195,7 @@ class C2FMAETrainer(PublishingTrainer):
         path = Path(checkpoint) / STREAM_FILE
         if not path.is_file():
             raise ValueError(f"{path}: expected where the stream stood, found nothing")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         stream.load_state_dict(content)
         self._stream_start = (content["step"], content["num_batches"])
         self._resumed_from = checkpoint

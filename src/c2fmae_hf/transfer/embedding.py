@@ -23,7 +23,7 @@ from ..labelling.contents import check_unchanged, load_record
 from ..labelling.engine import map_ahead
 from ..labelling.records import SourceRecord
 from ..labelling.sources.base import ImageSource, Part
-from ..utils.files import replace_file, write_json
+from ..utils.files import read_json, replace_file, write_json
 from .encoders import encode_images, patch_size_of, pool_tokens
 
 
@@ -97,7 +97,7 @@ def embed_images(
         for part in parts:
             path, done = folder / f"part-{part.index:05d}.parquet", folder / STATE / f"part-{part.index:05d}.json"
             if done.is_file():
-                state = json.loads(done.read_text("utf-8"))
+                state = read_json(done, f". Remove {folder} to begin again")
                 if not source.is_remote:
                     now = map_ahead(pool, load_record, source.read(part), batch_size)
                     check_unchanged(state["contents"], now, str(path))
@@ -132,7 +132,7 @@ def _begin(folder: Path, output: Path, described: dict[str, Any]) -> None:
         raise FileExistsError(f"{output}: expected a new file, got one that exists; remove it, or choose another name")
     path = folder / STATE / SETTINGS_FILE
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path, f". Remove {folder} to begin again")
         changed = sorted(name for name in {*before, *described} if before.get(name) != described.get(name))
         if changed:
             raise ValueError(

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,41 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def check_writable(folder: str | os.PathLike, name: str = "output_dir") -> None:
+    """
+    Make a folder if it is not there, and a file in it: before the work whose results it is for.
+
+    Args:
+        folder: The folder.
+        name (`str`): What messages call it.
+
+    Raises:
+        `OSError`: saying what the system answered.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=str(folder)):
+            pass
+    except OSError as error:
+        raise OSError(f"{name}: expected a folder that can be written to, got {folder}: {error.strerror}") from None
+
+
+def read_json(path: str | os.PathLike, advice: str = "") -> dict[str, Any]:
+    """
+    A JSON object.
+
+    Raises:
+        `ValueError`: naming the file, if it holds anything else; the message ends with the advice.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise ValueError(f"{path}: expected JSON, {error}{advice}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}{advice}")
+    return content
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
@@ -108,7 +108,9 @@ class ClassicalLabeller(Labeller):
         from threadpoolctl import threadpool_limits
 
         described = [self._segment(image)[1:] for image in images]
-        descriptors = np.concatenate([descriptor for descriptor, _ in described] or [np.zeros((0, 8))])
+        if not described:
+            raise ValueError("images: expected some that can be decoded, to find classes in, got none")
+        descriptors = np.concatenate([descriptor for descriptor, _ in described])
         if len(descriptors) < self.num_classes:
             raise ValueError(
                 f"num_classes: expected at most as many as the sample's regions ({len(descriptors)}), got "
@@ -128,11 +130,17 @@ class ClassicalLabeller(Labeller):
         path = folder / _FITTED_FILE
         settings = json.dumps(self.settings(), sort_keys=True)
         if path.is_file():
-            with safe_open(path, "np") as file:
-                same = (file.metadata() or {}).get("settings") == settings
-            if same:
-                self.fitted = load_file(path)
-                return
+            try:
+                with safe_open(path, "np") as file:
+                    same = (file.metadata() or {}).get("settings") == settings
+                if same:
+                    self.fitted = load_file(path)
+                    return
+            except SafetensorError as error:
+                raise ValueError(
+                    f"{path}: expected the fitted classes, got a damaged file: {error}. Remove it to find them again, "
+                    "the same for the same images"
+                ) from None
         sample = itertools.islice(images, self.fit_images)
         self.fit(tqdm(sample, desc="Finding classes", unit=" images", total=self.fit_images, mininterval=1))
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...data.splits import load_splits
+from ...data.splits import check_parquet, load_splits
 from .base import ImageSource
 from .folder import FolderSource
 from .rows import ColumnReader, DatasetSource, StreamSource
@@ -71,12 +70,8 @@ def open_source(
 
 def _open_parquet(files: Sequence[str], label_column: str, columns: Sequence[str]) -> StreamSource:
     """Parquet files that have the needed columns; their other columns may differ."""
-    schemas = []
-    for file in files:
-        try:
-            schemas.append(pq.read_schema(file))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"source: expected a Parquet file, got {file}: {error}") from error
+    check_parquet(files, "source")
+    schemas = [pq.read_schema(file) for file in files]
     features = datasets.Features.from_arrow_schema(schemas[0])
     needed = ColumnReader(features, label_column, columns).needed
     for file, schema in zip(files, schemas):
