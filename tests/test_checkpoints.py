@@ -180,7 +180,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_told_at_the_start(config, rows,
     assert trainer.train().global_step == 1
     (written,) = tmp_path.glob("checkpoint-*")
     files = {path.name: path.stat().st_size for path in written.iterdir()}
-    assert files["model.safetensors"] + files["optimizer.pt"] < 1.1 * needed
+    assert files["model.safetensors"] + files["optimizer.pt"] < 1.2 * needed
 
 
 def test_rows_that_fill_no_batch_are_told_at_the_start(config, rows, tmp_path):

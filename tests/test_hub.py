@@ -564,6 +564,13 @@ for model, facts in cases:
     except HubError as error:
         print(error)
 print(push_to_hub(theirs, "me/licensed", facts=CardFacts(license="mit"), license_text="Permission").commit_url)
+# What is made of published weights, whose card says what they are under.
+theirs.name_or_path = "me/licensed"
+for license in ("apache-2.0", "mit"):
+    try:
+        print(push_to_hub(theirs, "me/derived", facts=CardFacts(license=license), license_text="Free").commit_url)
+    except HubError as error:
+        print(error)
 """
 
 
@@ -574,7 +581,9 @@ def test_weights_of_others_need_a_licence_and_it_its_text(hub_scene):
     assert "license: expected that of another library's model" in lines[2]
     assert "license_text: expected the text of other, got None" in lines[3]
     assert hub_scene.hub.repositories["me/licensed"].files["LICENSE"] == b"Permission"
-    assert len(lines) == 5
+    assert "license: expected mit, that of me/licensed, from which the weights were made, got apache-2.0" in lines[5]
+    assert "license: mit" in hub_scene.hub.repositories["me/derived"].files["README.md"].decode()
+    assert len(lines) == 7
 
 
 def test_a_token_among_the_arguments_is_written_nowhere(hub_scene, tmp_path):

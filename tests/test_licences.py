@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -12,8 +15,10 @@ from c2fmae_hf.interop.starting_point import load_starting_point
 from c2fmae_hf.publishing.hub import HubError, write_repository
 from c2fmae_hf.publishing.licences import inherited_license, own_license
 from c2fmae_hf.publishing.model_card import CardFacts
+from c2fmae_hf.publishing.records import RunRecord, load_run
 from c2fmae_hf.transfer.detection import build_mask_rcnn
 from c2fmae_hf.transfer.segmentation import build_segmenter
+from c2fmae_hf.utils.files import write_json
 from testing_utils import load_command, with_fields
 
 
@@ -112,3 +117,42 @@ def test_a_model_of_one_s_own_is_under_apache(config, tmp_path):
     assert inherited_license(again) is None
     again.save_pretrained(tmp_path / "second")
     assert not (tmp_path / "second/LICENSE").exists()
+
+
+def test_the_records_beside_published_weights_go_with_them(repository, tmp_path, capsys):
+    shipped = repository / "model_cards/c2fmae-vit-tiny-stl10"
+    load_command("push").main([str(shipped), "me/again", "--preview", str(tmp_path / "again")])
+    for path in sorted(shipped.glob("runs/*/*.json")):
+        assert json.loads((tmp_path / "again" / path.relative_to(shipped)).read_text()) == json.loads(path.read_text())
+    card = (tmp_path / "again/README.md").read_text()
+    assert "linear probe" in card
+    assert (tmp_path / "again/LICENSE").read_text() == (shipped / "LICENSE").read_text()
+    # Records of weights that have changed since are left out, with a word.
+    model = C2FMAEForPreTraining.from_pretrained(shipped)
+    with torch.no_grad():
+        model.decoder.mask_token.add_(1)
+        next(model.c2fmae.parameters()).add_(1)
+    shutil.copytree(shipped, tmp_path / "changed")
+    model.save_pretrained(tmp_path / "changed")
+    load_command("push").main([str(tmp_path / "changed"), "me/changed", "--preview", str(tmp_path / "preview")])
+    assert f"{tmp_path / 'changed/runs'} is left out: " in capsys.readouterr().out
+    assert not (tmp_path / "preview/runs").exists()
+
+
+def test_the_record_of_a_run_knows_the_licence_when_its_text_is_gone(source, tmp_path):
+    model = C2FMAEForPreTraining.from_pretrained(source)
+    record = RunRecord("pretraining", (), {"train": 1}, {"train": "train"}, starting_model=model)
+    with torch.no_grad():
+        model.decoder.mask_token.add_(1)
+    model.save_pretrained(tmp_path / "run")
+    write_json(tmp_path / "run/run.json", record.finish(model))
+    assert record.content["license"] == "research-alone"
+    (tmp_path / "run/LICENSE").unlink()
+    model, runs = C2FMAEForPreTraining.from_pretrained(tmp_path / "run"), [load_run(tmp_path / "run", "training")]
+    own = CardFacts(license="mit")
+    for facts in (None, own):
+        with pytest.raises(HubError, match=r"expected research-alone, .* as the record of the run says, but its text"):
+            write_repository(model, tmp_path / "published", "me/derived", runs=runs, facts=facts, license_text="Do.")
+    model.license_text = "For research alone. Pass this text on."
+    _, text = published(model, tmp_path / "published", runs=runs)
+    assert text == model.license_text

@@ -7,7 +7,8 @@ Publish a saved model on the Hub: an encoder, a pre-training checkpoint or a fin
 
 One commit holds the weights in the layout that transformers and timm both load, configuration, image processor, model
 card, the records of the runs that the card's results come from, licence, and code for use without this package. The
-card is made of the records beside the model (`run.json`, `trainer_state.json`, `results.json`) and of `--results`.
+card is made of the records beside the model (`run.json`, `trainer_state.json`, `results.json`, or `runs/` of a model
+that was published) and of `--results`.
 
 Look first: `--preview` writes all of it to a folder instead. Publishing needs a token that may write, from
 `hf auth login` or in HF_TOKEN. After an interruption run it again: what arrived is not sent twice.
@@ -16,13 +17,14 @@ Look first: `--preview` writes all of it to a folder instead. Publishing needs a
 from __future__ import annotations
 
 import argparse
+from itertools import count
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from ..publishing.hub import push_to_hub, write_repository
 from ..publishing.model_card import DEFAULT_LICENSE, CardFacts
-from ..publishing.records import RESULTS_FILE, RUN_FILE, Run, load_run, run_of_weights
+from ..publishing.records import RESULTS_FILE, RUN_FILE, Run, load_run, run_of_weights, runs_of_weights
 from ..publishing.repository import load_saved
 from ..utils.files import check_writable
 from .arguments import CommandParser
@@ -64,22 +66,37 @@ def parse(args: list[str] | None) -> argparse.Namespace:
 
 def find_runs(model: PreTrainedModel, options: argparse.Namespace) -> list[Run]:
     """The runs that made the encoder and the model, and those that judged it."""
-    runs, folder, run_folder = [], options.model, options.run_folder
-    if options.pretraining_run is not None:
-        runs.append(load_run(options.pretraining_run, "pretraining"))
-    if run_folder is not None:
-        runs.append(load_run(run_folder, "training"))
+    folder = options.model
+    if options.run_folder is not None:
+        runs = [load_run(options.run_folder, "training")]
     else:
-        for candidate in (folder, folder.parent):
-            if (candidate / RUN_FILE).is_file() or (candidate / RESULTS_FILE).is_file():
-                run = load_run(candidate, "training")
-                if run_of_weights(run, model) is not None:
-                    runs.append(run)
-                    break
-                print(f"{candidate} has the record of a run of other weights, which is left out.")
-    for number, path in enumerate(options.results, start=1):
-        runs.append(load_run(path, f"evaluation-{number}"))
-    return runs
+        runs = published_runs(folder, model) or own_runs(folder, model)
+    if options.pretraining_run is not None:
+        runs.insert(0, load_run(options.pretraining_run, "pretraining"))
+    taken = {run.folder for run in runs}
+    names = (name for name in map("evaluation-{}".format, count(1)) if f"runs/{name}" not in taken)
+    return runs + [load_run(path, name) for path, name in zip(options.results, names)]
+
+
+def published_runs(folder: Path, model: PreTrainedModel) -> list[Run]:
+    """The records of a folder that is laid out as it was published; they go with its weights."""
+    runs = [load_run(path, path.name) for path in sorted(folder.glob("runs/*/"))]
+    try:
+        return runs_of_weights(runs, model)
+    except ValueError as error:
+        print(f"{folder / 'runs'} is left out: {error}")
+        return []
+
+
+def own_runs(folder: Path, model: PreTrainedModel) -> list[Run]:
+    """The record in a model's folder, or in the one above it, if it is of its weights."""
+    for candidate in (folder, folder.parent):
+        if (candidate / RUN_FILE).is_file() or (candidate / RESULTS_FILE).is_file():
+            run = load_run(candidate, "training")
+            if run_of_weights(run, model) is not None:
+                return [run]
+            print(f"{candidate} has the record of a run of other weights, which is left out.")
+    return []
 
 
 def publish(options: argparse.Namespace) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -9,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+import yaml
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
@@ -29,7 +31,7 @@ T = TypeVar("T")
 # Files of a publication, besides its code.
 OWN_FILES = re.compile(
     r"(model(-\d+-of-\d+)?|decoder|decode_head|fpn|label_embed)\.safetensors|model\.safetensors\.index\.json"
-    r"|preprocessor_config\.json|runs/(pretraining|training|evaluation-\d+)/[^/]+\.json"
+    r"|preprocessor_config\.json|runs/[^/]+/[^/]+\.json"
 )
 # The client's base class of answers and broken connections: of httpx or httpx2, by its version.
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -107,6 +109,8 @@ def push_to_hub(
         files = {prefix + path.relative_to(folder).as_posix(): path for path in _files(folder)}
 
         def commit(api: HfApi, name: str) -> CommitInfo:
+            if inherited_license(model) is None:
+                _compare_with_origin(api, _origin(model, runs_of_weights(runs, model)), facts.license)
             if not create_pr:
                 name = api.create_repo(name, private=private, exist_ok=True).repo_id
                 if revision and not revision.startswith("refs/"):
@@ -195,10 +199,14 @@ def check_license(
                 f"its text lies beside them and goes with what is made of them. Leave the licence out. {NOTHING}"
             )
         return
-    own = own_config(model.config)
-    others = [own.converted_from if own is not None else model.name_or_path or "another library's model"]
-    others += [hub_name(model.name_or_path), *(run.record.get("base_model") for run in runs if run.role == "made")]
-    origin = next(filter(None, others), None)
+    noted = next(filter(None, (run.record.get("license") for run in runs if run.is_training)), None)
+    if noted is not None:
+        raise HubError(
+            f"license: expected {noted}, that of the weights which these were made from, as the record of the run "
+            "says, but its text no longer lies beside them. Put the LICENSE file of those weights into the model's "
+            f"folder. {NOTHING}"
+        )
+    origin = _origin(model, runs)
     if origin and name is None:
         raise HubError(
             f"license: expected that of {origin}, of which the weights were made (see its card, or its authors' "
@@ -206,6 +214,30 @@ def check_license(
         )
     if name not in (None, DEFAULT_LICENSE) and license_text is None:
         raise HubError(f"license_text: expected the text of {name}, got None. {NOTHING}")
+
+
+def _origin(model: PreTrainedModel, runs: Sequence[Run]) -> str | None:
+    """Whose weights a model was made from; `None` if they are its own."""
+    own = own_config(model.config)
+    others = [own.converted_from if own is not None else model.name_or_path or "another library's model"]
+    others += [hub_name(model.name_or_path), *(run.record.get("base_model") for run in runs if run.role == "made")]
+    return next(filter(None, others), None)
+
+
+def _compare_with_origin(api: HfApi, origin: str | None, license: str | None) -> None:
+    """
+    Raises:
+        [`HubError`]: if the card of the weights that a model was made from names another licence.
+    """
+    if hub_name(origin) is None:
+        return
+    said = None
+    with contextlib.suppress(HTTP_ERROR, OSError, ValueError, yaml.YAMLError):  # no card, or none that can be read
+        said = ModelCard.load(api.hf_hub_download(str(origin), "README.md")).data.license
+    if said not in (None, license):
+        raise HubError(
+            f"license: expected {said}, that of {origin}, from which the weights were made, got {license}. {NOTHING}"
+        )
 
 
 def prepare_repository(
@@ -228,7 +260,13 @@ def prepare_repository(
     """
     check_license(model, facts, license_text)
     _check_name(repo_id)
-    return _ask(repo_id, token, lambda api, name: api.create_repo(name, private=private, exist_ok=True).repo_id)
+
+    def create(api: HfApi, name: str) -> str:
+        if inherited_license(model) is None:
+            _compare_with_origin(api, _origin(model, ()), facts.license if facts is not None else None)
+        return api.create_repo(name, private=private, exist_ok=True).repo_id
+
+    return _ask(repo_id, token, create)
 
 
 def _left_over(api: HfApi, repo_id: str, revision: str | None, prefix: str) -> set[str]:

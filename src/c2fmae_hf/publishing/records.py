@@ -20,6 +20,7 @@ from torch import nn
 
 from ..utils.files import read_json
 from .fingerprints import encoder_fingerprint, weights_fingerprint
+from .licences import inherited_license
 from .redaction import hide_folders, hide_secrets, hide_tokens
 
 
@@ -41,7 +42,7 @@ class RunRecord:
         arguments: Dataclasses of arguments; those that differ from their defaults are kept, tokens never.
         rows: How many images there are to train on, `train`, and to judge by, `validation`.
         splits: What the data calls these two.
-        starting_model (*optional*): The model before training, whose fingerprints are kept.
+        starting_model (*optional*): The model before training, whose fingerprints and licence are kept.
         details: Further facts, such as the curriculum.
     """
 
@@ -74,6 +75,8 @@ class RunRecord:
         if starting_model is not None:
             self.content["starting_encoder"] = encoder_fingerprint(starting_model)
             self.content["starting_weights"] = weights_fingerprint(starting_model)
+            if (inherited := inherited_license(starting_model)) is not None:
+                self.content["license"] = inherited.license_name or inherited.license
 
     def finish(self, model: nn.Module | None = None, **details: Any) -> dict[str, Any]:
         """
