@@ -2,9 +2,10 @@
 A training run for `torchrun`, or of one process; for `test_distributed.py`.
 
     torchrun --nproc_per_node 2 tests/distributed_run.py OUTPUT '{"max_steps": 6}' [--stream] [--resume]
-        [--rows 16] [--fault loss|gradient]
+        [--rows 16] [--fault loss|gradient] [--terminate 2]
 
 A fault is what the last process meets in its third batch: pixels whose loss, or whose gradient alone, is not finite.
+With --terminate, the first process sends SIGTERM to torchrun's group, its own and its workers', in that step.
 Writes `rank-<n>.json` for each process: the images and masks of every batch that it trained on, and, in the first, the
 logged losses; and `weights.safetensors`.
 """
@@ -13,11 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 
@@ -32,6 +36,18 @@ from testing_utils import make_rows, small_config
 CONFIG = small_config(decoder_prediction_ratio=1.0)
 
 
+class Terminate(TrainerCallback):
+    """As a scheduler does: SIGTERM to every process of a job."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            for group in (os.getpgid(os.getppid()), os.getpgrp()):  # torchrun's, and that which it gave this process
+                os.killpg(group, signal.SIGTERM)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
@@ -40,6 +56,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--fault", choices=("loss", "gradient"))
+    parser.add_argument("--terminate", type=int)
     options = parser.parse_args()
     trainer = make_trainer(
         CONFIG, make_rows(options.rows), options.output, streaming=options.stream, **options.arguments
@@ -53,6 +70,8 @@ def main() -> None:
             return FaultyGradient.apply(output) if options.fault == "gradient" else output * float("inf")
 
         trainer.model.decoder.stages["image"].head.register_forward_hook(spoil)
+    if options.terminate is not None and trainer.args.process_index == 0:
+        trainer.add_callback(Terminate(options.terminate))
     batches: list[dict] = []
     compute_loss = trainer.compute_loss
 

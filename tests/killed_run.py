@@ -84,6 +84,7 @@ def main(folder: str, source: str, num_workers: str, accumulation: str, moment: 
         make_rows(22),
         folder,
         streaming=source == "stream",
+        num_shards=4,
         callbacks=[die_at],
         max_steps=MAX_STEPS,
         gradient_accumulation_steps=int(accumulation),

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 
+import datasets
 import pytest
 from PIL import Image
 
 from c2fmae_hf.commands import main as command
 from c2fmae_hf.commands.arguments import recipe_names
-from testing_utils import RECIPES, load_command
+from testing_utils import RECIPES, load_command, make_rows
 
 
 TRAINING = ("pretrain", "classify", "segment", "detect")
@@ -213,6 +214,23 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch, capsys):
     monkeypatch.setattr(module, "main", lambda args: {}["absent"])
     with pytest.raises(KeyError):
         command.main(["validate", "x"])
+
+
+def test_what_a_data_loading_worker_says_is_one_line_too(tmp_path, monkeypatch, capsys):
+    rows = make_rows(6).cast_column("image", datasets.Image(decode=False)).to_list()
+    rows[2]["image"] = {"bytes": b"", "path": None}
+    monkeypatch.chdir(tmp_path)
+    datasets.Dataset.from_list(rows, features=make_rows(6).features).to_parquet("train.parquet")
+    options = ("--use_cpu", "--size", "tiny", "--image_size", "32", "--num_drawn", "0", "--max_steps", "2")
+    options += ("--config_overrides", '{"num_hidden_layers": 1, "patch_size": 8}', "--num_semantic_classes", "5")
+    code, _, err = run(capsys, "pretrain", "train.parquet", *options, "--dataloader_num_workers", "1")
+    assert code == 1
+    (line,) = (line for line in err.splitlines() if "error: " in line)
+    assert line.endswith("(r2), column 'image': expected an encoded image, got zero bytes")
+    assert "Traceback" not in err
+    code, _, err = run(capsys, "pretrain", "train.parquet", *options, "--streaming", "--dataloader_num_workers", "3")
+    (line,) = (line for line in err.splitlines() if "error: " in line)
+    assert "error: dataloader_num_workers: expected 0 or a divisor of " in line
 
 
 def test_a_traceback_on_request(monkeypatch, tmp_path):

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from c2fmae_hf.training.checkpoints import STAGING_FOLDER
+
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("distributed_run.py")
@@ -44,14 +46,19 @@ class Run:
         return max((own[name] - others[name]).abs().max().item() for name in own)
 
 
-def start(processes: int, script: Path, *arguments: object, fails: bool = False) -> None:
+def start(processes: int, script: Path, *arguments: object, fails: bool = False) -> str:
+    """What the processes write to standard error."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(script), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    # In a session of its own: a test may signal all of it.
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=environment, start_new_session=True
+    )
     assert (done.returncode != 0) == fails, done.stderr[-3000:]
+    return done.stderr
 
 
 def run(folder: Path, processes: int, *options: str, **arguments) -> Run:
@@ -75,6 +82,28 @@ def resumed(before: Run, folder: Path, processes: int, *options: str, **argument
     folder.mkdir()
     shutil.copytree(before.folder / "checkpoint-3", folder / "checkpoint-3")
     return run(folder, processes, "--resume", *options, **arguments)
+
+
+@pytest.mark.parametrize("source", ["map", "stream"])
+def test_processes_that_are_asked_to_end_save_and_go_on_to_the_same_end(tmp_path, source):
+    options = ["--stream"] if source == "stream" else []
+    plan = {
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 100,
+        "per_device_train_batch_size": 2,
+        "dataloader_num_workers": 1,
+        "ddp_backend": "gloo",
+    }
+    start(2, SCRIPT, tmp_path / "whole", json.dumps(plan), *options)
+    said = start(2, SCRIPT, tmp_path / "ended", json.dumps(plan), "--terminate", 2, *options, fails=True)
+    assert "SIGTERM: saved checkpoint-3" in said
+    assert [path.name for path in (tmp_path / "ended").glob("checkpoint-*")] == ["checkpoint-3"]
+    assert not (tmp_path / "ended" / STAGING_FOLDER).exists()
+    start(2, SCRIPT, tmp_path / "ended", json.dumps(plan), "--resume", *options)
+    whole, ended = Run(tmp_path / "whole"), Run(tmp_path / "ended")
+    assert ended.losses() == whole.losses()
+    assert ended.difference(whole) == 0
 
 
 def check_equal(one: Run, other: Run, tolerance: float = ADAMW_TOLERANCE) -> None:

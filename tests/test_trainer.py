@@ -33,14 +33,16 @@ from c2fmae_hf.training.callbacks import CurriculumCallback
 RANDOM = {"curriculum": "constant", "curriculum_weights": [0.0, 0.0, 1.0]}
 
 
-def make_trainer(config, rows, output_dir, *, callbacks=(), streaming=False, map_columns=None, **arguments):
+def make_trainer(
+    config, rows, output_dir, *, callbacks=(), streaming=False, num_shards=2, map_columns=None, **arguments
+):
     torch.manual_seed(7)
     options = {"num_semantic_classes": 5, "map_columns": ("semantic", "instance")}
     if map_columns is not None:
         options["map_columns"] = map_columns
     size = config.image_height_width
     train = (C2FMAEIterableDataset if streaming else C2FMAEDataset)(
-        rows.to_iterable_dataset(num_shards=2) if streaming else rows,
+        rows.to_iterable_dataset(num_shards=num_shards) if streaming else rows,
         training_transform(size),
         progress=SharedProgress(),
         **options,

@@ -71,7 +71,7 @@ OTHERS = {"transformers", "evaluate", "datasets", "trainer_utils", "Trainer", "B
 # here is an error of Sphinx.
 NAVIGATION = {
     "Start": ["quickstart", "concepts", "comparison", "gallery", "app", "faq", "glossary"],
-    "Data": ["datasets", "labelling", "bad_rows"],
+    "Data": ["datasets", "labelling", "bad_rows", "odd_files"],
     "Training": ["pretraining", "long_runs", "transfer"],
     "Models": ["models", "hub", "hub_faults", "../model_cards/README"],
     "Evidence": ["evidence", "conformity", "../benchmarks/README", "../benchmarks/representation/README"],
@@ -88,6 +88,7 @@ NAVIGATION = {
 TITLES = {
     "labelling": "Labelling",
     "bad_rows": "Bad rows",
+    "odd_files": "Odd files",
     "hub": "Hub, conversion, export",
     "hub_faults": "When the Hub fails",
     "../benchmarks/representation/README": "The study",

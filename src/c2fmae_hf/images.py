@@ -116,11 +116,13 @@ def check_lossless(image: Image.Image) -> None:
     Raises:
         `ValueError`: for JPEG, also within TIFF, and formats that may have losses and do not tell; for GIF, whose
             writers renumber ids; for greys of 2 or 4 bits, inverted ones, and PGM up to another value than 255 or
-            65535.
+            65535; for one that its EXIF says to turn.
     """
     changed = image.info.get(_CHANGED) or changed_greys(image)
     if image.format == "GIF":
         changed = "GIF, whose writers renumber them"
+    if exif_turn(image) is not None:
+        raise ValueError("expected a label map without EXIF, got one that says to turn it: store it upright")
     if changed:
         raise ValueError(f"expected a label map whose ids are kept, got {changed}: store it as 8-bit or 16-bit PNG")
     compression = image.info.get("compression") if image.format == "TIFF" else None

@@ -66,9 +66,12 @@ def is_ours(error: BaseException) -> bool:
 
 def explain(error: BaseException) -> str:
     """One line; where others raised the error, also how to see where."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text, is_plain = str(error), is_ours(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:  # of a data-loading worker
+        text, is_plain = text.rpartition(f"\n{type(error).__name__}: ")[2], "/c2fmae_hf/" in text
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     message = " ".join(lines) or type(error).__name__
-    return message if is_ours(error) else f"{message} (C2FMAE_TRACEBACK=1 shows where)"
+    return message if is_plain else f"{message} (C2FMAE_TRACEBACK=1 shows where)"
 
 
 def run(name: str, args: Sequence[str]) -> int:

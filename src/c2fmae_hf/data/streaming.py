@@ -102,14 +102,21 @@ class C2FMAEIterableDataset(IterableDataset):
 
     # Training
 
-    def _read_on(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        worker_id, num_workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        if self.num_lanes % num_workers:
+    def check_workers(self, num_workers: int) -> None:
+        """
+        Raises:
+            `ValueError`: if the lanes cannot be divided among so many data-loading workers.
+        """
+        if self.num_lanes % max(num_workers, 1):
             raise ValueError(
                 f"dataloader_num_workers: expected 0 or a divisor of {self.num_lanes}, the lanes of a stream of "
                 f"{self.rows.num_shards} shard(s), got {num_workers}"
             )
+
+    def _read_on(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        worker_id, num_workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        self.check_workers(num_workers)
         lanes = {lane: self._samples(lane) for lane in range(self.num_lanes)}
         # Batches are this worker's by their number in this run, and a lane's by their number since the first.
         batch = self._first_batch + worker_id

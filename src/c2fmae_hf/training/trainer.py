@@ -146,6 +146,7 @@ class C2FMAETrainer(PublishingTrainer):
             self._check_identity(Path(checkpoint) / IDENTITY_FILE)
         stream = self.train_dataset
         if isinstance(stream, C2FMAEIterableDataset):
+            stream.check_workers(self.args.dataloader_num_workers)
             stream.state_folder = Path(str(self.args.output_dir)) / _STREAM_FOLDER
             if self.args.should_save:
                 shutil.rmtree(stream.state_folder, ignore_errors=True)
