@@ -144,10 +144,10 @@ def find_thing_classes(rows: datasets.Dataset) -> list[int]:
             continue
         try:
             semantic, instance = (to_label_map(open_image(row[name])) for name in ("semantic", "instance"))
+            size = max(semantic.shape, instance.shape)  # the other may be stored at a stride
+            semantic, instance = expand_label_map(semantic, size), expand_label_map(instance, size)
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from error
-        if semantic.shape != instance.shape:
-            raise ValueError(f"row {index}: expected maps of one size, got {semantic.shape} and {instance.shape}")
         found.update(np.unique(semantic[instance > NO_INSTANCE]).tolist())
     found.discard(IGNORE_INDEX)
     if not found:
