@@ -3,8 +3,8 @@ The figures of the documents, from photographs that ship inside the wheels of sc
 
     python docs/figures.py
 
-Maps come from the classical labeller, masks from the package's own code with fixed seeds; nothing is drawn by hand but
-boxes and arrows.
+The overview shows predictions of the shipped weights. Maps of the others come from the classical labeller, masks from
+the package's own code with fixed seeds; nothing is drawn by hand but boxes and arrows.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from PIL import Image
 from skimage import data
 
-from c2fmae_hf.constants import MASKING_STRATEGIES, NO_INSTANCE
+from c2fmae_hf.constants import MASKING_STRATEGIES
 from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
 from c2fmae_hf.masking import MaskingCurriculum, mask_by_strategy
-from c2fmae_hf.pictures.colours import PALETTE, UNKNOWN_COLOUR, colour_ids, enlarge
+from c2fmae_hf.pictures.colours import PALETTE, UNKNOWN_COLOUR, colour_classes, colour_instances, colour_of, enlarge
 from c2fmae_hf.pictures.figures import new_figure
+from c2fmae_hf.pictures.views import load_viewed_model, masked_photo, predict, prepare_photo, strategy_mask
 from c2fmae_hf.utils.files import replace_file
 
 
 FIGURES = Path(__file__).parent / "figures"
+WEIGHTS = Path(__file__).parents[1] / "model_cards/c2fmae-vit-tiny-stl10"
 SIZE, PATCH, STRIDE = 224, 16, 4
 GRID = SIZE // PATCH
 # Name and square crop (left, upper, right, lower) of each.
@@ -66,8 +68,8 @@ class Example:
     def targets(self) -> dict[str, np.ndarray]:
         """Pictures of what each stage predicts."""
         return {
-            "semantic": colour_ids(self.semantic),
-            "instance": colour_ids(self.instance, background=NO_INSTANCE),
+            "semantic": colour_classes(self.semantic),
+            "instance": colour_instances(self.instance),
             "image": self.photograph,
         }
 
@@ -105,23 +107,33 @@ def arrow(figure, start: tuple[float, float], end: tuple[float, float], colour: 
     )
 
 
-def draw_overview(example: Example, path: Path) -> None:
-    """What is predicted, and what is hidden, each from coarse to fine."""
-    figure = new_figure(9.0, 5.3)
-    photograph = figure.add_axes((0.01, 0.27, 0.245, 0.42))
-    show(photograph, example.photograph, "photograph")
-    lefts, width, height = (0.325, 0.555, 0.785), 0.205, 0.348
-    names = {"semantic": "1. semantics", "instance": "2. instances", "image": "3. pixels"}
-    for left, (name, picture) in zip(lefts, example.targets().items()):
-        show(figure.add_axes((left, 0.535, width, height)), picture, names[name])
-    hidden = {"semantic": "early: by class", "instance": "midway: by instance", "random": "late: at random"}
-    for left, (strategy, title) in zip(lefts, hidden.items()):
-        show(figure.add_axes((left, 0.02, width, height)), example.masked(strategy, seed=4), title)
-    for y in (0.71, 0.195):
-        for left in lefts[:2]:
-            arrow(figure, (left + width + 0.001, y), (left + 0.229, y))
-    figure.text(lefts[0], 0.955, "What a cascaded decoder learns to predict, stage by stage", fontsize=TITLE + 1)
-    figure.text(lefts[0], 0.44, "A curriculum hides three quarters of the patches", fontsize=TITLE + 1)
+def draw_overview(path: Path) -> None:
+    """What the shipped weights predict of a photograph of a class that they know, coarse to fine."""
+    viewed = load_viewed_model(str(WEIGHTS))
+    photo = prepare_photo("chelsea", Image.fromarray(data.chelsea()).crop((60, 0, 360, 300)), viewed.config)
+    mask, _ = strategy_mask(photo, viewed.config, "random", seed=3)
+    found = predict(viewed, photo, mask)
+    pixels = viewed.processor.to_pixels(photo.pixel_values[None])[0]
+    patch, stride = viewed.config.patch_size, viewed.config.label_stride
+    is_hidden = enlarge(mask.numpy().reshape(viewed.config.grid_size), patch)[..., None]
+    panels = {
+        "photograph": pixels,
+        "visible patches": masked_photo(pixels, mask, patch),
+        "1. semantics": np.where(is_hidden, enlarge(colour_classes(found.semantic), stride), pixels),
+        "2. instances": np.where(is_hidden, enlarge(colour_instances(found.instance), stride), pixels),
+        "3. pixels": found.image,
+    }
+    figure = new_figure(9.6, 2.55)
+    width, gap = 0.183, 0.0205
+    for index, (title, picture) in enumerate(panels.items()):
+        left = 0.002 + index * (width + gap)
+        show(figure.add_axes((left, 0.13, width, width * 9.6 / 2.55)), picture, title)
+        if index:
+            arrow(figure, (left - gap + 0.001, 0.475), (left - 0.0005, 0.475))
+    names = {viewed.class_names[label]: label for label in np.unique(found.semantic[found.semantic >= 0]).tolist()}
+    handles = [Patch(color=tuple(colour_of(label) / 255), label=name) for name, label in names.items()]
+    anchor = {"loc": "upper center", "bbox_to_anchor": (0.002 + 2 * (width + gap) + width / 2, 0.14)}
+    figure.legend(handles=handles, ncols=2, frameon=False, fontsize=TEXT, handlelength=1, columnspacing=1, **anchor)
     save(figure, path)
 
 
@@ -223,7 +235,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, default=FIGURES)
     folder = parser.parse_args(args).output_dir
     examples = make_examples()
-    draw_overview(examples["coffee"], folder / "overview.png")
+    draw_overview(folder / "overview.png")
     draw_granularities(examples, folder / "granularities.png")
     draw_cascade(examples["coffee"], folder / "cascade.png")
     draw_curriculum(examples["coffee"], folder / "curriculum.png")

@@ -305,7 +305,11 @@ def set_first(**fields: Any) -> Callable[[dict], Any]:
 
 
 def drop_first(name: str) -> Callable[[dict], Any]:
-    return lambda content: content["annotations"][0].pop(name)
+    return lambda content: drop(content["annotations"][0], name)
+
+
+def drop(entry: dict, name: str) -> None:
+    del entry[name]
 
 
 def set_image(**fields: Any) -> Callable[[dict], Any]:
@@ -356,18 +360,18 @@ COCO_FILES: dict[str, Callable[[dict], Any]] = {
     "no image_id": drop_first("image_id"),
     "an annotation twice": lambda content: content["annotations"].append(dict(content["annotations"][0])),
     "an image without annotations": lambda content: content.update(annotations=content["annotations"][2:]),
-    "no height": lambda content: content["images"][0].pop("height"),
+    "no height": lambda content: drop(content["images"][0], "height"),
     "height and width exchanged": set_image(height=WIDTH, width=HEIGHT),
     "a height of 0": set_image(height=0),
     "a height of 1e9": set_image(height=10**9),
     "a name that leads out": set_image(file_name="../outside.png"),
     "an absolute name": set_image(file_name="/etc/hostname"),
-    "no name": lambda content: content["images"][0].pop("file_name"),
+    "no name": lambda content: drop(content["images"][0], "file_name"),
     "a name of no file": set_image(file_name="nowhere.png"),
     "an image's id twice": set_image(id=2),
     "an image's name twice": set_image(file_name="1.png"),
     "a category's id twice": lambda content: content["categories"][1].update(id=10),
-    "no categories": lambda content: content.pop("categories"),
+    "no categories": lambda content: drop(content, "categories"),
     "images: a number": lambda content: content.update(images=3),
     "a list instead of an object": lambda content: "[]",
     "cut off": lambda content: json.dumps(content)[:400],
@@ -418,6 +422,7 @@ def write_rows(path: Path, image: Any = "good", semantic: Any = "good") -> None:
             "semantic": {"bytes": encoded(Image.fromarray(stored(own_semantic))), "path": None},
             "instance": {"bytes": encoded(Image.fromarray(stored(own_instance))), "path": None},
             "image_id": f"r{index}",
+            "semantic_classes": [0, 1, 2, 3, 4],
         }
         if index == ODD:
             for name, value in (("image", image), ("semantic", semantic)):
@@ -427,12 +432,14 @@ def write_rows(path: Path, image: Any = "good", semantic: Any = "good") -> None:
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     features = {name: datasets.Image(decode=False) for name in ("image", "semantic", "instance")}
     features["image_id"] = datasets.Value("string")
+    features["semantic_classes"] = datasets.List(datasets.ClassLabel(names=NAMES))
     dataset = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     for name in ("image", "semantic", "instance"):
         dataset = dataset.cast_column(name, datasets.Image())
     pq.write_table(dataset.data.table, path)  # `to_parquet` would look for the files that are not there
 
 
+LEFT_OUT = re.compile(r"left out \d+ (of \d+ images|annotations of images that it does not list).*")
 SMALL = ("--use_cpu", "--report_to", "none", "--num_drawn", 0, "--dataloader_num_workers", 0, "--disable_tqdm")
 
 
@@ -469,18 +476,21 @@ class Table:
         return "used" if is_right is None else "**used, and wrong**"
 
     def label(self, source: Path, *words: object) -> tuple[Path, str | None]:
-        """The dataset, and why it lacks an image."""
+        """The dataset, and what it lacks and why."""
         out = self.new()
         code, said = run("label", source, out, "--label_stride", 1, *words)
         if code == 3:
             entries = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
             return out, f"rejected: {'; '.join(entry['reason'] for entry in entries)}"
+        left_out = LEFT_OUT.search(said)
+        if code == 0 and left_out:
+            return out, left_out.group()
         return out, None if code == 0 else error_of(code, said)
 
     def pretrain(self, folder: Path) -> str | None:
         code, said = run(
             *("pretrain", folder, "--output_dir", self.new(), "--config_overrides", json.dumps(CONFIG)),
-            *("--max_steps", 1, "--per_device_train_batch_size", 6, "--num_semantic_classes", 5, *SMALL),
+            *("--max_steps", 1, "--per_device_train_batch_size", 6, *SMALL),
         )
         return None if code == 0 else error_of(code, said)
 
@@ -547,9 +557,8 @@ class Table:
             right = bool(np.array_equal(found, truth_of(kind)))
         results = [said, self.pretrain(folder), self.segment(folder), self.detect(folder)[0]]
         used = None
-        if results[3] is None:
-            value = self.sample(folder, "semantic")
-            found = expand_label_map(to_label_map(open_image(value)), (HEIGHT, WIDTH))
+        if results[1] is None and LABEL_MAPS[kind]() is not None:
+            found = expand_label_map(to_label_map(open_image(self.sample(folder, "semantic"))), (HEIGHT, WIDTH))
             used = bool(np.array_equal(found, truth_of(kind)))
         return self.cells(kind, folder, results, [right, used, used, used])
 
@@ -589,13 +598,13 @@ class Table:
             root / "train2017", "--labeller", "annotations", "--layout", "coco", "--annotations", path
         )
         right: bool | None = None
-        if said is None or said.startswith("rejected"):
-            right = self.right_maps(out, lost=said is not None)
+        if said is None or said.startswith(("rejected", "left out")):
+            right = self.right_maps(out, lost=(said or "").startswith("rejected"))
             if said is not None and not right:
                 said = f"**{said}, and other images are wrong**"
         found, words = self.detect("--coco_dir", root)
         used = None
-        left_out = re.search(r"left out \d+ (of \d+ images|annotations of images that it does not list).*", words)
+        left_out = LEFT_OUT.search(words)
         if found is None and left_out:
             found = left_out.group()
         elif found is None:

@@ -700,3 +700,14 @@ def test_what_the_model_does_by_itself_is_refused_of_the_processor():
     assert grey.shape == (3, 20, 30)
     with pytest.raises(ValueError, match=r"annotations\[0\]: expected image_id and annotations"):
         MaskRCNNImageProcessor()(Image.new("RGB", (30, 20)), annotations={"annotations": []})
+
+
+def test_class_ids_beyond_the_named_ones_are_errors_and_maps_may_have_two_strides():
+    rows = make_rows(3)
+    assert find_thing_classes(rows, 5) == find_thing_classes(rows)
+    with pytest.raises(ValueError, match=r"row \d: expected class ids in \[0, 3\), got 4"):
+        find_thing_classes(rows, 3)
+    with pytest.raises(ValueError, match=r"row 0, column 'semantic': expected class ids in \[0, 2\), got [34]"):
+        MapObjects(rows, {1: "red"}, 2)[0]
+    halved = rows.map(lambda row: {"semantic": row["semantic"].resize((24, 24), Image.Resampling.NEAREST)})
+    assert set(find_thing_classes(halved)) >= set(find_thing_classes(rows))  # edges fall into other cells

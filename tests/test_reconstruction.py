@@ -8,7 +8,7 @@ from PIL import Image
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
 from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
-from c2fmae_hf.pictures.colours import colour_ids
+from c2fmae_hf.pictures.colours import colour_instances
 from c2fmae_hf.pictures.figures import new_grid, save_figure
 from c2fmae_hf.pictures.reconstruction import draw_curves, draw_reconstruction
 
@@ -50,7 +50,7 @@ def test_curves(tmp_path):
 
 def test_colours():
     ids = np.array([[0, 1, -100], [8, 16, 47]])
-    colours = colour_ids(ids, background=0)
+    colours = colour_instances(ids)
     assert colours[0, 0].tolist() == [30, 30, 30]
     assert colours[0, 2].tolist() == [222, 222, 222]
     assert len(np.unique(colours.reshape(-1, 3), axis=0)) == 6

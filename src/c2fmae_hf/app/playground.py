@@ -18,7 +18,7 @@ from PIL import Image
 from ..constants import GRANULARITIES, MASKING_STRATEGIES, NO_INSTANCE
 from ..modeling_c2fmae import C2FMAEForPreTraining
 from ..pictures.captions import photo_pixels
-from ..pictures.colours import colour_ids, colour_of, enlarge
+from ..pictures.colours import colour_classes, colour_instances, colour_of, enlarge
 from ..pictures.encoder_panels import outlined
 from ..pictures.encoder_views import photo_attention
 from ..pictures.figures import heat_colours
@@ -179,16 +179,16 @@ class Playground:
 
         panels: dict[str, np.ndarray] = {}
         if used == "semantic":
-            panels["regions"] = colour_ids(photo.semantic.numpy())
+            panels["regions"] = colour_classes(photo.semantic.numpy())
         elif used == "instance":
-            panels["regions"] = colour_ids(photo.instance.numpy(), NO_INSTANCE)
+            panels["regions"] = colour_instances(photo.instance.numpy())
         panels["masked"] = masked_photo(photo_pixels(self.viewed, photo), mask, self.config.patch_size)
         classes, num_instances = [], None
         if found.semantic is not None:
-            panels["semantic"] = colour_ids(found.semantic)
+            panels["semantic"] = colour_classes(found.semantic)
             classes = self._classes(found.semantic, photo.semantic.numpy() if used == "semantic" else found.semantic)
         if found.instance is not None:
-            panels["instance"] = colour_ids(found.instance, NO_INSTANCE)
+            panels["instance"] = colour_instances(found.instance)
             num_instances = len(np.unique(found.instance[found.instance > NO_INSTANCE]))
         if found.image is not None:
             panels["image"] = found.image

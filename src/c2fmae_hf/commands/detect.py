@@ -26,7 +26,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 
 from ..data.rows import semantic_id2label
-from ..pictures.colours import colour_ids
+from ..pictures.colours import colour_instances
 from ..transfer.detection import DetectionTrainer, Mask2FormerTrainer, build_mask2former, build_mask_rcnn
 from ..transfer.encoders import encoder_config, own_image_size, pixel_statistics
 from ..transfer.fine_tuning_args import FineTuningArguments
@@ -98,14 +98,15 @@ def load_objects(args: DetectArguments, seed: int) -> tuple[ObjectSource, Object
     train, validation = args.load(seed, ("image", "semantic", "instance"), hint)
     args.max_train_samples = number
     names = semantic_id2label(train.features) or {}
-    known = find_thing_classes(train)
+    num_classes = max(names) + 1 if names else None
+    known = find_thing_classes(train, num_classes)
     ids = args.thing_classes or known
     if not set(ids) <= set(known):
         raise ValueError(f"thing_classes: expected some of {known}, which have instances in training, got {ids}")
     if args.max_train_samples is not None:
         train = train.shuffle(seed=seed).select(range(min(args.max_train_samples, len(train))))
     classes = {class_id: names.get(class_id, f"class {class_id}") for class_id in ids}
-    return MapObjects(train, classes), MapObjects(validation, classes)
+    return MapObjects(train, classes, num_classes), MapObjects(validation, classes, num_classes)
 
 
 def build(args: DetectArguments, id2label: dict[int, str]):
@@ -138,8 +139,7 @@ def build(args: DetectArguments, id2label: dict[int, str]):
 def draw_objects(pixels: torch.Tensor, objects: dict[str, torch.Tensor]) -> np.ndarray:
     image = (pixels * 255).round().byte()
     if len(objects["boxes"]) > 0:
-        ids = np.arange(len(objects["boxes"]))[:, None]
-        colours = [tuple(int(value) for value in colour_ids(one[None])[0, 0]) for one in ids]
+        colours = [tuple(colour) for colour in colour_instances(np.arange(1, len(objects["boxes"]) + 1)).tolist()]
         for mask, colour in zip(objects["masks"].bool(), colours):  # together, it would paint overlaps black
             image = draw_segmentation_masks(image, mask, alpha=0.5, colors=colour)
         image = draw_bounding_boxes(image, objects["boxes"], colors=colours, width=2)

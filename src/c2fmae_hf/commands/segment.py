@@ -23,7 +23,7 @@ from transformers import AutoModelForSemanticSegmentation
 from ..data.rows import check_named_classes, count_semantic_classes, semantic_id2label
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..images import to_rgb
-from ..pictures.colours import colour_ids
+from ..pictures.colours import colour_classes
 from ..transfer.encoders import own_image_size, pixel_statistics
 from ..transfer.fine_tuning_args import FineTuningArguments
 from ..transfer.segmentation import (
@@ -111,9 +111,9 @@ def draw(trainer: SemanticSegmentationTrainer, rows, id2label: dict[int, str], n
         batch = trainer._prepare_inputs(collate_padded([trainer.eval_dataset[index]]))
         prediction, labels = trainer.predict_maps(trainer.model, batch), batch["labels"]
         panels["photograph"].append(np.asarray(to_rgb(rows[index]["image"])))
-        panels["labels"].append(colour_ids(labels[0].cpu().numpy()))
-        panels["prediction"].append(colour_ids(prediction[0].cpu().numpy()))
-    colours = {name: colour_ids(np.array([[index]]))[0, 0] for index, name in id2label.items()}
+        panels["labels"].append(colour_classes(labels[0].cpu().numpy()))
+        panels["prediction"].append(colour_classes(prediction[0].cpu().numpy()))
+    colours = {name: colour_classes(np.array([[index]]))[0, 0] for index, name in id2label.items()}
     draw_panels(panels, path, colours, "Light grey: without label.")
 
 

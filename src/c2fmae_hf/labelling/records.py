@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..constants import IGNORE_INDEX, IGNORE_INDEX_8BIT, IGNORE_INDEX_16BIT
 from ..images import MAX_IMAGE_PIXELS, number_of_frames, open_image, to_rgb
-from ..pictures.colours import UNKNOWN_COLOUR, colour_ids
+from ..pictures.colours import UNKNOWN_COLOUR, colour_classes
 
 
 # A longer file is rejected instead of read into memory.
@@ -226,7 +226,7 @@ def encode_label_map(label_map: np.ndarray) -> bytes:
     ids = np.where(label_map == IGNORE_INDEX, ignore, label_map).astype(dtype)
     images = [Image.fromarray(ids)]
     if dtype is np.uint8:
-        colours = colour_ids(np.arange(int(ids.max()) + 1)[None])[0]
+        colours = colour_classes(np.arange(int(ids.max()) + 1)[None])[0]
         colours[IGNORE_INDEX_8BIT:] = UNKNOWN_COLOUR
         images.append(Image.frombytes("P", images[0].size, ids.tobytes()))
         images[1].putpalette(colours.tobytes())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..configuration_c2fmae import C2FMAEConfig
-from .colours import colour_ids, colour_of, enlarge
+from .colours import colour_classes, colour_of, enlarge
 from .figures import draw_grid
 from .views import Photo, ViewedModel, count_masked
 
@@ -113,9 +113,11 @@ def photo_pixels(viewed: ViewedModel, photo: Photo) -> np.ndarray:
     return viewed.processor.to_pixels(photo.pixel_values[None])[0]
 
 
-def map_picture(ids: np.ndarray | None, config: C2FMAEConfig, background: int | None = None) -> np.ndarray | None:
+def map_picture(
+    ids: np.ndarray | None, config: C2FMAEConfig, colour: Callable[[np.ndarray], np.ndarray] = colour_classes
+) -> np.ndarray | None:
     """A map of ids on the label grid in colours, at the photograph's size."""
-    return None if ids is None else enlarge(colour_ids(ids, background), config.label_stride)
+    return None if ids is None else enlarge(colour(ids), config.label_stride)
 
 
 def class_legend(*maps: tuple[np.ndarray | None, Mapping[int, str]]) -> dict[str, np.ndarray]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..constants import IGNORE_INDEX
+from ..constants import IGNORE_INDEX, NO_INSTANCE
 
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; further ids repeat it in other tones.
+# Okabe and Ito's palette for classes and Paul Tol's light one for instances: colour-blind readers can tell them apart.
+# Further ids repeat them in other tones.
 PALETTE = np.array(
     [
         [0, 114, 178],
@@ -21,33 +22,46 @@ PALETTE = np.array(
     ],
     dtype=np.float64,
 )
+_INSTANCE_PALETTE = np.array(
+    [
+        [238, 136, 102],
+        [119, 170, 221],
+        [238, 221, 136],
+        [68, 187, 153],
+        [255, 170, 187],
+        [187, 204, 51],
+        [153, 221, 255],
+        [170, 170, 0],
+    ],
+    dtype=np.float64,
+)
 _TONES = np.array([1.0, 0.62, 1.38, 0.8, 1.2, 0.45])
 UNKNOWN_COLOUR = (222, 222, 222)
 _BACKGROUND_COLOUR = (30, 30, 30)
 
 
-def colour_ids(ids: np.ndarray, background: int | None = None) -> np.ndarray:
-    """
-    Colours of a map of ids.
-
-    Args:
-        ids: `(height, width)`; -100 is drawn light grey.
-        background (`int`, *optional*): The id that is drawn nearly black.
-
-    Returns:
-        `np.ndarray` of shape `(height, width, 3)`, uint8.
-    """
-    tone = _TONES[(ids // len(PALETTE)) % len(_TONES)][..., None]
-    colours = np.clip(PALETTE[ids % len(PALETTE)] * tone, 0, 255)
+def _colour(ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    tone = _TONES[(ids // len(palette)) % len(_TONES)][..., None]
+    colours = np.clip(palette[ids % len(palette)] * tone, 0, 255)
     colours[ids == IGNORE_INDEX] = UNKNOWN_COLOUR
-    if background is not None:
-        colours[ids == background] = _BACKGROUND_COLOUR
     return colours.astype(np.uint8)
 
 
+def colour_classes(ids: np.ndarray) -> np.ndarray:
+    """Colours `(height, width, 3)`, uint8, of a map of class ids; -100 is light grey."""
+    return _colour(ids, PALETTE)
+
+
+def colour_instances(ids: np.ndarray) -> np.ndarray:
+    """Colours `(height, width, 3)`, uint8, of a map of instance ids; 0 (none) is nearly black, -100 light grey."""
+    colours = _colour(np.where(ids > NO_INSTANCE, ids - 1, ids), _INSTANCE_PALETTE)
+    colours[ids == NO_INSTANCE] = _BACKGROUND_COLOUR
+    return colours
+
+
 def colour_of(label: int) -> np.ndarray:
-    """Colour `(3,)`, uint8, of one id in [`colour_ids`]."""
-    return colour_ids(np.array([label]))[0]
+    """Colour `(3,)`, uint8, of one id in [`colour_classes`]."""
+    return colour_classes(np.array([label]))[0]
 
 
 def enlarge(image: np.ndarray, factor: int) -> np.ndarray:

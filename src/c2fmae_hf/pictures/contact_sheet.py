@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..constants import IGNORE_INDEX, NO_INSTANCE
+from ..constants import IGNORE_INDEX
 from .captions import class_legend, short_name
-from .colours import colour_ids
+from .colours import colour_classes, colour_instances
 from .figures import draw_grid
 
 
@@ -54,7 +54,7 @@ def draw_contact_sheet(
 def _join(sample: Mapping[str, Any]) -> np.ndarray:
     """Photograph and maps side by side, small."""
     nothing = np.full(sample["image"].shape[:2], IGNORE_INDEX)
-    maps = [colour_ids(sample.get("semantic", nothing)), colour_ids(sample.get("instance", nothing), NO_INSTANCE)]
+    maps = [colour_classes(sample.get("semantic", nothing)), colour_instances(sample.get("instance", nothing))]
     panels = []
     for pixels, how in zip([sample["image"], *maps], ("BOX", "NEAREST", "NEAREST")):
         thumbnail = Image.fromarray(pixels)

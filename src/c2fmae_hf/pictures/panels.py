@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..constants import MASKING_STRATEGIES, NO_INSTANCE
+from ..constants import MASKING_STRATEGIES
 from ..masking import MaskingCurriculum
 from .captions import (
     Facts,
@@ -25,7 +25,7 @@ from .captions import (
     photo_pixels,
     sentences,
 )
-from .colours import PALETTE, enlarge
+from .colours import PALETTE, colour_instances, enlarge
 from .encoder_panels import heat_picture, outlined
 from .encoder_views import photo_attention
 from .figures import GRID_FONT, new_grid, save_figure
@@ -53,7 +53,7 @@ def prediction_cells(viewed: ViewedModel, prediction: Prediction) -> dict[str, n
     """A picture of each granularity."""
     return {
         "semantic": map_picture(prediction.semantic, viewed.config),
-        "instance": map_picture(prediction.instance, viewed.config, NO_INSTANCE),
+        "instance": map_picture(prediction.instance, viewed.config, colour_instances),
         "image": prediction.image,
     }
 
@@ -84,7 +84,7 @@ def draw_strategies(
     config, pixels = viewed.config, photo_pixels(viewed, photo)
     names = {**viewed.class_names, **photo.class_names}
     semantic = photo.semantic.numpy()
-    regions = [map_picture(semantic, config), map_picture(photo.instance.numpy(), config, NO_INSTANCE), pixels]
+    regions = [map_picture(semantic, config), map_picture(photo.instance.numpy(), config, colour_instances), pixels]
     rows: dict[str, list[np.ndarray | None]] = {}
     maps: list[np.ndarray | None] = [semantic]
     for strategy, region in zip(MASKING_STRATEGIES, regions):

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ..constants import GRANULARITIES, IGNORE_INDEX, MASKING_STRATEGIES, NO_INSTANCE
+from ..constants import GRANULARITIES, IGNORE_INDEX, MASKING_STRATEGIES
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..modeling_c2fmae import C2FMAEForPreTraining
 from ..targets import instance_map_from_labels
 from .captions import class_legend
-from .colours import PALETTE, colour_ids
+from .colours import PALETTE, colour_classes, colour_instances
 from .figures import draw_panels, new_figure, save_figure
 from .views import masked_photo, read_predictions
 
@@ -51,16 +51,16 @@ def draw_reconstruction(
     notes, legend = ["Light grey: not predicted (visible patches) or without label."], None
     if "semantic" in config.granularities:
         targets = inputs["semantic_labels"].cpu().numpy()
-        panels["semantic target"] = [colour_ids(target) for target in targets]
-        panels["semantic prediction"] = [colour_ids(found.semantic) for found in predictions]
+        panels["semantic target"] = [colour_classes(target) for target in targets]
+        panels["semantic prediction"] = [colour_classes(found.semantic) for found in predictions]
         names: dict[Any, str] = config.semantic_id2label or {}  # type: ignore[assignment]
         legend = class_legend((targets, names))
     if "instance" in config.granularities:
         labels = inputs["instance_labels"].cpu()
         instances = instance_map_from_labels(labels, radius=0.02, min_cells=1)
         instances[labels[:, 2] == IGNORE_INDEX] = IGNORE_INDEX
-        panels["instance target"] = [colour_ids(target, NO_INSTANCE) for target in instances.numpy()]
-        panels["instance prediction"] = [colour_ids(found.instance, NO_INSTANCE) for found in predictions]
+        panels["instance target"] = [colour_instances(target) for target in instances.numpy()]
+        panels["instance prediction"] = [colour_instances(found.instance) for found in predictions]
     if "image" in config.granularities:
         panels["reconstruction"] = [found.image for found in predictions]
         if config.norm_pix_loss:

@@ -97,13 +97,15 @@ class MapObjects:
     Args:
         rows (`datasets.Dataset`).
         classes: Names by class id of the maps, of those classes that are to be detected; see [`find_thing_classes`].
+        num_classes (`int`, *optional*): Class ids must be below it.
 
     Raises:
         `ValueError`: if columns are missing; on access, if a row cannot be decoded or its maps do not fit, naming row
             and column.
     """
 
-    def __init__(self, rows: datasets.Dataset, classes: Mapping[int, str]) -> None:
+    def __init__(self, rows: datasets.Dataset, classes: Mapping[int, str], num_classes: int | None = None) -> None:
+        self.num_classes = num_classes
         columns = ["image", "semantic", "instance"]
         missing = [name for name in columns if name not in rows.column_names]
         if missing:
@@ -124,18 +126,33 @@ class MapObjects:
                 if row[column] is None:
                     raise ValueError("expected a label map, got none")
                 label_map = to_label_map(open_image(row[column], image_size=(image.height, image.width)))
+                if column == "semantic":
+                    check_class_ids(label_map, self.num_classes)
                 maps.append(expand_label_map(label_map, (image.height, image.width)))
         except ValueError as error:
             raise ValueError(f"row {index}, column {column!r}: {error}") from error
         return image, objects_from_maps(maps[0], maps[1], self.labels)
 
 
-def find_thing_classes(rows: datasets.Dataset) -> list[int]:
+def check_class_ids(semantic: np.ndarray, num_classes: int | None) -> None:
+    """
+    Raises:
+        `ValueError`: for an id of a class that there is not.
+    """
+    if num_classes is not None and semantic.max() >= num_classes:
+        raise ValueError(f"expected class ids in [0, {num_classes}), got {semantic.max()}")
+
+
+def find_thing_classes(rows: datasets.Dataset, num_classes: int | None = None) -> list[int]:
     """
     The classes that have instances, by reading all label maps once.
 
+    Args:
+        rows (`datasets.Dataset`): With the columns `semantic` and `instance`.
+        num_classes (`int`, *optional*): Class ids must be below it.
+
     Raises:
-        `ValueError`: if no row has an instance, or a map cannot be decoded, naming the row.
+        `ValueError`: if no row has an instance, or a map cannot be decoded or has another class, naming the row.
     """
     found: set[int] = set()
     maps = undecoded(rows.select_columns(["semantic", "instance"]))
@@ -144,6 +161,7 @@ def find_thing_classes(rows: datasets.Dataset) -> list[int]:
             continue
         try:
             semantic, instance = (to_label_map(open_image(row[name])) for name in ("semantic", "instance"))
+            check_class_ids(semantic, num_classes)
             size = max(semantic.shape, instance.shape)  # the other may be stored at a stride
             semantic, instance = expand_label_map(semantic, size), expand_label_map(instance, size)
         except ValueError as error:
