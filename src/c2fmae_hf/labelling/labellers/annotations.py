@@ -98,7 +98,8 @@ class _CocoLabeller(AnnotationLabeller):
         self.image_ids = {str(entry.get("file_name")): image_id for image_id, entry in self.content.images.items()}
 
     def source(self) -> FolderSource:
-        return FolderSource(self.images, paths=list(self.image_ids), errors=_outside(self.image_ids))
+        names = [entry.get("file_name") for entry in self.content.images.values()]
+        return FolderSource(self.images, paths=list(self.image_ids), errors=_outside(names))
 
     def find(self, record: SourceRecord) -> int | str:
         if record.image_id not in self.image_ids:
@@ -109,14 +110,14 @@ class _CocoLabeller(AnnotationLabeller):
         return {name: value for name, value in self.__dict__.items() if name != "content"}
 
 
-def _outside(names: Iterable[str]) -> dict[str, str]:
+def _outside(names: Iterable[Any]) -> dict[str, str]:
     """Why files are not read whose names lead out of the image folder, or are none."""
     errors = {}
     for name in names:
         try:
             check_inside(name)
         except ValueError as error:
-            errors[name] = str(error)
+            errors[str(name)] = str(error)
     return errors
 
 
