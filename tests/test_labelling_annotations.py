@@ -393,9 +393,16 @@ FILES = {
     "a category without a name": (lambda content: content["categories"][0].pop("name"), "expected categories with id"),
     "a category twice": (lambda content: content["categories"][1].update(id=1), "expected the id of categories"),
     "an image without an id": (lambda content: content["images"][0].pop("id"), "expected images with an id"),
+    "a name in two spellings": (
+        lambda content: content["images"][0].update(file_name="./r1.jpg"),
+        "'r1.jpg' is there",
+    ),
+    "a class's name that is no text": (
+        lambda content: content["categories"][0].update(name="\ud800"),
+        "expected categ",
+    ),
     "an image twice": (lambda content: content["images"][0].update(id=1), "expected the id of images to be unique"),
     "a name twice": (lambda content: content["images"][0].update(file_name="r1.jpg"), "'r1.jpg' is there 2 times"),
-    "an annotation of nothing": (lambda content: content["annotations"][0].pop("image_id"), "with an image_id"),
     "isthing as text": (lambda content: content["categories"][0].update(isthing="yes"), "isthing (0 or 1)"),
 }
 
@@ -415,10 +422,11 @@ def test_annotations_of_unknown_images_are_counted_and_images_without_one_reject
     path = write_panoptic(tmp_path, drop_ignored(read_examples(make_rows(3))), things={1}, num_classes=5)
     content = json.loads(path.read_text())
     content["annotations"][0]["image_id"] = 77
+    content["annotations"].append({"image_id": [3], "file_name": "r0.png"})
     content["annotations"].append(dict(content["annotations"][1]))
     path.write_text(json.dumps(content))
     labeller = CocoPanopticLabeller(tmp_path / "images", path)
-    assert "left out 1 annotations of images that it does not list, the first of image_id 77" in caplog.text
+    assert "left out 2 annotations of images that it does not list, the first of image_id 77" in caplog.text
     reasons = rejected(labeller, tmp_path / "out")
     assert "expected one annotation in panoptic.json, got 0" in reasons["r0.jpg"]
     assert "expected one annotation in panoptic.json, got 2" in reasons["r1.jpg"]
@@ -433,8 +441,8 @@ def test_names_that_lead_out_of_the_folder_are_not_read(tmp_path):
     content["images"][1]["file_name"] = None
     path.write_text(json.dumps(content))
     reasons = rejected(CocoInstancesLabeller(tmp_path / "images", path), tmp_path / "coco")
-    assert reasons.keys() == {"../secret.jpg", "None"}
-    assert "within the image folder" in reasons["../secret.jpg"]
+    assert reasons.keys() == {"../secret.jpg", "image 107, without a name"}
+    assert all("expected the name of a file within the folder" in reason for reason in reasons.values())
 
     (tmp_path / "images").rename(tmp_path / "JPEGImages")
     for example in examples:
@@ -443,7 +451,11 @@ def test_names_that_lead_out_of_the_folder_are_not_read(tmp_path):
     (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
     names = tmp_path / "ImageSets" / "Segmentation" / "train.txt"
     names.write_text("r1\n\nr2\n../secret\n")
-    assert rejected(VocLabeller(tmp_path), tmp_path / "voc").keys() == {"../secret.jpg"}
+    (reason,) = (rejects := rejected(VocLabeller(tmp_path), tmp_path / "voc")).values()
+    assert rejects.keys() == {"../secret.jpg"}
+    assert "expected the name of a file within the folder" in reason
+    names.write_text("\ufeffr1\n")
+    assert VocLabeller(tmp_path).names == ["r1"]
     names.write_text("r1\nr2\nr1\n")
     with pytest.raises(ValueError, match=r"every name in .*train\.txt to be unique, 'r1' is there 2 times"):
         VocLabeller(tmp_path)

@@ -255,10 +255,63 @@ def test_a_job_does_not_go_on_with_other_images(photos, tmp_path, kind):
     before = tree_checksums(tmp_path / "out")
     other_pixels(victim)
     with pytest.raises(
-        ValueError, match=r"(photo_021.jpg|0007): expected the image, labels and id that shard train-.* was made from"
+        ValueError, match=r"(photo_021.jpg|0007): image, annotations, label or id have changed since shard train-"
     ):
         label_images(source(), labeller, tmp_path / "out", options=SMALL)
     assert tree_checksums(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("loss", ["shard", "note", "bytes", "cut", "first and last"])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_is_lost_of_a_part_of_several_shards_is_made_again(photos, tmp_path, loss, num_workers):
+    subprocess.run(["tar", "cf", tmp_path / "a.tar", "--sort=name", "-C", photos, "."], check=True)
+    for name in "12":
+        label_images(open_source(str(tmp_path / "a.tar")), Halves(), tmp_path / name / "out", options=SMALL)
+    out = tmp_path / "2" / "out"
+    for number in {"first and last": (0, 4)}.get(loss, (1,)):
+        shard = out / "data" / f"train-00000-{number:04d}.parquet"
+        if loss in ("shard", "first and last"):
+            shard.unlink()
+        elif loss == "note":
+            (out / ".labelling/train/shards" / f"{shard.stem}.json").unlink()
+        elif loss == "bytes":
+            other_pixels(shard)
+        else:
+            shard.write_bytes(shard.read_bytes()[:-30])
+    source = open_source(str(tmp_path / "a.tar"))
+    summary = label_images(source, Halves(), out, options=SMALL, num_workers=num_workers)
+    assert summary.rows == 23
+    assert tree_checksums(tmp_path / "1" / "out") == tree_checksums(out)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"name": "train-00001-0000", "rejects": 3}'])
+def test_a_note_of_another_shape_is_made_again(photos, tmp_path, text):
+    for name in "12":
+        label_images(FolderSource(photos), Halves(), tmp_path / name / "out", options=SMALL)
+    out = tmp_path / "2" / "out"
+    notes = out / ".labelling/train/shards"
+    (notes / "train-00000-0000.json").write_text(text)
+    note = json.loads((notes / "train-00001-0000.json").read_text())
+    (notes / "train-00001-0000.json").write_text(json.dumps({**note, "rows": 0}))
+    (notes / "train-00002-0000.json").write_text(json.dumps({**note, "rows": "5"}))
+    assert label_images(FolderSource(photos), Halves(), out, options=SMALL).rows == 23
+    assert tree_checksums(tmp_path / "1" / "out") == tree_checksums(out)
+    (out / ".labelling/train/job.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"job\.json: expected the fields \['label_feature', .*overwrite"):
+        label_images(FolderSource(photos), Halves(), out, options=SMALL)
+
+
+def test_a_second_split_needs_the_classes_of_the_first(photos, tmp_path):
+    out = tmp_path / "out"
+    label_images(FolderSource(photos), ClassicalLabeller(4, fit_images=5), out)
+    fitted = out / "labeller" / "classical.safetensors"
+    content = fitted.read_bytes()
+    for change in (lambda: fitted.unlink(), lambda: fitted.write_bytes(content[:-8] + bytes(8))):
+        change()
+        with pytest.raises(ValueError, match="expected what split 'train' was labelled with, got "):
+            label_images(FolderSource(photos), ClassicalLabeller(4, fit_images=5), out, split="validation")
+    fitted.write_bytes(content)
+    label_images(FolderSource(photos), ClassicalLabeller(4, fit_images=5), out, split="validation")
 
 
 @pytest.mark.parametrize("ending", ["parquet", "tar"])

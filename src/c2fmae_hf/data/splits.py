@@ -35,6 +35,8 @@ def check_parquet(files: Sequence[str | os.PathLike], what: str) -> None:
     rows = 0
     for file in files:
         try:
+            if not os.path.isfile(file):  # a pipe would be waited for
+                raise OSError("it is no file")
             rows += pq.read_metadata(file).num_rows
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{what}: expected a Parquet file, got {file}: {error}") from None

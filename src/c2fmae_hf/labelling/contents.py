@@ -58,6 +58,6 @@ def check_unchanged(before: Iterable[str], now: Iterable[tuple[SourceRecord, str
         if found is None or found[1] != earlier:
             where = "the source" if found is None else found[0].location
             raise ValueError(
-                f"{where}: expected the image, labels and id that {done} was made from, got others. Put them back, or "
-                "choose another output"
+                f"{where}: image, annotations, label or id have changed since {done} was made. Restore them, choose "
+                "another output, or begin this one again"
             )

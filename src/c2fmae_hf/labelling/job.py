@@ -33,6 +33,9 @@ from .sources.base import ImageSource
 
 logger = logging.getLogger(__name__)
 
+# How a split is made, in its folder below `.labelling`.
+JOB_FILE = "job.json"
+
 
 @dataclass
 class LabellingSummary:
@@ -125,7 +128,9 @@ def label_images(
         features = dataset_features(labeller.id2label, source.label_feature)
         task = LabellingTask(source, labeller, store, features, options, num_threads, max_reject_share)
         _check_contents(task)
+        _check_fitted(store)
         labeller.prepare(_sample_images(source, options), root / "labeller")
+        write_json(store.state / JOB_FILE, {**read_json(store.state / JOB_FILE), "fitted": _fitted_files(root)})
         return _run(task, engine, num_workers, ray_options or {})
 
 
@@ -141,8 +146,11 @@ def _check_identity(store: ShardStore, source: ImageSource, labeller: Labeller, 
         "summary": labeller.summary,
     }
     identity = json.loads(json.dumps(identity))
-    for path in sorted(store.state.parent.glob("*/job.json")):
-        other = read_json(path, ". Choose another output_dir, or overwrite")
+    for path in sorted(store.state.parent.glob(f"*/{JOB_FILE}")):
+        advice = ". Choose another output_dir, or overwrite"
+        other = read_json(path, advice)
+        if missing := sorted(identity.keys() - other.keys()):
+            raise ValueError(f"{path}: expected the fields {missing}, got {sorted(other)}{advice}")
         is_own = path.parent == store.state
         fields = ("labeller", "label_feature", "output", "source") if is_own else ("labeller", "label_feature")
         different = [
@@ -162,7 +170,29 @@ def _check_identity(store: ShardStore, source: ImageSource, labeller: Labeller, 
                 ", ".join(_differences(other["versions"], identity["versions"])),
             )
             return
-    write_json(store.state / "job.json", identity)
+    own = store.state / JOB_FILE
+    write_json(own, {**(read_json(own) if own.is_file() else {}), **identity})
+
+
+def _fitted_files(root: Path) -> dict[str, str]:
+    """Checksums of what a labeller was fitted to, by name."""
+    return {path.name: file_sha256(path) for path in sorted((root / "labeller").glob("*"))}
+
+
+def _check_fitted(store: ShardStore) -> None:
+    """
+    Raises:
+        `ValueError`: if what the labeller was fitted to for this split, or another, is not there as it was.
+    """
+    now = _fitted_files(store.root)
+    for path in sorted(store.state.parent.glob(f"*/{JOB_FILE}")):
+        for name, checksum in read_json(path).get("fitted", {}).items():
+            if now.get(name) != checksum:
+                found = "another file" if name in now else "none"
+                raise ValueError(
+                    f"{store.root / 'labeller' / name}: expected what split {path.parent.name!r} was labelled with, "
+                    f"got {found}. Put it back, or label all splits again with overwrite"
+                )
 
 
 def _check_contents(task: LabellingTask) -> None:
@@ -213,7 +243,10 @@ def _run(task: LabellingTask, engine: str, num_workers: int, ray_options: dict[s
     done = store.finished()
     already = sum(shard.records for shard in done)
     rejected = sum(len(shard.rejects) for shard in done)
-    complete = {shard.part for shard in done if shard.is_last}
+    chunks: dict[int, set[int]] = collections.defaultdict(set)
+    for shard in done:
+        chunks[shard.part].add(shard.chunk)
+    complete = {shard.part for shard in done if shard.is_last and len(chunks[shard.part]) == shard.chunk + 1}
     remaining = [part for part in task.source.parts(size) if part.index not in complete]
     total = task.source.num_records(size)
     started = time.perf_counter()
@@ -241,7 +274,7 @@ def _run(task: LabellingTask, engine: str, num_workers: int, ray_options: dict[s
 
 def _finished_shards(root: Path) -> dict[str, list[ShardInfo]]:
     """Shards by split, `train` first."""
-    names = [path.parent.name for path in (root / ".labelling").glob("*/job.json")]
+    names = [path.parent.name for path in (root / ".labelling").glob(f"*/{JOB_FILE}")]
     names.sort(key=lambda name: (name != "train", name))
     return {name: ShardStore(root, name).finished() for name in names}
 
@@ -279,7 +312,7 @@ def _write_card(task: LabellingTask, finished: dict[str, list[ShardInfo]]) -> No
     ]
     if not splits:
         return
-    job = read_json(task.store.state / "job.json")
+    job = read_json(task.store.state / JOB_FILE)
     card_data = DatasetCardData(
         pretty_name=root.resolve().name,
         task_categories=["image-segmentation"],

@@ -74,8 +74,21 @@ class ShardInfo:
 
     @classmethod
     def from_json(cls, text: str) -> ShardInfo:
-        values = json.loads(text)
-        return cls(**{**values, "rejects": [Reject(**reject) for reject in values["rejects"]]})
+        """
+        Raises:
+            `ValueError`: if the text is not of a shard, or its numbers do not agree.
+        """
+        try:
+            values = json.loads(text)
+            info = cls(**{**values, "rejects": [Reject(**reject) for reject in values["rejects"]]})
+            numbers = (info.part, info.chunk, info.records, info.rows, info.bytes, info.image_bytes, info.map_bytes)
+            is_sound = all(isinstance(number, int) for number in numbers) and isinstance(info.contents, list)
+            is_sound = is_sound and info.rows + len(info.rejects) == info.records == len(info.contents)
+        except (TypeError, KeyError, AttributeError):
+            is_sound = False
+        if not is_sound:
+            raise ValueError("expected the contents of a shard, got others")
+        return info
 
 
 class ShardStore:
@@ -128,7 +141,7 @@ class ShardStore:
             return None
         try:
             info = ShardInfo.from_json(path.read_text(encoding="utf-8"))
-        except (ValueError, TypeError, KeyError):  # of JSON, or of its fields
+        except ValueError:
             logger.warning("%s is damaged: its shard is labelled again.", path)
             path.unlink()
             return None

@@ -23,7 +23,7 @@ from ..labelling.contents import check_unchanged, load_record
 from ..labelling.engine import map_ahead
 from ..labelling.records import SourceRecord
 from ..labelling.sources.base import ImageSource, Part
-from ..utils.files import read_json, replace_file, write_json
+from ..utils.files import file_sha256, read_json, replace_file, write_json
 from .encoders import encode_images, patch_size_of, pool_tokens
 
 
@@ -87,6 +87,8 @@ def embed_images(
 
     parts = source.parts(rows_per_shard)
     rejected: list[str] = []
+    files: list[Path] = []
+    rows = 0
     with (
         torch.inference_mode(),
         ThreadPoolExecutor(num_threads) as pool,
@@ -96,8 +98,8 @@ def embed_images(
         embedder = _Embedder(model, processor, kind, batch_size, half, pool)
         for part in parts:
             path, done = folder / f"part-{part.index:05d}.parquet", folder / STATE / f"part-{part.index:05d}.json"
-            if done.is_file():
-                state = read_json(done, f". Remove {folder} to begin again")
+            state = _finished(path, done)
+            if state is not None:
                 if not source.is_remote:
                     now = map_ahead(pool, load_record, source.read(part), batch_size)
                     check_unchanged(state["contents"], now, str(path))
@@ -108,12 +110,16 @@ def embed_images(
                 if table is not None:
                     with replace_file(path) as temporary:
                         pq.write_table(table.replace_schema_metadata({"c2fmae": json.dumps(described)}), temporary)
-                rows = 0 if table is None else table.num_rows
-                state = {"rows": rows, "rejected": missed, "contents": contents}
+                state = {
+                    "rows": 0 if table is None else table.num_rows,
+                    "sha256": None if table is None else file_sha256(path),
+                    "rejected": missed,
+                    "contents": contents,
+                }
                 write_json(done, state)
             rejected += state["rejected"]
-    files = sorted(folder.glob("part-*.parquet"))
-    rows = sum(pq.ParquetFile(path).metadata.num_rows for path in files)
+            rows += state["rows"]
+            files += [path] if state["rows"] else []
     if not rows:
         raise ValueError(f"{output}: expected at least one image that can be read, got none")
     if is_file:
@@ -141,6 +147,23 @@ def _begin(folder: Path, output: Path, described: dict[str, Any]) -> None:
         return
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder}: expected a new or an empty folder, got one with other files")
+
+
+def _finished(path: Path, note: Path) -> dict[str, Any] | None:
+    """What the note of a finished part says; `None`, so that the part is made again, if it or the part is damaged."""
+    if not note.is_file():
+        return None
+    try:
+        state = read_json(note)
+        rows, rejected, contents = state["rows"], list(state["rejected"]), list(state["contents"])
+        is_sound = rows + len(rejected) == len(contents)
+        is_sound = is_sound and (rows == 0 or (path.is_file() and file_sha256(path) == state["sha256"]))
+    except (ValueError, KeyError, TypeError):
+        is_sound = False
+    if is_sound:
+        return state
+    logger.warning("%s or its note is damaged: it is made again.", path)
+    return None
 
 
 class _Embedder:
@@ -194,7 +217,13 @@ class _Embedder:
             values = tokens[:, tokens.shape[1] - num_patches :]
         else:
             values = pool_tokens(tokens, num_patches, self.kind)
-        return values.cpu().numpy().astype(self.dtype)
+        features = values.cpu().numpy().astype(self.dtype)
+        if not np.isfinite(features).all():
+            raise ValueError(
+                f"features: expected finite numbers, got others in {features.dtype}. Check the weights and the image "
+                "processor's mean and standard deviation; float16 (half) holds no number above 65504"
+            )
+        return features
 
 
 def _decode(record: SourceRecord) -> tuple[Any, str]:

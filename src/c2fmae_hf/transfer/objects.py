@@ -207,6 +207,8 @@ class CocoObjects:
         for image_id, image in images.items():
             try:
                 size = check_image_entry(image, MAX_IMAGE_PIXELS)
+                if not (self.folder / image["file_name"]).is_file():
+                    raise ValueError(f"expected a file in {self.folder}, found none")
                 for annotation in content.annotations[image_id]:
                     check_object(annotation, size, self.labels)
             except ValueError as error:

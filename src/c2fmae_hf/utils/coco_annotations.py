@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import json
 import logging
-import math
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,9 @@ import numpy as np
 
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_NAME = 255  # of a file, in bytes
+_HIGHEST = 1e12  # coordinate; higher ones, and those that are no numbers, are no coordinates
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def read_coco(path: str | os.PathLike, kind: str = "instances") -> CocoFile:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         categories, images, annotations = (_entries(content, name) for name in ("categories", "images", "annotations"))
         for category in categories:
-            is_complete = _is_id(category.get("id"), int) and isinstance(category.get("name"), str)
+            is_complete = _is_id(category.get("id"), int) and _is_text(category.get("name"))
             if not is_complete or (kind == "panoptic" and category.get("isthing") not in (0, 1)):
                 fields = "id, name and isthing (0 or 1)" if kind == "panoptic" else "id and name"
                 raise ValueError(f"expected categories with {fields}, got {category!r:.80}")
@@ -65,13 +67,14 @@ def read_coco(path: str | os.PathLike, kind: str = "instances") -> CocoFile:
                 if not _is_id(entry.get("id"), int, str):
                     raise ValueError(f"expected {place} with an id, got {entry!r:.80}")
             refuse_repeated(f"the id of {place}", [entry["id"] for entry in entries])
-        refuse_repeated("the file_name of images", [str(image.get("file_name")) for image in images])
+        names = [image["file_name"] for image in images if isinstance(image.get("file_name"), str)]
+        refuse_repeated("the file_name of images", [str(PurePosixPath(name)) for name in names])
         by_image: dict[int | str, list[dict[str, Any]]] = {image["id"]: [] for image in images}
         strays: list[dict[str, Any]] = []
         for annotation in annotations:
-            if not _is_id(annotation.get("image_id"), int, str):
-                raise ValueError(f"expected annotations with an image_id, got {annotation!r:.80}")
-            by_image.get(annotation["image_id"], strays).append(annotation)
+            image_id: Any = annotation.get("image_id")
+            is_known = _is_id(image_id, int, str) and image_id in by_image
+            (by_image[image_id] if is_known else strays).append(annotation)
     except (ValueError, RecursionError) as error:  # of JSON, UTF-8, or the above
         raise ValueError(f"annotations: expected COCO's {kind} format in {str(path)!r}, got: {error}") from None
     if not categories or not images:
@@ -79,7 +82,7 @@ def read_coco(path: str | os.PathLike, kind: str = "instances") -> CocoFile:
     if strays:
         logger.warning(
             f"{path}: left out {len(strays)} annotations of images that it does not list, the first of image_id "
-            f"{strays[0]['image_id']!r}"
+            f"{strays[0].get('image_id')!r}"
         )
     return CocoFile(
         {category["id"]: category["name"] for category in sorted(categories, key=lambda one: one["id"])},
@@ -94,6 +97,11 @@ def _entries(content: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{name}: expected a list of objects, got {entries!r:.80}")
     return entries
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a string that UTF-8 can hold, which JSON's escapes need not be."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _is_id(value: Any, *types: type) -> bool:
@@ -123,8 +131,9 @@ def check_image_entry(entry: Mapping[str, Any], max_pixels: int) -> tuple[int, i
         `ValueError`: for a name that leads out of the image folder, or a size that is none.
     """
     check_inside(entry.get("file_name"))
-    height, width = entry.get("height"), entry.get("width")
-    if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
+    height: Any = entry.get("height")
+    width: Any = entry.get("width")
+    if not _is_id(height, int) or not _is_id(width, int) or min(height, width) < 1:
         raise ValueError(f"expected a height and a width, whole numbers above 0, got {height!r} and {width!r}")
     if height * width > max_pixels:
         raise ValueError(f"expected at most {max_pixels} pixels, got {width} x {height}")
@@ -137,8 +146,10 @@ def check_inside(name: Any) -> None:
         `ValueError`: for a file's name that is none, or leads out of its folder.
     """
     path = PurePosixPath(str(name).replace("\\", "/"))
-    if not isinstance(name, str) or not name or path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"expected a file_name within the image folder, got {name!r}")
+    if not _is_text(name) or not path.name or path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError(f"expected the name of a file within the folder, got {name!r}")
+    if max(len(part.encode()) for part in path.parts) > _LONGEST_NAME:
+        raise ValueError(f"expected a file's name of at most {_LONGEST_NAME} bytes, got {name!r:.80}")
 
 
 def check_object(
@@ -158,15 +169,17 @@ def check_object(
     if not _is_id(category, int) or category not in categories:
         raise ValueError(f"expected a category_id of the file's categories, got {category!r}")
     box: Any = annotation.get("bbox")
-    if needs_box and (not _are_numbers(box) or len(box) != 4 or min(box[2:]) < 0):
-        raise ValueError(f"expected a bbox of left, top, width and height, got {box!r:.80}")
+    far = 2 * max(size)
+    if needs_box and (not _are_numbers(box) or len(box) != 4 or min(box[2:]) < 0 or max(map(abs, box)) > far):
+        raise ValueError(f"expected a bbox of left, top, width and height within the image, got {box!r:.80}")
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        raise ValueError(f"expected iscrowd to be 0 or 1, got {annotation['iscrowd']!r:.80}")
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, Mapping):
         _run_lengths(segmentation, size)
         return
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError(f"expected a segmentation, polygons or run lengths, got {segmentation!r:.80}")
-    far = 2 * max(size)
     for polygon in segmentation:
         if not _are_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"expected a polygon of three points or more, x and y in turn, got {polygon!r:.80}")
@@ -194,6 +207,8 @@ def check_segments(entry: Mapping[str, Any], categories: Collection[int]) -> lis
             raise ValueError(f"expected a segment's id, above 0 and of 24 bits, got {segment!r:.80}")
         if not _is_id(segment.get("category_id"), int) or segment["category_id"] not in categories:
             raise ValueError(f"expected a category_id of the file's categories, got {segment.get('category_id')!r}")
+        if segment.get("iscrowd", 0) not in (0, 1):
+            raise ValueError(f"expected iscrowd to be 0 or 1, got {segment['iscrowd']!r:.80}")
     refuse_repeated("the id of segments", [segment["id"] for segment in segments])
     return sorted(segments, key=lambda segment: segment["id"])
 
@@ -212,18 +227,19 @@ def object_mask(annotation: Mapping[str, Any], size: tuple[int, int]) -> np.ndar
 
 def _are_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) for value in values
+        isinstance(value, (int, float)) and not isinstance(value, bool) and -_HIGHEST < value < _HIGHEST
+        for value in values
     )
 
 
 def _run_lengths(segmentation: Mapping[str, Any], size: tuple[int, int]) -> list[int]:
     """The counts of run lengths that fill an image of that size."""
-    if list(segmentation.get("size") or []) != list(size):
+    if segmentation.get("size") not in (list(size), size):
         raise ValueError(f"expected run lengths of the image's size {size}, got {segmentation.get('size')!r}")
     counts: Any = segmentation.get("counts")
     if isinstance(counts, (str, bytes)):
         counts = _decompressed(counts.encode("ascii", "replace") if isinstance(counts, str) else counts)
-    is_list = isinstance(counts, list) and all(isinstance(count, int) and count >= 0 for count in counts)
+    is_list = isinstance(counts, list) and all(_is_id(count, int) and count >= 0 for count in counts)
     if not is_list or sum(counts) != size[0] * size[1]:
         raise ValueError(f"expected counts of {size[0] * size[1]} pixels in all, got {counts!r:.80}")
     return counts

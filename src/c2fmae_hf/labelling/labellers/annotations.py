@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -95,11 +95,17 @@ class _CocoLabeller(AnnotationLabeller):
 
     def start(self, worker: int = 0) -> None:
         self.content = read_coco(self.annotations, self.kind)
-        self.image_ids = {str(entry.get("file_name")): image_id for image_id, entry in self.content.images.items()}
+        self.image_ids: dict[str, int | str] = {}
+        self.errors: dict[str, str] = {}
+        for image_id, entry in self.content.images.items():
+            name = entry.get("file_name")
+            path = str(PurePosixPath(name)) if isinstance(name, str) else f"image {image_id}, without a name"
+            self.image_ids[path] = image_id
+            if (error := _why_outside(name)) is not None:
+                self.errors[path] = error
 
     def source(self) -> FolderSource:
-        names = [entry.get("file_name") for entry in self.content.images.values()]
-        return FolderSource(self.images, paths=list(self.image_ids), errors=_outside(names))
+        return FolderSource(self.images, paths=list(self.image_ids), errors=self.errors)
 
     def find(self, record: SourceRecord) -> int | str:
         if record.image_id not in self.image_ids:
@@ -110,15 +116,13 @@ class _CocoLabeller(AnnotationLabeller):
         return {name: value for name, value in self.__dict__.items() if name != "content"}
 
 
-def _outside(names: Iterable[Any]) -> dict[str, str]:
-    """Why files are not read whose names lead out of the image folder, or are none."""
-    errors = {}
-    for name in names:
-        try:
-            check_inside(name)
-        except ValueError as error:
-            errors[str(name)] = str(error)
-    return errors
+def _why_outside(name: Any) -> str | None:
+    """Why a file is not read whose name leads out of the image folder, or is none; `None` if it may be read."""
+    try:
+        check_inside(name)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 class CocoInstancesLabeller(_CocoLabeller):
@@ -248,7 +252,7 @@ def _read_lines(path: Path, what: str) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"annotations: expected {what} in {path}, found no such file")
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"annotations: expected {what} in {path} as UTF-8, got: {error}") from None
 
@@ -277,7 +281,8 @@ class VocLabeller(AnnotationLabeller):
 
     def source(self) -> FolderSource:
         paths = [f"{name}.jpg" for name in self.names]
-        return FolderSource(self.root / "JPEGImages", paths=paths, errors=_outside(paths))
+        errors = {path: error for path in paths if (error := _why_outside(path)) is not None}
+        return FolderSource(self.root / "JPEGImages", paths=paths, errors=errors)
 
     def files(self, record: SourceRecord) -> list[Path]:
         name = Path(record.image_id).with_suffix(".png")

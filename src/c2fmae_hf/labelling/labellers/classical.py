@@ -137,10 +137,7 @@ class ClassicalLabeller(Labeller):
                     self.fitted = load_file(path)
                     return
             except SafetensorError as error:
-                raise ValueError(
-                    f"{path}: expected the fitted classes, got a damaged file: {error}. Remove it to find them again, "
-                    "the same for the same images"
-                ) from None
+                raise ValueError(f"{path}: expected the fitted classes, got a damaged file: {error}") from None
         sample = itertools.islice(images, self.fit_images)
         self.fit(tqdm(sample, desc="Finding classes", unit=" images", total=self.fit_images, mininterval=1))
         folder.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,10 @@ def spans(number: int, size: int) -> list[tuple[int, int]]:
 
 def path_text(path: str) -> str:
     """A path as UTF-8 text; other bytes become escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # of a name that no file has
+        return path.encode("utf-8", "backslashreplace").decode()
 
 
 def shuffled(number: int) -> list[int]:
