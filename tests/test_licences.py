@@ -135,7 +135,7 @@ def test_the_records_beside_published_weights_go_with_them(repository, tmp_path,
     shutil.copytree(shipped, tmp_path / "changed")
     model.save_pretrained(tmp_path / "changed")
     load_command("push").main([str(tmp_path / "changed"), "me/changed", "--preview", str(tmp_path / "preview")])
-    assert f"{tmp_path / 'changed/runs'} is left out: " in capsys.readouterr().out
+    assert f"{tmp_path / 'changed/runs/training'} is left out: it is the record of other" in capsys.readouterr().out
     assert not (tmp_path / "preview/runs").exists()
 
 
@@ -156,3 +156,122 @@ def test_the_record_of_a_run_knows_the_licence_when_its_text_is_gone(source, tmp
     model.license_text = "For research alone. Pass this text on."
     _, text = published(model, tmp_path / "published", runs=runs)
     assert text == model.license_text
+
+
+FREE = "Permission is hereby granted, free of charge, to any person."
+
+
+def card(folder, **head) -> None:
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(head)}---\n# A model\n")
+
+
+def test_a_card_alone_names_the_licence(source, tmp_path):
+    (source / "LICENSE").unlink()
+    card(source, license="cc-by-nc-4.0")
+    model = C2FMAEForPreTraining.from_pretrained(source)
+    head, text = published(model, tmp_path / "published")
+    assert head["license"] == "cc-by-nc-4.0"
+    assert text == "The model card of the weights that these were made from names their licence: cc-by-nc-4.0.\n"
+    with pytest.raises(HubError, match=r"expected cc-by-nc-4\.0, .*got apache-2\.0"):
+        write_repository(model, tmp_path / "free", "me/x", facts=CardFacts(license="apache-2.0"))
+    model.save_pretrained(tmp_path / "derived")  # where there is no card
+    assert (tmp_path / "derived/LICENSE").read_text() == text
+    _, text = published(model, tmp_path / "b", facts=CardFacts(license="CC-BY-NC-4.0"), license_text="Its text.")
+    assert text == "Its text."
+
+
+@pytest.mark.parametrize("name", ["LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING"])
+def test_the_text_may_have_another_name(source, tmp_path, name):
+    (source / "LICENSE").rename(source / name)
+    _, text = published(C2FMAEForPreTraining.from_pretrained(source), tmp_path / "published")
+    assert text == "For research alone. Pass this text on."
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-8"])
+def test_a_text_in_another_encoding_is_read(source, tmp_path, encoding):
+    (source / "LICENSE").write_bytes("© for research alone".encode(encoding))
+    _, text = published(C2FMAEForPreTraining.from_pretrained(source), tmp_path / "published")
+    assert text == "© for research alone"
+
+
+def test_what_is_free_stays_free(source, tmp_path):
+    """Apache-2.0 with a name in its appendix, an empty file, and the owner's name for a text that no card names."""
+    card(source, license="apache-2.0")
+    (source / "LICENSE").write_text(own_license().replace("[yyyy] [name of copyright owner]", "2024 Somebody"))
+    head, _ = published(C2FMAEForPreTraining.from_pretrained(source), tmp_path / "a")
+    assert head["license"] == "apache-2.0"
+    (source / "LICENSE").write_text("")
+    head, _ = published(C2FMAEForPreTraining.from_pretrained(source), tmp_path / "b")
+    assert head["license"] == "apache-2.0"
+    (source / "README.md").unlink()
+    (source / "LICENSE").write_text(FREE)
+    model = C2FMAEForPreTraining.from_pretrained(source)
+    head, text = published(model, tmp_path / "c", facts=CardFacts(license="mit"), license_text=FREE)
+    assert (head["license"], text) == ("mit", FREE)
+    with pytest.raises(HubError, match=r"expected other, .* got mit; "):
+        write_repository(model, tmp_path / "d", "me/x", facts=CardFacts(license="mit"), license_text="Another.")
+
+
+@pytest.mark.parametrize("value", [5, ["mit"], {"a": 1}])
+def test_odd_words_of_a_card_are_not_passed_on(source, tmp_path, value):
+    card(source, license=value, license_name=value)
+    head, _ = published(C2FMAEForPreTraining.from_pretrained(source), tmp_path / "published")
+    assert (head["license"], head["license_name"]) == ("other", "as-its-source")
+
+
+def test_names_and_texts_that_do_not_fit_are_refused(source, tmp_path):
+    model = C2FMAEForPreTraining.from_pretrained(source)
+    with pytest.raises(HubError, match=r"expected research-alone, .* got free-for-all"):
+        write_repository(model, tmp_path / "a", "me/x", facts=CardFacts(license="other", license_name="free-for-all"))
+    with pytest.raises(HubError, match="license_text: expected the text that lies beside the weights"):
+        write_repository(model, tmp_path / "a", "me/x", facts=CardFacts(license="other"), license_text="Free.")
+
+
+def test_a_folder_with_another_licence_gets_that_of_its_new_weights(source, tmp_path, caplog):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "LICENSE").write_text(FREE)
+    C2FMAEForPreTraining.from_pretrained(source).save_pretrained(target)
+    assert (target / "LICENSE").read_text() == "For research alone. Pass this text on."
+    assert f"{target / 'LICENSE'} is replaced by the licence of the weights" in caplog.text
+
+
+def test_an_export_has_the_licence_beside_it(source, tmp_path):
+    load_command("export").main([str(source), str(tmp_path / "out"), "--format", "pt2"])
+    assert (tmp_path / "out/LICENSE").read_text() == "For research alone. Pass this text on."
+
+
+def test_other_folders_in_runs_do_not_stand_in_the_way(repository, tmp_path, capsys):
+    shutil.copytree(repository / "model_cards/c2fmae-vit-tiny-stl10", tmp_path / "model")
+    (tmp_path / "model/runs/Nov28_host").mkdir()  # TensorBoard's
+    (tmp_path / "model/runs/Nov28_host/events.out.tfevents").touch()
+    other = json.loads((tmp_path / "model/runs/training/run.json").read_text())
+    write_json(tmp_path / "model/runs/other/run.json", {**other, "weights": "x", "encoder": "y"})
+    write_json(tmp_path / "results.json", json.loads((tmp_path / "model/runs/knn/results.json").read_text()))
+    (tmp_path / "model/runs/knn").rename(tmp_path / "model/runs/evaluation-1")
+    words = [str(tmp_path / "model"), "me/x", "--preview", str(tmp_path / "preview")]
+    load_command("push").main([*words, "--results", str(tmp_path / "results.json")])
+    assert f"{tmp_path / 'model/runs/other'} is left out" in capsys.readouterr().out
+    kept = {path.name for path in (tmp_path / "preview/runs").iterdir()}
+    assert kept == {"training", "linear_probe", "evaluation-1", "evaluation-2"}
+
+
+@pytest.mark.parametrize("role", ["encoder", "start"])
+def test_the_record_of_the_run_behind_a_model_knows_the_licence_too(source, tmp_path, role):
+    """Of which the model is another class, or was trained further."""
+    start = C2FMAEForPreTraining.from_pretrained(source)
+    record = RunRecord("pretraining", (), {"train": 1}, {"train": "train"}, starting_model=start)
+    write_json(tmp_path / "first/run.json", record.finish(start))
+    start.image_encoder().save_pretrained(tmp_path / "encoder")
+    (tmp_path / "encoder/LICENSE").unlink()
+    model = C2FMAEModel.from_pretrained(tmp_path / "encoder")
+    runs = [load_run(tmp_path / "first", "pretraining")]
+    if role == "start":
+        own = RunRecord("image_classification", (), {"train": 1}, {"train": "train"}, starting_model=model)
+        own.content.pop("license", None)
+        with torch.no_grad():
+            next(model.parameters()).add_(1)
+        write_json(tmp_path / "second/run.json", own.finish(model))
+        runs.append(load_run(tmp_path / "second", "training"))
+    with pytest.raises(HubError, match=r"expected research-alone, .* as the record of the run says"):
+        write_repository(model, tmp_path / "published", "me/derived", runs=runs)

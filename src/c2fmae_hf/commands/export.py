@@ -17,6 +17,7 @@ from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..images import open_image
 from ..interop.export import export_onnx, export_pt2
 from ..modeling_c2fmae import C2FMAEForPreTraining, C2FMAEPreTrainedModel
+from ..publishing.licences import carry_license
 from ..publishing.repository import load_saved
 from ..utils.files import check_writable
 from ..utils.packages import require
@@ -63,6 +64,7 @@ def export(options: argparse.Namespace) -> dict[str, float]:
         differences[name] = write(model, path, (height, width), processor, pixel_values)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, largest difference {differences[name]:.1e}")
         print(USES[name].format(path=path.as_posix(), shape=(1, config.num_channels, height, width)))
+    carry_license(model, options.output_dir)
     return differences
 
 

@@ -80,12 +80,15 @@ def find_runs(model: PreTrainedModel, options: argparse.Namespace) -> list[Run]:
 
 def published_runs(folder: Path, model: PreTrainedModel) -> list[Run]:
     """The records of a folder that is laid out as it was published; they go with its weights."""
-    runs = [load_run(path, path.name) for path in sorted(folder.glob("runs/*/"))]
+    folders = sorted({path.parent for name in (RUN_FILE, RESULTS_FILE) for path in folder.glob(f"runs/*/{name}")})
+    runs = [load_run(path, path.name) for path in folders]
     try:
         return runs_of_weights(runs, model)
-    except ValueError as error:
-        print(f"{folder / 'runs'} is left out: {error}")
-        return []
+    except ValueError:
+        for path, run in zip(folders, runs):
+            if run_of_weights(run, model) is None:
+                print(f"{path} is left out: it is the record of other weights.")
+        return [run for run in runs if run_of_weights(run, model) is not None]
 
 
 def own_runs(folder: Path, model: PreTrainedModel) -> list[Run]:

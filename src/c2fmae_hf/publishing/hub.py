@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -27,6 +27,7 @@ from .repository import save_repository
 
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 # Files of a publication, besides its code.
 OWN_FILES = re.compile(
@@ -153,8 +154,11 @@ def write_repository(
     check_license(model, facts, license_text, runs)
     inherited = inherited_license(model)
     if inherited is not None:
-        license_text = inherited.text
-        facts = replace(facts or CardFacts(), license=inherited.license, license_name=inherited.license_name)
+        facts = facts or CardFacts()
+        if inherited.has_text or license_text is None:
+            license_text = inherited.text
+        if inherited.is_named or facts.license is None:
+            facts = replace(facts, license=inherited.license, license_name=inherited.license_name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: expected a new or an empty folder, got one with files")
     subfolder = (subfolder or "").strip("/") or None
@@ -193,10 +197,21 @@ def check_license(
     name = facts.license if facts is not None else None
     inherited = inherited_license(model)
     if inherited is not None:
-        if name not in (None, inherited.license):
+        is_its_text = license_text is not None and license_text.split() == inherited.text.split()
+        if not inherited.is_named and is_its_text and name is not None:
+            return  # under the name that its owner gives it
+        given = (name, facts.license_name if facts is not None else None)
+        for got, expected in zip(given, (inherited.license, inherited.license_name)):
+            if got is not None and got.lower() != (expected or "").lower():
+                raise HubError(
+                    f"license: expected {expected}, that of the weights which these were made from, got {got}; its "
+                    "text lies beside them and goes with what is made of them. Leave the licence out, or, to name it, "
+                    f"give the same text. {NOTHING}"
+                )
+        if license_text is not None and not is_its_text and inherited.has_text:
             raise HubError(
-                f"license: expected {inherited.license}, that of the weights which these were made from, got {name}; "
-                f"its text lies beside them and goes with what is made of them. Leave the licence out. {NOTHING}"
+                "license_text: expected the text that lies beside the weights which these were made from, got "
+                f"another. Leave it out. {NOTHING}"
             )
         return
     noted = next(filter(None, (run.record.get("license") for run in runs if run.is_training)), None)
@@ -232,8 +247,10 @@ def _compare_with_origin(api: HfApi, origin: str | None, license: str | None) ->
     if hub_name(origin) is None:
         return
     said = None
-    with contextlib.suppress(HTTP_ERROR, OSError, ValueError, yaml.YAMLError):  # no card, or none that can be read
+    try:
         said = ModelCard.load(api.hf_hub_download(str(origin), "README.md")).data.license
+    except (HTTP_ERROR, OSError, ValueError, yaml.YAMLError) as error:  # no card, or none that can be read
+        logger.warning("The card of %s, which may name a licence, cannot be read: %s", origin, type(error).__name__)
     if said not in (None, license):
         raise HubError(
             f"license: expected {said}, that of {origin}, from which the weights were made, got {license}. {NOTHING}"

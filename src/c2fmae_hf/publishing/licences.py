@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,7 +14,15 @@ from huggingface_hub import ModelCard
 from torch import nn
 
 
+logger = logging.getLogger(__name__)
+
 LICENSE_FILE = "LICENSE"
+# Where a licence's text may lie, the first that is there.
+_NAMES = (LICENSE_FILE, "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md", "COPYING")
+_APACHE = "apache-2.0"
+# The appendix below it is filled in by whoever uses the licence.
+_END_OF_APACHE = "END OF TERMS AND CONDITIONS"
+_NO_TEXT = "The model card of the weights that these were made from names their licence"
 
 
 @dataclass(frozen=True)
@@ -25,11 +34,15 @@ class Inherited:
         text (`str`): As it lay beside them.
         license (`str`): As the Hub names it; `other` if their card does not say.
         license_name (`str`, *optional*): Short name of an `other` one.
+        is_named (`bool`): Whether their card says.
+        has_text (`bool`): Whether `text` is the licence's; otherwise a sentence stands in its place.
     """
 
     text: str
     license: str = "other"
     license_name: str | None = None
+    is_named: bool = True
+    has_text: bool = True
 
 
 def own_license() -> str:
@@ -41,6 +54,35 @@ def own_license() -> str:
     return text
 
 
+def is_apache(text: str) -> bool:
+    """Whether a text is that of Apache-2.0, whosever name stands in its appendix."""
+    terms = [one.partition(_END_OF_APACHE)[0].split() for one in (text, own_license())]
+    return terms[0] == terms[1]
+
+
+def read_license(folder: Path) -> str | None:
+    """The text of the licence in a folder; `None` if there is none, or an empty one."""
+    for name in _NAMES:
+        if (folder / name).is_file():
+            content = (folder / name).read_bytes()
+            for encoding in ("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", "latin-1"):
+                try:
+                    return content.decode(encoding).strip() and content.decode(encoding)
+                except UnicodeDecodeError:
+                    continue
+    return None
+
+
+def read_card(folder: Path) -> tuple[str | None, str | None]:
+    """The licence that the card in a folder names, and the short name of an `other` one; `None` where it does not."""
+    try:
+        data = ModelCard.load(folder / "README.md").data
+    except (OSError, ValueError, yaml.YAMLError):  # no card of a model
+        return None, None
+    names = [value if isinstance(value, str) and value else None for value in (data.license, data.license_name)]
+    return names[0], names[1]
+
+
 def inherited_license(model: nn.Module) -> Inherited | None:
     """
     The licence that a model's weights came with: of the folder that it, or a part of it, was loaded from. `None` if
@@ -49,33 +91,46 @@ def inherited_license(model: nn.Module) -> Inherited | None:
     texts: list[Any] = [getattr(part, "license_text", None) for part in model.modules()]
     text = next(filter(None, texts), None)
     folder = Path(str(getattr(model, "name_or_path", None) or ""))
-    if text is None and folder.is_dir() and (folder / LICENSE_FILE).is_file():
-        text = (folder / LICENSE_FILE).read_text(encoding="utf-8")
-    if not isinstance(text, str) or text.split() == own_license().split():
+    is_there = folder.is_dir() and folder != Path()
+    if text is None and is_there:
+        text = license_of(folder)
+    if not isinstance(text, str) or is_apache(text):
         return None
-    license, name = "other", "as-its-source"
-    if (folder / LICENSE_FILE).is_file() and (folder / "README.md").is_file():
-        try:
-            data = ModelCard.load(folder / "README.md").data
-            if data.license != "apache-2.0":  # which the text is not, whatever a later card says
-                license, name = data.license or license, data.license_name or name
-        except (ValueError, yaml.YAMLError):  # no card of a model
-            pass
-    return Inherited(text, license, name if license == "other" else None)
+    license, name = read_card(folder) if is_there and license_of(folder) == text else (None, None)
+    if license in (None, _APACHE):  # which the text is not, whatever a later card says
+        return Inherited(text, "other", "as-its-source", is_named=False)
+    return Inherited(text, str(license), name if license == "other" else None, has_text=not text.startswith(_NO_TEXT))
+
+
+def license_of(folder: Path) -> str | None:
+    """
+    The text of the licence in a folder, or a sentence in its place where only a card names one; `None` if neither
+    does, or the card alone says Apache-2.0.
+    """
+    text = read_license(folder)
+    if text:
+        return text
+    license, name = read_card(folder)
+    if license in (None, _APACHE):
+        return None
+    return f"{_NO_TEXT}: {name or license}.\n"
 
 
 def note_license(model: Any, name: str | os.PathLike, subfolder: str = "") -> None:
-    """Keep the text of the licence, if the folder that a model was loaded from has one."""
-    path = Path(name, subfolder, LICENSE_FILE)
-    if path.is_file():
-        model.license_text = path.read_text(encoding="utf-8")
+    """Keep the text of the licence, if the folder that a model was loaded from has one, or a card that names one."""
+    folder = Path(name, subfolder)
+    if folder.is_dir():
+        model.license_text = license_of(folder)
 
 
 def carry_license(model: nn.Module, folder: str | os.PathLike) -> None:
-    """Write the licence that a model's weights came with beside them, if there is one and none is there."""
+    """Write the licence that a model's weights came with beside them, if there is one, over that of earlier ones."""
     inherited, path = inherited_license(model), Path(folder) / LICENSE_FILE
-    if inherited is not None and path.parent.is_dir() and not path.exists():
-        path.write_text(inherited.text, encoding="utf-8")
+    if inherited is None or not path.parent.is_dir():
+        return
+    if path.exists() and read_license(path.parent) != inherited.text:
+        logger.warning("%s is replaced by the licence of the weights that are saved beside it.", path)
+    path.write_text(inherited.text, encoding="utf-8")
 
 
-__all__ = ["Inherited", "carry_license", "inherited_license", "note_license"]
+__all__ = ["Inherited", "carry_license", "inherited_license", "is_apache", "note_license"]
