@@ -271,6 +271,13 @@ def test_a_file_that_was_damaged_at_its_size_is_named(config, rows, tmp_path, na
     file.write_bytes(content)
     with pytest.raises(ValueError, match=f"expected {name} as it was saved, got other content.*resume from another"):
         make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=True)
+    listed = json.loads((tmp_path / "checkpoint-6/files.json").read_text())
+    for shorter in ({}, {"trainer_state.json": listed["trainer_state.json"]}):
+        (tmp_path / "checkpoint-6/files.json").write_text(json.dumps(shorter))
+        with pytest.raises(
+            ValueError, match=r"files\.json: expected a list of the checkpoint's files, \['config\.json'"
+        ):
+            make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=True)
     (tmp_path / "checkpoint-6/files.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"files\.json: expected a JSON object, got list\. Copy the"):
         make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 
 import datasets
 import numpy as np
@@ -343,3 +344,23 @@ def test_named_classes_without_a_pixel_are_told(rows, caplog):
         ValueError, match=r"two classes or more, got those of class 0 alone; .* store its objects as 1"
     ):
         check_named_classes(binary, {0: "ground", 1: "thing"}, "training rows")
+
+
+def test_what_load_splits_cannot_read_is_named(tmp_path):
+    (tmp_path / "data").mkdir()
+    make_rows(2).to_parquet(tmp_path / "data/train.parquet")
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(ValueError, match=r"dataset: expected .*README\.md to begin with YAML"):
+        load_splits(str(tmp_path))
+    (tmp_path / "README.md").unlink()
+    os.mkfifo(tmp_path / "data/pipe.parquet")  # whose opening would wait
+    with pytest.raises(ValueError, match=r"expected a Parquet file, got .*pipe\.parquet: it is no file"):
+        load_splits(str(tmp_path))
+    (tmp_path / "data/pipe.parquet").unlink()
+    (tmp_path / "data/half.parquet").write_bytes((tmp_path / "data/train.parquet").read_bytes()[:300])
+    for name in (tmp_path, tmp_path / "data/half.parquet"):
+        with pytest.raises(ValueError, match=r"expected a Parquet file, got .*half\.parquet"):
+            load_splits(str(name))
+    make_rows(2).select([]).to_parquet(tmp_path / "empty.parquet")
+    with pytest.raises(ValueError, match=r"split 'train': expected at least one row, got none in .*empty\.parquet"):
+        load_splits(str(tmp_path / "empty.parquet"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -159,6 +160,8 @@ def test_an_interrupted_job_goes_on(encoders, photos, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"or id have changed since .*part-00000\.parquet was made"):
         embed(encoders["c2fmae"], photos, "--output", tmp_path / "out.parquet", *options)
     first.write_bytes(content)
+    part = tmp_path / ".out.parquet.parts" / "part-00000.parquet"
+    shutil.copytree(part.parent, tmp_path / "kept")
 
     def count(self, images):
         computed.append(len(images))
@@ -169,6 +172,21 @@ def test_an_interrupted_job_goes_on(encoders, photos, tmp_path, monkeypatch):
     embed(encoders["c2fmae"], photos, "--output", tmp_path / "out.parquet", *options)
     assert sum(computed) == 5  # the first shard's two photographs were done
     assert pq.read_table(tmp_path / "out.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))
+    # A part that is gone or has changed, or a note that is no note, is made again; others' files are no parts.
+    for name, damage in (
+        ("part", lambda folder: (folder / part.name).unlink()),
+        ("part", lambda folder: (folder / part.name).write_bytes(b"PAR1" + bytes(99))),
+        ("note", lambda folder: next(folder.rglob("part-00000.json")).write_text("{}")),
+        ("note", lambda folder: next(folder.rglob("part-00000.json")).write_text('{"rows": "x", "contents": 5}')),
+        ("other", lambda folder: shutil.copy(folder / part.name, folder / "part-00009.parquet")),
+    ):
+        (tmp_path / "out.parquet").unlink()
+        shutil.copytree(tmp_path / "kept", part.parent)
+        damage(part.parent)
+        computed.clear()
+        embed(encoders["c2fmae"], photos, "--output", tmp_path / "out.parquet", *options)
+        assert sum(computed) == (5 if name == "other" else 7)
+        assert pq.read_table(tmp_path / "out.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))
     with pytest.raises(FileExistsError, match="expected a new file"):
         embed(encoders["c2fmae"], photos, "--output", tmp_path / "out.parquet")
 

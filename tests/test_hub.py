@@ -551,7 +551,7 @@ LICENSES = """
 import sys
 from transformers import ViTConfig, ViTModel
 from c2fmae_hf import C2FMAEModel
-from c2fmae_hf.publishing.hub import HubError, push_to_hub
+from c2fmae_hf.publishing.hub import HubError, prepare_repository, push_to_hub
 from c2fmae_hf.publishing.model_card import CardFacts
 own = C2FMAEModel.from_pretrained(sys.argv[1])
 theirs = C2FMAEModel.from_pretrained(sys.argv[1])
@@ -566,6 +566,10 @@ for model, facts in cases:
 print(push_to_hub(theirs, "me/licensed", facts=CardFacts(license="mit"), license_text="Permission").commit_url)
 # What is made of published weights, whose card says what they are under.
 theirs.name_or_path = "me/licensed"
+try:
+    prepare_repository(theirs, "me/early", facts=CardFacts(license="apache-2.0"), license_text="Free")
+except HubError as error:
+    print(error)
 for license in ("apache-2.0", "mit"):
     try:
         print(push_to_hub(theirs, "me/derived", facts=CardFacts(license=license), license_text="Free").commit_url)
@@ -577,13 +581,15 @@ for license in ("apache-2.0", "mit"):
 def test_weights_of_others_need_a_licence_and_it_its_text(hub_scene):
     lines = run(hub_scene, LICENSES, hub_scene.folder / "encoder").splitlines()
     assert "license_text: expected the text of mit, got None. Nothing was published" in lines[0]
-    assert "license: expected that of others/encoder, of which the weights were made" in lines[1]
+    assert "license: expected that of others/encoder, from which the weights were made" in lines[1]
     assert "license: expected that of another library's model" in lines[2]
     assert "license_text: expected the text of other, got None" in lines[3]
     assert hub_scene.hub.repositories["me/licensed"].files["LICENSE"] == b"Permission"
     assert "license: expected mit, that of me/licensed, from which the weights were made, got apache-2.0" in lines[5]
+    assert "license: expected mit, that of me/licensed, from which the weights were made, got apache-2.0" in lines[6]
+    assert "me/early" not in hub_scene.hub.repositories
     assert "license: mit" in hub_scene.hub.repositories["me/derived"].files["README.md"].decode()
-    assert len(lines) == 7
+    assert len(lines) == 8
 
 
 def test_a_token_among_the_arguments_is_written_nowhere(hub_scene, tmp_path):

@@ -259,6 +259,9 @@ def test_mirrored_folders(tmp_path, examples):
         save_map(tmp_path / "instance" / "deep" / "er" / f"{example.name}.png", example.instance)
     with pytest.raises(FileNotFoundError, match=r"names of the classes in .*classes\.txt"):
         MirroredFoldersLabeller(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"names of the classes in .*classes\.txt as UTF-8, got: "):
+        MirroredFoldersLabeller(tmp_path)
     (tmp_path / "classes.txt").write_text("ground\nred\nred\n\nblue\n")
     labeller = MirroredFoldersLabeller(tmp_path)
     # A ClassLabel takes no name twice.

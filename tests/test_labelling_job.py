@@ -20,7 +20,7 @@ from PIL import Image
 
 from c2fmae_hf.labelling import engine
 from c2fmae_hf.labelling.job import label_images
-from c2fmae_hf.labelling.labellers.annotations import MirroredFoldersLabeller
+from c2fmae_hf.labelling.labellers.annotations import ColumnsLabeller, MirroredFoldersLabeller
 from c2fmae_hf.labelling.labellers.base import Labeller
 from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
 from c2fmae_hf.labelling.records import LabelMaps, OutputOptions
@@ -216,6 +216,37 @@ def other_pixels(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-20] ^= 1
     path.write_bytes(content)
+
+
+def test_a_job_does_not_go_on_with_other_maps_or_fewer_images(photos, tmp_path):
+    """Maps in columns of the rows; and a tar file of the same size that has an image less."""
+    labeller = ColumnsLabeller(dict(enumerate("abcde")))
+    options = OutputOptions(rows_per_shard=4)
+    for name, changed in (("a", None), ("b", "semantic"), ("c", "instance")):
+        items = make_rows(6).cast_column("semantic", datasets.Image(decode=False))
+        items = items.cast_column("instance", datasets.Image(decode=False)).to_list()
+        if changed:
+            items[1][changed] = items[2][changed]
+        datasets.Dataset.from_list(items, features=make_rows(6).features).to_parquet(tmp_path / f"{name}.parquet")
+
+    def source(name):
+        return DatasetSource(
+            load_dataset("parquet", data_files=str(tmp_path / f"{name}.parquet"))["train"], columns=labeller.columns
+        )
+
+    label_images(source("a"), labeller, tmp_path / "columns", options=options)
+    assert label_images(source("a"), labeller, tmp_path / "columns", options=options).labelled_now == 0
+    for name in "bc":
+        with pytest.raises(ValueError, match="have changed since shard train-00000-0000"):
+            label_images(source(name), labeller, tmp_path / "columns", options=options)
+
+    subprocess.run(["tar", "cf", tmp_path / "a.tar", "--sort=name", "-C", photos, "."], check=True)
+    label_images(open_source(str(tmp_path / "a.tar")), Halves(), tmp_path / "tar", options=SMALL)
+    content = (tmp_path / "a.tar").read_bytes()
+    last = content.rindex(b"photo_")
+    (tmp_path / "a.tar").write_bytes(content[: last + 6] + b"x" + content[last + 7 :])  # of a header
+    with pytest.raises(ValueError, match="have changed since shard train-"):
+        label_images(open_source(str(tmp_path / "a.tar")), Halves(), tmp_path / "tar", options=SMALL)
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "parquet", "rows", "annotations"])

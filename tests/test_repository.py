@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -29,7 +30,7 @@ from c2fmae_hf import (
     C2FMAEModel,
     MaskRCNNForObjectDetection,
 )
-from c2fmae_hf.publishing.repository import AUTO_CLASSES, load_saved, save_repository
+from c2fmae_hf.publishing.repository import AUTO_CLASSES, check_saved, load_saved, save_repository
 from c2fmae_hf.transfer.detection import build_mask_rcnn
 from testing_utils import randomized, require_timm_local_dir, with_fields
 from transfer_utils import save_encoders
@@ -205,7 +206,7 @@ def test_folders_that_hold_no_model(tmp_path):
             load_saved(tmp_path)
     for content in ("{", "[]", '{"architectures": ["C2FMAEModel"]}', '{"model_type": "c2fmae", "hidden_size": "x"}'):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(ValueError, match=r"config.json: expected a model's configuration"):
+        with pytest.raises(ValueError, match=r"config\.json: expected (a model's configuration|JSON|a JSON object)"):
             load_saved(tmp_path)
 
 
@@ -218,7 +219,7 @@ def test_weights_that_are_not_all_there_are_not_made_up(config, tmp_path):
     ):
         load_saved(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no safetensors")
-    with pytest.raises(ValueError, match=r"expected whole safetensors files"):
+    with pytest.raises(ValueError, match=r"expected a whole safetensors file"):
         load_saved(tmp_path)
 
 
@@ -331,3 +332,28 @@ def test_a_key_mapping_is_added_to_the_class_s_own(config, tmp_path):
     save_repository(model, tmp_path / "repository")
     loaded = C2FMAEForImageClassification.from_pretrained(tmp_path / "repository", key_mapping={"^nothing": "x"})
     assert torch.equal(loaded.classifier.weight, model.classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("preprocessor_config.json", b'{"image_mean": [0, 0'),
+        ("preprocessor_config.json", b"[]"),
+        ("preprocessor_config.json", b"{}"),
+        ("preprocessor_config.json", b""),
+        ("preprocessor_config.json", b'{"a": "\xe9"}'),
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("model.safetensors", b"\x08"),
+    ],
+)
+def test_a_damaged_file_of_a_model_is_named(config, tmp_path, name, content):
+    """And not passed over: another processor would make other features."""
+    C2FMAEModel(config).save_pretrained(tmp_path)
+    C2FMAEImageProcessor.from_config(config).save_pretrained(tmp_path)
+    check_saved(str(tmp_path))
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path / name))}: expected "):
+        check_saved(str(tmp_path))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
+        load_saved(tmp_path)

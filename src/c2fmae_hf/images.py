@@ -122,7 +122,7 @@ def check_lossless(image: Image.Image) -> None:
     if image.format == "GIF":
         changed = "GIF, whose writers renumber them"
     if exif_turn(image) is not None:
-        raise ValueError("expected a label map without EXIF, got one that says to turn it: store it upright")
+        raise ValueError("expected a label map that is stored upright, got one with an EXIF orientation")
     if changed:
         raise ValueError(f"expected a label map whose ids are kept, got {changed}: store it as 8-bit or 16-bit PNG")
     compression = image.info.get("compression") if image.format == "TIFF" else None

@@ -395,6 +395,8 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     def __init__(self, config: C2FMAEConfig, *args, **kwargs) -> None:
         # Fields that `from_pretrained` overrides are set on the finished configuration, past its checks.
         config.check_values()
+        if config.hidden_act not in ACT2FN:
+            raise ValueError(f"C2FMAEConfig.hidden_act: expected one of {sorted(ACT2FN)}, got {config.hidden_act!r}")
         config.number_labels()
         super().__init__(config, *args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Pictures at the end of a command, which are worth less than what they show."""
+"""Pictures at the end of a command. One that fails must not cost the command's results."""
 
 from __future__ import annotations
 

@@ -36,6 +36,7 @@ from ..labelling.labellers.semantic_and_masks import SemanticAndMasksLabeller
 from ..labelling.records import OutputOptions
 from ..labelling.sources.base import ImageSource
 from ..labelling.sources.open import open_source
+from ..utils.files import read_lines
 from .arguments import parse_arguments
 
 
@@ -164,7 +165,7 @@ def build_annotations(source_args: SourceArguments, args: LabellerArguments) -> 
             columns=("semantic", "instance"),
         )
         if args.class_names is not None:
-            names = dict(enumerate(Path(args.class_names).read_text(encoding="utf-8").splitlines()))
+            names = dict(enumerate(read_lines(args.class_names, "class_names: expected names, one in a line,")))
         else:
             names = semantic_id2label(source.features)
         if not names:

@@ -49,13 +49,15 @@ def overview() -> str:
 
 def is_expected(error: BaseException) -> bool:
     """Whether an error is a user's to mend, and its message enough for that."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     from ..publishing.hub import HubError
 
     if type(error) is RuntimeError:  # the libraries' are not meant for users
         return is_ours(error)
-    return isinstance(error, (ValueError, OSError, ImportError, FloatingPointError, HubError, SafetensorError))
+    others = (ImportError, FloatingPointError, HubError, SafetensorError, StrictDataclassError)
+    return isinstance(error, (ValueError, OSError, *others))
 
 
 def is_ours(error: BaseException) -> bool:

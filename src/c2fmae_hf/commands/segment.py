@@ -35,6 +35,7 @@ from ..transfer.segmentation import (
     patch_size_of_segmenter,
     segmentation_transforms,
 )
+from ..utils.files import read_lines
 from ..utils.packages import require
 from .arguments import HubArguments
 from .transfer import TransferArguments, check_classes, finish, parse_transfer, train
@@ -71,7 +72,7 @@ def load_rows(args: SegmentArguments, seed: int):
     hint = "c2fmae label makes such a dataset"
     train, validation = args.load(seed, ("image", "semantic"), hint)
     if args.class_names is not None:
-        id2label = dict(enumerate(Path(args.class_names).read_text(encoding="utf-8").splitlines()))
+        id2label = dict(enumerate(read_lines(args.class_names, "class_names: expected names, one in a line,")))
     else:
         id2label = semantic_id2label(train.features)
     if id2label is None:

@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from ..data.splits import load_train_and_validation
 from ..publishing.records import RESULTS_FILE, RunRecord
+from ..publishing.repository import check_saved
 from ..training.log_lines import announce
 from ..transfer.fine_tuning import FineTuningTrainer
 from ..transfer.fine_tuning_args import FineTuningArguments
@@ -88,6 +89,8 @@ def parse_transfer(command: str, group: type, args: list[str] | None, descriptio
     )
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     set_seed(parsed[1].seed)
+    if Path(parsed[0].model).is_dir() and not parsed[0].from_scratch:
+        check_saved(parsed[0].model)
     if getattr(parsed[0], "evaluate_only", False) or getattr(parsed[0], "protocol", "fine_tuning") != "fine_tuning":
         check_writable(parsed[1].output_dir)
     else:

@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,8 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
         check_parquet(parquet, f"dataset {name!r}")
     try:
         return dict(datasets.load_dataset(name, config_name, streaming=streaming))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:  # of the card
+        raise ValueError(f"dataset: expected {path / 'README.md'} to begin with YAML, or none, got: {error}") from None
     except (ConnectionError, FileNotFoundError) as error:
         if path.exists():
             raise

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..constants import IGNORE_INDEX, NO_INSTANCE
 from ..images import expand_label_map, map_stride, open_image, to_label_map, to_rgb
-from ..utils.files import file_sha256
+from ..utils.files import file_sha256, read_lines
 from .rows import MAP_COLUMNS, ONE_CLASS, semantic_id2label, undecoded
 from .splits import load_splits
 
@@ -187,8 +187,12 @@ def check_manifest(root: str | Path, split: str) -> list[str] | None:
         return None
     problems = []
     listed = set()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    for number, line in enumerate(read_lines(path, "manifest: expected the list of shards"), start=1):
+        try:
+            entry = json.loads(line)
+            entry["split"], entry["file"], entry["sha256"]
+        except (ValueError, TypeError, KeyError):
+            return [f"line {number} of {path.name} is damaged"]
         if entry["split"] != split:
             continue
         listed.add(entry["file"])

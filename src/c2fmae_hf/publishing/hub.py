@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
+from jinja2 import UndefinedError
 from transformers import PreTrainedModel
 
 from ..image_processing_c2fmae import C2FMAEImageProcessor
@@ -170,16 +171,23 @@ def write_repository(
         for run in runs:
             for name, content in run.files.items():
                 write_json(temporary / name, content)
-        card = build_card(
-            repo_id,
-            type(model.config).from_pretrained(temporary),  # as written: with the processor's pixel statistics
-            type(model).__name__,
-            files=[path.relative_to(temporary).as_posix() for path in _files(temporary)],
-            runs=runs,
-            facts=facts,
-            revision=revision,
-            subfolder=subfolder,
-        )
+        try:
+            card = build_card(
+                repo_id,
+                type(model.config).from_pretrained(temporary),  # as written: with the processor's pixel statistics
+                type(model).__name__,
+                files=[path.relative_to(temporary).as_posix() for path in _files(temporary)],
+                runs=runs,
+                facts=facts,
+                revision=revision,
+                subfolder=subfolder,
+            )
+        except (TypeError, KeyError, AttributeError, UndefinedError) as error:
+            files = ", ".join(str(path) for run in runs for path in run.sources.values())
+            raise ValueError(
+                f"records: expected them as the commands write them, got others in one of {files or 'none'}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         card.save(temporary / "README.md")
         _check_secrets(temporary)
 
@@ -224,7 +232,7 @@ def check_license(
     origin = _origin(model, runs)
     if origin and name is None:
         raise HubError(
-            f"license: expected that of {origin}, of which the weights were made (see its card, or its authors' "
+            f"license: expected that of {origin}, from which the weights were made (see its card, or its authors' "
             f"repository; --license or --hub_license, and its text), got None. {NOTHING}"
         )
     if name not in (None, DEFAULT_LICENSE) and license_text is None:

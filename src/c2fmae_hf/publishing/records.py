@@ -236,7 +236,7 @@ class Run:
         for content in self.files.values():
             if "task" in content:
                 return content
-            if "run" in content:
+            if isinstance(content.get("run"), dict):
                 return content["run"]
         return {}
 

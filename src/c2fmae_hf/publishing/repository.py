@@ -18,7 +18,7 @@ import torch
 import transformers
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
@@ -35,6 +35,7 @@ from ..modeling_c2fmae import (
     C2FMAEPreTrainedModel,
 )
 from ..timm_c2fmae import convert_processor_to_timm, effective_statistics
+from ..utils.files import read_json
 from .licences import own_license
 
 
@@ -66,17 +67,31 @@ MAPPINGS = (
 
 def check_saved(name: str) -> None:
     """
-    Tell a mistyped path from a name on the Hub, of which the libraries would otherwise speak.
+    Tell a mistyped path from a name on the Hub, of which the libraries would otherwise speak; and name files of a
+    folder that are damaged, some of which they would pass over.
 
     Args:
         name (`str`): A folder of a saved model, or a name on the Hub.
 
     Raises:
         `FileNotFoundError`: if it can be neither.
+        `ValueError`: naming a file that is no JSON object, or no safetensors file.
     """
     path = Path(name)
     if path.exists() and not (path / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{path / CONFIG_FILE}: expected a saved model, found nothing")
+    for file in (path / CONFIG_FILE, path / PROCESSOR_FILE):
+        if file.is_file() and not read_json(file):
+            raise ValueError(f"{file}: expected fields, got an empty JSON object")
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else ():
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file}: expected a whole safetensors file, got one that is damaged ({error}); save or download it "
+                "again"
+            ) from None
     if not path.exists():
         try:
             validate_repo_id(name)

@@ -34,6 +34,8 @@ STAGING_FOLDER = ".checkpoint-being-written"
 LOCK_FILE = ".lock"
 MANIFEST_FILE = "files.json"
 SETTINGS_FILE = "settings.json"
+# Endings of what a resumed run reads.
+_CHECKED = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".json")
 # Arguments of the library that change what is trained; and fields of a model's configuration that do not.
 _ARGUMENTS = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"),
@@ -155,7 +157,7 @@ class DurableTrainer(Trainer):
         if isinstance(self.train_dataset, Sized) and len(loader) == 0:
             raise ValueError(
                 f"train_dataset: expected the rows of one batch, {self.args.train_batch_size * self.args.world_size}, "
-                f"got {len(self.train_dataset)}, and dataloader_drop_last drops what fills none. Lower the batch "
+                f"got {len(self.train_dataset)}, and dataloader_drop_last drops an incomplete batch. Lower the batch "
                 "size, or leave dataloader_drop_last out"
             )
         return shielded(loader)
@@ -266,6 +268,12 @@ def check_checkpoint(checkpoint: str | os.PathLike) -> None:
         raise ValueError(
             f"{manifest}: expected sizes and checksums of the checkpoint's files, got others. {advice}"
         ) from None
+    present = {path.relative_to(manifest.parent).as_posix() for path in manifest.parent.rglob("*") if path.is_file()}
+    present = {name for name in present if name.endswith(_CHECKED)} - {MANIFEST_FILE}
+    unlisted = sorted(present - expected.keys())
+    if unlisted or TRAINER_STATE_NAME not in expected:
+        names = unlisted or [TRAINER_STATE_NAME]
+        raise ValueError(f"{manifest}: expected a list of the checkpoint's files, {names[:5]} are not in it. {advice}")
     for name, (size, checksum) in expected.items():
         path = manifest.parent / name
         got = path.stat().st_size if path.is_file() else None

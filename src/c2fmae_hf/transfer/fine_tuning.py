@@ -16,7 +16,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..training.publishing_trainer import PublishingTrainer
-from ..utils.files import replace_file
 from .fine_tuning_args import FineTuningArguments
 
 
@@ -186,6 +185,12 @@ class FineTuningTrainer(PublishingTrainer):
             self.average_callback.checkpoint = checkpoint or None
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def _add_to_checkpoint(self, folder: Path) -> None:
+        super()._add_to_checkpoint(folder)
+        if self.average is not None:
+            state = self.average.module.state_dict()
+            save_file({name: value.contiguous() for name, value in state.items()}, folder / EMA_FILE)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             assert self.model is not None
@@ -209,7 +214,7 @@ class FineTuningTrainer(PublishingTrainer):
 
 
 class _AverageCallback(TrainerCallback):
-    """Keeps the average up to date, in checkpoints too, and puts it in the model's place at the end."""
+    """Keeps the average up to date, takes it from a checkpoint, and puts it in the model's place at the end."""
 
     def __init__(self, average: ModelEmaV3) -> None:
         self.average = average
@@ -231,16 +236,7 @@ class _AverageCallback(TrainerCallback):
     ) -> None:
         self.average.update(model, step=state.global_step)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        if state.is_world_process_zero:
-            file = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / EMA_FILE
-            with replace_file(file) as temporary:
-                save_file({name: value.contiguous() for name, value in self._state().items()}, temporary)
-
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
-        model.load_state_dict(self._state())
-
-    def _state(self) -> dict[str, torch.Tensor]:
-        return self.average.module.state_dict()
+        model.load_state_dict(self.average.module.state_dict())

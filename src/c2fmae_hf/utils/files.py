@@ -41,8 +41,8 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
 def replace_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
     As [`replace_file`], of a folder: a temporary one to write to, that takes the place of `path` when it is complete.
-    A process that is killed in between leaves the earlier folder, under its name or one that begins with a dot; what
-    is left of such attempts goes with the next one that succeeds.
+    A process that is killed in between leaves the earlier folder, under its name or one that begins with a dot. The next
+    attempt that succeeds removes such leftovers.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +103,26 @@ def read_json(path: str | os.PathLike, advice: str = "") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}{advice}")
     return content
+
+
+def read_lines(path: str | os.PathLike, expected: str) -> list[str]:
+    """
+    Lines of a text file in UTF-8.
+
+    Args:
+        path: The file.
+        expected (`str`): Of what messages say, up to what should be in it.
+
+    Raises:
+        `FileNotFoundError`: if it is not there.
+        `ValueError`: if it is in another encoding.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{expected} in {path}, found no such file")
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{expected} in {path} as UTF-8, got: {error}") from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -21,7 +21,7 @@ from ...utils.coco_annotations import (
     read_coco,
     refuse_repeated,
 )
-from ...utils.files import file_sha256
+from ...utils.files import file_sha256, read_lines
 from ...utils.packages import require
 from ..records import LabelMaps, PreparedImage, SourceRecord
 from ..sources.folder import FolderSource
@@ -241,22 +241,6 @@ def _to_colours(image: Image.Image) -> np.ndarray:
     return np.asarray(image)[..., :3]
 
 
-def _read_lines(path: Path, what: str) -> list[str]:
-    """
-    Lines of a text file.
-
-    Raises:
-        `FileNotFoundError`: if it is not there.
-        `ValueError`: if it is not UTF-8.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"annotations: expected {what} in {path}, found no such file")
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"annotations: expected {what} in {path} as UTF-8, got: {error}") from None
-
-
 class VocLabeller(AnnotationLabeller):
     """
     PASCAL VOC: `JPEGImages`, `SegmentationClass`, `SegmentationObject` and `ImageSets/Segmentation/<split>.txt`.
@@ -275,7 +259,9 @@ class VocLabeller(AnnotationLabeller):
     def __init__(self, root: str | Path, split: str = "train") -> None:
         self.root = Path(root)
         path = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        self.names = [line.strip() for line in _read_lines(path, "names of images") if line.strip()]
+        self.names = [
+            line.strip() for line in read_lines(path, "annotations: expected names of images") if line.strip()
+        ]
         refuse_repeated(f"every name in {path}", self.names)
         self.id2label = dict(enumerate(VOC_CLASSES))
 
@@ -313,7 +299,11 @@ class Ade20kLabeller(AnnotationLabeller):
         self.root, self.split = Path(root), split
         self.has_instances = (self.root / "annotations_instance").is_dir()
         info = self.root / "objectInfo150.txt"
-        lines = [line.split("\t") for line in _read_lines(info, "names of the classes")[1:] if line.strip()]
+        lines = [
+            line.split("\t")
+            for line in read_lines(info, "annotations: expected names of the classes")[1:]
+            if line.strip()
+        ]
         # Columns: index from 1, ratio, train, val, names separated by commas.
         for number, line in enumerate(lines, start=1):
             if len(line) < 2 or line[0].strip() != str(number):
@@ -360,7 +350,7 @@ class MirroredFoldersLabeller(AnnotationLabeller):
         self.root = Path(root)
         self.has_instances = (self.root / "instance").is_dir()
         names = self.root / "classes.txt"
-        lines = _read_lines(names, "names of the classes")
+        lines = read_lines(names, "annotations: expected names of the classes")
         if not lines:
             raise ValueError(f"annotations: expected names of the classes in {names}, one in a line, got none")
         self.id2label = unique_names({i: line.strip() or f"class {i}" for i, line in enumerate(lines)})
