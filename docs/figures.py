@@ -199,13 +199,14 @@ def draw_cascade(example: Example, path: Path) -> None:
 
 def draw_curriculum(example: Example, path: Path) -> None:
     figure = new_figure(9.0, 6.2)
-    axes = figure.add_axes((0.07, 0.09, 0.35, 0.82))
+    show(figure.add_axes((0.12, 0.655, 0.25, 0.25 * 9.0 / 6.2 * 0.69)), example.photograph, "photograph")
+    axes = figure.add_axes((0.07, 0.09, 0.35, 0.42))
     progress = torch.linspace(0, 1, 101)
     probabilities = MaskingCurriculum().probabilities(progress)
     for index, (name, style) in enumerate(zip(MASKING_STRATEGIES, ("-", "--", ":"))):
         axes.plot(progress, probabilities[:, index], style, color=PALETTE[index] / 255, linewidth=2.5, label=name)
     axes.set_xlabel("training progress", fontsize=TEXT)
-    axes.set_ylabel("probability of the strategy", fontsize=TEXT)
+    axes.set_ylabel("probability", fontsize=TEXT)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.3)

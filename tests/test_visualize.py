@@ -144,7 +144,7 @@ def test_labelled_dataset(visualize, config, saved_rows, tmp_path):
     page = check_page(written)
     own = ["strategies", "maps", "attention", "heads-1-2"]
     assert [path.name for path in written] == [
-        *("index.html", "curriculum.png", "features.png", "attention_in_objects.png"),
+        *("index.html", "predictions.png", "curriculum.png", "features.png", "attention_in_objects.png"),
         *(f"01-r0-{name}.png" for name in own),
         *(f"02-r4-{name}.png" for name in own),
     ]

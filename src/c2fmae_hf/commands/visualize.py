@@ -46,7 +46,7 @@ from ..pictures.encoder_panels import (
 )
 from ..pictures.encoder_views import choose_patches, feature_pictures, parse_patch
 from ..pictures.gallery import write_gallery
-from ..pictures.panels import draw_comparison, draw_curriculum, draw_maps, draw_strategies
+from ..pictures.panels import draw_comparison, draw_curriculum, draw_maps, draw_predictions, draw_strategies
 from ..pictures.views import (
     Photo,
     ViewedModel,
@@ -306,6 +306,7 @@ def draw(
 
     section = "All photographs"
     if first.whole is not None:
+        yield section, draw_predictions(first, photos[0], folder / "predictions.png", **masks)
         best = max(photos[0], key=lambda photo: len(photo.semantic.unique()) + len(photo.instance.unique()))
         curriculum = MaskingCurriculum(schedule=args.curriculum)
         yield section, draw_curriculum(first, best, folder / "curriculum.png", curriculum, **masks)

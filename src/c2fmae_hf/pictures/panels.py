@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,8 @@ from .views import (
 )
 
 
+# Of a grid of photographs.
+MAX_ROWS = 8
 NO_INSTANCE_IS_BLACK = "Nearly black: no instance."
 NAMES = {"semantic": "semantics", "instance": "instances", "image": "pixels"}
 _STRATEGY_COLOURS = dict(zip(MASKING_STRATEGIES, PALETTE.astype(np.uint8)))
@@ -65,6 +68,48 @@ def about_gaps(viewed: ViewedModel) -> str:
     if viewed.config.supervise_visible_labels:
         return "Semantics and instances of visible patches are predicted, too: this model was trained on them."
     return "Light grey: visible patches, which are not predicted."
+
+
+def draw_predictions(
+    viewed: ViewedModel,
+    photos: Sequence[Photo],
+    path: str | os.PathLike,
+    seed: int = 0,
+    mask_ratio: float | None = None,
+) -> Picture:
+    """
+    A row for each photograph, up to eight: the photograph, its visible patches, and what the decoder predicts of the
+    others. Visible patches stand in the predictions as they are.
+
+    Args:
+        viewed, path, seed, mask_ratio: As for [`draw_strategies`].
+        photos: Those to show.
+    """
+    config, photos = viewed.config, photos[:MAX_ROWS]
+    rows, maps = [], []
+    for draw, photo in enumerate(photos):
+        pixels = photo_pixels(viewed, photo)
+        mask, _ = strategy_mask(photo, config, "random", seed, mask_ratio, draw)
+        found = predict(viewed, photo, mask)
+        is_hidden = enlarge(mask.cpu().numpy().reshape(config.grid_size), config.patch_size)[..., None]
+        pictures: dict[str, Any] = prediction_cells(viewed, found)
+        seen = [np.where(is_hidden, pictures[name], pixels) for name in viewed.granularities]
+        rows.append([pixels, masked_photo(pixels, mask, config.patch_size), *seen])
+        maps.append(found.semantic)
+    masked = (count_masked(config, mask_ratio), config.num_patches)
+    facts = Facts([viewed.name], [photo.name for photo in photos], masked, seed)
+    return draw_picture(
+        rows,
+        path,
+        "What the decoder predicts",
+        sentences(
+            f"The encoder sees the second column; the decoder predicts the other {masked_share(*masked)}.",
+            NO_INSTANCE_IS_BLACK if "instance" in viewed.granularities else "",
+        ),
+        facts,
+        column_names=["photograph", "visible patches", *(NAMES[name] for name in viewed.granularities)],
+        legend=class_legend(*((ids, viewed.class_names) for ids in maps)),
+    )
 
 
 def draw_strategies(
@@ -98,10 +143,11 @@ def draw_strategies(
         maps.append(prediction.semantic)
     missing = [name for name in MASKING_STRATEGIES if name not in rows]
     caption = sentences(
-        "What the decoder rebuilds of the patches that a strategy hides: whole semantic regions; whole instances and, "
-        f"outside them, semantic regions; or random patches. The regions are the maps {photo.maps_from}."
+        "What the decoder predicts where a strategy hides patches. Semantic masking shows a part of every class, "
+        "instance masking a part of every instance, random masking any patches. The regions are the maps "
+        f"{photo.maps_from}."
         if photo.maps_from
-        else "What the decoder rebuilds of randomly hidden patches.",
+        else "What the decoder predicts of randomly hidden patches.",
         "" if photo.shares_classes or not photo.maps_from else "Their classes and colours are not the checkpoint's.",
         f"Without maps there is no {' or '.join(missing)} masking." if missing else "",
         about_gaps(viewed),
@@ -153,16 +199,17 @@ def draw_curriculum(
         return picture
 
     facts = masked_facts(viewed, photo, seed, mask_ratio)
+    whole: list[np.ndarray | None] = [pixels] + [None] * (len(rows) - 1)
     figure = new_grid(
-        [[framed(frame) for frame in row] for row in rows],
-        column_names=[f"t = {time:.1f}" for time in times],
-        cell_names=[[frame.strategy for frame in row] for row in rows],
+        [[first, *(framed(frame) for frame in row)] for first, row in zip(whole, rows)],
+        column_names=["photo", *[f"t = {time:.1f}" for time in times]],
+        cell_names=[["", *[frame.strategy for frame in row]] for row in rows],
         title=facts.headline(),
         below=1.75,
     )
     # Its t axis runs through the middles of the frames.
-    height = figure.get_figheight()
-    axes = figure.add_axes((0.5 / num_frames, 0.85 / height, 1 - 1 / num_frames, 0.9 / height))
+    height, columns = figure.get_figheight(), num_frames + 1
+    axes = figure.add_axes((1.5 / columns, 0.85 / height, 1 - 2 / columns, 0.9 / height))
     fine = torch.linspace(0, 1, 3001, dtype=torch.double)  # steps are upright
     axes.stackplot(
         fine.numpy(),

@@ -86,7 +86,7 @@ def draw_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
         raise ValueError("log_history: expected entries with losses, got none")
     is_probed = any("knn_accuracy" in entry for entry in log_history)
     number = len(names) + 1 + is_probed
-    figure = new_figure(3.6 * number, 3.4, layout="constrained")
+    figure = new_figure(3.6 * number, 4.0, layout="constrained")
     axes = figure.subplots(1, number)
 
     def series(key: str) -> tuple[list[float], list[float]]:
@@ -110,6 +110,7 @@ def draw_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
     for axis in axes:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        # Below, where it covers no line.
+        axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     save_figure(figure, path)

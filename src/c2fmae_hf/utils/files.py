@@ -41,8 +41,8 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
 def replace_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
     As [`replace_file`], of a folder: a temporary one to write to, that takes the place of `path` when it is complete.
-    A process that is killed in between leaves the earlier folder, under its name or one that begins with a dot. The next
-    attempt that succeeds removes such leftovers.
+    A process that is killed in between leaves the earlier folder, under its name or one that begins with a dot. The
+    next attempt that succeeds removes such leftovers.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
