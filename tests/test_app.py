@@ -192,7 +192,8 @@ def test_predictions(playground, photograph, strategy, ratio, num_masked):
     assert (found.strategy, found.num_masked, found.num_patches) == (strategy, num_masked, 64)
     sizes = {name: picture.shape[0] for name, picture in found.panels.items()}
     regions = {} if strategy == "random" else {"regions": 16}
-    assert sizes == {**regions, "masked": 64, "semantic": 16, "instance": 16, "image": 64}
+    assert sizes == {"photograph": 64, **regions, "masked": 64, "semantic": 16, "instance": 16, "image": 64}
+    assert next(iter(sizes)) == "photograph"
     assert sum(share for _, _, share in found.classes) == pytest.approx(1)
     named = {name for name, _, _ in found.classes}
     if strategy == "semantic":  # the legend is also that of the regions
@@ -334,7 +335,7 @@ def test_the_weights_are_told_by_their_records(folder, place):
     facts = facts_of_weights(folder, playground.model)
     assert facts.folder == "run/model"
     assert facts.training.startswith(
-        "Trained for 4 200 steps of 16 images on the data set “me/photos” (1 234 training images), begun on 20"
+        "Trained for 4 200 steps of 16 images on the dataset “me/photos” (1 234 training images), begun on 20"
     )
     assert "an encoder of 2 blocks, width 32, patches of 8 pixels, for photographs of 64 x 64 pixels" in (
         facts.architecture

@@ -231,8 +231,9 @@ def visit(server, browser, request, tmp_path) -> Iterator[Visit]:
 def test_the_page_says_which_weights_it_runs(visit):
     text = visit.text("#weights")
     assert "small-pretraining" in text
+    assert "The model knows 5 classes (" in visit.text("#classes")
     assert "an encoder of 2 blocks, width 32, patches of 8 pixels" in text
-    assert "Trained for 4 200 steps of 16 images on the data set “me/photos”" in text
+    assert "Trained for 4 200 steps of 16 images on the dataset “me/photos”" in text
 
 
 @needs_browser
@@ -241,7 +242,8 @@ def test_what_is_hidden_can_be_chosen(visit):
     assert page.title() == "C2FMAE: from semantics to pixels"
     assert "48 of 64 patches are hidden" in visit.text("#counts")
     sources = {visit.source("#panel-masked")}
-    assert page.locator("#panels figure").count() == 5
+    assert page.locator("#panels figure").count() == 5  # with random masks, and the photograph first
+    assert page.locator("#panels figure").first.get_attribute("id") == "panel-photograph"
     for name in ("instance", "random"):
         visit.after(lambda name=name: page.get_by_label(name.capitalize(), exact=True).check(), "#panels")
         assert f"by {name} masking" in visit.text("#counts")
@@ -250,9 +252,12 @@ def test_what_is_hidden_can_be_chosen(visit):
     visit.after(lambda: page.locator("#ratio input[type=number]").fill("0.5"), "#panels")
     assert "32 of 64 patches are hidden" in visit.text("#counts")
     sources.add(visit.source("#panel-masked"))
-    visit.after(lambda: page.get_by_label(re.compile("Seed")).fill("7"), "#panels")
+    visit.after(lambda: page.get_by_label("Number of the mask").fill("7"), "#panels")
     sources.add(visit.source("#panel-masked"))
-    assert len(sources) == 4
+    visit.after(lambda: page.locator("#next").click(), "#panels")
+    assert page.get_by_label("Number of the mask").input_value() == "8"
+    sources.add(visit.source("#panel-masked"))
+    assert len(sources) >= 4
     assert {image.get_attribute("alt") != "" for image in page.locator("#panels img").all()} == {True}
 
 
@@ -265,12 +270,12 @@ def test_numbers_that_are_none_of_the_possible(visit):
     visit.after(lambda: page.locator("#ratio input[type=number]").fill("0.5"), "#panels")
     before = visit.source("#panel-masked")
     for typed, used in (("-5", "0"), ("1.5", "2"), ("99999999999", str(2**31 - 1))):
-        seed = page.get_by_label(re.compile("Seed"))
+        seed = page.get_by_label("Number of the mask")
         seed.fill(typed)
         seed.blur()
         page.wait_for_function(
             "([label, used]) => [...document.querySelectorAll('input')].some(input => input.value === used)",
-            arg=["Seed", used],
+            arg=["Number of the mask", used],
         )
     page.wait_for_function("before => document.querySelector('#panel-masked img').src !== before", arg=before)
     visit.after(lambda: page.locator("#layer input[type=number]").fill("1"), "#attention_text")

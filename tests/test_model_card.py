@@ -580,6 +580,7 @@ def test_names_of_data(tmp_path, monkeypatch):
         "mine/photos-*.parquet": "photos",
         "/data/photos/*.parquet": "photos",
         ".../photos": "photos",
+        "runs/mine/dataset": "mine",  # of a run on photographs
     }.items():
         assert data_name(given) == name, given
     assert data_name(None) == "not recorded"

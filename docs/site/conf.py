@@ -72,7 +72,7 @@ OTHERS = {"transformers", "evaluate", "datasets", "trainer_utils", "Trainer", "B
 NAVIGATION = {
     "Start": ["quickstart", "concepts", "comparison", "gallery", "app", "faq", "glossary"],
     "Data": ["datasets", "labelling", "bad_rows", "odd_files"],
-    "Training": ["pretraining", "long_runs", "transfer"],
+    "Training": ["pretraining", "imagenet", "long_runs", "transfer"],
     "Models": ["models", "hub", "hub_faults", "../model_cards/README"],
     "Evidence": ["evidence", "conformity", "../benchmarks/README", "../benchmarks/representation/README"],
     "Development": [
@@ -87,6 +87,7 @@ NAVIGATION = {
 # Where a page's own title is long.
 TITLES = {
     "labelling": "Labelling",
+    "imagenet": "From ImageNet to the Hub",
     "bad_rows": "Bad rows",
     "odd_files": "Odd files",
     "hub": "Hub, conversion, export",

@@ -13,7 +13,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -32,14 +32,14 @@ from .playground import MAX_SEED, Photograph, Pictures, Playground, WeightsFacts
 
 # Name in scikit-image or scikit-learn, and what is to be seen.
 EXAMPLES = {
+    "chelsea": "Cat",
+    "astronaut": "Astronaut",
+    "coffee": "Coffee",
+    "rocket": "Rocket",
+    "motorcycle": "Motorcycle",
     "china": "Palace",
     "flower": "Flower",
-    "astronaut": "Astronaut",
-    "chelsea": "Cat",
-    "coffee": "Coffee",
     "coins": "Coins",
-    "motorcycle": "Motorcycle",
-    "rocket": "Rocket",
 }
 # Shown when a photograph was dropped, after an hour or to free memory.
 GONE = "There is no photograph any more: choose or upload one."
@@ -59,9 +59,9 @@ CSS = """
 .gradio-container .html-container { padding: 0 !important; }
 /* Gradio keeps room for a preview, and thumbnails from becoming small. */
 #examples .grid-wrap { min-height: 0; height: auto; }
-#examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)); }
+#examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 6px; }
 #examples .caption-label { max-width: 100%; font-size: 0.75rem; padding: 1px 6px; right: 0; bottom: 0; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; }
 .panels figure { margin: 0; max-width: 330px; }
 .panels img { width: 100%; display: block; image-rendering: pixelated; border-radius: 4px; }
 .panels figcaption { font-size: 0.9rem; margin-bottom: 4px; font-weight: 600; }
@@ -94,8 +94,9 @@ def show_prediction(prediction: Pictures) -> str:
     """Pictures, numbers and legend as HTML."""
     classes = ", ".join(name for name, _, share in prediction.classes[:5] if share > 0)
     texts = {
+        "photograph": ("Photograph", "the photograph as the model's input, nothing hidden"),
         "regions": (
-            "0. Guessed regions",
+            "Guessed regions",
             f"what the mask follows: the model's own {prediction.strategy} map of the whole photograph",
         ),
         "masked": ("Visible patches", "the photograph with the hidden patches in light grey"),
@@ -108,7 +109,7 @@ def show_prediction(prediction: Pictures) -> str:
     }
     figures = "".join(
         f'<figure id="panel-{name}"><figcaption>{title}</figcaption><img alt="{html.escape(alt)}" '
-        f'src="{as_source(prediction.panels[name], name not in ("masked", "image"))}"></figure>'
+        f'src="{as_source(prediction.panels[name], name not in ("photograph", "masked", "image"))}"></figure>'
         for name, (title, alt) in texts.items()
         if name in prediction.panels
     )
@@ -147,6 +148,13 @@ def show_weights(facts: WeightsFacts) -> str:
         f'<p class="weights"><strong>Weights:</strong> <code>{html.escape(facts.folder)}</code>, '
         f"{html.escape(facts.architecture)}. {html.escape(facts.training)}</p>"
     )
+
+
+def say_classes(names: Mapping[int, str], most: int = 20) -> str:
+    """What the model can call things, in a sentence."""
+    known = [name for name in names.values() if name != "background"]
+    listed = ", ".join(html.escape(name) for name in known[:most]) + (", ..." if len(known) > most else "")
+    return f"The model knows {len(known)} classes ({listed}). It calls everything else one of these, or background."
 
 
 def refuse_addresses(component: gr.components.Component) -> None:
@@ -201,7 +209,7 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
     pictures = embedded_photographs(list(EXAMPLES))
     captions = list(EXAMPLES.values())
     # With the settings that the page opens with, so that opening it costs nothing.
-    strategy, ratio, seed = playground.strategies[0], config.mask_ratio, 0
+    strategy, ratio, seed = playground.strategies[-1], config.mask_ratio, 0
     place = (rows // 2 + 1, columns // 2 + 1, config.num_hidden_layers, 0)
     first = playground.open(next(iter(pictures.values())))
 
@@ -284,9 +292,11 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
         photograph = gr.State(None, time_to_live=KEEP_UPLOADS)
         gr.Markdown(
             "# C2FMAE: from semantics to pixels\n"
-            "The model is shown a few patches of a photograph and predicts the hidden ones, coarse to fine: first "
-            "semantics (the class of each place), then instances (which places belong together), then pixels."
+            "The model sees a few patches of a photograph and predicts the hidden ones, coarse to fine: first "
+            "semantics (what is where), then instances (which places belong together), then pixels."
         )
+        if "semantic" in config.granularities:
+            gr.Markdown(say_classes(playground.viewed.class_names), elem_id="classes")
         gr.HTML(show_weights(facts), elem_id="weights")
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
@@ -318,7 +328,7 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
                     [(name.capitalize(), name) for name in playground.strategies],
                     value=strategy,
                     label="Masking",
-                    info="Semantic and instance masking hide whole regions, random masking single patches.",
+                    info="Semantic and instance masking show a part of every region, random masking any patches.",
                     elem_id="strategy",
                 )
                 ratios = take_any_number(
@@ -326,20 +336,18 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
                         *RATIOS, value=ratio, step=0.05, label="Share of hidden patches", buttons=[], elem_id="ratio"
                     )
                 )
-                seeds = take_any_number(gr.Number(seed, precision=0, label="Seed: another one, another mask"))
+                with gr.Row():
+                    seeds = take_any_number(gr.Number(seed, precision=0, label="Number of the mask", min_width=120))
+                    another = gr.Button("Next mask", min_width=120, elem_id="next")
                 gr.Markdown(
-                    "Regions need label maps, and a photograph has none. The model predicts them by itself: it is "
-                    "shown the photograph several times, each time other patches of it, until it has predicted every "
-                    "patch. They are guesses, and as good as the weights are."
+                    "A photograph has no label maps. The regions of semantic and instance masking are the model's own "
+                    "guess: it sees the photograph several times, each time other patches, until it has predicted "
+                    "all of them."
                 )
         gr.Markdown("## What the model predicts")
         panels = gr.HTML(predict(first, strategy, ratio, seed), elem_id="panels")
-        notes = ["Class names are those of the data that the model was trained on."]
         if "image" in config.granularities and config.norm_pix_loss:
-            notes.append(
-                "Brightness and contrast of predicted pixels are borrowed from the photograph, patch by patch."
-            )
-        gr.Markdown(" ".join(notes))
+            gr.Markdown("Each patch of predicted pixels has the brightness and contrast of the photograph there.")
         gr.Markdown(
             "## What a patch attends to\n"
             "Click a patch, or choose its row and column. The encoder sees the whole photograph here; dark blue is no "
@@ -425,6 +433,13 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
             trigger_mode="always_last",
             **common,
         )
+        another.click(
+            lambda seed: within(within(seed, 0, MAX_SEED, 0) + 1, 0, MAX_SEED, 0),
+            seeds,
+            seeds,
+            queue=False,
+            api_visibility="private",
+        ).then(on_settings, [photograph, *masking], [status, panels], api_visibility="private", **common)
         seeds.blur(lambda seed: within(seed, 0, MAX_SEED, 0), seeds, seeds, queue=False, api_visibility="private")
         clickable.select(on_click, [photograph, layer, head], [row, column, *views], **clicks)
     return app

@@ -70,9 +70,9 @@ class Pictures:
     Pictures of one masked photograph.
 
     Args:
-        panels: `(height, width, 3)` uint8 by name, a pixel for each pixel or label cell: `masked`, and the predicted
-            `semantic`, `instance` and `image`; visible patches are light grey in the maps. `regions` is what the mask
-            follows, unless it is random.
+        panels: `(height, width, 3)` uint8 by name, a pixel for each pixel or label cell: `photograph`, `masked`, and
+            the predicted `semantic`, `instance` and `image`; visible patches are light grey in the maps. `regions` is
+            what the mask follows, unless it is random.
         classes: Name, colour `(3,)` uint8 and share of the masked area of each predicted class, the largest first;
             then, with a share of 0, classes of the `regions` that were not predicted.
         strategy (`str`): How it was masked: at random if the label maps are empty.
@@ -177,12 +177,13 @@ class Playground:
         with self._lock:
             found = predict(self.viewed, photo, mask)
 
-        panels: dict[str, np.ndarray] = {}
+        pixels = photo_pixels(self.viewed, photo)
+        panels: dict[str, np.ndarray] = {"photograph": pixels}
         if used == "semantic":
             panels["regions"] = colour_classes(photo.semantic.numpy())
         elif used == "instance":
             panels["regions"] = colour_instances(photo.instance.numpy())
-        panels["masked"] = masked_photo(photo_pixels(self.viewed, photo), mask, self.config.patch_size)
+        panels["masked"] = masked_photo(pixels, mask, self.config.patch_size)
         classes, num_instances = [], None
         if found.semantic is not None:
             panels["semantic"] = colour_classes(found.semantic)
@@ -297,7 +298,7 @@ def _training_of(run: Run) -> str:
     parts = [
         "a number of steps that is not recorded" if steps is None else f"{steps:,} steps".replace(",", " "),
         f"of {record['batch_size']} images" if "batch_size" in record else "",
-        f"on the data set “{data_of(run)}”",
+        f"on the dataset “{data_of(run)}”",
         "" if rows is None else f"({rows:,} training images)".replace(",", " "),
     ]
     begun = f", begun on {record['started'][:10]}" if record.get("started") else ""

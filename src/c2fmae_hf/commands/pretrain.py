@@ -35,7 +35,7 @@ from ..data.rows import count_semantic_classes, semantic_id2label
 from ..data.splits import load_splits
 from ..interop.starting_point import load_starting_point
 from ..modeling_c2fmae import C2FMAEForPreTraining
-from ..publishing.records import RUN_FILE, RunRecord
+from ..publishing.records import RUN_FILE, RunRecord, data_name
 from ..training.decoder_evaluation import evaluate_decoder
 from ..training.log_lines import announce
 from ..training.trainer import C2FMAETrainer
@@ -286,6 +286,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         curriculum=asdict(training_args.get_curriculum()),
         batch_size=images_per_step(training_args),
         resumed_from=find_checkpoint(training_args),
+        **({} if source is None else {"data": data_name(photographs)}),
     )
     trainer = C2FMAETrainer(
         model=model,

@@ -146,8 +146,11 @@ def data_name(dataset: str | None) -> str:
     is_path = dataset.startswith((".", "/", "~")) or dataset.count("/") != 1 or is_file or Path(dataset).exists()
     if not is_path:
         return dataset
-    name = Path(dataset).name.replace("*", "").removesuffix(".parquet").strip("_-")
-    return name or Path(dataset).parent.name or "not named"
+    path = Path(dataset)
+    name = path.name.replace("*", "").removesuffix(".parquet").strip("_-")
+    if name in ("", "dataset"):  # which says nothing: where `c2fmae pretrain` puts what it labels
+        name = path.absolute().parent.name or name
+    return name or "not named"
 
 
 def versions() -> dict[str, str]:
