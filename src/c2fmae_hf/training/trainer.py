@@ -147,8 +147,10 @@ class C2FMAETrainer(PublishingTrainer):
         stream = self.train_dataset
         if isinstance(stream, C2FMAEIterableDataset):
             stream.check_workers(self.args.dataloader_num_workers)
-            stream.state_folder = Path(str(self.args.output_dir)) / _STREAM_FOLDER
-            if self.args.should_save:
+            # Of the process whose batches count: the others' workers read ahead, too, and are not used.
+            stream.state_folder = None
+            if self.is_world_process_zero():
+                stream.state_folder = Path(str(self.args.output_dir)) / _STREAM_FOLDER
                 shutil.rmtree(stream.state_folder, ignore_errors=True)
                 stream.state_folder.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
@@ -157,8 +159,7 @@ class C2FMAETrainer(PublishingTrainer):
 
     def _end_run(self) -> None:
         stream = self.train_dataset
-        if isinstance(stream, C2FMAEIterableDataset) and self.args.should_save:
-            assert stream.state_folder is not None
+        if isinstance(stream, C2FMAEIterableDataset) and stream.state_folder is not None:
             shutil.rmtree(stream.state_folder, ignore_errors=True)
             stream.state_folder = None
 
