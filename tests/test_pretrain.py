@@ -134,6 +134,8 @@ def test_a_picture_that_cannot_be_drawn_loses_nothing(pretrain, recipe, tmp_path
         raise RuntimeError("no fonts")
 
     monkeypatch.setattr("c2fmae_hf.pictures.reconstruction.draw_reconstruction", fail)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "reconstruction.png").touch()  # of an earlier run, and no result of this one
     with caplog.at_level("INFO"):
         pretrain.main([str(recipe)])
     run = tmp_path / "run"

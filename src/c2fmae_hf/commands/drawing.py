@@ -26,4 +26,5 @@ def try_to_draw(path: Path, draw: Callable[[Path], Any]) -> bool:
         draw(path)
     except Exception as error:
         logger.warning("%s could not be drawn: %s: %s", path, type(error).__name__, error)
-    return path.is_file()
+        return False
+    return True
