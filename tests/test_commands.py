@@ -13,6 +13,7 @@ from PIL import Image
 
 from c2fmae_hf.commands import main as command
 from c2fmae_hf.commands.arguments import recipe_names
+from hub_clients import Clients
 from testing_utils import RECIPES, load_command, make_rows
 
 
@@ -140,6 +141,14 @@ def test_switches_do_not_swallow_the_words_that_follow():
     assert load_command("pretrain").parse(["--streaming", "data", "--use_cpu"])[0].dataset_name == "data"
 
 
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """Each run is a process of its own; the libraries are imported once."""
+    started = Clients("http://127.0.0.1:9", tmp_path_factory.mktemp("home"))
+    yield started
+    started.close()
+
+
 MISSING = """
 import sys
 for name in sys.argv[1].split(","):
@@ -171,11 +180,11 @@ sys.exit(main(sys.argv[2:]))
         ("skimage,sklearn", ("demo", "--output_dir", "out"), "the demonstration needs skimage: pip install"),
     ],
 )
-def test_a_missing_package_is_told_at_the_start(tmp_path, missing, words, message):
-    command = [sys.executable, "-c", MISSING, missing, *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1, done.stderr
-    assert message in done.stderr.splitlines()[-1]
+def test_a_missing_package_is_told_at_the_start(processes, tmp_path, monkeypatch, missing, words, message):
+    monkeypatch.chdir(tmp_path)
+    done = processes.run(f"import os; os.chdir({str(tmp_path)!r})\n{MISSING}", missing, *words)
+    assert done.code == 1, done.err
+    assert message in done.err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
