@@ -108,7 +108,7 @@ def arrow(figure, start: tuple[float, float], end: tuple[float, float], colour: 
 
 
 def draw_overview(path: Path) -> None:
-    """What the shipped weights predict of a photograph of a class that they know, coarse to fine."""
+    """Predictions of the shipped weights for a photograph of a cat, with a mask under which they recognise it."""
     viewed = load_viewed_model(str(WEIGHTS))
     photo = prepare_photo("chelsea", Image.fromarray(data.chelsea()).crop((60, 0, 360, 300)), viewed.config)
     mask, _ = strategy_mask(photo, viewed.config, "random", seed=3)

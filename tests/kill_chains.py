@@ -43,7 +43,7 @@ def draw_group_moment(generator: random.Random, last: int) -> str:
 
 
 def run_chain(clients: Clients, folder: Path, source: str, workers: int, number: int) -> tuple[dict | None, list]:
-    """What the last run printed, and how each one before it was ended and ended."""
+    """The last run's output, and how each earlier run was ended."""
     generator, ends = random.Random(number), []
     for kill in range(KILLS):
         last = last_checkpoint(folder)

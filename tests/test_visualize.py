@@ -37,6 +37,7 @@ from c2fmae_hf.pictures.views import (
     prepare_photo,
     same_patch,
     strategy_mask,
+    view,
     with_predicted_maps,
 )
 from testing_utils import load_command, make_rows, randomized, with_fields
@@ -530,3 +531,26 @@ def test_a_missing_matplotlib_is_told_before_any_work(repository):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert 'drawing needs matplotlib: pip install "c2fmae-hf[all]"' in done.stderr
+
+
+def test_the_grid_shows_predictions_where_patches_are_hidden_and_the_photograph_elsewhere(
+    config, tmp_path, monkeypatch
+):
+    viewed = view(C2FMAEForPreTraining(config), "model")
+    rng = np.random.default_rng(0)
+    pixels = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    photos = [prepare_photo(str(index), pixels, viewed.config) for index in range(10)]
+    drawn = []
+    monkeypatch.setattr(panels, "draw_picture", lambda cells, *args, **options: drawn.extend(cells))
+    panels.draw_predictions(viewed, photos, tmp_path / "predictions.png")
+    assert len(drawn) == panels.MAX_ROWS
+    masks = set()
+    for photograph, visible, *predictions in drawn:
+        is_hidden = (visible == UNKNOWN_COLOUR).all(axis=-1)
+        masks.add(is_hidden.tobytes())
+        assert is_hidden.mean() == pytest.approx(0.75, abs=0.01)
+        assert len(predictions) == 3
+        for picture in predictions:
+            assert np.array_equal(picture[~is_hidden], photograph[~is_hidden])
+            assert not np.array_equal(picture[is_hidden], photograph[is_hidden])
+    assert len(masks) == panels.MAX_ROWS  # each photograph has its own

@@ -116,7 +116,7 @@ def check_lossless(image: Image.Image) -> None:
     Raises:
         `ValueError`: for JPEG, also within TIFF, and formats that may have losses and do not tell; for GIF, whose
             writers renumber ids; for greys of 2 or 4 bits, inverted ones, and PGM up to another value than 255 or
-            65535; for one that its EXIF says to turn.
+            65535; for a map with an EXIF orientation.
     """
     changed = image.info.get(_CHANGED) or changed_greys(image)
     if image.format == "GIF":

@@ -151,7 +151,7 @@ def show_weights(facts: WeightsFacts) -> str:
 
 
 def say_classes(names: Mapping[int, str], most: int = 20) -> str:
-    """What the model can call things, in a sentence."""
+    """A sentence that lists the classes that the model knows."""
     known = [name for name in names.values() if name != "background"]
     listed = ", ".join(html.escape(name) for name in known[:most]) + (", ..." if len(known) > most else "")
     return f"The model knows {len(known)} classes ({listed}). It calls everything else one of these, or background."

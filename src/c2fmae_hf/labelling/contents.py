@@ -1,4 +1,4 @@
-"""What rows are made of: checksums, by which a job that continues notices images that have changed since."""
+"""Checksums of images and annotations, by which a continued job notices what has changed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_unchanged(before: Iterable[str], now: Iterable[tuple[SourceRecord, str
         done (`str`): What was made of them.
 
     Raises:
-        `ValueError`: naming the first image that is another one now.
+        `ValueError`: naming the first image that has changed.
     """
     for earlier, found in zip_longest(before, now):
         if found is None or found[1] != earlier:

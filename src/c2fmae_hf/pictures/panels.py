@@ -45,7 +45,7 @@ from .views import (
 )
 
 
-# Of a grid of photographs.
+# The most photographs in a grid.
 MAX_ROWS = 8
 NO_INSTANCE_IS_BLACK = "Nearly black: no instance."
 NAMES = {"semantic": "semantics", "instance": "instances", "image": "pixels"}

@@ -240,7 +240,7 @@ def check_license(
 
 
 def _origin(model: PreTrainedModel, runs: Sequence[Run]) -> str | None:
-    """Whose weights a model was made from; `None` if they are its own."""
+    """Name of the weights that a model was made from; `None` if it was trained from scratch."""
     own = own_config(model.config)
     others = [own.converted_from if own is not None else model.name_or_path or "another library's model"]
     others += [hub_name(model.name_or_path), *(run.record.get("base_model") for run in runs if run.role == "made")]

@@ -147,7 +147,7 @@ class C2FMAETrainer(PublishingTrainer):
         stream = self.train_dataset
         if isinstance(stream, C2FMAEIterableDataset):
             stream.check_workers(self.args.dataloader_num_workers)
-            # Of the process whose batches count: the others' workers read ahead, too, and are not used.
+            # Workers of the other processes read ahead as well, but only this process's batches are used.
             stream.state_folder = None
             if self.is_world_process_zero():
                 stream.state_folder = Path(str(self.args.output_dir)) / _STREAM_FOLDER

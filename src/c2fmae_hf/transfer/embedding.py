@@ -150,7 +150,7 @@ def _begin(folder: Path, output: Path, described: dict[str, Any]) -> None:
 
 
 def _finished(path: Path, note: Path) -> dict[str, Any] | None:
-    """What the note of a finished part says; `None`, so that the part is made again, if it or the part is damaged."""
+    """The note of a finished part; `None` if the note or the part is missing or damaged and must be made again."""
     if not note.is_file():
         return None
     try:
