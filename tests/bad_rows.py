@@ -268,16 +268,16 @@ def observe(kind: str) -> Observed:
     return Observed(kind, error, sample, lenient[ROW]["num_skipped"])
 
 
-HEAD = """# Rows of messy datasets
+HEAD = """# Bad rows
 
-What becomes of a row of each kind in pre-training, with five classes and a photograph of 48 x 48 pixels. An error
-stops the run at once and names row, `image_id` and column; with `--on_bad_row skip` the next good row is taken
-instead, the message is logged once by each worker, and the training log counts such rows (`skipped_rows`).
+This table shows what pre-training does with a row of each kind, for a dataset of five classes and photographs of 48 x 48
+pixels. An error stops the run and names row, `image_id` and column. With `--on_bad_row skip` the next good row is used
+instead, each worker logs the message once, and the training log counts such rows (`skipped_rows`).
 
-Made by `python tests/bad_rows.py > docs/bad_rows.md`; `tests/test_bad_rows.py` compares it with what it observes.
-Messages of Pillow are those of the version that made the table.
+Made by `python tests/bad_rows.py > docs/bad_rows.md`; `tests/test_bad_rows.py` compares it with a new run. Pillow's
+messages depend on its version.
 
-| column | kind | what becomes of it | message |
+| column | kind | result | message |
 | --- | --- | --- | --- |"""
 
 

@@ -64,69 +64,68 @@ SUITES = [
 REFERENCE = Suite(f"{MODELS}::ViTReference", "transformers: `ModelTesterMixin`, `ConfigTester`", "ViT, for comparison")
 
 # Of each reason that upstream's tests give for skipping, the part by which it is known, and why it holds here.
-NOT_THERE = "hardware or a package that the machine of this run does not have"
-NO_TASK = "of tasks that no class here is for"
-TEXT = "of models of text; this one has pixels alone"
+NOT_THERE = "needs hardware or a package that this machine does not have"
+NO_TASK = "a task that none of our classes has"
+TEXT = "for text models"
 EXPLANATIONS = {
     "PyTesseract": NO_TASK,
     "requires av": NO_TASK,
     "test requires": NOT_THERE,
-    "take a cache": "of models that generate; they alone keep keys and values",
-    "_keep_in_fp32": "no layer of these classes has to stay in single precision (some of `MaskRCNNForObjectDetection` "
-    "have, which its own tests cover)",
-    "RoPE": "of rotary positions; ours are a fixed table",
-    "position embeddings": "of a table of positions that is learnt and resized with the tokens; ours is fixed, and "
-    "resized to the image",
-    "grouped_mm": "of mixtures of experts",
-    "sparse experts": "of mixtures of experts",
-    "output_router_logits": "of mixtures of experts",
+    "take a cache": "for generative models, which cache keys and values",
+    "_keep_in_fp32": "no layer of these classes must stay in float32 (`MaskRCNNForObjectDetection` has such layers, "
+    "and its own tests cover them)",
+    "RoPE": "for rotary positions; ours are a fixed table",
+    "position embeddings": "for learnt position tables that are resized with the tokens; ours is fixed and resized "
+    "to the image",
+    "grouped_mm": "for mixtures of experts",
+    "sparse experts": "for mixtures of experts",
+    "output_router_logits": "for mixtures of experts",
     "test_resize_embeddings": TEXT,
     "token embeddings": TEXT,
     "language modeling head": TEXT,
-    "No conversion found": "of classes whose checkpoints transformers renames by a table of its own; the names that "
-    "timm and ours share are tested in tests/test_timm_c2fmae.py and tests/test_conversion.py",
-    "composite": "of models made of several, as of images and text",
-    "subconfigs": "of models made of several, as of images and text",
-    "does not support SDPA": "of models made of several, as of images and text; upstream's wording is off: SDPA is "
-    "tested, and passes, in `eager_matches_sdpa_inference`",
-    "differentiable loss": "of embeddings with a `weight`; patches are embedded by a module with a convolution in it, "
-    "and transformers' ViT is skipped for the same reason",
+    "No conversion found": "for classes whose checkpoints transformers renames by its own table; "
+    "tests/test_timm_c2fmae.py and tests/test_conversion.py test the names that we share with timm",
+    "composite": "for composite models, such as image and text",
+    "subconfigs": "for composite models, such as image and text",
+    "does not support SDPA": "for composite models, such as image and text; despite upstream's wording SDPA is "
+    "tested and passes in `eager_matches_sdpa_inference`",
+    "differentiable loss": "for embeddings with a `weight`; our patch embedding contains a convolution, and "
+    "transformers' ViT is skipped for the same reason",
     "sliding window": "attention is global",
-    "TP plan": "no plan for tensor parallelism: encoders of these sizes fit on a device, and train with DDP or FSDP",
-    "missing weights are an error": "a file without any weight of the class is refused, not warned of; "
-    "tests/test_modeling_c2fmae.py asserts the error",
-    "2 backends": "there is one image processor, on torchvision, as transformers asks of new models",
-    "PIL backend": "there is one image processor, on torchvision, as transformers asks of new models",
-    "No validation found": "of image processors with a signature of the older style",
-    "dict size or list image_mean": "defaults are tuples, as those of transformers' own ViTImageProcessor, which is "
-    "skipped for the same reason",
+    "TP plan": "no tensor parallelism: encoders of these sizes fit on one device and train with DDP or FSDP",
+    "missing weights are an error": "a file without any weight of the class is an error here, which "
+    "tests/test_modeling_c2fmae.py asserts",
+    "2 backends": "we have one image processor, on torchvision, as transformers asks of new models",
+    "PIL backend": "we have one image processor, on torchvision, as transformers asks of new models",
+    "No validation found": "for image processors with the older signature",
+    "dict size or list image_mean": "defaults are tuples, as in transformers' ViTImageProcessor, which is skipped "
+    "for the same reason",
     "pipeline_model_mapping": NO_TASK,
     "not implemented": "upstream's test is a placeholder",
-    "minutes on a CPU": "prunes a copy of ViT-Large at each of its 24 blocks; timm leaves the test out of its own "
-    "continuous integration, and never lists ViT-Huge for it. The three smaller sizes run, and this one passed in "
-    "580 s on one shared CPU core, 2026-11-26",
+    "minutes on a CPU": "prunes a copy of ViT-Large at each of its 24 blocks; timm's own CI leaves it out and never "
+    "lists ViT-Huge. The three smaller sizes run, and this one passed in 580 s on one shared CPU core, 2026-11-26",
 }
 
 # What these tests run otherwise than upstream does.
 CHANGES = [
-    "transformers knows by tables of names what a class is for (classification, segmentation, backbone); ours are "
-    "entered while a test runs. Its slow tests run, too.",
-    "`test_can_init_all_missing_weights`, which upstream keeps to models of 2023 and later, runs, with our error for "
-    "missing weights put aside.",
-    "Labels and masks are made by our own `_prepare_for_class`; upstream's knows its own models.",
-    "`test_attention_outputs` and `test_hidden_states_output` run for the pre-training class by itself, since its "
-    "encoder sees visible patches alone: 5 tokens instead of 17.",
-    "`test_correct_missing_keys` and `test_base_model_prefix_loads_base_weights` load an encoder's weights into each "
-    "class but the pre-training one, which refuses them (tests/test_modeling_c2fmae.py).",
-    "`test_can_load_ignoring_mismatched_shapes` sets every field with `_std` in its name, taken for a width of random "
-    "values, to a number; `image_std`, a list about pixels, is left out.",
-    "The source distribution of transformers has `PipelineTesterMixin`, but neither what it runs for each task nor "
-    "its tiny models, which are on a hub. Both are made in tests/transformers_common: the checks hold a pipeline's "
-    "answer against the model's own output, for images as files and in memory, of four modes, alone and in batches. "
-    "Links are not tried. In `*_fp16` the model is really loaded in half precision.",
-    "timm's tests choose models by filters of names (`vit_*`) and modules; each of ours is listed where timm's model "
-    "of the same architecture is. No weights of these are published, so that `test_model_load_pretrained` gets a file "
-    "of random ones.",
+    "transformers keeps tables of what each class is for (classification, segmentation, backbone); our classes are "
+    "added while a test runs. Slow tests run, too.",
+    "`test_can_init_all_missing_weights`, which upstream limits to models of 2023 and later, runs with our error "
+    "for missing weights turned off.",
+    "Labels and masks come from our own `_prepare_for_class`, because upstream's only handles its own models.",
+    "`test_attention_outputs` and `test_hidden_states_output` run separately for the pre-training class, whose "
+    "encoder only sees visible patches: 5 tokens instead of 17.",
+    "`test_correct_missing_keys` and `test_base_model_prefix_loads_base_weights` load an encoder's weights into "
+    "each class except the pre-training one, which refuses them (tests/test_modeling_c2fmae.py).",
+    "`test_can_load_ignoring_mismatched_shapes` sets every field with `_std` in its name to a number; `image_std`, "
+    "a list about pixels, is left out.",
+    "The source distribution of transformers has `PipelineTesterMixin`, but not its tests of each task or its tiny "
+    "models. tests/transformers_common replaces both: they compare a pipeline's answer with the model's output, for "
+    "images as files and in memory, in four modes, alone and in batches. Links are not tested. In `*_fp16` the "
+    "model is loaded in half precision.",
+    "timm's tests choose models by name (`vit_*`) and module; each of ours is listed beside timm's model of the "
+    "same architecture. No weights of these sizes are published, so `test_model_load_pretrained` gets a file of "
+    "random ones.",
 ]
 
 
@@ -225,7 +224,8 @@ def render(recorder: Recorder) -> str:
     lines = [
         "# Conformity",
         "",
-        "What other people's programs do with our models, and the tests of transformers and timm that ours pass.",
+        "This page shows which common programs work with our models, and which tests of transformers and timm they "
+        "pass.",
         "",
         "## What people do",
         "",
@@ -233,8 +233,8 @@ def render(recorder: Recorder) -> str:
         "",
         "## The libraries' own tests",
         "",
-        "transformers and timm test their own models with common suites. The same suites run on ours, taken from the "
-        "source distributions of the installed versions: `make test-all`, or",
+        "transformers and timm test their own models with common suites. The same suites run on ours, taken from "
+        "the source distributions of the installed versions: `make test-all`, or",
         "",
         "    python -m pytest tests/transformers_common tests/timm_common",
         "",
@@ -256,10 +256,10 @@ def render(recorder: Recorder) -> str:
         "",
         f"Of the {len(ours)} tests that the first suite skips, transformers' own ViT skips {len(ours & vit)}, too, "
         f"but not {', '.join(f'`{name}`' for name in sorted(ours - vit))}. A test whose every part is skipped "
-        "counts as skipped.",
+        f"counts as skipped.",
         "",
-        "Made by `python tests/conformity.py > docs/conformity.md`; `tests/test_conformity.py` compares it with what "
-        "it observes, and fails where a test is skipped for a reason that is not explained.",
+        "Made by `python tests/conformity.py > docs/conformity.md`; `tests/test_conformity.py` compares it with "
+        "what it observes, and fails where a test is skipped for a reason that is not explained.",
         "",
         "## What is skipped",
     ]
@@ -278,8 +278,7 @@ def render(recorder: Recorder) -> str:
     lines += [f"- {change}" for change in CHANGES]
     lines += [
         "",
-        "timm's file also has tests that name other architectures (Swin, NaFlexViT, ...); they are about those, and "
-        "left out.",
+        "timm's tests of other architectures (Swin, NaFlexViT, ...) are left out.",
     ]
     return "\n".join(lines) + "\n"
 

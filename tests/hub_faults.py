@@ -312,15 +312,16 @@ CASES = [
 ]
 
 
-HEAD = """# What goes wrong with the Hub, and what you see then
+HEAD = """# When the Hub fails
 
-Each row happened on a Hub on loopback, over HTTP, with `c2fmae push` or, where it says load, with
-`AutoModel.from_pretrained`. Addresses, folders and checksums are shortened; of a traceback only the error is shown. In
-every case the test looks at all commits of all repositories: none has a card without weights, or a token in it.
+This table shows what you see when publishing or loading fails, and what is on the Hub afterwards. Each row was run over
+HTTP against a local server of the Hub's protocol, with `c2fmae push` or, where it says load, with
+`AutoModel.from_pretrained`. Addresses, folders and checksums are shortened, and tracebacks are cut to their last line. No
+commit in any repository had a card without weights, or contained a token.
 
 Made by `python tests/hub_faults.py > docs/hub_faults.md`; `tests/test_hub_faults.py` compares it with a new run.
 
-| what goes wrong | what the user sees | what is on the Hub afterwards |
+| what goes wrong | what you see | what is on the Hub afterwards |
 | --- | --- | --- |"""
 
 

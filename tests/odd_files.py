@@ -627,12 +627,12 @@ class Table:
 
 HEAD = """# Odd files
 
-What the commands say of odd photographs, label maps and COCO files. Each is one of six images of a dataset. `label`
-goes on with the other five (`rejects.jsonl`), training stops at it and names it, detection on COCO's files leaves it
-out with a warning. "Used" means that what was read has been compared with what was stored, and is the same
-(photographs stored with losses: nearly).
+This page shows what the commands do with unusual photographs, label maps and COCO files. Each was one of six images of a
+dataset. `label` rejects a bad image (`rejects.jsonl`) and continues with the other five. Training stops and names it.
+Detection on COCO's files leaves it out with a warning. "Used" means that the values read were compared with the values
+stored, and are the same (for lossy photographs: nearly).
 
-Made by `python tests/odd_files.py > docs/odd_files.md`, {number} files, none of them used wrongly in silence.
+Made by `python tests/odd_files.py > docs/odd_files.md`, {number} files; none was used wrongly without a message.
 """
 
 

@@ -86,12 +86,8 @@ NAVIGATION = {
 }
 # Where a page's own title is long.
 TITLES = {
-    "labelling": "Labelling",
     "imagenet": "From ImageNet to the Hub",
-    "bad_rows": "Bad rows",
-    "odd_files": "Odd files",
     "hub": "Hub, conversion, export",
-    "hub_faults": "When the Hub fails",
     "../benchmarks/representation/README": "The study",
 }
 
