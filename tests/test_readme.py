@@ -522,6 +522,34 @@ def test_terms_are_in_alphabetic_order():
     assert terms == sorted(terms, key=str.lower)
 
 
+def test_messages_in_the_questions_are_those_of_the_code():
+    """Quoted lines of docs/faq.md, but for those of other libraries, which tests/test_hub.py sees. "..." is a value."""
+    source = "\n".join(
+        text
+        for path in (ROOT / "src").rglob("*.py")
+        for text in strings_of(ast.parse(path.read_text(encoding="utf-8")))
+    )
+    text = (ROOT / "docs/faq.md").read_text(encoding="utf-8")
+    before, section, after = re.split(r"(### A name or a folder does not load.*?(?=\n### ))", text, flags=re.DOTALL)
+    assert section.count("\n> ") == 5
+    quoted = re.findall(r"^> (.+)$", before + after, re.MULTILINE)
+    assert len(quoted) > 8
+    for line in quoted:
+        assert re.search(r"[^\n]*?".join(map(re.escape, line.split("..."))), source), line
+
+
+def strings_of(tree: ast.AST) -> list[str]:
+    """Every string of a module, with "..." for the values in it."""
+    inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    strings = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            strings.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
+            strings.append(re.sub(r"%[\w.]*[sdrg]", "...", node.value))
+    return strings
+
+
 def test_options_that_documents_name_exist():
     """In prose, too: `--like_this`."""
     known = set()
@@ -536,7 +564,7 @@ def test_options_that_documents_name_exist():
                 known |= {f"--{entry.name}" for entry in fields(group)}
     known |= {"--recipe", "--help-all"}
     known |= {"--help", "--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_id"}  # torchrun's
-    known |= {"--head", "--address", "--repo", "--exclude"}  # Ray's, and of `hf upload --repo-type`
+    known |= {"--head", "--address", "--repo", "--exclude", "--force"}  # of Ray, `hf upload` and pip
     for document in set(DOCUMENTS) - {"docs/hub_faults.md"}:  # which is made of messages
         text = (ROOT / document).read_text(encoding="utf-8")
         # Options of a scheduler.
