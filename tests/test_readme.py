@@ -523,7 +523,7 @@ def test_terms_are_in_alphabetic_order():
 
 
 def test_messages_in_the_questions_are_those_of_the_code():
-    """Quoted lines of docs/faq.md, but for those of other libraries, which tests/test_hub.py sees. "..." is a value."""
+    """Quoted lines of docs/faq.md. tests/test_hub.py compares those of other libraries. "..." stands for a value."""
     source = "\n".join(
         text
         for path in (ROOT / "src").rglob("*.py")
