@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..modeling_c2fmae import C2FMAEPreTrainedModel
 from ..utils.files import replace_folder, write_json
 from .licences import inherited_license
-from .model_card import DEFAULT_LICENSE, CardFacts, build_card, own_config
+from .model_card import DEFAULT_LICENSE, PICTURE, CardFacts, build_card, own_config
 from .records import Run, hub_name, runs_of_weights
 from .redaction import TOKEN_PATTERN
 from .repository import save_repository
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 # Files of a publication, besides its code.
 OWN_FILES = re.compile(
     r"(model(-\d+-of-\d+)?|decoder|decode_head|fpn|label_embed)\.safetensors|model\.safetensors\.index\.json"
-    r"|preprocessor_config\.json|runs/[^/]+/[^/]+\.json"
+    rf"|preprocessor_config\.json|{re.escape(PICTURE)}|runs/[^/]+/[^/]+\.json"
 )
 # The client's base class of answers and broken connections: of httpx or httpx2, by its version.
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -61,6 +62,7 @@ def push_to_hub(
     custom_code: bool = True,
     license_text: str | None = None,
     tags: Sequence[str] | None = None,
+    picture: Path | None = None,
 ) -> CommitInfo:
     """
     Publish a model with configuration, image processor, timm's keys, model card, records and licence in one commit.
@@ -79,6 +81,7 @@ def push_to_hub(
         commit_message, commit_description (`str`, *optional*).
         custom_code, license_text: See [`~c2fmae_hf.publishing.repository.save_repository`].
         tags (*optional*): Further tags of the card.
+        picture (*optional*): A PNG of predictions, which the card shows. It is published as `predictions.png`.
 
     Returns:
         `CommitInfo`: of the commit that holds everything.
@@ -105,6 +108,7 @@ def push_to_hub(
             license_text=license_text,
             revision=revision,
             subfolder=subfolder,
+            picture=picture,
         )
         _check_secrets(folder, token)
         prefix = f"{subfolder.strip('/')}/" if subfolder else ""
@@ -145,6 +149,7 @@ def write_repository(
     license_text: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
+    picture: Path | None = None,
 ) -> None:
     """
     Write all files of the repository as they would be published, to look at them first. Arguments and errors are those
@@ -171,6 +176,8 @@ def write_repository(
         for run in runs:
             for name, content in run.files.items():
                 write_json(temporary / name, content)
+        if picture is not None:
+            shutil.copyfile(picture, temporary / PICTURE)
         try:
             card = build_card(
                 repo_id,
