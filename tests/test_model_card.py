@@ -256,7 +256,7 @@ def test_training_is_told_from_the_record(pretraining, runs):
     assert "\nmax_steps: 3\n" in text
     assert "pretrain.py --use_cpu true" in text
     assert "--config_overrides '{\"num_hidden_layers\": 1}'" in text  # quoted, so that it can be run again
-    assert "1 block a stage" in text
+    assert "1 block per stage" in text
 
 
 def test_a_shorter_curriculum_is_told(pretraining):
