@@ -1,4 +1,4 @@
-"""What the benchmarks share: contenders in turns in one process, medians with spread, the machine, JSON and tables."""
+"""Shared code of the benchmarks: contenders in turns, medians with spread, the machine, JSON and tables."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from c2fmae_hf.utils.files import write_json
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
-    parser.add_argument("--rounds", type=int, default=rounds, help="turns of every contender that are measured")
-    parser.add_argument("--warmup", type=int, default=1, help="turns before these")
+    parser.add_argument("--rounds", type=int, default=rounds, help="measured turns of every contender")
+    parser.add_argument("--warmup", type=int, default=1, help="turns before the measured ones")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks") / f"{Path(sys.argv[0]).stem}.json")
 
@@ -35,7 +35,7 @@ def synchronize(device: str) -> None:
 def in_turns(
     contenders: Mapping[str, Callable[[], Any]], rounds: int, warmup: int, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Seconds of every turn: A B C A B C ..., so that what else the machine does meets all of them alike."""
+    """Seconds of every turn, in the order A B C A B C ..., so that other load on the machine affects all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warmup + rounds):
         for name, contender in contenders.items():
@@ -51,8 +51,8 @@ def in_turns(
 
 def compare(seconds: Mapping[str, Sequence[float]], items: int, peer: str) -> dict[str, dict[str, float]]:
     """
-    Of each contender: items per second in its median turn, in its slowest and in its fastest, and how many times the
-    peer's speed that is: the median of the ratios within each turn.
+    Items per second of each contender in its median, slowest and fastest turn, and its speed relative to the peer (the
+    median of the ratios within each turn).
     """
     return {
         name: {
@@ -66,7 +66,7 @@ def compare(seconds: Mapping[str, Sequence[float]], items: int, peer: str) -> di
 
 
 def matrix_rate(device: str, dtype: torch.dtype, size: int, rounds: int = 5) -> float:
-    """Floating-point operations per second of a square matrix product, the best of a few: what can be had at most."""
+    """FLOP/s of a square matrix product, the best of a few: an upper bound for the machine."""
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = in_turns({"matrix product": lambda: left @ right}, rounds, 2, device)["matrix product"]
     return 2 * size**3 / min(seconds)
@@ -74,8 +74,8 @@ def matrix_rate(device: str, dtype: torch.dtype, size: int, rounds: int = 5) -> 
 
 def peak_memory(device: str, run: Callable[[], Any]) -> float:
     """
-    MiB that a call needs, in a process that has done nothing large before: the device's allocations on a GPU, on a CPU
-    what the process's peak of resident memory grows by.
+    Peak memory of a call in MiB: allocations on a GPU; on a CPU the growth of the process's peak resident memory,
+    which is right only in a fresh process.
     """
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run()
@@ -95,7 +95,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table; numbers with three digits."""
+    """A Markdown table, numbers with three digits."""
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
@@ -108,7 +108,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def report(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], **details: Any) -> None:
-    """Print the table and the machine, and write all of it as JSON."""
+    """Print the table and the machine, and write both as JSON."""
     content = {"command": hide_tokens(sys.argv), "machine": machine(args.device), **details, "rows": list(rows)}
     write_json(args.output, content)
     print(f"\n{table(rows)}\n\n{content['command']}\n{content['machine']}")

@@ -1,12 +1,12 @@
 """
-What a sample of three granularities costs to load, stage by stage, beside an image alone, in one process on one core.
+Time to load a sample of three granularities, stage by stage, compared with an image alone, in one process on one core.
 
     python benchmarks/data_pipeline.py --dataset_name "photos/*.parquet"
 
 The peers load the same JPEGs with the same crop, flip and normalisation: torchvision's v2 transforms on tensors, as
-here, and timm's own training transform, on PIL images. All of them start from encoded bytes in memory and end with a
-batch. Stages of ours are timed by themselves, on the same rows in turns. "Masks and targets" is what the curriculum's
-masking and the centre-offset targets take of a sample, "curriculum" what its strategies add to random masks.
+ours, and timm's own training transform on PIL images. All start from encoded bytes in memory and end with a batch. Our
+stages are timed one by one, on the same rows in turns. "Masks and targets" is the time per sample for the curriculum's
+masks and the centre-offset targets, "curriculum" the time that its strategies add to random masks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_name", required=True)
     parser.add_argument("--split", default="train")
-    parser.add_argument("--rows", type=int, default=256, help="a turn's, from the first")
+    parser.add_argument("--rows", type=int, default=256, help="rows per turn, from the first")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--image_size", type=int, default=224)
     add_common_arguments(parser, rounds=9)

@@ -1,10 +1,10 @@
 """
-The chart of README: images/s of a pre-training step, of ViTMAE with one granularity and C2FMAE with three.
+Draw the chart of the README: images/s in a pre-training step, for ViTMAE with one granularity and C2FMAE with three.
 
     python benchmarks/draw_speed.py docs/speed.png runs/float32.json:sdpa runs/bfloat16.json:eager
 
-The files are those of `pretraining_step.py`, with the attention whose rows are drawn. Bars are medians, lines the
-slowest and the fastest turn.
+The files come from `pretraining_step.py`; after the colon stands the attention whose rows are drawn. Bars are medians,
+lines reach from the slowest to the fastest turn.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Features from an encoder: C2FMAE beside timm's and transformers' ViT of the same size, with the same weights, in turns.
+Speed of features: C2FMAE's encoder, timm's and transformers' ViT of the same size with the same weights, in turns.
 
     python benchmarks/encoder_inference.py
     python benchmarks/encoder_inference.py --size large --device cuda --dtype bfloat16 --batch_sizes 1 64 256 --compile

@@ -1,11 +1,11 @@
 """
-How a pre-training step's speed and memory grow with batch, image size, number of semantic classes, and the decoder's
-depth and width: one of them at a time, the others as at the start.
+Speed and memory of a pre-training step by batch size, image size, number of semantic classes, and depth and width of
+the decoder. One of them changes at a time.
 
     python benchmarks/growth.py
     python benchmarks/growth.py --device cuda --dtype bfloat16 --size base --batch_sizes 64 256 1024
 
-Every measurement runs in a process of its own: the median of `--rounds` steps after the first, and the peak of memory
+Every measurement runs in its own process. It gives the median of `--rounds` steps after the first, and the peak memory
 as in `pretraining_step.py --memory`.
 """
 
@@ -26,7 +26,7 @@ from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining
 
 
 def measure(fields: dict[str, Any], args: argparse.Namespace) -> dict[str, float]:
-    """In the process that is measured."""
+    """Measure a step. Runs in the measured process."""
     torch.manual_seed(0)
     batch_size, width = fields.pop("batch_size"), fields["decoder_hidden_size"]
     shape = {"decoder_num_attention_heads": width // 64, "decoder_intermediate_size": 4 * width}

@@ -1,14 +1,14 @@
 """
-How fast labelling is, and how it grows.
+Speed and memory of labelling, by engine and by number of photographs.
 
     python benchmarks/labelling.py --source "photos/" --images 1000
     python benchmarks/labelling.py --source "photos/" --growth 1000 2000 5000 10000
 
-The first compares engines on the same photographs: one process, two processes, two Ray actors, in turns, `--rounds`
-times. The second labels ever more photographs in one process. Each measurement runs in a process of its own; memory
-is the highest sum of the resident sizes of that process and all below it, sampled every 0.2 s (what processes share is
-counted in each). Seconds are those of labelling alone, with the start of workers and without the finding of classes,
-which costs the same in each. Prints a table and writes JSON.
+The first command compares engines on the same photographs: one process, two processes, two Ray actors, in turns,
+`--rounds` times. The second labels more and more photographs in one process. Each measurement runs in its own process.
+Memory is the highest sum of the resident sizes of that process and its children, sampled every 0.2 s; shared memory
+counts in each. Time covers labelling and the start of workers, but not the search for classes, which always takes the
+same time. Prints a table and writes JSON.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ENGINES = {"1 process": ("local", 1), "2 processes": ("local", 2), "2 Ray actors
 
 
 def export(pattern: str, folder: Path, number: int) -> int:
-    """The first photographs of a source as files; fewer are repeated under other names."""
+    """Write the first photographs of a source as files; repeat them under other names if there are too few."""
     source = open_source(pattern)
     count = 0
     while count < number:
@@ -57,7 +57,7 @@ def export(pattern: str, folder: Path, number: int) -> int:
 
 
 def label(photos: Path, number: int, engine: str, num_workers: int, rows_per_shard: int) -> dict:
-    """In the process that is measured."""
+    """Label the photographs. Runs in the measured process."""
     with tempfile.TemporaryDirectory() as folder:
         source = FolderSource(photos, paths=[f"{index:06d}.jpg" for index in range(number)])
         labeller = ClassicalLabeller(fit_images=64)
@@ -67,7 +67,7 @@ def label(photos: Path, number: int, engine: str, num_workers: int, rows_per_sha
 
 
 def measure(photos: Path, number: int, engine: str, num_workers: int, rows_per_shard: int) -> dict:
-    """One run in a process of its own, with its highest memory."""
+    """Run one measurement in its own process, and add its peak memory."""
     arguments = json.dumps([str(photos), number, engine, num_workers, rows_per_shard])
     process = subprocess.Popen(
         [sys.executable, __file__, "--child", arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--source", help="photographs: a folder, Parquet or tar files, ...")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--growth", type=int, nargs="+", help="label so many, so many, ... instead")
+    parser.add_argument("--growth", type=int, nargs="+", help="label these numbers of photographs instead")
     parser.add_argument("--rows_per_shard", type=int, default=100)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/labelling.json"))
     parser.add_argument("--child", help=argparse.SUPPRESS)

@@ -1,12 +1,12 @@
 """
-Memory: whether it stays flat in a long run, and how much each size of the zoo needs.
+Memory over a long run, and peak memory of each size.
 
     python benchmarks/memory.py --steps 20000
     python benchmarks/memory.py --peaks --sizes tiny small base --batch_sizes 16 64
 
-The first trains a very small model on embedded photographs, with two data-loading workers, checkpoints and evaluation,
-and reads the resident memory of the trainer and of its workers as it goes: the table has the mean of each tenth of the
-run. The second runs two steps of each size and batch in a process of its own (224 pixels, float32, AdamW).
+The first command trains a very small model on embedded photographs, with two data-loading workers, checkpoints and
+evaluation, and samples the resident memory of the trainer and its workers; the table has the mean of each tenth of the
+run. The second runs two steps of each size and batch in its own process (224 pixels, float32, AdamW).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TENTHS = 10
 
 
 class WatchMemory(TrainerCallback):
-    """MiB of resident memory, in the trainer and, summed, in its child processes."""
+    """Resident memory in MiB of the trainer, and the sum over its child processes."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -55,7 +55,7 @@ class WatchMemory(TrainerCallback):
 
 
 def make_rows(number: int) -> list[dict[str, Any]]:
-    """Photographs with discs, whose maps are known."""
+    """Photographs with discs drawn on them, and their maps."""
     generator = np.random.default_rng(0)
     y, x = np.mgrid[:48, :48]
     rows = []
@@ -124,7 +124,7 @@ def watch(steps: int) -> list[dict[str, Any]]:
 
 
 def measure_peak(size: str, batch_size: int) -> float:
-    """MiB of two steps, in this process."""
+    """Peak memory in MiB of two steps in this process."""
     config = C2FMAEConfig.from_size(size)
     height, width = config.image_height_width
     cells = (height // config.label_stride, width // config.label_stride)
@@ -148,7 +148,7 @@ def measure_peak(size: str, batch_size: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--peaks", action="store_true", help="measure the sizes of the zoo instead")
+    parser.add_argument("--peaks", action="store_true", help="measure the peak memory of each size instead")
     parser.add_argument("--sizes", nargs="+", default=["tiny", "small", "base"])
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--one", nargs=2, metavar=("SIZE", "BATCH"), help=argparse.SUPPRESS)

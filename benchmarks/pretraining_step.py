@@ -1,6 +1,6 @@
 """
-A pre-training step (forward, backward, fused AdamW) of C2FMAE with three granularities beside transformers' ViTMAE
-with one: same encoder, images, mask ratio, batch and precision, in one process, in turns.
+Speed of a pre-training step (forward, backward, fused AdamW): C2FMAE with three granularities and transformers' ViTMAE
+with one, with the same encoder, images, mask ratio, batch and precision, in one process, in turns.
 
     python benchmarks/pretraining_step.py
     python benchmarks/pretraining_step.py --dtype bfloat16 --attention sdpa eager --prediction_ratios 1 0.5 0.25 0.125
@@ -9,12 +9,12 @@ with one: same encoder, images, mask ratio, batch and precision, in one process,
     python benchmarks/pretraining_step.py --memory
     python benchmarks/pretraining_step.py --profile
 
-ViTMAE has its published decoder (eight blocks, 512 wide) whatever the size: a peer from base upwards. It runs with the
-attention that is fastest for it, sdpa; `--attention` sets ours. FLOPs are PyTorch's count of one step. The share of
-the matrix rate is what they are of the rate of a large matrix product, measured here: at 100 % a step would take its
-floor. `--memory` runs each contender in a process of its own and gives the peak: of the device's allocations on a GPU,
-on a CPU of resident memory less that before the model was built. `--profile` prints where the time of the last
-contender's step goes, by operator.
+ViTMAE has its published decoder (eight blocks, 512 wide) at every size, so it is a fair peer from base upwards. It
+runs with its fastest attention, sdpa; `--attention` sets ours. FLOPs are PyTorch's count for one step. The share of
+the matrix rate compares a step's FLOP/s with those of a large matrix product, measured here; at 100 % a step could not
+be faster. `--memory` runs each contender in its own process and gives the peak memory: allocations on a GPU, on a CPU
+the resident memory minus that before the model was built. `--profile` prints the time of the last contender's step by
+operator.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PEER = "ViTMAE"
 
 
 def build(name: str, args: argparse.Namespace) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """A contender of the name `ViTMAE` or `C2FMAE <ratio> <attention>`, and its batch."""
+    """The contender named `ViTMAE` or `C2FMAE <ratio> <attention>`, and its batch."""
     torch.manual_seed(0)
     config = C2FMAEConfig.from_size(args.size, num_semantic_classes=args.classes, image_size=args.image_size)
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size)
@@ -60,7 +60,7 @@ def build(name: str, args: argparse.Namespace) -> tuple[nn.Module, dict[str, tor
 
 
 def labels(config: C2FMAEConfig, batch_size: int) -> dict[str, torch.Tensor]:
-    """Maps of rectangles, a class and an instance each, and what the collator makes of them in mid-curriculum."""
+    """Labels and masks in mid-curriculum, for maps of rectangles with a class and an instance each."""
     height, width = (side // config.label_stride for side in config.image_height_width)
     semantic = torch.zeros(batch_size, height, width, dtype=torch.int64)
     instance = torch.zeros_like(semantic)
@@ -119,12 +119,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=133, help="semantic classes; COCO panoptic has 133")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: by autocast")
-    parser.add_argument("--attention", nargs="+", default=["sdpa"], help="of C2FMAE")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 uses autocast")
+    parser.add_argument("--attention", nargs="+", default=["sdpa"], help="attention of C2FMAE")
     parser.add_argument("--peer_attention", default="sdpa")
     parser.add_argument("--prediction_ratios", nargs="+", default=["1.0", "0.5", "0.25"])
-    parser.add_argument("--compile", action="store_true", help="torch.compile for all of them")
-    parser.add_argument("--matrix_size", type=int, help="of the product for the floor; 8192 on a GPU, 4096 on a CPU")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile for every contender")
+    parser.add_argument("--matrix_size", type=int, help="side of the matrix product; 8192 on a GPU, 4096 on a CPU")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
     parser.add_argument("--profile", action="store_true", help="print the operators of one step instead")
     parser.add_argument("--child", help=argparse.SUPPRESS)

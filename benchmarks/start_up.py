@@ -1,10 +1,10 @@
 """
-What starting costs, beside transformers and timm: importing the package, and loading a published base encoder.
+Start-up time compared with transformers and timm: importing the package, and loading a published base encoder.
 
     python benchmarks/start_up.py
 
-Each is the median of `--repeats` turns, in alternation with its peer's: imports in processes of their own (processor
-time), loading in this process from a local folder. A minute on two CPU cores.
+Each number is the median of `--repeats` turns, alternating with the peer: imports in processes of their own (processor
+time), loading in this process from a local folder. Takes a minute on two CPU cores.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ IMPORTS = {"ours": "import c2fmae_hf", "peers": "import transformers.modeling_ut
 
 
 def compare(tasks: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each task, in alternation, after one turn that does not count."""
+    """Seconds of each task, alternating, after a warm-up turn."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(repeats + 1):
         for name, task in tasks.items():
@@ -42,7 +42,7 @@ def compare(tasks: dict[str, Callable[[], float]], repeats: int) -> dict[str, li
 
 
 def import_in_process(code: str) -> float:
-    """Processor time in seconds, which other processes disturb less than the clock's."""
+    """Processor time in seconds, which other processes disturb less than wall-clock time."""
     before = os.times()
     subprocess.run([sys.executable, "-c", code], check=True)
     after = os.times()

@@ -1,10 +1,10 @@
 """
-Images/s of a whole training run with `C2FMAETrainer`, by number of data-loading workers, and the share of its time in
-which it waits for data: from the end of one step to the beginning of the next.
+Images/s of a training run with `C2FMAETrainer` by number of data-loading workers, and the share of time that it waits
+for data, from the end of one step to the beginning of the next.
 
     python benchmarks/trainer_throughput.py --dataset_name "photos/*.parquet"
 
-Runs take turns; each trains the same model on the same samples. Its first steps, in which workers start, do not count.
+Runs take turns and train the same model on the same samples. Their first steps, in which workers start, do not count.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from c2fmae_hf.training.training_args import C2FMAETrainingArguments
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds of each step, and of the wait before it."""
+    """Records the seconds of each step and of the wait before it."""
 
     def __init__(self) -> None:
         self.waits: list[float] = []

@@ -1,9 +1,9 @@
 """
-A masking strategy of your own: masks are an input of the model, so a collator can draw any.
+A masking strategy of your own: masks are an input of the model, so a collator can draw any mask.
 
     python examples/custom_masking.py runs/demo/dataset      # the dataset of `c2fmae demo`
 
-This one hides one rectangle in the middle and the rest at random. A few seconds.
+This one hides a rectangle in the middle, then patches at random. Takes a few seconds.
 """
 
 import sys
@@ -26,7 +26,7 @@ class CentreFirst(DataCollatorForC2FMAE):
         order = (torch.rand(len(samples), height * width) + centre.flatten()).argsort(dim=1, descending=True)
         mask = torch.zeros(len(samples), height * width, dtype=torch.bool)
         batch["bool_masked_pos"] = mask.scatter(1, order[:, :num_masked], True)
-        batch.pop("mask_strategy", None)  # the curriculum's, which is not used
+        batch.pop("mask_strategy", None)  # of the curriculum, which is not used
         return batch
 
 

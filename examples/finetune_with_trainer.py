@@ -1,9 +1,9 @@
 """
-Fine-tune an encoder with transformers' own Trainer: nothing of this package but its import.
+Fine-tune an encoder with transformers' own Trainer. This package is only imported.
 
     python examples/finetune_with_trainer.py model_cards/c2fmae-vit-tiny-stl10 photos runs/finetuned
 
-`photos` has a subfolder of images for each class. About a second for each photograph and 20 epochs on two CPU cores.
+`photos` has a subfolder of images per class. 20 epochs take about a second per photograph on two CPU cores.
 """
 
 import sys

@@ -1,9 +1,9 @@
 """
-Pre-train in Python: a configuration, rows, and a trainer that builds all the rest.
+Pre-train in Python: a configuration, rows, and a trainer that builds the rest.
 
     python examples/pretrain_in_python.py runs/demo/dataset runs/python      # the dataset of `c2fmae demo`
 
-About a minute on two CPU cores. Prints the losses; leaves checkpoints and an encoder for AutoModel and timm.
+Takes about a minute on two CPU cores. Prints the losses; saves checkpoints and an encoder for AutoModel and timm.
 """
 
 import sys

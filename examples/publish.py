@@ -3,7 +3,7 @@ Publish a model: look at the repository first, then push it in one commit.
 
     python examples/publish.py runs/demo/c2fmae-vit-tiny me/c2fmae-vit-tiny runs/preview
 
-A few seconds. `c2fmae push` does the same and takes the records of training along.
+Takes a few seconds. `c2fmae push` does the same and adds the records of training.
 """
 
 import sys

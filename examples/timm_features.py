@@ -1,9 +1,9 @@
 """
-The encoder in timm, without importing this package: features, and maps of several blocks for a detector or segmenter.
+The encoder in timm, without this package: features, and feature maps of several blocks for a detector or segmenter.
 
     python examples/timm_features.py model_cards/c2fmae-vit-tiny-stl10 photo.jpg
 
-A few seconds. Local folders need timm 1.0.26 or newer.
+Takes a few seconds. Local folders need timm 1.0.26 or newer.
 """
 
 import sys

@@ -3,7 +3,7 @@ The encoder as the backbone of transformers' UperNet: a training step of semanti
 
     python examples/upernet.py model_cards/c2fmae-vit-tiny-stl10
 
-A few seconds. `c2fmae segment` does the whole job.
+Takes a few seconds. `c2fmae segment` does the whole job.
 """
 
 import sys
@@ -17,8 +17,8 @@ from c2fmae_hf import C2FMAEBackbone
 encoder = sys.argv[1]
 depth = AutoConfig.from_pretrained(encoder).num_hidden_layers
 stages = [f"stage{(i + 1) * depth // 4}" for i in range(4)]
-# A feature pyramid of four blocks, as UperNet expects it of hierarchical networks. AutoBackbone.from_pretrained gives
-# the same, but of names on the Hub alone.
+# UperNet expects the feature pyramid of a hierarchical network, made here from four blocks.
+# AutoBackbone.from_pretrained returns the same, but only for names on the Hub.
 backbone = C2FMAEBackbone.from_pretrained(encoder, out_features=stages, add_fpn=True)
 config = UperNetConfig(backbone_config=backbone.config, num_labels=5, hidden_size=64, use_auxiliary_head=False)
 model = UperNetForSemanticSegmentation(config)

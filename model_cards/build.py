@@ -1,14 +1,13 @@
 """
-Write the zoo's cards, one for each size, the table of them, and those of the weights that are here, into the folder of
-this script.
+Write the model cards of every size and of the weights in this folder, and the table of sizes in README.md.
 
     python model_cards/build.py
 
-A size's card is made of its configuration and of the records in `runs/<size>/<run>/` beside this script, if there are
-any: folders or files that a command wrote. Pre-training must be of that very architecture, and evaluations of
-the encoders that it gave. Weights are folders that `c2fmae push --preview` wrote; their card is made of what is in
-them, and of `card.yaml`, which holds the fields of [`CardFacts`] that no record knows. Cards are not edited: a test
-compares them with what this gives.
+The card of a size comes from its configuration and from the records in `runs/<size>/<run>/` beside this script, if
+there are any: folders or files that a command wrote. Pre-training runs must have that size's architecture, and
+evaluations must have used their encoders. Weights are folders that `c2fmae push --preview` wrote. Their card comes from
+the files in the folder and from `card.yaml`, which holds the fields of [`CardFacts`] that no record knows. Do not edit
+cards: a test compares them with the output of this script.
 """
 
 from __future__ import annotations
@@ -28,19 +27,18 @@ from c2fmae_hf.utils.files import replace_file
 
 
 FACTS = CardFacts(
-    data="There are no weights, and so no training data to speak of. The licence is that of the code. A card of "
-    "published weights states what they were trained on, where the label maps come from, and the licences of both."
+    data="There are no weights yet, so there is no training data to describe, and the licence is that of the code. The "
+    "card of published weights states what they were trained on, where the label maps come from, and both licences."
 )
 TABLE = "| size | card | weights | records of runs |\n| --- | --- | --- | --- |\n"
 
 
 def find_runs(size: str, folder: Path) -> list[Run]:
     """
-    The records in `runs/<size>/` of the folder with their roles: pre-training first, then what was measured with the
-    encoders that it gave.
+    The records in `runs/<size>/` of the folder with their roles: pre-training first, then evaluations of its encoders.
 
     Raises:
-        `ValueError`: naming a run of another architecture, or of an encoder that no run among these made.
+        `ValueError`: naming a run with another architecture, or with an encoder that none of these runs trained.
     """
     paths = sorted((folder / "runs" / size).iterdir()) if (folder / "runs" / size).is_dir() else []
     runs = [load_run(path, f"{size}/{path.stem}") for path in paths]
@@ -73,13 +71,13 @@ def build(size: str, folder: Path) -> ModelCard:
 
 def build_of_weights(folder: Path) -> ModelCard:
     """
-    The card of weights.
+    The card of weights in this repository.
 
     Args:
-        folder: Named as they are; holds them as a repository on the Hub does, and `card.yaml`.
+        folder: Laid out as a repository on the Hub, plus `card.yaml`. Its name is the name of the weights.
 
     Raises:
-        `ValueError`: naming a record of other weights.
+        `ValueError`: naming a record that belongs to other weights.
     """
     model, _ = load_saved(folder)
     runs = []
@@ -100,7 +98,7 @@ def build_of_weights(folder: Path) -> ModelCard:
 
 
 def write_table(folder: Path) -> None:
-    """In the folder's `README.md`, in place of the table that is there."""
+    """Replace the table of sizes in the folder's `README.md`."""
     rows = []
     for size in SIZES:
         number = len(find_runs(size, folder))
@@ -117,7 +115,7 @@ def write_table(folder: Path) -> None:
 
 
 def main(args: list[str] | None = None) -> list[Path]:
-    """Returns the files of the cards."""
+    """Return the paths of the cards."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent, help="by default this one")
     folder = parser.parse_args(args).folder

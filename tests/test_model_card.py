@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import shutil
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import datasets
 import pytest
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from PIL import Image
 from transformers import TrainingArguments, ViTConfig
 
 from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining, C2FMAEModel
@@ -157,7 +160,7 @@ def test_the_zoo_s_cards_claim_nothing(size):
     assert data.license == "apache-2.0"
     assert (data.eval_results, data.metrics, data.datasets, data.base_model) == (None, None, None, None)
     assert "**No weights published yet.**" in text
-    assert "Nothing was measured yet." in text
+    assert "Nothing has been measured yet." in text
     # Parameters are counted from a model with memory, too, where it is small.
     if size == "tiny":
         model = C2FMAEForPreTraining(C2FMAEConfig.from_size(size))
@@ -184,7 +187,7 @@ def test_records_beside_the_zoo_s_cards_become_results_without_weights(build_scr
     names = [row[0] for row in results_of(card)]
     assert "image classification, fine-tuning, mean pooling, from this encoder" in names
     assert card.data.eval_results is None  # a hub would take them for those of weights
-    assert "Nothing was measured" in build_script.build("small", tmp_path).text
+    assert "Nothing has been measured" in build_script.build("small", tmp_path).text
     (tmp_path / "README.md").write_text(f"before\n\n{build_script.TABLE}| old |\n\nafter\n")
     build_script.main([str(tmp_path)])
     table = tables((tmp_path / "README.md").read_text())[0]
@@ -246,14 +249,14 @@ def test_training_is_told_from_the_record(pretraining, runs):
     assert facts["data"] == "discs"
     assert facts["images"] == "train 12, validation 4"
     assert facts["training"] == "3 steps, 1.0 epochs, batch 4"
-    assert facts["time"].startswith(f"{record['seconds']:.0f} s, begun on {record['started'][:10]}")
-    assert facts["resumed"] == "yes; the time is that of the last part"
+    assert facts["time"].startswith(f"{record['seconds']:.0f} s, started on {record['started'][:10]}")
+    assert facts["resumed"] == "yes; the time covers the last part only"
     assert f"torch {torch.__version__.partition('+')[0]}" in facts["versions"]
     assert "Masking curriculum: linear, semantic then instance then random." in text
     assert "\nmax_steps: 3\n" in text
     assert "pretrain.py --use_cpu true" in text
     assert "--config_overrides '{\"num_hidden_layers\": 1}'" in text  # quoted, so that it can be run again
-    assert "1 block a stage" in text
+    assert "1 block per stage" in text
 
 
 def test_a_shorter_curriculum_is_told(pretraining):
@@ -261,7 +264,7 @@ def test_a_shorter_curriculum_is_told(pretraining):
     (record,) = [content for name, content in changed.files.items() if name.endswith("run.json")]
     record["curriculum"].update(length=0.5, region_masking="whole")
     text = pretraining.build(runs=[changed]).text
-    assert "then random; regions are shown or hidden as wholes; over the first 50% of the run." in text
+    assert "then random; each region is masked or visible as a whole; over the first 50% of the run." in text
 
 
 def test_streams_are_not_counted(runs):
@@ -361,6 +364,40 @@ def test_what_fails_leaves_nothing(pretraining, runs, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_the_card_shows_the_picture_that_the_run_left(runs, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(runs.pretraining, run)
+
+    def preview(name: str, *options: str) -> tuple[bytes | None, bool]:
+        """The published picture, and whether the card refers to it."""
+        folder = tmp_path / name
+        load_command("push").main([str(run / "c2fmae-vit-tiny"), NAME, "--preview", str(folder), *options])
+        picture, card = folder / "predictions.png", (folder / "README.md").read_text(encoding="utf-8")
+        return picture.read_bytes() if picture.is_file() else None, "(predictions.png)" in card and "A fox." in card
+
+    caption = ("--caption", "A fox.")
+    with pytest.raises(SystemExit, match="expected a PNG, got a run that left none"):
+        preview("none", "--picture", *caption)
+    Image.new("RGB", (8, 8)).save(run / "reconstruction.png")
+    drawn = (run / "reconstruction.png").read_bytes()
+    assert preview("unasked", *caption) == (None, False)  # photographs may be private
+    assert "pass --picture" in capsys.readouterr().out
+    assert preview("asked", "--picture", *caption) == (drawn, True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
+    assert preview("chosen", "--picture", str(tmp_path / "other.png"), *caption)[0] != drawn
+    os.utime(run / "reconstruction.png", (1, 1))  # left by an earlier run
+    with pytest.raises(SystemExit, match="left none"):
+        preview("earlier", "--picture", *caption)
+
+
+def test_the_card_can_rename_the_records_datasets(pretraining):
+    card = pretraining.build(facts=CardFacts(data_names={"discs": "Discs of June"}))
+    assert "| data | Discs of June |" in card.text
+    assert "| Discs of June, validation |" in card.text
+    assert "| discs" not in card.text
+    assert {result.dataset_name for result in card.data.eval_results} == {"Discs of June"}
+
+
 def test_no_folders_of_the_machine_and_no_secrets(pretraining, classifier, runs):
     for case in (pretraining, classifier):
         published = json.dumps([run.files for run in case.runs]) + str(case.build())
@@ -422,7 +459,7 @@ def test_usage_says_what_the_repository_has(pretraining):
     assert "AutoImageProcessor" not in card.text
     assert "C2FMAEImageProcessor.from_config(model.config)" in card.text
     assert "There is no record of a training run of these weights." in card.text
-    assert "Nothing was measured yet." in card.text
+    assert "Nothing has been measured yet." in card.text
     assert card.data.eval_results is None
     files = dict(row[:2] for row in tables(card.text.partition("## Files")[2])[0][2:])
     assert files == {
@@ -473,7 +510,7 @@ def test_what_was_converted_is_called_so():
     config = C2FMAEConfig.from_size("tiny", converted_from="google/vit-tiny")
     arguments = ("me/x", config, "C2FMAEModel")
     card = build_card(*arguments, files=FILES, facts=CardFacts(license="cc-by-nc-4.0"))
-    assert "The weights were made of those of `google/vit-tiny`, which is not ours." in card.text
+    assert "The weights were converted from `google/vit-tiny`, which others made." in card.text
     assert (card.data.license, card.data.base_model) == ("cc-by-nc-4.0", "google/vit-tiny")
     config.converted_from = "mae_pretrain_vit_tiny.pth"
     assert build_card(*arguments, files=FILES, facts=CardFacts(license="other")).data.base_model is None

@@ -42,8 +42,9 @@ def test_the_card_is_what_the_command_gives(folder):
 @of_weights
 def test_files(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".yaml", ".md", ""}  # no pickles
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".yaml", ".md", ".png", ""}  # no pickles
     assert sum(path.stat().st_size for path in files) < 30e6
+    assert (folder / "predictions.png").stat().st_size < 150e3
     assert "non-commercial" in (folder / "LICENSE").read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Which photographs an encoder classed rightly, as the files of results hold it."""
+"""Which photographs an encoder classified correctly, in the format of the result files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Answers(TypedDict):
-    """Which photographs were classed rightly, in their order: a bit each, the first highest, in hexadecimal digits."""
+    """One bit per photograph, in order, set if it was classified correctly; hexadecimal, first bit highest."""
 
     photographs: int
     right: str

@@ -1,18 +1,18 @@
 """
-The study's photographs, made of the public files: STL-10 (binary files), its masks and Caltech-101.
+Build the study's photographs from the public files of STL-10 (binary files), its masks and Caltech-101.
 
     python benchmarks/representation/build_data.py --stl10 stl10_binary --masks STL10_Segmentation \\
         --caltech101 101_ObjectCategories --output shared/data
 
 `--stl10` takes `train_X.bin`, `train_y.bin`, `test_X.bin` and `test_y.bin` (https://cs.stanford.edu/~acoates/stl10, or
 `torchvision.datasets.STL10`), `--masks` files `stl10_<part>_<class>.json`
-(https://github.com/semihyagli/STL10_Segmentation), `--caltech101` a folder a class with `image_0001.jpg`, ...
+(https://github.com/semihyagli/STL10_Segmentation), `--caltech101` a folder per class with `image_0001.jpg`, ...
 (https://data.caltech.edu/records/mzrjq-6wc02).
 
-Which photographs are in which file, in which order, is in `split.json`; about a fifth of each source is in none, nor
-are near-duplicates. Photographs are stored as JPEG (quality 95; Caltech-101's with a shorter side of at most 144
-pixels, quality 90), so that they may differ from ours by an encoder's rounding. The scenes of `--source scenes` (COCO,
-CamVid) are not made here.
+`split.json` lists the photographs of each file in order. About a fifth of each source, and near-duplicates, are left
+out. Photographs are stored as JPEG (quality 95; Caltech-101's with a shorter side of at most 144 pixels, quality 90),
+so they may differ from ours by an encoder's rounding. This script does not build the scenes of `--source scenes`
+(COCO, CamVid).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def encode_jpeg(image: Image.Image, quality: int) -> dict[str, Any]:
 
 
 def encode_map(squares: np.ndarray) -> dict[str, Any]:
-    """A PNG of 96 x 96 pixels of the ids `(16, 16)` of its squares."""
+    """Encode the ids `(16, 16)` of a photograph's squares as a PNG of 96 x 96 pixels."""
     step = STL10_SIDE // MARKS_PER_SIDE
     return {"bytes": encode_label_map(squares.repeat(step, axis=0).repeat(step, axis=1)), "path": None}
 
@@ -83,7 +83,7 @@ def read_bytes(path: Path) -> np.ndarray:
 
 
 class Marks:
-    """The marked squares of the objects of one part's photographs."""
+    """Marked squares of the objects in one part of STL-10."""
 
     def __init__(self, folder: Path, part: str) -> None:
         self.part = part
@@ -95,7 +95,7 @@ class Marks:
         Classes and instances `(16, 16)` of a photograph's squares. Where marks overlap, the smaller object is on top.
 
         Raises:
-            `FileNotFoundError`, `ValueError`: naming the file, and the photograph that it has no marks of.
+            `FileNotFoundError`, `ValueError`: naming the file, and the photograph without marks.
         """
         name = STL10_CLASSES[label]
         path = self.folder / f"stl10_{self.part}_{name}.json"
@@ -125,7 +125,7 @@ def stl10_rows(stl10: STL10, indices: Sequence[int], marks: Marks | None) -> Ite
 
 
 def caltech101_rows(folder: Path, names: Sequence[str], classes: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Of names as `llama/0078`."""
+    """Photographs of Caltech-101 by names such as `llama/0078`."""
     for name in names:
         kind, number = name.split("/")
         path = folder / kind / f"image_{number}.jpg"

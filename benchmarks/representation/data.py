@@ -1,7 +1,7 @@
 """
-The photographs of the study, decoded once: STL-10 with its masks, Caltech-101 for transfer to classes that no mask has
-named, and scenes of many regions (COCO and CamVid) as something else to pre-train on. All are Parquet files with the
-columns `image`, `semantic`, `instance`, `label` and `image_id`.
+Photographs of the study, decoded once: STL-10 with its masks, Caltech-101 for transfer to classes that no mask names,
+and scenes with many regions (COCO and CamVid) as other data to pre-train on. All are Parquet files with the columns
+`image`, `semantic`, `instance`, `label` and `image_id`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Labelled:
 
 @dataclass
 class Masked:
-    """Images likewise, with classes and instances `(N, 16, 16)` of their squares."""
+    """Images `(N, 3, 96, 96)` uint8 with the classes and instances `(N, 16, 16)` of their squares."""
 
     images: torch.Tensor
     semantic: torch.Tensor
@@ -51,14 +51,16 @@ class Masked:
 @dataclass
 class StudyData:
     """
+    Data to pre-train and evaluate on.
+
     Args:
-        source (`str`): What `pretraining` holds, of `SOURCES`.
-        pretraining: Rows for [`C2FMAEDataset`], decoded: STL-10's masked photographs, but for those to score by; or
-            the scenes.
-        train, test: STL-10 by class: what probes are trained on (a part of STL-10's `pretraining`), and photographs
-            that no variant has seen in any form.
-        other_train, other_test: Caltech-101 by class.
-        mask_train, mask_test: STL-10's masks: a part of its `pretraining`, and photographs that no variant has seen.
+        source (`str`): Source of `pretraining`, one of `SOURCES`.
+        pretraining: Decoded rows for [`C2FMAEDataset`]: STL-10's photographs with masks, without the test photographs,
+            or the scenes.
+        train, test: STL-10 with classes: photographs to train probes on (a part of STL-10's `pretraining`), and
+            photographs that no variant has seen.
+        other_train, other_test: Caltech-101 with classes.
+        mask_train, mask_test: STL-10 with masks: a part of its `pretraining`, and unseen photographs.
     """
 
     source: str
@@ -73,13 +75,15 @@ class StudyData:
 
 def load_study_data(folder: Path, source: str = "stl10", with_pretraining: bool = True) -> StudyData:
     """
+    Load the study's data.
+
     Args:
-        folder: Of the Parquet files.
-        source (`str`): To pre-train on, of `SOURCES`.
-        with_pretraining (`bool`): Whether `pretraining` is wanted; otherwise it is empty.
+        folder: Folder of the Parquet files.
+        source (`str`): Data to pre-train on, one of `SOURCES`.
+        with_pretraining (`bool`): Whether to load `pretraining`; otherwise it is empty.
 
     Raises:
-        `FileNotFoundError`: naming a file that is not there.
+        `FileNotFoundError`: naming a missing file.
     """
     train, test, val = (_rows(folder, f"stl10_seg_{name}.parquet") for name in ("train", "test", "val"))
     unmasked = _rows(folder, "stl10_images_train.parquet")
@@ -102,7 +106,7 @@ def load_study_data(folder: Path, source: str = "stl10", with_pretraining: bool 
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """Bytes to what encoders take."""
+    """Normalise uint8 images for an encoder."""
     return tvF.normalize(images.float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
 
 
@@ -144,7 +148,7 @@ def _squares(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
-    """`(3, 96, 96)` uint8: the shorter side resized, the middle taken, as for classification."""
+    """`(3, 96, 96)` uint8: shorter side resized, then the centre crop, as for classification."""
     image = to_rgb(image)
     if min(image.size) != IMAGE_SIZE:
         image = tvF.resize(image, IMAGE_SIZE, tvF.InterpolationMode.BICUBIC)

@@ -1,11 +1,11 @@
 """
-What one patch attends to, by variant: on three embedded photographs that no variant has seen, with an object in each
-that was outlined by hand.
+Draw the attention of one patch in each variant, on three embedded photographs that no variant has seen. An object in
+each is outlined by hand.
 
     python benchmarks/representation/draw_attention.py --data shared/data --figure docs/figures/evidence/attention.png
 
 Reads the encoders that `study.py` left in its `--work` folder. Attention is the mean over the heads of the last two
-layers, as `protocols.judge_attention` takes it. Prints what that finds in held-out photographs of STL-10.
+layers, as in `protocols.judge_attention`, whose scores on held-out photographs of STL-10 are printed.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def middle_square(image: Image.Image) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
-    parser.add_argument("--work", type=Path, default=Path("runs/representation"), help="study.py's")
+    parser.add_argument("--work", type=Path, default=Path("runs/representation"), help="the work folder of study.py")
     parser.add_argument("--variants", nargs="+", default=list(WORDS))
-    parser.add_argument("--group", default="stl10-small-20", help="of the runs: source, encoder and epochs")
+    parser.add_argument("--group", default="stl10-small-20", help="source, encoder and epochs of the runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", type=Path, required=True)
     args = parser.parse_args()

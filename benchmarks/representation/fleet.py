@@ -1,15 +1,15 @@
 """
-The study's runs on a GPU, many at once. A step of so small a model is a thousand tiny kernels that take longer to
-start than to run: here runs of the same architecture (seeds, and variants that differ in their masks) are one model
-whose weights have a further dimension (`torch.vmap`), and a whole step of it (batch, forward, backward, clipping,
-AdamW) is recorded once as a CUDA graph.
+Run many of the study's runs at once on a GPU. A step of such a small model consists of a thousand tiny kernels, which
+take longer to start than to run. So runs of the same architecture (seeds, and variants that differ in their masks) are
+trained as one model whose weights have a further dimension (`torch.vmap`), and its whole step (batch, forward,
+backward, clipping, AdamW) is recorded once as a CUDA graph.
 
     python benchmarks/representation/fleet.py --data shared/data --variants mae cascade curriculum --seeds 0 1 2
 
-Models, initial weights, optimizer, schedule, masks and targets are those of `pretrain.py`; photographs are cropped on
-the GPU from another generator, and an epoch's last, incomplete batch is left out. All runs make the same number of
-steps. Results are added to `<output>/fleet-<source>-<encoder>-<epochs>.json`, a list of what each command gave; a run
-whose result is there is skipped. Without a GPU, which is for tests, models take their turns.
+Models, initial weights, optimizer, schedule, masks and targets are those of `pretrain.py`. Photographs are cropped on
+the GPU with another random generator, and the last, incomplete batch of an epoch is left out. All runs have the same
+number of steps. Results are added to `<output>/fleet-<source>-<encoder>-<epochs>.json`, one entry per command; runs
+with a result are skipped. Without a GPU, for tests only, models are trained in turns.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ AttentionInterface.register(WRITTEN_OUT, eager_attention_forward)
 
 
 def signature(name: str) -> str:
-    """What models must share to be trained as one: the same layers, losses and learning rate."""
+    """Layers, losses and learning rate, which models must share to be trained as one."""
     variant = VARIANTS[name]
     rate = variant.training.get("base_learning_rate")
     layers = [variant.kind, variant.config, variant.maps, variant.feedback, variant.self_attention]
@@ -69,12 +69,12 @@ class Ensemble:
     Models of one architecture that are trained side by side, as one model whose weights have a further dimension.
 
     Args:
-        keys: Variant and seed of each.
-        photographs ([`Photographs`]): Of each; those of one seed share theirs.
-        steps (`int`): In all.
-        encoder (`str`): Of `ENCODERS`.
-        folder: Where trainers would write.
-        source (`str`): Of the photographs, of `SOURCES`.
+        keys: Variant and seed of each model.
+        photographs ([`Photographs`]): Photographs of each model; models of one seed share theirs.
+        steps (`int`): Total number of steps.
+        encoder (`str`): One of `ENCODERS`.
+        folder: Output folder of the trainers that are built but not run.
+        source (`str`): Source of the photographs, one of `SOURCES`.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Ensemble:
             self.fixed["num_masked"] = config.num_masked_patches(num_patches)
 
     def _flatten(self, models: Sequence[nn.Module], named: Sequence[tuple[str, torch.Tensor]]) -> torch.Tensor:
-        """All these weights of all models as one tensor, and its gradient, that `parameters` are views of."""
+        """Join these weights of all models in one tensor with its gradient; `parameters` become views of it."""
         states = [dict(model.named_parameters()) for model in models]
         number = sum(value.numel() for _, value in named)
         flat = torch.empty(len(models), number, device=self.device)
@@ -176,7 +176,7 @@ class Ensemble:
         return len(self.photographs[0]) // BATCH_SIZE
 
     def draw_masks(self, epoch: int) -> None:
-        """Those of an epoch, in place; a sample's progress is that of the step that sees it."""
+        """Draw the masks of an epoch, in place. A sample's progress is that of its step."""
         if self.masks is None:
             return
         number = len(self.masks)
@@ -213,7 +213,7 @@ class Ensemble:
         return batch
 
     def loss_of(self, parameters: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Of one model."""
+        """Loss of one model."""
         return torch.func.functional_call(
             self.model, {**parameters, **self.fixed_weights}, kwargs={**batch, **self.fixed}
         ).loss

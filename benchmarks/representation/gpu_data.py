@@ -1,6 +1,6 @@
 """
-The study's photographs on a GPU, and an epoch of crops at once: the crops, flips and label grids of
-[`c2fmae_hf.data.transforms.RandomResizedCropAndFlip`], drawn from another generator.
+The study's photographs on a GPU, cropped an epoch at a time: the crops, flips and label grids of
+[`c2fmae_hf.data.transforms.RandomResizedCropAndFlip`], with another random generator.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CUBIC = -0.5  # the coefficient of antialiased bicubic interpolation
 
 
 class Boxes(NamedTuple):
-    """Of each photograph `(N,)`: the crop's first row and column, its height and width in pixels; whether mirrored."""
+    """Crops `(N,)`: first row and column, height and width in pixels, and whether the crop is mirrored."""
 
     top: torch.Tensor
     left: torch.Tensor
@@ -32,7 +32,7 @@ class Boxes(NamedTuple):
 
 
 def draw_boxes(number: int, size: int, generator: torch.Generator) -> Boxes:
-    """torchvision's `RandomResizedCrop` of square photographs: the first of ten draws that fits, or else all of it."""
+    """Boxes of `RandomResizedCrop` for square photographs: the first of ten draws that fits, or all of it."""
     device = generator.device
 
     def uniform(*shape: int) -> torch.Tensor:
@@ -54,8 +54,8 @@ def draw_boxes(number: int, size: int, generator: torch.Generator) -> Boxes:
 
 def crop_images(images: torch.Tensor, boxes: Boxes) -> torch.Tensor:
     """
-    Crops of `images` `(N, 3, S, S)` uint8, resized to their size and normalised, `(N, 3, S, S)` float32: within two
-    grey levels what torchvision gives, which works with integers.
+    Crops of `images` `(N, 3, S, S)` uint8, resized to the images' size and normalised, `(N, 3, S, S)` float32. They
+    differ from torchvision's, which are computed with integers, by at most two grey levels.
     """
     size = images.shape[-1]
     rows = _cubic_weights(boxes.top, boxes.height, size)
@@ -69,7 +69,7 @@ def crop_images(images: torch.Tensor, boxes: Boxes) -> torch.Tensor:
 
 
 def _cubic_weights(start: torch.Tensor, length: torch.Tensor, size: int) -> torch.Tensor:
-    """What each source pixel weighs in each of `size` output pixels `(N, output, source)`; crops only grow."""
+    """Weights of the source pixels for `size` output pixels `(N, output, source)`; crops are only enlarged."""
     source = torch.arange(size, device=start.device, dtype=torch.float32)
     centre = (source + 0.5) * length[:, None] / size - 0.5 + start[:, None]
     distance = (centre[:, :, None] - source).abs()
@@ -82,7 +82,7 @@ def _cubic_weights(start: torch.Tensor, length: torch.Tensor, size: int) -> torc
 
 
 def crop_maps(maps: torch.Tensor, boxes: Boxes, cells: int) -> torch.Tensor:
-    """Of `maps` `(N, S, S)` the pixel nearest to each cell's centre, `(N, cells, cells)` int64."""
+    """Crop `maps` `(N, S, S)` to the pixel nearest to each cell's centre, `(N, cells, cells)` int64."""
     steps = torch.arange(cells, device=maps.device, dtype=torch.double) + 0.5
     rows, columns = (
         start[:, None] + (steps * length[:, None] / cells).long()
@@ -95,10 +95,10 @@ def crop_maps(maps: torch.Tensor, boxes: Boxes, cells: int) -> torch.Tensor:
 
 class Photographs:
     """
-    An epoch of samples on the device, drawn anew for each; several models may read them.
+    Samples of an epoch on the device, drawn anew for each epoch; several models may read them.
 
     Args:
-        rows: Photographs and maps, as [`data.StudyData`] holds them.
+        rows: Photographs and maps from [`data.StudyData`].
         seed (`int`): Crops and order are a function of (seed, epoch).
         cells (`int`): Cells along a side of the label grid.
         device: Where all of it is kept.

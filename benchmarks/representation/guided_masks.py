@@ -1,5 +1,5 @@
 """
-What guided masks leave to see: of the crops of a data set, how many regions they have, and how many of them show.
+Count the regions in the crops of a dataset, and how many of them stay visible under guided masks.
 
     python benchmarks/representation/guided_masks.py stl10_seg_val.parquet --image_size 96 --cells_per_side 3
     python benchmarks/representation/guided_masks.py coco_panoptic_train.parquet --image_size 224
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("dataset", help="as for `c2fmae pretrain` --dataset_name")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument(
-        "--cells_per_side", type=int, default=4, help=f"label cells of {LABEL_STRIDE} pixels to a patch"
+        "--cells_per_side", type=int, default=4, help=f"label cells of {LABEL_STRIDE} pixels per side of a patch"
     )
     parser.add_argument("--mask_ratio", type=float, default=0.75)
     parser.add_argument("--region_masking", choices=("balanced", "whole"), default="balanced")

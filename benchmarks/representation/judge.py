@@ -1,11 +1,10 @@
 """
-What a saved encoder is worth, by the study's protocols.
+Evaluate a saved encoder by the study's protocols.
 
     python benchmarks/representation/judge.py --data shared/data model_cards/c2fmae-vit-tiny-stl10
 
-Writes `<output>/encoder-<name>.json`, whose scores are comparable with those of the study's variants: the same
-photographs of 96 pixels, probes and seeds. An encoder of other patches must divide them into a square grid whose side
-divides 16.
+Writes `<output>/encoder-<name>.json`. Its scores are comparable with those of the study's variants: same photographs
+of 96 pixels, same probes and seeds. The encoder's patches must form a square grid whose side divides 16.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoders", nargs="+", type=Path, help="folders of C2FMAE's encoders or pre-training models")
     parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
-    parser.add_argument("--seed", type=int, default=0, help="of the probes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the probes")
     parser.add_argument("--fine_tune", action="store_true", help="also fine-tune each encoder for segmentation")
     parser.add_argument("--output", type=Path, default=Path("runs/representation/results"))
     args = parser.parse_args(arguments)

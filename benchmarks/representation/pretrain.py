@@ -1,4 +1,4 @@
-"""One variant, one seed: a model on the study's photographs, for as many steps as its share of the compute allows."""
+"""Pre-training of one variant with one seed, for as many steps as its compute allows."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def build_model(variant: Variant, seed: int, encoder: str = "small", source: str
 
 
 class SelfAttentiveBlock(C2FMAEDecoderBlock):
-    """A block of the decoder whose queries attend to each other before they attend to the visible patches."""
+    """A decoder block whose queries attend to each other before they attend to the visible patches."""
 
     def __init__(self, config: C2FMAEConfig) -> None:
         super().__init__(config)
@@ -88,9 +88,9 @@ class SelfAttentiveBlock(C2FMAEDecoderBlock):
 @torch.no_grad()
 def initialise_as_authors(model: ViTMAEForPreTraining) -> None:
     """
-    The authors' initialisation, which is ours, too. Of transformers' model without pre-trained weights the position
-    tables of encoder and decoder and both tokens stay zero, so that it cannot tell one masked patch from another, and
-    its normal weights are three times smaller at this width.
+    Initialise as the authors of MAE do, and as we do. In transformers' model without pre-trained weights the position
+    tables of encoder and decoder and both tokens stay zero, so it cannot tell one masked patch from another, and its
+    normal weights are three times smaller at this width.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -106,7 +106,7 @@ def initialise_as_authors(model: ViTMAEForPreTraining) -> None:
 
 
 def encoder_of(model: nn.Module) -> C2FMAEModel:
-    """What is evaluated: the encoder, as this package's class."""
+    """The encoder to evaluate, as this package's class."""
     if isinstance(model, ViTMAEForPreTraining):
         return convert_to_c2fmae(model.vit)
     return model.image_encoder() if isinstance(model, C2FMAEForPreTraining) else model.c2fmae
@@ -130,7 +130,7 @@ def pixels_only(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def with_maps(rows: Sequence[dict[str, Any]], maps: str) -> list[dict[str, Any]]:
-    """The rows with a variant's maps in place of the annotators'."""
+    """Rows with a variant's maps instead of the annotators'."""
     if maps == "annotated":
         return list(rows)
     if maps == "objects":

@@ -1,6 +1,6 @@
 """
-What an encoder is worth, by protocols that leave it frozen: linear probe and k nearest neighbours (by the package's
-own `features`), a linear layer that segments patches, and the share of attention that stays inside the object.
+Protocols for a frozen encoder: linear probe and k nearest neighbours (on the package's own `features`), a linear layer
+that segments patches, and the share of attention that stays inside the object.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Judged(TypedDict):
 def evaluate(encoder: C2FMAEModel, data: StudyData, seed: int, fine_tune: bool = False) -> Judged:
     """
     Args:
-        encoder: On the device that is to work.
-        fine_tune (`bool`): Whether also to train the encoder itself for segmentation, at last: it changes it.
+        encoder: On the device to compute on.
+        fine_tune (`bool`): Whether to fine-tune the encoder for segmentation at the end, which changes it.
     """
     results: dict[str, float] = {}
     answers: dict[str, Answers] = {}
@@ -56,8 +56,8 @@ def evaluate(encoder: C2FMAEModel, data: StudyData, seed: int, fine_tune: bool =
 
 def judge_classes(encoder: C2FMAEModel, train: Labelled, test: Labelled, seed: int) -> dict[str, torch.Tensor]:
     """
-    Which of `test` the probe, trained on plain and mirrored photographs, and which the neighbours class rightly, on
-    mean-pooled features.
+    Which photographs of `test` the probe, trained on plain and mirrored photographs, and the neighbours classify
+    correctly, on mean-pooled features.
     """
 
     def features(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -84,20 +84,20 @@ def judge_classes(encoder: C2FMAEModel, train: Labelled, test: Labelled, seed: i
 
 @torch.inference_mode()
 def patch_tokens(encoder: C2FMAEModel, images: torch.Tensor) -> torch.Tensor:
-    """`(N, patches, width)` of the last layer."""
+    """Patch tokens of the last layer, `(N, patches, width)`."""
     device = encoder.device
     parts = [encoder(normalise(part.to(device))).last_hidden_state[:, 1:] for part in images.split(EVALUATION_BATCH)]
     return torch.cat(parts).clone()
 
 
 def to_patches(squares: torch.Tensor, side: int) -> torch.Tensor:
-    """Squares `(N, 16, 16)` by patch: `(N, side ** 2, squares of a patch)`."""
+    """Group squares `(N, 16, 16)` by patch: `(N, side ** 2, squares of a patch)`."""
     step = GRID // side
     return squares.unflatten(1, (side, step)).unflatten(3, (side, step)).transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def judge_patches(encoder: C2FMAEModel, train: Masked, test: Masked, seed: int, epochs: int = 20) -> float:
-    """Mean IoU of a linear layer that tells the class of each square from its patch's token."""
+    """Mean IoU of a linear layer that predicts the class of each square from its patch's token."""
     side = encoder.config.grid_size[0]
     tokens, truth = patch_tokens(encoder, train.images).flatten(0, 1), to_patches(train.semantic, side).flatten(0, 1)
     truth = truth.to(tokens.device)

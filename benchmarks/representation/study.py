@@ -1,18 +1,18 @@
 """
-Does coarse-to-fine learning work? Pre-train the variants of one table, with several seeds, at equal compute, and judge
-their encoders.
+Does coarse-to-fine learning work? Pre-train the variants of one table with several seeds and equal compute, and
+evaluate their encoders.
 
     python benchmarks/representation/study.py --data shared/data
     python benchmarks/representation/study.py --data shared/data --variants mae cascade curriculum --seeds 0 1 2
     python benchmarks/representation/study.py --data shared/data --calibrate
 
-Compute is that of `--epochs` of MAE: how much longer than MAE's a step of each variant takes is measured first, in
-turns, on an otherwise idle machine (`calibration.json`), and its steps are fewer accordingly. `--equal steps` gives
-all the same number of steps instead.
+Every variant gets the compute of `--epochs` of MAE. The time of its step relative to MAE's is measured first, in
+turns, on an otherwise idle machine (`calibration.json`), and sets its number of steps. `--equal steps` gives all
+variants the same number of steps instead.
 
-Each run ends as `<output>/<variant>-<seed>-<source>-<encoder>-<epochs>.json` (at equal steps `-steps.json`) and is
-skipped when that is there; one that was interrupted goes on. `summarise.py` makes the tables and figures. The results
-of docs/evidence.md are in `results` beside this script, and so are the steps' times that hold unless `--calibrate` has
+Each run writes `<output>/<variant>-<seed>-<source>-<encoder>-<epochs>.json` (at equal steps `-steps.json`) and is
+skipped if that file exists; an interrupted run continues. `summarise.py` makes the tables and figures. The results of
+docs/evidence.md are in `results` beside this script, with the step times that are used unless `--calibrate` has
 measured others.
 """
 
@@ -41,12 +41,12 @@ from c2fmae_hf.utils.files import write_json
 
 
 CALIBRATION = "calibration.json"
-# The results that docs/evidence.md tells of.
+# The results of docs/evidence.md.
 PUBLISHED = Path(__file__).parent / "results"
 
 
 def step_of(variant: str, data: StudyData, folder: Path) -> Callable[[], None]:
-    """One training step on one batch, without the loading of it."""
+    """One training step on one batch, without data loading."""
     trainer = make_trainer(VARIANTS[variant], 0, data, 10, folder, num_workers=0)
     model = trainer.model.train()
     batch = next(iter(trainer.get_train_dataloader()))
@@ -85,12 +85,12 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(MAIN))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--encoder", choices=list(ENCODERS), default="small")
-    parser.add_argument("--epochs", type=float, default=20, help="of MAE, whose compute all get")
+    parser.add_argument("--epochs", type=float, default=20, help="epochs of MAE, whose compute every variant gets")
     parser.add_argument("--equal", choices=("compute", "steps"), default="compute")
-    parser.add_argument("--calibrate", action="store_true", help="measure the steps' times, and do nothing else")
+    parser.add_argument("--calibrate", action="store_true", help="only measure the step times")
     parser.add_argument("--rounds", type=int, default=15, help="turns of the calibration")
-    parser.add_argument("--num_workers", type=int, default=1, help="that load data")
-    parser.add_argument("--threads", type=int, help="of the computation; by default all")
+    parser.add_argument("--num_workers", type=int, default=1, help="data-loading workers")
+    parser.add_argument("--threads", type=int, help="compute threads; by default all")
     parser.add_argument("--fine_tune", action="store_true", help="also fine-tune each encoder for segmentation")
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
     parser.add_argument("--work", type=Path, default=Path("runs/representation"), help="checkpoints and encoders")

@@ -3,10 +3,11 @@ The study's tables and figures, from the files of `study.py` and `fleet.py`.
 
     python benchmarks/representation/summarise.py
 
-A group is `study-<source>-<encoder>-<epochs>`, the runs of `study.py` that share them (`-steps` if at equal steps), or
-a file `fleet-<source>-<encoder>-<epochs>.json`. Prints each group's table and comparisons, as `docs/evidence.md` has
-them, and writes beside the results `evidence.json` (mean, standard deviation and number of seeds of every cell), a bar
-chart of each group, and `compute.png`, scores over compute, of STL-10's groups of the small encoder that have MAE.
+A group is `study-<source>-<encoder>-<epochs>`, the runs of `study.py` with these settings (`-steps` if at equal
+steps), or a file `fleet-<source>-<encoder>-<epochs>.json`. Prints each group's table and comparisons for
+`docs/evidence.md`, and writes beside the results `evidence.json` (mean, standard deviation and number of seeds of
+every cell), a bar chart of each group, and `compute.png`: scores over compute for STL-10's groups of the small encoder
+that include MAE.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ METRICS = {
     "fine_tuned_mean_iou": "mean IoU, fine-tuned",
     "attention_in_object": "attention in object",
 }
-# Whose spread differs so much between variants that none can be pooled.
+# Metrics whose spread differs too much between variants to be pooled.
 UNEQUAL = ("attention_in_object",)
-# Whose answers are known photograph by photograph.
+# Metrics with an answer for every photograph.
 CLASSED = ("linear_probe", "knn", "caltech101_linear_probe", "caltech101_knn")
 DRAWN = ("linear_probe", "knn", "caltech101_linear_probe", "patch_mean_iou")
 # Okabe and Ito's colours, which colour-blind people tell apart.
@@ -104,7 +105,7 @@ def cell(values: Sequence[float]) -> dict[str, Any]:
 
 
 def summarise(runs: Sequence[dict[str, Any]], ratios: dict[str, float]) -> dict[str, Any]:
-    """By variant, in the table's order; last, those that can no longer be run."""
+    """Results by variant in the table's order; variants that can no longer be run come last."""
     rows = {}
     for name in dict.fromkeys([*VARIANTS, *(run["variant"] for run in runs)]):
         found = [run for run in runs if run["variant"] == name]
@@ -144,7 +145,7 @@ def table(rows: dict[str, Any]) -> str:
 
 
 def table_by_class(rows: dict[str, Any]) -> str | None:
-    """Accuracies as means over the classes, of the variants of which they are known, if there are several."""
+    """Mean accuracies over classes, for variants that have them, if there are several."""
     lines = [
         [row["words"], *(shown(row[f"{metric}_balanced"]) for metric in CLASSED)]
         for row in rows.values()
@@ -159,14 +160,14 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def pairs(rows: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Of the comparisons, those whose two variants have several seeds each."""
+    """Comparisons whose two variants have several seeds each."""
     for words, one, other in COMPARISONS:
         if all(name in rows and rows[name]["linear_probe"]["seeds"] > 1 for name in (one, other)):
             yield words, one, other
 
 
 def compare_by_class(rows: dict[str, Any]) -> str | None:
-    """As [`compare`], of accuracies as means over the classes."""
+    """As [`compare`], for mean accuracies over classes."""
     known = {name: row for name, row in rows.items() if f"{CLASSED[0]}_balanced" in row}
     lines = [
         [words, *(difference(known, one, other, f"{metric}_balanced") for metric in CLASSED)]
@@ -178,9 +179,9 @@ def compare_by_class(rows: dict[str, Any]) -> str | None:
 
 def compare(rows: dict[str, Any]) -> str | None:
     """
-    Differences of means with 95 % intervals over seeds, in points. The spread between seeds is taken to be the same
-    for all variants of a group, since two or three seeds alone say little of it; but not of `UNEQUAL` metrics, whose
-    intervals are Welch's.
+    Differences of means with 95 % intervals over seeds, in points. The spread between seeds is pooled over all
+    variants of a group, since two or three seeds are too few to estimate it, except for `UNEQUAL` metrics, which have
+    Welch's intervals.
     """
     metrics = [
         metric for metric in METRICS if any(metric in row and row[metric]["seeds"] > 1 for row in rows.values())
@@ -231,7 +232,7 @@ def compare_photographs(runs: Sequence[dict[str, Any]], rows: dict[str, Any]) ->
 
 
 def difference(rows: dict[str, Any], one: str, other: str, metric: str) -> str:
-    """As a cell shows it, empty if one of the two was not measured."""
+    """A difference as a table cell, empty if one of the two was not measured."""
     if any(metric not in rows[name] for name in (one, other)):
         return ""
     return told(*interval(rows, one, other, metric))
@@ -260,7 +261,7 @@ def interval(rows: dict[str, Any], one: str, other: str, metric: str) -> tuple[f
 
 
 def draw(rows: dict[str, Any], path: Path) -> None:
-    """Bars with spread: one panel a metric, one bar a variant."""
+    """Draw bars with spread: one panel per metric, one bar per variant."""
     figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 0.8 + 0.34 * len(rows)), sharey=True)
     names = list(rows)
     for panel, metric, colour in zip(panels, DRAWN, COLOURS):

@@ -32,7 +32,7 @@ DECODER = {
     "decoder_intermediate_size": 512,
 }
 RANDOM = {"curriculum": "constant", "curriculum_weights": [0.0, 0.0, 1.0]}
-# The recorded results hid regions as wholes.
+# The recorded results masked each region as a whole.
 LINEAR = {"curriculum": "linear", "region_masking": "whole"}
 
 
@@ -40,14 +40,14 @@ LINEAR = {"curriculum": "linear", "region_masking": "whole"}
 class Variant:
     """
     Args:
-        words: What a table calls it.
+        words: Name in tables.
         config: Fields of [`C2FMAEConfig`], or of `ViTMAEConfig`, that differ from the study's.
         training: Fields of [`C2FMAETrainingArguments`] that differ.
         kind: `c2fmae`; `vit_mae`, transformers' model with its own decoder; or `supervised`, a classifier.
-        maps: Whose label maps: the annotators', those of objects without classes, or the classical labeller's.
-        feedback: How a stage's prediction reaches the next: with its gradient, without, or not at all (refined queries
-            go on alone).
-        self_attention (`tuple[str, ...]`): Stages whose queries attend to each other, too.
+        maps: Label maps of the annotators, maps of objects without classes, or maps of the classical labeller.
+        feedback: Whether a stage's prediction is passed to the next with its gradient, without it, or not at all
+            (only the refined queries are).
+        self_attention (`tuple[str, ...]`): Stages whose queries also attend to each other.
     """
 
     words: str

@@ -1,4 +1,4 @@
-"""A Space of the Hugging Face Hub: the page of `c2fmae app`, with the weights in `weights` beside this file."""
+"""A Hugging Face Space: the page of `c2fmae app`, with the weights in `weights` beside this file."""
 
 import os
 from pathlib import Path

@@ -8,7 +8,8 @@ Publish a saved model on the Hub: an encoder, a pre-training checkpoint or a fin
 One commit holds the weights in the layout that transformers and timm both load, configuration, image processor, model
 card, the records of the runs that the card's results come from, licence, and code for use without this package. The
 card is made of the records beside the model (`run.json`, `trainer_state.json`, `results.json`, or `runs/` of a model
-that was published) and of `--results`.
+that was published) and of `--results`. `--picture` adds the picture of predictions that
+the run left, if its photographs may be published.
 
 Look first: `--preview` writes all of it to a folder instead. Publishing needs a token that may write, from
 `hf auth login` or in HF_TOKEN. After an interruption run it again: what arrived is not sent twice.
@@ -17,17 +18,23 @@ Look first: `--preview` writes all of it to a folder instead. Publishing needs a
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from ..publishing.hub import push_to_hub, write_repository
-from ..publishing.model_card import DEFAULT_LICENSE, CardFacts
+from ..publishing.model_card import DEFAULT_LICENSE, PICTURE, CardFacts
 from ..publishing.records import RESULTS_FILE, RUN_FILE, Run, load_run, run_of_weights, runs_of_weights
 from ..publishing.repository import load_saved
 from ..utils.files import check_writable
 from .arguments import CommandParser
+
+
+# Pictures of predictions that `c2fmae pretrain`, `segment`, `detect` and an earlier `push` write.
+PICTURES = ("reconstruction.png", "predictions.png", "detections.png")
 
 
 def parse(args: list[str] | None) -> argparse.Namespace:
@@ -56,6 +63,14 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--base_model", help="name on the Hub of the model that was fine-tuned")
     parser.add_argument("--data", default=CardFacts.data, help="the card's words on data, labels and their licences")
     parser.add_argument("--limits", default=CardFacts.limits, help="the card's words on limits")
+    parser.add_argument("--caption", default=CardFacts.caption, help="the card's words below the picture")
+    parser.add_argument(
+        "--picture",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        help="show a picture of predictions on the card: this PNG, or without a path the one that the run left",
+    )
     options = parser.parse_args(args)
     if options.license not in (None, DEFAULT_LICENSE) and options.license_file is None:
         parser.error(f"--license {options.license} needs --license_file")
@@ -102,15 +117,38 @@ def own_runs(folder: Path, model: PreTrainedModel) -> list[Run]:
     return []
 
 
+def find_picture(folder: Path, runs: Sequence[Run], model: PreTrainedModel) -> Path | None:
+    """
+    The picture of predictions that the run which made the weights left: in its folder, or in that of the model, where
+    an earlier publication puts it. A picture that is older than the run is another run's.
+    """
+    for run in runs_of_weights(runs, model):
+        if run.role not in ("made", "made_encoder") or "started" not in run.record:
+            continue
+        started = datetime.fromisoformat(run.record["started"]).timestamp()
+        for candidate in (*(source.parent for source in run.sources.values()), folder):
+            for picture in (candidate / name for name in PICTURES):
+                if picture.is_file() and picture.stat().st_mtime >= started:
+                    return picture
+    return None
+
+
 def publish(options: argparse.Namespace) -> str:
     if not options.model.is_dir():
         raise FileNotFoundError(f"{options.model}: expected the folder of a saved model, found none")
     if options.preview is not None:
         check_writable(options.preview.parent, "--preview")
     model, processor = load_saved(options.model)
+    runs = find_runs(model, options)
+    left = find_picture(options.model, runs, model)
+    picture = left if options.picture == Path() else options.picture
+    if options.picture is not None and (picture is None or not picture.is_file()):
+        raise FileNotFoundError(f"--picture: expected a PNG, got {picture or 'a run that left none'}")
+    if picture is None and left is not None:
+        print(f"To show {left} on the card, pass --picture. Its photographs are published with it.")
     common = {
         "processor": processor,
-        "runs": find_runs(model, options),
+        "runs": runs,
         "facts": CardFacts(
             license=options.license,
             datasets=tuple(options.datasets),
@@ -118,11 +156,13 @@ def publish(options: argparse.Namespace) -> str:
             data=options.data,
             limits=options.limits,
             license_name=options.license_name,
+            caption=options.caption,
         ),
         "custom_code": not options.no_custom_code,
         "license_text": options.license_file.read_text(encoding="utf-8") if options.license_file else None,
         "revision": options.revision,
         "subfolder": options.subfolder,
+        "picture": picture,
     }
     if options.preview is not None:
         write_repository(model, options.preview, options.repo_id, **common)

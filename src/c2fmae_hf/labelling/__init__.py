@@ -3,7 +3,7 @@ From images to a multi-granular dataset. Needs `pip install "c2fmae-hf[all]"`, a
 
 In the order in which data flows:
 
-- `sources` find images: a folder, tar files, rows of a dataset; `sources.open.open_source` picks one by name.
+- `sources` find images in a folder, tar files or a dataset; `sources.open.open_source` opens one by name.
 - `records` decode an image and encode its maps as a row.
 - `labellers` give each image a semantic and an instance map.
 - `shards` write rows to Parquet files.

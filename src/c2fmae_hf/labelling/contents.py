@@ -1,4 +1,4 @@
-"""Checksums of images and annotations, by which a continued job notices what has changed."""
+"""Checksums of images and annotations, to notice changes when a job continues."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def load_record(record: SourceRecord, files: Sequence[Path] = ()) -> tuple[Sourc
 
     Args:
         record: As a source delivers it.
-        files: Further files that its row is made of, such as annotations.
+        files: Further files that its row depends on, such as annotations.
 
     Returns:
-        The record with its encoded image in memory, or with an error, and a checksum of image, id, label, columns and
-        files: 16 hexadecimal digits.
+        The record with its encoded image or an error, and a checksum of image, id, label, columns and files (16
+        hexadecimal digits).
     """
     checksum = hashlib.sha256(f"{record.image_id}\0{record.label}\0".encode())
     if record.error is None:
@@ -46,10 +46,12 @@ def load_record(record: SourceRecord, files: Sequence[Path] = ()) -> tuple[Sourc
 
 def check_unchanged(before: Iterable[str], now: Iterable[tuple[SourceRecord, str]], done: str) -> None:
     """
+    Check that images are the same as before.
+
     Args:
         before: Checksums of the images that were used.
-        now: The same images as they are, with their checksums.
-        done (`str`): What was made of them.
+        now: The images now, with their checksums.
+        done (`str`): What was made from them, for the message.
 
     Raises:
         `ValueError`: naming the first image that has changed.

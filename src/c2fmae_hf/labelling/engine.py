@@ -1,4 +1,4 @@
-"""Labelling of a source's parts, shard by shard, in this process or in several on this machine."""
+"""Labelling of a source shard by shard, in this process or in several on this machine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LabellingTask:
 
     def run_part(self, part: Part, report: Callable[[int], None] = lambda number: None) -> Iterator[ShardInfo]:
         """
-        Label what is left of a part.
+        Label the unfinished shards of a part.
 
         Args:
             part: A part of the source.
@@ -78,10 +78,10 @@ class LabellingTask:
                 chunk += 1
 
     def load(self, record: SourceRecord) -> tuple[SourceRecord, str]:
-        """A record with its image in memory, and a checksum of all that its row is made of."""
+        """A record with its image in memory, and a checksum of everything that its row depends on."""
         try:
             files = self.labeller.files(record)
-        except ValueError:  # which the labeller will say
+        except ValueError:  # the labeller raises it again
             files = []
         return load_record(record, files)
 
@@ -93,9 +93,8 @@ class LabellingTask:
         self, records: Iterable[SourceRecord], pool: Executor, contents: list[str]
     ) -> Iterator[dict[str, Any] | Reject]:
         """
-        Rows in the source's order; their checksums are added to `contents`. Threads decode ahead of the labeller and
-        encode behind it. A batch holds only images that could be decoded and depends on nothing but the shard's
-        records.
+        Rows in the source's order; their checksums are added to `contents`. Threads decode images before the labeller
+        needs them, and encode its maps. A batch holds only decoded images and depends only on the shard's records.
         """
         lookahead = 2 * max(self.labeller.batch_size, self.num_threads)
 
@@ -154,7 +153,7 @@ def _refused(image: PreparedImage, error: ValueError) -> Reject:
 def map_ahead(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], lookahead: int
 ) -> Iterator[Result]:
-    """`map` in a pool, in order, at most `lookahead` items ahead."""
+    """Ordered `map` in a pool that works at most `lookahead` items ahead."""
     pending: collections.deque[Future[Result]] = collections.deque()
     for item in items:
         pending.append(pool.submit(function, item))

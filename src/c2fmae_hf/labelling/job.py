@@ -1,4 +1,4 @@
-"""A labelling job from start to end: the checks before it, the engine, and the files around the shards."""
+"""Labelling jobs: checks, the engine, and the files around the shards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .sources.base import ImageSource
 
 logger = logging.getLogger(__name__)
 
-# How a split is made, in its folder below `.labelling`.
+# Records how a split is made, in its folder below `.labelling`.
 JOB_FILE = "job.json"
 
 
@@ -48,7 +48,7 @@ class LabellingSummary:
     image_bytes: int
     map_bytes: int
     labelled_now: int
-    """Images of this run, without those of earlier runs."""
+    """Images labelled in this run."""
     seconds: float
     """Duration of this run."""
 
@@ -135,7 +135,7 @@ def label_images(
 
 
 def _check_identity(store: ShardStore, source: ImageSource, labeller: Labeller, options: OutputOptions) -> None:
-    """Refuse to mix what was made differently, and record how this split is made."""
+    """Raise if labels in the dataset were made differently, and record how this split is made."""
     names = [labeller.id2label[index] for index in range(len(labeller.id2label))]
     identity = {
         "labeller": {"name": labeller.name, "settings": labeller.settings(), "id2label": names},
@@ -175,14 +175,16 @@ def _check_identity(store: ShardStore, source: ImageSource, labeller: Labeller, 
 
 
 def _fitted_files(root: Path) -> dict[str, str]:
-    """Checksums of what a labeller was fitted to, by name."""
+    """Checksums of the files with a fitted labeller, by name."""
     return {path.name: file_sha256(path) for path in sorted((root / "labeller").glob("*"))}
 
 
 def _check_fitted(store: ShardStore) -> None:
     """
+    Check the files with the fitted labeller.
+
     Raises:
-        `ValueError`: if what the labeller was fitted to for this split, or another, is not there as it was.
+        `ValueError`: if a file that a split was labelled with is missing or has changed.
     """
     now = _fitted_files(store.root)
     for path in sorted(store.state.parent.glob(f"*/{JOB_FILE}")):
@@ -196,7 +198,7 @@ def _check_fitted(store: ShardStore) -> None:
 
 
 def _check_contents(task: LabellingTask) -> None:
-    """Refuse to continue from shards whose images have changed since; shards that are damaged are labelled again."""
+    """Raise if images of finished shards have changed; mark damaged shards to be labelled again."""
     store, size, lookahead = task.store, task.options.rows_per_shard, 4 * task.num_threads
     finished = {(shard.part, shard.chunk): shard for shard in store.finished()}
     if not finished or task.source.is_remote:
@@ -231,7 +233,7 @@ def _differences(old: Any, new: Any) -> Iterator[str]:
 
 
 def _sample_images(source: ImageSource, options: OutputOptions) -> Iterator[Image.Image]:
-    """Images from all over a source, for a labeller that is fitted to it."""
+    """A sample of a source's images, to fit a labeller."""
     for record in source.sample(options.rows_per_shard):
         prepared = prepare_image(record, options)
         if not isinstance(prepared, Reject):
@@ -263,7 +265,7 @@ def _run(task: LabellingTask, engine: str, num_workers: int, ray_options: dict[s
                 rejected += len(shard.rejects)
                 bar.set_postfix(rejected=rejected, refresh=False)
     finally:
-        # Written for a job that is stopped, too: its rejects may tell why.
+        # Also for a job that stops: its rejects may explain why.
         splits = _finished_shards(store.root)
         _write_lists(store.root, splits)
     seconds = time.perf_counter() - started
@@ -326,8 +328,8 @@ def _write_card(task: LabellingTask, finished: dict[str, list[ShardInfo]]) -> No
             }
         ],
     )
-    # `datasets` caches a folder under its name and a checksum of this head. Without the sizes, another dataset in a
-    # folder of the same name would be taken for this one.
+    # `datasets` caches a folder by its name and a checksum of this metadata. The sizes tell it apart from another
+    # dataset in a folder of the same name.
     size = sum(split["bytes"] for split in splits)
     info = datasets.DatasetInfo(
         features=task.features,

@@ -36,7 +36,7 @@ def run_ray(
 ) -> Iterator[ShardInfo]:
     """
     Label parts on a Ray cluster. Actors label parts and write shards to the dataset's folder, which every machine must
-    see under the same path. The shards are those of [`run_local`], if the machines compute the same.
+    see under the same path. The shards equal those of [`run_local`] if the machines compute the same numbers.
 
     Args:
         task, parts: As for [`run_local`].
@@ -49,13 +49,12 @@ def run_ray(
 
     Yields:
         Shards as their parts are finished.
-
     """
     import ray
 
     was_running = ray.is_initialized()
     if not was_running:
-        # The dashboard is only refused where Ray starts here; a cluster has its own.
+        # No dashboard if Ray starts here; a cluster has its own.
         dashboard = False if address is None else None
         ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     try:
@@ -72,7 +71,7 @@ def run_ray(
             num_gpus=num_gpus,
             num_cpus=1 if num_cpus is None else num_cpus,
         )
-        # Ray's plans and resources are of no interest here. Importing it sets its level, so this comes after.
+        # Hide Ray's plans and resources. Importing ray.data sets its level, so this comes after.
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         for row in results.iter_rows():
             shard = ShardInfo.from_json(row["shard"])

@@ -1,4 +1,4 @@
-"""The stations of an image: a record of a source, the decoded image, its label maps, the row of the dataset."""
+"""The steps of an image: source record, decoded image, label maps, row of the dataset."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SourceRecord:
     image_id: str
     """Unique within the dataset."""
     location: str
-    """Where to find it: a path, or a file and the place in it."""
+    """A path, or a file and the place in it, for messages."""
     value: Any
     """A path, encoded bytes, or `{"bytes", "path"}`."""
     label: int | None = None
@@ -213,8 +213,8 @@ def number_instances(instance: np.ndarray) -> np.ndarray:
 def encode_label_map(label_map: np.ndarray) -> bytes:
     """
     Encode ids as a single-channel PNG: 8 bits if ids are below 255, else 16; -100 becomes 255 or 65535. An 8-bit map
-    gets a palette if that makes it smaller, as it does large maps. A viewer then shows colours, and it decodes in
-    three quarters of the time.
+    gets a palette if that makes it smaller, which is so for large maps; a viewer then shows colours, and decoding
+    takes a quarter less time.
 
     Raises:
         `ValueError`: if an id does not fit into 16 bits.

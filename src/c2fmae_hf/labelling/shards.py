@@ -1,7 +1,7 @@
 """
-The dataset on disk. A shard is a Parquet file that appears when it is complete, and a small JSON file of its contents,
-written after it; a shard with both is finished. Both depend only on source, labeller and options, so an interrupted
-job ends with the same bytes as an uninterrupted one.
+The dataset on disk. A shard is a Parquet file, which appears when it is complete, and then a small JSON file that
+describes it; a shard with both is finished. Both depend only on source, labeller and options, so an interrupted job
+ends with the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -75,8 +75,10 @@ class ShardInfo:
     @classmethod
     def from_json(cls, text: str) -> ShardInfo:
         """
+        Read what [`to_json`] wrote.
+
         Raises:
-            `ValueError`: if the text is not of a shard, or its numbers do not agree.
+            `ValueError`: if the text does not describe a shard, or its numbers do not agree.
         """
         try:
             values = json.loads(text)
@@ -87,7 +89,7 @@ class ShardInfo:
         except (TypeError, KeyError, AttributeError):
             is_sound = False
         if not is_sound:
-            raise ValueError("expected the contents of a shard, got others")
+            raise ValueError("expected the description of a shard, got something else")
         return info
 
 
@@ -150,7 +152,7 @@ class ShardStore:
         return info if is_whole else None
 
     def drop(self, info: ShardInfo) -> None:
-        """Delete what says that a shard is finished."""
+        """Delete the JSON file of a shard, so that it is no longer finished."""
         (self.infos / f"{info.name}.json").unlink()
 
     @contextmanager

@@ -1,1 +1,1 @@
-"""Records of runs, the model card they give, and a saved model as a repository on the Hub."""
+"""Records of runs, model cards, and publishing on the Hub."""

@@ -1,4 +1,4 @@
-"""Fingerprints of weights, by which records find the model they belong to."""
+"""Fingerprints of weights, which tell the model that a record belongs to."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import nn
 @torch.no_grad()
 def encoder_fingerprint(model: nn.Module) -> str:
     """
-    SHA-256 of the encoder's weights, whatever file, class or device they are in: by it a result is known to be of
-    these weights and no others. The table of positions does not count, which is resampled for images of another size.
+    SHA-256 of the encoder's weights, independent of file, model class and device. It leaves out the position table,
+    which is resampled for images of another size.
 
     Args:
-        model: A C2FMAE model; of any other model all weights count.
+        model: A C2FMAE model. For any other model, all weights count.
     """
     prefix = "c2fmae."
     state = model.state_dict()
@@ -28,7 +28,7 @@ def encoder_fingerprint(model: nn.Module) -> str:
 
 @torch.no_grad()
 def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all weights under the names of the model's class: heads and decoders count as well."""
+    """SHA-256 of all weights, with heads and decoders, under the names of the model's class."""
     return _fingerprint(model.state_dict())
 
 

@@ -1,9 +1,10 @@
-"""Publishing on the Hub: weights, card, records and licence in one commit. What the Hub refuses is explained."""
+"""Publishing on the Hub: weights, card, records and licence in one commit, with messages that explain refusals."""
 
 from __future__ import annotations
 
 import logging
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..modeling_c2fmae import C2FMAEPreTrainedModel
 from ..utils.files import replace_folder, write_json
 from .licences import inherited_license
-from .model_card import DEFAULT_LICENSE, CardFacts, build_card, own_config
+from .model_card import DEFAULT_LICENSE, PICTURE, CardFacts, build_card, own_config
 from .records import Run, hub_name, runs_of_weights
 from .redaction import TOKEN_PATTERN
 from .repository import save_repository
@@ -33,15 +34,15 @@ logger = logging.getLogger(__name__)
 # Files of a publication, besides its code.
 OWN_FILES = re.compile(
     r"(model(-\d+-of-\d+)?|decoder|decode_head|fpn|label_embed)\.safetensors|model\.safetensors\.index\.json"
-    r"|preprocessor_config\.json|runs/[^/]+/[^/]+\.json"
+    rf"|preprocessor_config\.json|{re.escape(PICTURE)}|runs/[^/]+/[^/]+\.json"
 )
-# The client's base class of answers and broken connections: of httpx or httpx2, by its version.
+# Base class of the client's errors: httpx's or httpx2's, depending on its version.
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 NOTHING = "Nothing was published"
 
 
 class HubError(RuntimeError):
-    """What went wrong and what to do, in one line. It never holds a token."""
+    """What went wrong and what to do, in one line, without any token."""
 
 
 def push_to_hub(
@@ -61,30 +62,32 @@ def push_to_hub(
     custom_code: bool = True,
     license_text: str | None = None,
     tags: Sequence[str] | None = None,
+    picture: Path | None = None,
 ) -> CommitInfo:
     """
     Publish a model with configuration, image processor, timm's keys, model card, records and licence in one commit.
 
     Args:
         model: A C2FMAE model, or one that is built on it.
-        repo_id (`str`): `name` or `owner/name`; made if it is not there.
-        processor (*optional*): The image processor; by default that of a C2FMAE model's configuration.
+        repo_id (`str`): `name` or `owner/name`; created if it does not exist.
+        processor (*optional*): The image processor; by default one made from a C2FMAE model's configuration.
         runs: Records of training and evaluation for the card, from [`~c2fmae_hf.publishing.records.load_run`].
-        facts (*optional*): What no record knows, for the card.
-        private (`bool`, *optional*): Whether a new repository is private; by default as the account is set.
-        token (*optional*): By default the one of `hf auth login` or `HF_TOKEN`.
-        revision (`str`, *optional*): Branch, made if it is not there; by default `main`.
+        facts (*optional*): Facts for the card that are not in the records.
+        private (`bool`, *optional*): Whether a new repository is private; by default the account's setting.
+        token (*optional*): By default the one from `hf auth login` or `HF_TOKEN`.
+        revision (`str`, *optional*): Branch, created if it does not exist; by default `main`.
         subfolder (`str`, *optional*): Folder in the repository. It gets no code: `trust_remote_code` reads the root.
-        create_pr (`bool`): Open a pull request instead, as for another's repository.
+        create_pr (`bool`): Open a pull request instead, for example in someone else's repository.
         commit_message, commit_description (`str`, *optional*).
         custom_code, license_text: See [`~c2fmae_hf.publishing.repository.save_repository`].
-        tags (*optional*): Further tags of the card.
+        tags (*optional*): Further tags for the card.
+        picture (*optional*): A PNG of predictions, which the card shows. It is published as `predictions.png`.
 
     Returns:
-        `CommitInfo`: of the commit that holds everything.
+        `CommitInfo`: The commit.
 
     Raises:
-        [`HubError`]: if the Hub refuses, weights of others have no licence, or a file holds an access token.
+        [`HubError`]: if the Hub refuses, others' weights have no licence, or a file holds an access token.
         `ValueError`: if a run's result belongs to other weights.
     """
     facts = facts or CardFacts()
@@ -105,6 +108,7 @@ def push_to_hub(
             license_text=license_text,
             revision=revision,
             subfolder=subfolder,
+            picture=picture,
         )
         _check_secrets(folder, token)
         prefix = f"{subfolder.strip('/')}/" if subfolder else ""
@@ -145,10 +149,11 @@ def write_repository(
     license_text: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
+    picture: Path | None = None,
 ) -> None:
     """
-    Write all files of the repository as they would be published, to look at them first. Arguments and errors are those
-    of [`push_to_hub`]; the folder is new or empty.
+    Write the repository to a new or empty folder, to look at it before publishing. Arguments and errors are those of
+    [`push_to_hub`].
     """
     _check_name(repo_id)
     runs = runs_of_weights(runs, model)
@@ -171,6 +176,8 @@ def write_repository(
         for run in runs:
             for name, content in run.files.items():
                 write_json(temporary / name, content)
+        if picture is not None:
+            shutil.copyfile(picture, temporary / PICTURE)
         try:
             card = build_card(
                 repo_id,
@@ -196,18 +203,18 @@ def check_license(
     model: PreTrainedModel, facts: CardFacts | None, license_text: str | None, runs: Sequence[Run] = ()
 ) -> None:
     """
-    Weights that others have made, or that were trained further from such, are not ours to license.
+    Check that weights made or trained from others' weights keep the licence of those.
 
     Raises:
-        [`HubError`]: if they have no licence, another one than the weights that they were made from came with, or
-            another than Apache-2.0 without its text.
+        [`HubError`]: if the licence is missing, differs from that of the weights which the model started from, or is
+            not Apache-2.0 and comes without its text.
     """
     name = facts.license if facts is not None else None
     inherited = inherited_license(model)
     if inherited is not None:
         is_its_text = license_text is not None and license_text.split() == inherited.text.split()
         if not inherited.is_named and is_its_text and name is not None:
-            return  # under the name that its owner gives it
+            return  # the caller names a licence that no card names
         given = (name, facts.license_name if facts is not None else None)
         for got, expected in zip(given, (inherited.license, inherited.license_name)):
             if got is not None and got.lower() != (expected or "").lower():
@@ -240,7 +247,7 @@ def check_license(
 
 
 def _origin(model: PreTrainedModel, runs: Sequence[Run]) -> str | None:
-    """Name of the weights that a model was made from; `None` if it was trained from scratch."""
+    """Name of the weights that a model started from; `None` if it was trained from scratch."""
     own = own_config(model.config)
     others = [own.converted_from if own is not None else model.name_or_path or "another library's model"]
     others += [hub_name(model.name_or_path), *(run.record.get("base_model") for run in runs if run.role == "made")]
@@ -249,16 +256,18 @@ def _origin(model: PreTrainedModel, runs: Sequence[Run]) -> str | None:
 
 def _compare_with_origin(api: HfApi, origin: str | None, license: str | None) -> None:
     """
+    Compare a licence with the one on the card of the original weights.
+
     Raises:
-        [`HubError`]: if the card of the weights that a model was made from names another licence.
+        [`HubError`]: if the card of the weights that a model started from names another licence.
     """
     if hub_name(origin) is None:
         return
     said = None
     try:
         said = ModelCard.load(api.hf_hub_download(str(origin), "README.md")).data.license
-    except (HTTP_ERROR, OSError, ValueError, yaml.YAMLError) as error:  # no card, or none that can be read
-        logger.warning("The card of %s, which may name a licence, cannot be read: %s", origin, type(error).__name__)
+    except (HTTP_ERROR, OSError, ValueError, yaml.YAMLError) as error:  # no readable card
+        logger.warning("Cannot read the card of %s, which may name a licence: %s", origin, type(error).__name__)
     if said not in (None, license):
         raise HubError(
             f"license: expected {said}, that of {origin}, from which the weights were made, got {license}. {NOTHING}"
@@ -275,10 +284,10 @@ def prepare_repository(
     token: str | bool | None = None,
 ) -> str:
     """
-    Make the repository before the work whose result it is for, and say now what would fail after it.
+    Create the repository before the training, so that what would fail afterwards fails now.
 
     Returns:
-        `str`: Its name with its owner.
+        `str`: `owner/name`.
 
     Raises:
         [`HubError`]: as [`push_to_hub`] would.
@@ -295,7 +304,7 @@ def prepare_repository(
 
 
 def _left_over(api: HfApi, repo_id: str, revision: str | None, prefix: str) -> set[str]:
-    """Files of an earlier publication of ours in the repository; none if the model there is another."""
+    """Files of an earlier publication of a C2FMAE model in the repository; none if it holds another model."""
     paths = api.list_repo_files(repo_id, revision=revision)
     if f"{prefix}config.json" not in paths:
         return set()
@@ -322,8 +331,10 @@ def _check_name(repo_id: str) -> None:
 
 def _check_secrets(folder: Path, token: str | bool | None = None) -> None:
     """
+    Search all text files for access tokens.
+
     Raises:
-        [`HubError`]: naming the file that holds something like an access token.
+        [`HubError`]: naming the file that holds what looks like an access token.
     """
     secret = token if isinstance(token, str) else get_token()
     for path in _files(folder):
@@ -335,15 +346,15 @@ def _check_secrets(folder: Path, token: str | bool | None = None) -> None:
             raise HubError(f"{name} holds what looks like an access token; remove it. {NOTHING}")
 
 
-# The Hub's answers
+# Answers of the Hub
 
 
 def _ask(repo_id: str, token: str | bool | None, action: Callable[[HfApi, str], T]) -> T:
     """
-    Do something with a repository.
+    Run an action on a repository and explain the Hub's errors.
 
     Args:
-        action: Given the client and the repository's name with its owner.
+        action: Called with the client and `owner/name`.
 
     Raises:
         [`HubError`]: if the Hub refuses or does not answer.
@@ -357,7 +368,7 @@ def _ask(repo_id: str, token: str | bool | None, action: Callable[[HfApi, str], 
         )
     try:
         account = api.whoami()
-        if account.get("auth", {}).get("accessToken", {}).get("role") == "read":  # OAuth's have no role
+        if account.get("auth", {}).get("accessToken", {}).get("role") == "read":  # OAuth tokens have no role
             raise HubError(
                 f"the access token of {account['name']} may only read; make one that may write at {settings}. "
                 f"{NOTHING}"
@@ -371,11 +382,11 @@ def _ask(repo_id: str, token: str | bool | None, action: Callable[[HfApi, str], 
 
 
 def _explain(error: BaseException, endpoint: str, repo_id: str, account: dict[str, Any]) -> str | None:
-    """One line for what people run into; `None` for what is not the Hub's doing."""
+    """One line on a common error; `None` if the error does not come from the Hub."""
     settings = f"{endpoint}/settings/tokens"
     if isinstance(error, OfflineModeIsEnabled):
-        return f"HF_HUB_OFFLINE is set, so that the Hub is not asked. {NOTHING}"
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of the client's upload
+        return f"HF_HUB_OFFLINE is set, so the Hub cannot be reached; unset it. {NOTHING}"
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # raised by the client's upload
         error = error.__cause__
     if not isinstance(error, (HTTP_ERROR, ConnectionError, TimeoutError)):
         return None

@@ -1,4 +1,4 @@
-"""Licences follow weights: what was trained from weights under a licence is published under it, with its text."""
+"""Licences follow weights: a model trained from others' weights is published under their licence, with its text."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 LICENSE_FILE = "LICENSE"
-# Where a licence's text may lie, the first that is there.
+# Names of files with a licence's text, in order of preference.
 _NAMES = (LICENSE_FILE, "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md", "COPYING")
 _APACHE = "apache-2.0"
-# The appendix below it is filled in by whoever uses the licence.
+# The appendix after this line differs between users of the licence.
 _END_OF_APACHE = "END OF TERMS AND CONDITIONS"
 _NO_TEXT = "The model card of the weights that these were made from names their licence"
 
@@ -28,14 +28,14 @@ _NO_TEXT = "The model card of the weights that these were made from names their 
 @dataclass(frozen=True)
 class Inherited:
     """
-    The licence of the weights that a model was made from.
+    The licence of the weights that a model started from.
 
     Args:
-        text (`str`): As it lay beside them.
-        license (`str`): As the Hub names it; `other` if their card does not say.
-        license_name (`str`, *optional*): Short name of an `other` one.
-        is_named (`bool`): Whether their card says.
-        has_text (`bool`): Whether `text` is the licence's; otherwise a sentence stands in its place.
+        text (`str`): Its text, from the folder of the weights.
+        license (`str`): Its name on the Hub; `other` if their card does not name it.
+        license_name (`str`, *optional*): Short name of an `other` licence.
+        is_named (`bool`): Whether their card names it.
+        has_text (`bool`): Whether `text` is the licence's; otherwise it is a sentence with the licence's name.
     """
 
     text: str
@@ -46,7 +46,7 @@ class Inherited:
 
 
 def own_license() -> str:
-    """Text of Apache-2.0, this package's."""
+    """Text of this package's licence, Apache-2.0."""
     distribution = metadata.distribution("c2fmae-hf")
     text = distribution.read_text("licenses/LICENSE") or distribution.read_text("LICENSE")
     if text is None:
@@ -55,13 +55,13 @@ def own_license() -> str:
 
 
 def is_apache(text: str) -> bool:
-    """Whether a text is that of Apache-2.0, whosever name stands in its appendix."""
+    """Whether a text is that of Apache-2.0, whatever its appendix says."""
     terms = [one.partition(_END_OF_APACHE)[0].split() for one in (text, own_license())]
     return terms[0] == terms[1]
 
 
 def read_license(folder: Path) -> str | None:
-    """The text of the licence in a folder; `None` if there is none, or an empty one."""
+    """Text of the licence in a folder; `None` if it is missing or empty."""
     for name in _NAMES:
         if (folder / name).is_file():
             content = (folder / name).read_bytes()
@@ -74,7 +74,7 @@ def read_license(folder: Path) -> str | None:
 
 
 def read_card(folder: Path) -> tuple[str | None, str | None]:
-    """The licence that the card in a folder names, and the short name of an `other` one; `None` where it does not."""
+    """Licence and short name of an `other` licence on the card in a folder; `None` where the card lacks them."""
     try:
         data = ModelCard.load(folder / "README.md").data
     except (OSError, ValueError, yaml.YAMLError):  # no card of a model
@@ -85,8 +85,7 @@ def read_card(folder: Path) -> tuple[str | None, str | None]:
 
 def inherited_license(model: nn.Module) -> Inherited | None:
     """
-    The licence that a model's weights came with: of the folder that it, or a part of it, was loaded from. `None` if
-    there was none, or Apache-2.0.
+    Licence of the folder that a model, or a part of it, was loaded from. `None` if it has none, or Apache-2.0.
     """
     texts: list[Any] = [getattr(part, "license_text", None) for part in model.modules()]
     text = next(filter(None, texts), None)
@@ -97,15 +96,15 @@ def inherited_license(model: nn.Module) -> Inherited | None:
     if not isinstance(text, str) or is_apache(text):
         return None
     license, name = read_card(folder) if is_there and license_of(folder) == text else (None, None)
-    if license in (None, _APACHE):  # which the text is not, whatever a later card says
+    if license in (None, _APACHE):  # the text is not Apache-2.0, even if a later card says so
         return Inherited(text, "other", "as-its-source", is_named=False)
     return Inherited(text, str(license), name if license == "other" else None, has_text=not text.startswith(_NO_TEXT))
 
 
 def license_of(folder: Path) -> str | None:
     """
-    The text of the licence in a folder, or a sentence in its place where only a card names one; `None` if neither
-    does, or the card alone says Apache-2.0.
+    Text of the licence in a folder, or a sentence with its name if only the card names one. `None` if there is
+    neither, or only a card that names Apache-2.0.
     """
     text = read_license(folder)
     if text:
@@ -117,14 +116,14 @@ def license_of(folder: Path) -> str | None:
 
 
 def note_license(model: Any, name: str | os.PathLike, subfolder: str = "") -> None:
-    """Keep the text of the licence, if the folder that a model was loaded from has one, or a card that names one."""
+    """Keep the licence of the folder that a model was loaded from, if it has one, as `model.license_text`."""
     folder = Path(name, subfolder)
     if folder.is_dir():
         model.license_text = license_of(folder)
 
 
 def carry_license(model: nn.Module, folder: str | os.PathLike) -> None:
-    """Write the licence that a model's weights came with beside them, if there is one, over that of earlier ones."""
+    """Write the inherited licence of a model, if any, into the folder that it is saved to, replacing another one."""
     inherited, path = inherited_license(model), Path(folder) / LICENSE_FILE
     if inherited is None or not path.parent.is_dir():
         return

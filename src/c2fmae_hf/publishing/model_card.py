@@ -1,12 +1,12 @@
-"""Model cards, rendered from a configuration and from the records that runs leave behind. Records are not verified."""
+"""Model cards, rendered from a configuration and the records of runs. Records are not verified."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,22 @@ from .records import METRICS, Figure, Run, data_of, figures_of, task_name
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 HUB_NAME = r"[\w.-]+/[\w.-]+"
 DEFAULT_LICENSE = "apache-2.0"
+# File of a picture of predictions in a repository; the card shows it.
+PICTURE = "predictions.png"
+DEFAULT_CAPTION = "Predictions for a few photographs, made with these weights."
 DEFAULT_DATA = (
-    "The training data, the origin of their label maps, and the licences of both are not stated. Weights may inherit "
-    "obligations from both: ask before you rely on them."
+    "The training data, the source of its label maps and the licences of both are not stated. The weights may inherit "
+    "obligations from both: ask before you use them."
 )
 DEFAULT_LIMITS = (
-    "Not tested for bias. What the encoder knows of objects comes from the label maps that it was trained with: "
-    "classes that a labeller confuses or omits, it is likely to confuse as well. Not fit for identifying people or "
-    "for decisions about them."
+    "Not tested for bias. The encoder learned objects from label maps: it is likely to confuse the classes that the "
+    "labeller confused or missed. Not fit for identifying people or for decisions about them."
 )
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a model's class means on a hub, and the class of transformers that loads it."""
+    """How the Hub and transformers treat a model class."""
 
     description: str
     pipeline_tag: str
@@ -75,18 +77,20 @@ _TASKS_OF_OTHERS = {
 @dataclass(frozen=True)
 class CardFacts:
     """
-    What no record knows.
+    Facts for a card that are not in the records of runs.
 
     Args:
-        license (`str`, *optional*): The weights' licence, as the Hub names it. By default Apache-2.0; of weights of
-            others it must be given, see [`~c2fmae_hf.publishing.hub.check_license`].
-        datasets: Names of datasets on the Hub that the weights were trained on; by default those of the records.
-        base_model (*optional*): Name on the Hub of the model that was trained further or converted; by default that of
-            the records or the configuration.
-        data (`str`): On the data, the labels and their licences.
-        limits (`str`): What the model is not to be used for.
+        license (`str`, *optional*): The weights' licence, as the Hub names it. By default Apache-2.0; required for
+            weights that others made, see [`~c2fmae_hf.publishing.hub.check_license`].
+        datasets: Hub names of the datasets that the weights were trained on; by default those in the records.
+        base_model (*optional*): Hub name of the model that was fine-tuned or converted; by default the one in the
+            records or the configuration.
+        data (`str`): Text on the data, the labels and their licences.
+        limits (`str`): Text on what the model must not be used for.
         tags: Further tags.
         license_name (`str`, *optional*): Short name of a licence that the Hub calls `other`.
+        caption (`str`): Text below the picture of predictions, if there is one.
+        data_names: Dataset names in the records, mapped to the names that the card shows instead.
     """
 
     license: str | None = None
@@ -96,11 +100,13 @@ class CardFacts:
     limits: str = DEFAULT_LIMITS
     tags: tuple[str, ...] = ()
     license_name: str | None = None
+    caption: str = DEFAULT_CAPTION
+    data_names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Address:
-    """Where on the Hub the model is, and how code says so."""
+    """Where the model is: on the Hub or in a folder."""
 
     name: str
     revision: str | None = None
@@ -109,7 +115,7 @@ class _Address:
 
     @property
     def arguments(self) -> str:
-        """Of `from_pretrained`."""
+        """Arguments of `from_pretrained`, as code."""
         if self.folder:
             return f'"{self.folder}"'
         named = {"revision": self.revision, "subfolder": self.subfolder}
@@ -123,7 +129,7 @@ class _Address:
 
     @property
     def records_url(self) -> str | None:
-        """`None` of what is on no hub, or has no owner's name by which a hub would find it."""
+        """`None` for a model that is not on the Hub, or whose name lacks the owner."""
         if self.folder or "/" not in self.name:
             return None
         folder = "/".join(filter(None, (quote(self.revision or "main", safe=""), self.subfolder, "runs")))
@@ -143,22 +149,25 @@ def build_card(
     folder: str | None = None,
 ) -> ModelCard:
     """
+    Render the card of a model.
+
     Args:
-        name (`str`): Of the repository.
+        name (`str`): Name of the repository.
         config: The model's configuration.
         model_class (`str`): Name of its class.
-        files: Names of the repository's files; none for weights that are not published.
-        runs: Records of training and evaluation. Runs that trained these weights come before those that scored them.
-        facts (*optional*): What no record knows.
-        revision, subfolder (`str`, *optional*): Branch and folder of the repository, which the card's code must name.
-        folder (`str`, *optional*): Of weights that are on no hub: where they are, as the card's code shall name it.
+        files: Names of the repository's files; empty if no weights are published.
+        runs: Records of training and evaluation, training first.
+        facts (*optional*): Facts that are not in the records.
+        revision, subfolder (`str`, *optional*): Branch and folder in the repository, for the card's code.
+        folder (`str`, *optional*): Folder of weights that are not on the Hub, for the card's code.
 
     Returns:
-        `ModelCard`: with metadata that hubs read.
+        `ModelCard`: Text and metadata.
     """
     address, facts = _Address(name, revision, subfolder, folder), facts or CardFacts()
     kind, own = _kind_of(model_class), own_config(config)
     figures = [figure for run in runs for figure in figures_of(run)]
+    figures = [replace(figure, data=facts.data_names.get(figure.data, figure.data)) for figure in figures]
     published = [figure for figure in figures if figure.is_last and math.isfinite(figure.value)] if files else []
     results = [_eval_result(address, figure) for figure in published]
     origin = own.converted_from if own is not None else None
@@ -196,8 +205,10 @@ def build_card(
         timm_keys=timm_keys,
         address=address,
         needs_package=_needs_package(config),
-        training=[_describe_training(run) for run in runs if run.is_training],
+        training=[_describe_training(run, facts.data_names) for run in runs if run.is_training],
         results=[_row(figure) for figure in figures],
+        picture=PICTURE if PICTURE in files else None,
+        caption=facts.caption.strip(),
         data=facts.data.strip(),
         limits=facts.limits.strip(),
     )
@@ -213,7 +224,7 @@ def _kind_of(model_class: str) -> Kind:
 
 
 def own_config(config: PreTrainedConfig) -> C2FMAEConfig | None:
-    """The encoder's, in a model on it, too; `None` if the encoder is another library's."""
+    """Configuration of the C2FMAE encoder in a model; `None` if the encoder is another library's."""
     for candidate in (config, getattr(config, "backbone_config", None)):
         if isinstance(candidate, C2FMAEConfig):
             return candidate
@@ -221,13 +232,13 @@ def own_config(config: PreTrainedConfig) -> C2FMAEConfig | None:
 
 
 def _datasets_of(runs: Sequence[Run]) -> list[str]:
-    """Names on a hub of what the weights were trained on."""
+    """Hub names of the datasets that the weights were trained on."""
     names = [data_of(run) for run in runs if run.is_training]
     return [name for name in dict.fromkeys(names) if re.fullmatch(HUB_NAME, name)]
 
 
 def _base_model_of(runs: Sequence[Run], origin: str | None) -> str | None:
-    """The name on a hub of what was trained further or, if that was converted, of the model that it was before."""
+    """Hub name of the model that was fine-tuned or, failing that, converted."""
     made = [run.record.get("base_model") for run in runs if run.role == "made"]
     names = [name for name in (*made, origin) if isinstance(name, str) and re.fullmatch(HUB_NAME, name)]
     return names[0] if names else None
@@ -242,7 +253,7 @@ def _row(figure: Figure) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Text as a cell of a table shows it, whatever is in it."""
+    """Escape text for a cell of a Markdown table."""
     text = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
 
@@ -258,7 +269,7 @@ def _eval_result(address: _Address, figure: Figure) -> EvalResult:
         metric_type=hub_metric,
         metric_name=f"{figure.task}: {shown_name.removesuffix(', %')}",
         metric_value=figure.value,
-        # Hubs group metrics by task and data, with one source for all; each one's own record is its argument.
+        # The Hub groups metrics by task and data, with one source for all, so each names its record here.
         metric_args={"record": figure.evidence},
         source_name="records in this repository" if url else None,
         source_url=url,
@@ -269,7 +280,7 @@ def _eval_result(address: _Address, figure: Figure) -> EvalResult:
 
 
 def count_parameters(config: PreTrainedConfig, model_class: str) -> dict[str, int]:
-    """Parameters of a C2FMAE configuration's encoder and decoder, without their memory; tables are no parameters."""
+    """Numbers of parameters of encoder and decoder, without allocating them. Fixed tables do not count."""
     own = own_config(config)
     if own is None:
         return {}
@@ -282,7 +293,7 @@ def count_parameters(config: PreTrainedConfig, model_class: str) -> dict[str, in
 
 
 def _class_names(config: PreTrainedConfig) -> list[str]:
-    """Names of classes for a cell of a table; none if there are only numbers."""
+    """Class names, escaped for a table cell; empty if the classes are only numbered."""
     labels = list((getattr(config, "id2label", None) or {}).values())
     if not labels or labels[0] == "LABEL_0":
         return []
@@ -290,14 +301,14 @@ def _class_names(config: PreTrainedConfig) -> list[str]:
 
 
 def _needs_package(config: PreTrainedConfig) -> bool:
-    """Whether any part of the model is of this package rather than transformers' own."""
+    """Whether loading the model needs this package."""
     parts = (config, getattr(config, "backbone_config", None))
     return any(type(part).__module__.startswith("c2fmae_hf") for part in parts)
 
 
-def _describe_training(run: Run) -> dict[str, Any]:
+def _describe_training(run: Run, data_names: Mapping[str, str]) -> dict[str, Any]:
     record = run.record
-    # These say nothing of the result.
+    # These do not affect the result.
     left_out = ("output_dir", "disable_tqdm", "report_to", "push_to_hub", "do_eval")
     arguments = {
         name: value
@@ -309,7 +320,7 @@ def _describe_training(run: Run) -> dict[str, Any]:
         "task": f"{task[0].upper()}{task[1:]}",
         "folder": run.folder,
         "record": record,
-        "data": data_of(run),
+        "data": data_names.get(data_of(run), data_of(run)),
         "state": next((content for content in run.files.values() if "log_history" in content), None),
         "duration": _duration(record["seconds"]),
         "arguments": "\n".join(f"{name}: {json.dumps(value)}" for name, value in arguments.items()),

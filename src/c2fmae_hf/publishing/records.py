@@ -1,4 +1,4 @@
-"""What a run was: its command, arguments, data, weights, versions, hardware and time. Model cards are made of it."""
+"""Records of runs, from which model cards are made: command, arguments, data, weights, versions, hardware, time."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ ARCHITECTURE_FIELDS = (
 
 class RunRecord:
     """
-    Begins when it is made.
+    Record of a run. The clock starts when it is created.
 
     Args:
-        task (`str`): What is done, such as `pretraining`.
-        arguments: Dataclasses of arguments; those that differ from their defaults are kept, tokens never.
-        rows: How many images there are to train on, `train`, and to judge by, `validation`.
-        splits: What the data calls these two.
-        starting_model (*optional*): The model before training, whose fingerprints and licence are kept.
+        task (`str`): Such as `pretraining`.
+        arguments: Dataclasses of arguments. Values that differ from their defaults are kept, except tokens.
+        rows: Number of images to train on (`train`) and to evaluate on (`validation`).
+        splits: Names of these two splits in the dataset.
+        starting_model (*optional*): The model before training. Its fingerprints and licence are kept.
         details: Further facts, such as the curriculum.
     """
 
@@ -57,7 +57,7 @@ class RunRecord:
     ) -> None:
         self._clock = time.perf_counter()
         changed = {name: value for group in arguments for name, value in changed_arguments(group).items()}
-        # Now, while it can be seen whether a name is that of a local folder.
+        # Now, while local folders can still be told from names on the Hub.
         data, base_model = changed.get("dataset_name") or changed.get("coco_dir"), changed.get("model")
         self.content: dict[str, Any] = {
             "task": task,
@@ -80,10 +80,10 @@ class RunRecord:
 
     def finish(self, model: nn.Module | None = None, **details: Any) -> dict[str, Any]:
         """
-        The record, as JSON can hold it.
+        The finished record, as JSON values.
 
         Args:
-            model (*optional*): The model after training, as it is saved, whose fingerprints are kept.
+            model (*optional*): The model after training, as saved. Its fingerprints are kept.
             details: Further facts.
         """
         content = {**self.content, **details, "seconds": round(time.perf_counter() - self._clock, 1)}
@@ -96,9 +96,9 @@ class RunRecord:
 
 def changed_arguments(group: Any) -> dict[str, Any]:
     """
-    Fields of a dataclass that differ from their defaults, but for tokens, objects, and what `__post_init__` makes of
-    an empty default (`None` to `False`). No second instance is made to compare with: one of `TrainingArguments` would
-    reset the state that the processes of a run share.
+    Fields of a dataclass that differ from their defaults, without tokens, objects, and empty defaults that
+    `__post_init__` changes to another empty value (`None` to `False`). Defaults are read from the fields, because
+    a second `TrainingArguments` would reset the state that the processes of a run share.
     """
     changed = {}
     for one in fields(group):
@@ -113,13 +113,13 @@ def changed_arguments(group: Any) -> dict[str, Any]:
 
 
 def _command() -> list[str]:
-    """The words of the command line; `python -m c2fmae_hf` is called `c2fmae`."""
+    """Words of the command line, with `c2fmae` for `python -m c2fmae_hf`."""
     name = "c2fmae" if Path(sys.argv[0]).name in ("c2fmae", "__main__.py") else sys.argv[0]
     return [name, *sys.argv[1:]]
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can hold it."""
+    """A value as JSON types."""
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
@@ -128,18 +128,18 @@ def _plain(value: Any) -> Any:
 
 
 def hub_name(name: Any) -> str | None:
-    """A model's name on a hub; `None` for a folder, and an architecture without an owner."""
+    """A model's name on the Hub; `None` for a folder or an architecture without an owner."""
     return name if isinstance(name, str) and name.count("/") == 1 and data_name(name) == name else None
 
 
 def architecture_of(config: Any) -> dict[str, Any]:
-    """What the table of sizes and the card say of a model; of another library's what has the same names."""
+    """Fields that describe an architecture, as far as the configuration has them."""
     config = getattr(config, "backbone_config", None) or config
     return {name: getattr(config, name) for name in ARCHITECTURE_FIELDS if hasattr(config, name)}
 
 
 def data_name(dataset: str | None) -> str:
-    """A dataset's name: that on a hub, or the last part of a local path."""
+    """A dataset's name: on the Hub, or the last part of a local path."""
     if not dataset:
         return "not recorded"
     is_file = any(character in dataset for character in "*?[") or dataset.endswith((".parquet", ".json", ".csv"))
@@ -148,13 +148,13 @@ def data_name(dataset: str | None) -> str:
         return dataset
     path = Path(dataset)
     name = path.name.replace("*", "").removesuffix(".parquet").strip("_-")
-    if name in ("", "dataset"):  # which says nothing: where `c2fmae pretrain` puts what it labels
+    if name in ("", "dataset"):  # `c2fmae pretrain` labels into OUTPUT_DIR/dataset
         name = path.absolute().parent.name or name
     return name or "not named"
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what computes."""
+    """Versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -185,7 +185,7 @@ def _processor_name() -> str:
 STATE_FILE = "trainer_state.json"
 DECODER_FILE = "decoder_results.json"
 RESULTS_FILE = "results.json"
-# Metrics of the records: what the table calls them, the Hub's name, and whether they are shares, shown as percentages.
+# Metrics in records: name in the card, name on the Hub, and whether they are shown as percentages.
 METRICS = {
     "eval_loss": ("held-out loss", "loss", False),
     "eval_semantic_loss": ("held-out semantic loss", "loss", False),
@@ -220,13 +220,13 @@ class Run:
     The records of one run.
 
     Args:
-        files: What each file holds, by its path in the repository, such as `runs/training/run.json`; without tokens,
-            passwords and the folders of the machine that it ran on, since it is to be published.
-        sources: Where each file is now.
-        role: What it has to do with the weights that it is published with: it `"made"` them, it `"made_encoder"`, of
-            which these are another class, it `"made_start"`, the encoder that they were trained from, it `"judged"`
-            them, or it `"transferred"` their encoder to a task. Its figures are of these weights if it made or judged
-            them.
+        files: Content of each file, by its path in the repository, such as `runs/training/run.json`. Ready to publish:
+            without tokens, passwords and local folders.
+        sources: Local path of each file.
+        role: How the run relates to the weights that it is published with. `"made"`: it trained them;
+            `"made_encoder"`: it trained their encoder, as part of another model class; `"made_start"`: it trained the
+            encoder that they started from; `"judged"`: it evaluated them; `"transferred"`: it trained a model for a
+            task from their encoder. Its results are results of these weights if it made or judged them.
     """
 
     files: dict[str, Any]
@@ -235,7 +235,7 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Command, arguments, hardware, ...; empty if a result was written without them."""
+        """Command, arguments, hardware, ...; empty if the run left only results."""
         for content in self.files.values():
             if "task" in content:
                 return content
@@ -245,22 +245,22 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Where its files are in the repository."""
+        """Folder of its files in the repository."""
         return next(iter(self.files)).rpartition("/")[0]
 
     @property
     def is_training(self) -> bool:
-        """Whether it trained the weights that it is published with, their encoder, or what they started from."""
+        """Whether it trained these weights, their encoder, or the encoder that they started from."""
         return self.role in ("made", "made_encoder", "made_start")
 
 
 def load_run(path: str | os.PathLike, name: str) -> Run:
     """
-    The records in a folder that a command wrote, or one `results.json`, whatever its name is now.
+    Load the records in a folder that a command wrote, or a single file of results under any name.
 
     Args:
         path: The folder, or the file.
-        name (`str`): Of the run within the repository.
+        name (`str`): Name of the run in the repository.
 
     Raises:
         `FileNotFoundError`: if there is neither `run.json` nor `results.json`.
@@ -270,7 +270,7 @@ def load_run(path: str | os.PathLike, name: str) -> Run:
     folder = path.parent if path.is_file() else path
     wanted = [RUN_FILE, RESULTS_FILE, STATE_FILE, DECODER_FILE]
     found = {file: folder / file for file in wanted if (folder / file).is_file()}
-    if path.is_file():  # whatever its name is
+    if path.is_file():
         found = {RESULTS_FILE: path}
     if not path.is_file() and not {RUN_FILE, RESULTS_FILE} & set(found):
         raise FileNotFoundError(f"{folder}: expected {RUN_FILE} or {RESULTS_FILE} of a run, found neither")
@@ -283,7 +283,7 @@ def load_run(path: str | os.PathLike, name: str) -> Run:
 
 def run_of_weights(run: Run, model: nn.Module) -> Run | None:
     """
-    The run with its role towards a model, by the fingerprints in its record; `None` if it is of other weights.
+    The run with its role for a model, from the fingerprints in its record; `None` if it belongs to other weights.
 
     Args:
         model: A C2FMAE model, or one that is built on it.
@@ -295,7 +295,7 @@ def run_of_weights(run: Run, model: nn.Module) -> Run | None:
     if record.get("starting_weights") == weights and "weights" not in record:
         return replace(run, role="judged")
     if record.get("task") == "pretraining":
-        # With another decoder it is another model.
+        # A pre-training model with another decoder is another model.
         is_encoder_s = record.get("encoder") == encoder and kind != "C2FMAEForPreTraining"
         return replace(run, role="made_encoder") if is_encoder_s else None
     is_start = record.get("starting_encoder") == encoder and kind in ("C2FMAEModel", "C2FMAEForPreTraining")
@@ -304,10 +304,10 @@ def run_of_weights(run: Run, model: nn.Module) -> Run | None:
 
 def runs_of_weights(runs: Sequence[Run], model: nn.Module) -> list[Run]:
     """
-    The runs with their roles towards a model; the one that made the encoder it started from is part of its history.
+    The runs with their roles for a model, including the run that trained the encoder it started from.
 
     Raises:
-        `ValueError`: naming a record of other weights.
+        `ValueError`: naming a record that belongs to other weights.
     """
     found = [run_of_weights(run, model) for run in runs]
     starts = {run.record.get("starting_encoder") for run in found if run is not None and run.is_training} - {None}
@@ -328,8 +328,8 @@ def runs_of_weights(runs: Sequence[Run], model: nn.Module) -> list[Run]:
 @dataclass(frozen=True)
 class Figure:
     """
-    One measured value: the task, the data, the metric's name in [`METRICS`], where the value stands, whether it is of
-    the weights that the run ended with, and the split of the data, if it is known.
+    One measured value: task, data, name in [`METRICS`], file and place of the value, whether it belongs to the run's
+    final weights, and the split of the data, if known.
     """
 
     task: str
@@ -355,20 +355,19 @@ class Figure:
 
 def figures_of(run: Run) -> list[Figure]:
     """
-    Everything that a run measured, in the order in which a reader wants it; of the losses of training the first and
-    the last.
+    All results of a run, in the order of the card. Of the losses during training, only the first and the last.
     """
     record = run.record
     task = record.get("task", "")
     figures: list[Figure] = []
-    if run.role in ("made_encoder", "made_start"):  # what it measured is of the whole that it made
+    if run.role in ("made_encoder", "made_start"):  # its results belong to the whole model that it trained
         return figures
-    # Losses of fine-tuning are of weights along the way, its score is of those that are saved.
+    # Losses of fine-tuning belong to intermediate weights, the score to the saved ones.
     is_scored = any(Path(file).name == RESULTS_FILE for file in run.files)
 
     def add(words: str, metric: str, value: Any, file: str, place: str, is_last: bool = True) -> None:
         hub_task = HUB_TASKS.get(task, "image-classification")
-        if run.role == "transferred":  # a result of another model
+        if run.role == "transferred":  # the result of another model
             words, is_last = f"{words}, from this encoder", False
         split = record.get("splits", {}).get("validation")
         figures.append(Figure(words, hub_task, data_of(run), metric, value, file, place, is_last, split))
@@ -379,13 +378,13 @@ def figures_of(run: Run) -> list[Figure]:
             protocol = content.get("protocol", "")
             for place, metric, value in _leaves(content.get("results", {}), "results"):
                 pooling = place.split(".")[1] if place.count(".") > 1 else ""
-                # Of the probes of a run one is saved; the other is of another head.
+                # A run saves one of its probes; the other's head is gone.
                 is_saved = pooling in ("", record.get("pooling", pooling)) or run.role != "made"
                 parts = (
                     task_name(task),
                     PROTOCOLS.get(protocol, protocol),
                     pooling and f"{pooling} pooling",
-                    "" if is_saved else "a head that is not here",
+                    "" if is_saved else "head not included",
                 )
                 add(", ".join(filter(None, parts)), metric, value, file, place, is_last=is_saved)
         elif kind == STATE_FILE and not is_scored:
@@ -407,12 +406,12 @@ def figures_of(run: Run) -> list[Figure]:
 
 
 def task_name(task: str) -> str:
-    """A record's task in words."""
+    """Name of a record's task for people."""
     return "pre-training" if task == "pretraining" else task.replace("_", " ")
 
 
 def data_of(run: Run) -> str:
-    """Name of the data that a run trained on or judged by."""
+    """Name of the data that a run trained or evaluated on."""
     return run.record.get("data", "not recorded")
 
 

@@ -1,4 +1,4 @@
-"""Secrets and the names of this machine's folders, which records do not hold."""
+"""Removal of secrets and local folders from records."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from typing import Any
 
 TOKEN_PATTERN = re.compile(r"hf_(?:[A-Za-z0-9]{20,}|(?:oauth|jwt)_[\w.-]{20,})")
 _PASSWORD_PATTERN = re.compile(r"(?<=://)[^/\s]+@")
-# What follows an address's question mark may be a signature or a key.
+# The query of a URL may hold a signature or a key.
 _QUERY_PATTERN = re.compile(r"(\w+://[^\s?#]+)\?[^\s#]*")
 _SECRET_OPTION = re.compile(r"--\S*(token|secret|passw|api[-_]?key)")
 
 
 def hide_secrets(content: Any) -> Any:
     """
-    Strings, on their own or in lists and mappings, without access tokens and, of addresses, without passwords and what
-    follows a question mark.
+    Replace access tokens, and the passwords and queries of URLs, in strings, lists and mappings.
     """
     if isinstance(content, list):
         return [hide_secrets(item) for item in content]
@@ -34,8 +33,7 @@ def hide_secrets(content: Any) -> Any:
 
 def hide_tokens(command: Sequence[str]) -> str:
     """
-    A command line to be recorded: without tokens and passwords, and of the program and absolute paths the last part
-    alone.
+    A command line for a record: no tokens or passwords, and only the last part of the program and of absolute paths.
     """
     words = [Path(command[0]).name, *command[1:]]
     for index, word in enumerate(words):
@@ -52,8 +50,8 @@ def hide_tokens(command: Sequence[str]) -> str:
 
 def hide_folders(content: Any) -> Any:
     """
-    Strings, on their own or in lists and mappings: of an absolute path, which may name a user or a machine, the last
-    part alone, as in `.../photos`.
+    Shorten absolute paths, which may name a user or a machine, to their last part, as in `.../photos`, in strings,
+    lists and mappings.
     """
     if isinstance(content, list):
         return [hide_folders(item) for item in content]

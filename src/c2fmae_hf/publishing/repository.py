@@ -1,10 +1,10 @@
 """
-A model as the files of a repository that transformers and timm both load.
+Saving a model as a repository that transformers and timm both load.
 
-`model.safetensors` holds what timm's `VisionTransformer` has, under timm's names: the encoder and, of a classifier,
-its head. What timm does not know is in files of its own (`decoder.safetensors`, ...), and an index leads transformers
-to all of them: one repository serves `AutoModel`, the whole model's class and `timm.create_model("hf-hub:...")`, and
-no weight is stored twice. `save_pretrained` writes the same names into one file, from which a Trainer resumes.
+`model.safetensors` holds the encoder and a classifier's head, under the names of timm's `VisionTransformer`. Weights
+that timm does not know are in further files (`decoder.safetensors`, ...); an index lists all of them for transformers.
+So one repository serves `AutoModel`, the model's own class and `timm.create_model("hf-hub:...")`, and no weight is
+stored twice. `save_pretrained` writes the same names into one file, from which a Trainer resumes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 
-# What a repository's own code offers to transformers without this package.
+# Classes that a repository's own code offers to transformers where this package is not installed.
 AUTO_CLASSES = {
     "AutoModel": C2FMAEModel,
     "AutoModelForPreTraining": C2FMAEForPreTraining,
@@ -53,8 +53,7 @@ AUTO_CLASSES = {
     "AutoBackbone": C2FMAEBackbone,
 }
 
-
-# Where the classes that are registered with the Auto classes are looked up.
+# Classes that are registered with the Auto classes.
 MAPPINGS = (
     transformers.MODEL_MAPPING,
     transformers.MODEL_FOR_PRETRAINING_MAPPING,
@@ -67,15 +66,15 @@ MAPPINGS = (
 
 def check_saved(name: str) -> None:
     """
-    Tell a mistyped path from a name on the Hub, of which the libraries would otherwise speak; and name files of a
-    folder that are damaged, some of which they would pass over.
+    Report mistyped paths, which the libraries would take for names on the Hub, and damaged files, some of which they
+    would ignore.
 
     Args:
         name (`str`): A folder of a saved model, or a name on the Hub.
 
     Raises:
         `FileNotFoundError`: if it can be neither.
-        `ValueError`: naming a file that is no JSON object, or no safetensors file.
+        `ValueError`: naming a file that is not a JSON object or not a safetensors file.
     """
     path = Path(name)
     if path.exists() and not (path / CONFIG_FILE).is_file():
@@ -107,19 +106,18 @@ def not_found(name: str, error: Exception) -> str:
 
 def load_saved(name: str | os.PathLike) -> tuple[PreTrainedModel, Any]:
     """
-    Model and image processor that `save_pretrained` or a command wrote; the model's class is the one that
-    `config.json` names.
+    Load a model and its image processor from what `save_pretrained` or a command wrote. `config.json` names the
+    model's class.
 
     Args:
         name: A folder, or a name on the Hub.
 
     Returns:
-        The model, and the processor, or `None` if there is none.
+        The model, and the processor or `None`.
 
     Raises:
         `FileNotFoundError`: if there is no `config.json`.
-        `ValueError`: if it names no class that is known, or the weights are not exactly those of the class: what a
-            model lacks would be random.
+        `ValueError`: if it names no known class, or weights of the class are missing, which would be random.
     """
     check_saved(str(name))
     try:
@@ -157,7 +155,7 @@ def load_saved(name: str | os.PathLike) -> tuple[PreTrainedModel, Any]:
 
 
 def _class_of(config_class: type, name: str) -> type[PreTrainedModel] | None:
-    """The model class of that name that the libraries' Auto classes, or transformers itself, know."""
+    """The model class of that name, from the Auto classes or transformers itself."""
     registered = (mapping.get(config_class, None) for mapping in MAPPINGS)
     known = [found for one in registered for found in (one if isinstance(one, tuple) else (one,))]
     model_class = next((found for found in known if found is not None and found.__name__ == name), None)
@@ -245,7 +243,7 @@ def _check_processor(config: C2FMAEConfig, processor: Any, is_fixed_size: bool) 
 
 
 def _save_weights(model: Any, folder: Path) -> dict[str, Any]:
-    """The files of weights; returns what the configuration must say of them."""
+    """Write the files of weights; return the fields for the configuration."""
     files: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in model.state_dict().items():
         name = model.saved_name(name)
@@ -266,7 +264,7 @@ def _save_weights(model: Any, folder: Path) -> dict[str, Any]:
 
 
 def _save_code(model: PreTrainedModel, folder: Path, processor: Any) -> dict[str, str]:
-    """Modules of this package, by the library's own function; returns what they offer."""
+    """Write modules of this package with transformers' own function; return the `auto_map`."""
 
     def reference(of: type) -> str:
         return f"{of.__module__.rpartition('.')[2]}.{of.__name__}"
@@ -276,8 +274,8 @@ def _save_code(model: PreTrainedModel, folder: Path, processor: Any) -> dict[str
     if isinstance(processor, C2FMAEImageProcessor):
         custom_object_save(processor, folder)
         offered["AutoImageProcessor"] = C2FMAEImageProcessor
-        # In config.json alone: from a name or code in the processor's own file the library's pipelines infer code for
-        # videos, and ask at the terminal whether to run it.
+        # Only in config.json: given a name or code in the processor's own file, pipelines expect code for videos and
+        # ask at the terminal whether to run it.
         _update_json(folder / PROCESSOR_FILE, {}, without="image_processor_type")
     return {name: reference(of) for name, of in offered.items()}
 

@@ -1,4 +1,4 @@
-"""Labels made by people: the layouts of COCO, ADE20K and PASCAL VOC, mirrored folders, columns of a dataset."""
+"""Labels made by people: COCO, ADE20K, PASCAL VOC, mirrored folders, columns of a dataset."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ VOC_CLASSES = (
 
 class AnnotationLabeller(Labeller):
     """
-    Base class of layouts: reads maps instead of making them. An image whose annotation is missing, damaged or of
-    another size is rejected.
+    Base class for layouts of annotations. An image whose annotation is missing, damaged or of another size is
+    rejected.
     """
 
     batch_size = 1
-    summary = "The maps are the annotations of the source, and have its licence."
+    summary = "The maps are the annotations of the source and are under its licence."
     layout: str
 
     @property
@@ -117,7 +117,7 @@ class _CocoLabeller(AnnotationLabeller):
 
 
 def _why_outside(name: Any) -> str | None:
-    """Why a file is not read whose name leads out of the image folder, or is none; `None` if it may be read."""
+    """Why a file name is refused, such as one outside the image folder; `None` if it may be read."""
     try:
         check_inside(name)
     except ValueError as error:

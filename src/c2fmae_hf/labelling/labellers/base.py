@@ -15,7 +15,7 @@ from ..records import LabelMaps, PreparedImage, SourceRecord
 
 class Labeller(abc.ABC):
     """
-    Base class of labellers: a semantic and an instance map for each image of a batch.
+    Base class of labellers, which make a semantic and an instance map for each image of a batch.
 
     A labeller is built where a job starts, without loading weights. It is then pickled to the processes that label,
     each of which calls [`~Labeller.start`] once. Maps must depend only on the batch: batches are the same, however
@@ -26,7 +26,7 @@ class Labeller(abc.ABC):
         libraries (`tuple[str, ...]`): Distributions whose versions are recorded.
         id2label (`dict[int, str]`): Names of the semantic classes 0, 1, ... without gaps.
         batch_size (`int`): Images per call.
-        summary (`str`): Where the labels come from and what they are worth, for the dataset card.
+        summary (`str`): Source and quality of the labels, for the dataset card.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Labeller(abc.ABC):
         Files from which a record's maps are read.
 
         Raises:
-            `ValueError`: if it cannot be told which.
+            `ValueError`: if the files are unknown.
         """
         return []
 
@@ -76,7 +76,7 @@ class Labeller(abc.ABC):
 
 
 def unique_names(id2label: dict[int, str]) -> dict[int, str]:
-    """Fill gaps and tell repeated names apart by their ids, as a `ClassLabel` needs it."""
+    """Fill gaps and append ids to repeated names, because a `ClassLabel` needs unique names."""
     names: dict[int, str] = {}
     taken: set[str] = set()
     for index in range(max(id2label) + 1):

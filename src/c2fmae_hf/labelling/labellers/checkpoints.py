@@ -1,4 +1,4 @@
-"""Segmentation checkpoints: thing classes, identity, device and precision."""
+"""Helpers for segmentation checkpoints: thing classes, identity, device and precision."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """
-Labels without a trained model: regions of similar colour (scikit-image), grouped into classes by clustering their
-descriptors over the dataset (scikit-learn). Needs no weights, and does not know objects.
+Labels without a trained model: regions of similar colour (scikit-image), whose descriptors are clustered into classes
+over the dataset (scikit-learn). Needs no weights, and does not know objects.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _FITTED_FILE = "classical.safetensors"
 
 class ClassicalLabeller(Labeller):
     """
-    Semantic classes are clusters of regions of similar colour, texture and height in the image. Instances are regions
-    that are neither specks nor background.
+    Labeller whose semantic classes are clusters of regions of similar colour, texture and height in the image, and
+    whose instances are the regions of medium size.
 
     Args:
         num_classes (`int`): Semantic classes.
@@ -52,9 +52,9 @@ class ClassicalLabeller(Labeller):
     libraries = ("scikit-image", "scikit-learn")
     batch_size = 1
     summary = (
-        "The maps come from a classical segmentation: regions of similar colour stand for instances, and clusters of "
-        "regions of similar colour and texture for semantic classes. No trained model took part, and the maps know "
-        "nothing of objects: one object may be many instances, and a class is a colour rather than a thing."
+        "The maps come from classical segmentation without a trained model: instances are regions of similar colour, "
+        "and semantic classes are clusters of regions of similar colour and texture. They do not follow objects: one "
+        "object may be split into many instances, and a class is a colour rather than a kind of thing."
     )
 
     def __init__(
@@ -119,9 +119,9 @@ class ClassicalLabeller(Labeller):
         area = np.concatenate([share for _, share in described])
         mean, spread = descriptors.mean(axis=0), descriptors.std(axis=0) + 1e-6
         clustering = MiniBatchKMeans(self.num_classes, n_init=4, random_state=self.seed, batch_size=4096)
-        # One thread: another order of sums would give other classes on another machine.
+        # One thread, so that sums have the same order, and classes are the same, on every machine.
         with threadpool_limits(limits=1):
-            # Large regions matter more, but not in proportion.
+            # Large regions weigh more, but less than in proportion to their area.
             clustering.fit((descriptors - mean) / spread * _DESCRIPTOR_WEIGHTS, sample_weight=np.sqrt(area))
         self.fitted = {"mean": mean, "spread": spread, "centres": clustering.cluster_centers_.astype(np.float64)}
         return self
@@ -171,7 +171,7 @@ class ClassicalLabeller(Labeller):
             )
         pixels = np.asarray(image)
         if self.regions == "felzenszwalb":
-            # With the defaults about 23 regions in a photograph of COCO.
+            # About 23 regions in a photograph of COCO, with the defaults.
             regions = segmentation.felzenszwalb(
                 pixels, scale=self.scale, sigma=0.9, min_size=max(pixels.shape[0] * pixels.shape[1] // 250, 1)
             )

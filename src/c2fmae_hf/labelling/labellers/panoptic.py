@@ -70,7 +70,7 @@ class PanopticLabeller(Labeller):
         self.device_name, self.dtype_name = device, dtype
         self.summary = (
             f"The maps are predictions of `{Path(checkpoint).name if Path(checkpoint).is_dir() else checkpoint}` "
-            f"({self.config.model_type}) and inherit its mistakes, its classes and its licence; nobody checked them."
+            f"({self.config.model_type}) and inherit its mistakes, its classes and its licence; they were not checked."
         )
         self.model: Any = None
 

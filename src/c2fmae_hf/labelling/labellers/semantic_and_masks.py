@@ -129,7 +129,7 @@ class SemanticAndMasksLabeller(Labeller):
         names = [Path(name).name if Path(name).is_dir() else name for name in (checkpoint, mask_checkpoint)]
         self.summary = (
             f"Semantics are predictions of `{names[0]}`, instances of `{names[1]}`. The maps inherit their mistakes, "
-            "classes and licences; nobody checked them."
+            "classes and licences; they were not checked."
         )
         self.model: Any = None
 

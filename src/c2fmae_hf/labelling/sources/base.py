@@ -1,6 +1,6 @@
 """
-The interface of sources. A source is cut into parts. A part is read in order by one process and always yields the same
-records, so labelling can be spread over processes and machines, interrupted and continued.
+The interface of sources. A source is divided into parts. One process reads a part in order, and a part always yields
+the same records, so labelling can run on several processes and machines, stop and continue.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ImageSource(abc.ABC):
         """Records of a part, without the first `skip`."""
 
     def sample(self, records_per_part: int) -> Iterator[SourceRecord]:
-        """Records from all over the source, always the same: those of up to 64 parts, in turns."""
+        """A fixed sample of the source: records of up to 64 parts, in turns."""
         parts = self.parts(records_per_part)
         number = min(len(parts), 64)
         readers = [self.read(parts[i * len(parts) // number]) for i in range(number)]

@@ -1,4 +1,4 @@
-"""A folder of image files, searched with all folders below it."""
+"""A folder of image files, with all folders below it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FolderSource(ImageSource):
         root: The folder.
         class_folders (`bool`): Whether the first folder below `root` names the class of the whole image.
         paths (`list[str]`, *optional*): Only these, relative to `root`, with `/` between folders.
-        errors (`dict[str, str]`, *optional*): Of these paths, those that are not to be read, and why.
+        errors (`dict[str, str]`, *optional*): Paths among these that must not be read, with the reason.
 
     Raises:
         `FileNotFoundError`: if there is no such folder, or no image in it.
@@ -122,5 +122,5 @@ class FolderSource(ImageSource):
         return SourceRecord(path_text(path), path_text(file), file, label, error=self.errors.get(path))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Parts carry their own paths: a million of them need not travel to every process.
+        # Parts hold their own paths, so a million of them need not be sent to every process.
         return {**self.__dict__, "_paths": []}

@@ -1,4 +1,4 @@
-"""A source of images from a name: a path, a pattern or a dataset."""
+"""Opening a source of images by name: a path, a pattern or a dataset."""
 
 from __future__ import annotations
 
