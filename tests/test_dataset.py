@@ -171,7 +171,7 @@ def test_bad_rows_are_named_once_by_each_worker(rows, caplog):
 
 
 def test_no_more_than_so_many_bad_rows_are_named(rows, caplog, monkeypatch):
-    monkeypatch.setattr("c2fmae_hf.data.rows.MAX_TOLD", 3)
+    monkeypatch.setattr("c2fmae_hf.data.rows.MAX_LOGGED", 3)
     dataset = C2FMAEDataset(
         with_bad_images(rows, {0, 1, 2, 3, 4}), TRANSFORM, progress=SharedProgress(), on_bad_row="skip"
     )
@@ -179,8 +179,8 @@ def test_no_more_than_so_many_bad_rows_are_named(rows, caplog, monkeypatch):
         assert dataset[SampleKey(0, epoch, 0.0)]["num_skipped"] == 5
     named = [record.getMessage() for record in caplog.records]
     assert [message.split(" (")[0] for message in named[:3]] == [f"Skipped: row {i}" for i in range(3)]
-    assert named[3:] == ["Skipped 3 rows: no more are named, they are counted only"]
-    assert len(dataset.read_row.told) == 3
+    assert named[3:] == ["Skipped 3 rows: further ones are counted, not named"]
+    assert len(dataset.read_row.logged) == 3
 
 
 def test_16_bit_maps(rows):
@@ -319,7 +319,7 @@ def test_the_format_of_rows_makes_no_difference(config, rows, form, caplog):
     sample = C2FMAEDataset(formatted, transform, num_semantic_classes=5)[3]
     assert torch.equal(sample["pixel_values"], plain["pixel_values"])
     assert torch.equal(sample["semantic"], plain["semantic"])
-    assert ("with_transform is left out" in caplog.text) is (form == "transform")
+    assert ("with_transform is not applied" in caplog.text) is (form == "transform")
 
 
 def test_paths_with_brackets_and_of_the_home_folder(rows, tmp_path, monkeypatch):
@@ -335,14 +335,12 @@ def test_paths_with_brackets_and_of_the_home_folder(rows, tmp_path, monkeypatch)
 def test_named_classes_without_a_pixel_are_told(rows, caplog):
     names = {label: f"class {label}" for label in range(7)}
     check_named_classes(rows, names, "training rows")
-    assert "training rows: no pixel of 2 of 7 classes: class 5, class 6" in caplog.text
+    assert "training rows: 2 of 7 classes have no pixel: class 5, class 6" in caplog.text
     masks = [
         png(np.where(np.arange(48 * 48).reshape(48, 48) % 7 == index, 255, 0).astype(np.uint8)) for index in range(3)
     ]
     binary = datasets.Dataset.from_dict({"semantic": masks}, features=datasets.Features(semantic=datasets.Image()))
-    with pytest.raises(
-        ValueError, match=r"two classes or more, got those of class 0 alone; .* store its objects as 1"
-    ):
+    with pytest.raises(ValueError, match=r"at least two classes, got only class 0; .* store its objects as 1"):
         check_named_classes(binary, {0: "ground", 1: "thing"}, "training rows")
 
 
@@ -354,7 +352,7 @@ def test_what_load_splits_cannot_read_is_named(tmp_path):
         load_splits(str(tmp_path))
     (tmp_path / "README.md").unlink()
     os.mkfifo(tmp_path / "data/pipe.parquet")  # whose opening would wait
-    with pytest.raises(ValueError, match=r"expected a Parquet file, got .*pipe\.parquet: it is no file"):
+    with pytest.raises(ValueError, match=r"expected a Parquet file, got .*pipe\.parquet: it is not a file"):
         load_splits(str(tmp_path))
     (tmp_path / "data/pipe.parquet").unlink()
     (tmp_path / "data/half.parquet").write_bytes((tmp_path / "data/train.parquet").read_bytes()[:300])

@@ -398,7 +398,7 @@ FILES = {
     "an image without an id": (lambda content: content["images"][0].pop("id"), "expected images with an id"),
     "a name in two spellings": (
         lambda content: content["images"][0].update(file_name="./r1.jpg"),
-        "'r1.jpg' is there",
+        "got 'r1.jpg' 2 times",
     ),
     "a class's name that is no text": (
         lambda content: content["categories"][0].update(name="\ud800"),
