@@ -405,7 +405,7 @@ FILES = {
         "expected categ",
     ),
     "an image twice": (lambda content: content["images"][0].update(id=1), "expected the id of images to be unique"),
-    "a name twice": (lambda content: content["images"][0].update(file_name="r1.jpg"), "'r1.jpg' is there 2 times"),
+    "a name twice": (lambda content: content["images"][0].update(file_name="r1.jpg"), "got 'r1.jpg' 2 times"),
     "isthing as text": (lambda content: content["categories"][0].update(isthing="yes"), "isthing (0 or 1)"),
 }
 
