@@ -307,7 +307,7 @@ def test_mae_checkpoints(tmp_path, caplog, prefix):
     args = argparse.Namespace(model="mae_vit_base_patch16", blr=1.5e-4)
     torch.save({"model": wrapped, "epoch": 799, "scaler": {"scale": 1.0}, "args": args}, path)
     model = convert_to_c2fmae(build_timm(read_state_dict(path)))
-    assert re.search(r"Left out, as no part of the encoder: decoder \(\d+ weights\)", caplog.text)
+    assert re.search(r"Left out, not part of the encoder: decoder \(\d+ weights\)", caplog.text)
     images = pixels(64, 64)
     assert_same(tokens(source, images), tokens(model, images), 1e-3)
 
@@ -694,7 +694,7 @@ def test_the_command_on_a_pre_training_checkpoint(command, tmp_path, caplog):
     assert command.main([str(tmp_path / "source"), str(tmp_path / "vit"), "--format", "vit"]) < 1e-5
     images = pixels()
     assert_same(tokens(source, images), tokens(ViTModel.from_pretrained(tmp_path / "vit").eval(), images))
-    assert "Left out, as no part of the encoder: the rest of C2FMAEForPreTraining." in caplog.text
+    assert "Left out, not part of the encoder: the rest of C2FMAEForPreTraining." in caplog.text
 
 
 def test_the_command_names_the_source(command, tmp_path):

@@ -29,7 +29,7 @@ TRANSFORM = training_transform((32, 32))
 
 
 def replaced(rows: datasets.Dataset, index: int, **columns) -> list[dict]:
-    """The rows as dictionaries, still encoded, with other values in one of them."""
+    """Convert encoded rows to dictionaries and replace columns in one of them."""
     rows = rows.cast_column("image", datasets.Image(decode=False))
     rows = rows.cast_column("semantic", datasets.Image(decode=False))
     items = rows.cast_column("instance", datasets.Image(decode=False)).to_list()
@@ -73,7 +73,7 @@ def test_a_row_without_a_map_has_ignored_labels(rows):
 
 @pytest.mark.parametrize("stride", [2, 4])
 def test_maps_at_a_stride(rows, stride):
-    """At the label grid they say what whole maps say; finer than it, exactly so."""
+    """Maps stored at the label stride give the same samples as whole maps; at another stride nearly the same."""
     items = replaced(rows, 3)
     transform = evaluation_transform((48, 48), crop_pct=1.0, label_stride=4)
     whole = C2FMAEDataset(items, transform)[3]
@@ -162,7 +162,7 @@ def with_bad_images(rows: datasets.Dataset, bad: set[int]) -> list[dict]:
 
 def test_bad_rows_are_named_once_by_each_worker(rows, caplog):
     dataset = C2FMAEDataset(with_bad_images(rows, {1, 2}), TRANSFORM, progress=SharedProgress(), on_bad_row="skip")
-    workers = [copy.deepcopy(dataset) for _ in range(2)]  # as data-loading processes have them
+    workers = [copy.deepcopy(dataset) for _ in range(2)]  # copies, as in data-loading processes
     for epoch in range(3):
         for worker in workers:
             assert worker[SampleKey(1, epoch, 0.0)]["num_skipped"] == 2
@@ -171,7 +171,7 @@ def test_bad_rows_are_named_once_by_each_worker(rows, caplog):
 
 
 def test_no_more_than_so_many_bad_rows_are_named(rows, caplog, monkeypatch):
-    monkeypatch.setattr("c2fmae_hf.data.rows.MAX_TOLD", 3)
+    monkeypatch.setattr("c2fmae_hf.data.rows.MAX_LOGGED", 3)
     dataset = C2FMAEDataset(
         with_bad_images(rows, {0, 1, 2, 3, 4}), TRANSFORM, progress=SharedProgress(), on_bad_row="skip"
     )
@@ -179,8 +179,8 @@ def test_no_more_than_so_many_bad_rows_are_named(rows, caplog, monkeypatch):
         assert dataset[SampleKey(0, epoch, 0.0)]["num_skipped"] == 5
     named = [record.getMessage() for record in caplog.records]
     assert [message.split(" (")[0] for message in named[:3]] == [f"Skipped: row {i}" for i in range(3)]
-    assert named[3:] == ["Skipped 3 rows: no more are named, they are counted only"]
-    assert len(dataset.read_row.told) == 3
+    assert named[3:] == ["Skipped 3 rows: further ones are counted, not named"]
+    assert len(dataset.read_row.logged) == 3
 
 
 def test_16_bit_maps(rows):
@@ -214,7 +214,7 @@ def test_epoch_sampler():
 
 
 def test_processes_share_an_epoch():
-    """As accelerate shards batches: every row once, and so different masks on every process."""
+    """Batches sharded as by accelerate: every row occurs once, so masks differ between processes."""
     progress = SharedProgress()
     progress.start_epoch(2, start=0.0, per_sample=0.01)
     shards = []
@@ -222,7 +222,7 @@ def test_processes_share_an_epoch():
         batches = BatchSampler(EpochSampler(16, progress, seed=0), batch_size=4, drop_last=False)
         shards.append([key for batch in BatchSamplerShard(batches, 2, rank) for key in batch])
     assert sorted(key.index for shard in shards for key in shard) == list(range(16))
-    # Both are at the same place of the curriculum, to a batch.
+    # Both have the same progress, up to a batch.
     assert all(abs(a.progress - b.progress) <= 0.04 + 1e-9 for a, b in zip(*shards))
 
 
@@ -296,7 +296,7 @@ def test_rows_are_those_of_make_rows():
 
 
 def test_plain_indices_see_the_epoch(config, rows):
-    """As other trainers read: a row has another crop in every epoch, and the same one within an epoch."""
+    """With other trainers, a row has a new crop in every epoch, and the same one within an epoch."""
     progress = SharedProgress()
     transform = training_transform(config.image_height_width, label_stride=config.label_stride)
     dataset = C2FMAEDataset(rows, transform, num_semantic_classes=5, progress=progress)
@@ -319,7 +319,7 @@ def test_the_format_of_rows_makes_no_difference(config, rows, form, caplog):
     sample = C2FMAEDataset(formatted, transform, num_semantic_classes=5)[3]
     assert torch.equal(sample["pixel_values"], plain["pixel_values"])
     assert torch.equal(sample["semantic"], plain["semantic"])
-    assert ("with_transform is left out" in caplog.text) is (form == "transform")
+    assert ("with_transform is not applied" in caplog.text) is (form == "transform")
 
 
 def test_paths_with_brackets_and_of_the_home_folder(rows, tmp_path, monkeypatch):
@@ -335,14 +335,12 @@ def test_paths_with_brackets_and_of_the_home_folder(rows, tmp_path, monkeypatch)
 def test_named_classes_without_a_pixel_are_told(rows, caplog):
     names = {label: f"class {label}" for label in range(7)}
     check_named_classes(rows, names, "training rows")
-    assert "training rows: no pixel of 2 of 7 classes: class 5, class 6" in caplog.text
+    assert "training rows: 2 of 7 classes have no pixel: class 5, class 6" in caplog.text
     masks = [
         png(np.where(np.arange(48 * 48).reshape(48, 48) % 7 == index, 255, 0).astype(np.uint8)) for index in range(3)
     ]
     binary = datasets.Dataset.from_dict({"semantic": masks}, features=datasets.Features(semantic=datasets.Image()))
-    with pytest.raises(
-        ValueError, match=r"two classes or more, got those of class 0 alone; .* store its objects as 1"
-    ):
+    with pytest.raises(ValueError, match=r"at least two classes, got only class 0; .* store its objects as 1"):
         check_named_classes(binary, {0: "ground", 1: "thing"}, "training rows")
 
 
@@ -353,8 +351,8 @@ def test_what_load_splits_cannot_read_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"dataset: expected .*README\.md to begin with YAML"):
         load_splits(str(tmp_path))
     (tmp_path / "README.md").unlink()
-    os.mkfifo(tmp_path / "data/pipe.parquet")  # whose opening would wait
-    with pytest.raises(ValueError, match=r"expected a Parquet file, got .*pipe\.parquet: it is no file"):
+    os.mkfifo(tmp_path / "data/pipe.parquet")  # opening it would wait
+    with pytest.raises(ValueError, match=r"expected a Parquet file, got .*pipe\.parquet: it is not a file"):
         load_splits(str(tmp_path))
     (tmp_path / "data/pipe.parquet").unlink()
     (tmp_path / "data/half.parquet").write_bytes((tmp_path / "data/train.parquet").read_bytes()[:300])

@@ -263,7 +263,7 @@ def test_decompression_bombs(monkeypatch):
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     for path in (tmp_path / "pipe.jpg", tmp_path):
-        with pytest.raises(ValueError, match=r"cannot be opened: expected a file, got .*, which is none"):
+        with pytest.raises(ValueError, match=r"cannot be opened: expected a file, got .*, which is not one"):
             open_image(str(path))
 
 

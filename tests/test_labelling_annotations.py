@@ -398,14 +398,14 @@ FILES = {
     "an image without an id": (lambda content: content["images"][0].pop("id"), "expected images with an id"),
     "a name in two spellings": (
         lambda content: content["images"][0].update(file_name="./r1.jpg"),
-        "'r1.jpg' is there",
+        "got 'r1.jpg' 2 times",
     ),
     "a class's name that is no text": (
         lambda content: content["categories"][0].update(name="\ud800"),
         "expected categ",
     ),
     "an image twice": (lambda content: content["images"][0].update(id=1), "expected the id of images to be unique"),
-    "a name twice": (lambda content: content["images"][0].update(file_name="r1.jpg"), "'r1.jpg' is there 2 times"),
+    "a name twice": (lambda content: content["images"][0].update(file_name="r1.jpg"), "got 'r1.jpg' 2 times"),
     "isthing as text": (lambda content: content["categories"][0].update(isthing="yes"), "isthing (0 or 1)"),
 }
 
@@ -460,7 +460,7 @@ def test_names_that_lead_out_of_the_folder_are_not_read(tmp_path):
     names.write_text("\ufeffr1\n")
     assert VocLabeller(tmp_path).names == ["r1"]
     names.write_text("r1\nr2\nr1\n")
-    with pytest.raises(ValueError, match=r"every name in .*train\.txt to be unique, 'r1' is there 2 times"):
+    with pytest.raises(ValueError, match=r"every name in .*train\.txt to be unique, got 'r1' 2 times"):
         VocLabeller(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"names of images in .*test\.txt, found no such file"):
         VocLabeller(tmp_path, "test")

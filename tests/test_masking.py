@@ -19,7 +19,7 @@ from c2fmae_hf.masking import (
 
 
 def grid(text: str) -> torch.Tensor:
-    """A map written as rows of numbers, as a batch of one."""
+    """Convert rows of numbers to a batch with one map."""
     return torch.tensor([[int(value) for value in row.split()] for row in text.strip().splitlines()])[None]
 
 
@@ -51,7 +51,7 @@ def worked_example(
 
 
 def test_worked_example_of_semantic_masking():
-    """Each class shows the two patches that come first in its random order; of three, the lower key's has two."""
+    """Each class shows its first two patches; of three visible patches, the class with the lower key shows two."""
     assert worked_example(SEMANTIC, [0.1, 0.9]) == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]
     # Ids of semantic regions fall with the class: class 7 is rank 0, class 2 rank 1.
     assert worked_example(SEMANTIC, [0.1, 0.9], 13) == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 0]]
@@ -59,7 +59,7 @@ def test_worked_example_of_semantic_masking():
 
 
 def test_worked_example_of_instance_masking():
-    """The instance is a region of its own; what belongs to none falls back to its class."""
+    """The instance is a region of its own; patches without an instance fall back to their class."""
     # Ranks: class 7, class 2 without the instance, instance 5. One patch each, and one more for the lowest key.
     assert worked_example(INSTANCE, [0.9, 0.5, 0.1]) == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
     assert worked_example(INSTANCE, [0.1, 0.9, 0.5]) == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 1, 0]]
@@ -140,7 +140,7 @@ def test_rows_without_usable_maps_are_masked_at_random():
 @pytest.mark.parametrize("num_regions", [1, 3, 9, 49, 60])
 @pytest.mark.parametrize("num_masked", [0, 98, 147, 190, 196])
 def test_shares_of_regions_differ_by_one_patch_at_most(num_regions, num_masked):
-    """Unless a region is used up; and every region is seen as long as there are enough visible patches."""
+    """Unless a region is used up. With enough visible patches, every region is seen."""
     generator = torch.Generator().manual_seed(0)
     regions = torch.randint(0, num_regions, (100, 196), generator=generator) * 1000 - 4000
     regions[:, :2] = 5  # a region of two patches
@@ -189,7 +189,7 @@ def test_random_masking_is_uniform():
     mask, _ = mask_by_strategy(nothing, nothing, torch.full((4000,), RANDOM), uniform, 12, 1)
     share = mask.float().mean(dim=0)
     assert (share - 0.75).abs().max() < 4 * (0.75 * 0.25 / 4000) ** 0.5
-    # Pairs too: of 12 of 16, both of two patches are masked with 12 * 11 / (16 * 15).
+    # Pairs too: with 12 of 16 patches masked, both patches of a pair are with probability 12 * 11 / (16 * 15).
     pairs = (mask[:, :, None] & mask[:, None]).float().mean(dim=0)[~torch.eye(16, dtype=torch.bool)]
     assert (pairs - 0.55).abs().max() < 0.04
 

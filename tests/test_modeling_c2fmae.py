@@ -139,7 +139,7 @@ def test_non_square_configuration(config):
 
 
 def test_losses_are_weighted(config, batch):
-    """The sum, and what every stage's head learns from it."""
+    """In the sum, and in the gradients of every stage's head."""
     config.loss_weights = {"semantic": 0.5, "instance": 3.0, "image": 0.0}
     model = C2FMAEForPreTraining(config)
     outputs = model(**batch)
@@ -271,7 +271,7 @@ def test_labels_as_input_are_used_on_visible_patches(config, batch):
     assert torch.equal(encode(**arguments, **hidden).last_hidden_state, with_labels)
     shown = {**labels, "semantic_labels": torch.where(masked, labels["semantic_labels"], 0)}
     assert not torch.equal(encode(**arguments, **shown).last_hidden_state, with_labels)
-    # The encoder for transfer takes images alone and gives the same features of them.
+    # The encoder for transfer takes only images and gives the same features.
     alone = model.image_encoder()
     assert alone.config.timm_keys() is not None
     pixels = batch["pixel_values"]
@@ -315,7 +315,7 @@ def test_a_batch_of_8_is_the_mean_of_8_batches_of_1(model, batch):
 
 
 def test_losses_start_at_not_knowing(batch, config):
-    """No loss dominates at the start: class entropy, mean pixel, and so on."""
+    """Losses start at the values of uninformed predictions, so that none dominates."""
     losses = losses_of(C2FMAEForPreTraining(config)(**batch))
     assert abs(losses["semantic_loss"] - math.log(5)) < 0.3
     assert abs(losses["image_loss"] - 1.0) < 0.2
@@ -368,7 +368,7 @@ def test_fixed_tables_are_right_however_the_model_was_built(config, model_class,
 
 
 def test_a_checkpoint_without_tables_still_gets_them(config, tmp_path):
-    """Missing weights are an error, but never silently zero."""
+    """Missing weights are an error and never become zero silently."""
     C2FMAEModel(config).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["pos_embed"]
@@ -494,7 +494,7 @@ def test_semantic_segmentation(config, batch):
     outputs = model(batch["pixel_values"], labels=labels)
     outputs.loss.backward()
     assert outputs.logits.shape == (8, 4, 16, 16)
-    # The loss is that of the scores resized to the labels, without what is ignored.
+    # The loss resizes logits to the labels and leaves out ignored pixels.
     resized = torch.nn.functional.interpolate(outputs.logits, size=(32, 32), mode="bilinear")[:, :, 5:]
     assert torch.allclose(torch.nn.functional.cross_entropy(resized, labels[:, 5:]), outputs.loss)
     assert model(batch["pixel_values"], labels=torch.full_like(labels, 255)).loss == 0
@@ -746,7 +746,7 @@ def test_a_given_count_of_masked_patches_is_held_on_the_cpu_and_trusted_elsewher
     assert losses_of(model(**batch, num_masked=number)) == losses_of(model(**batch))
     with pytest.raises(ValueError, match=f"expected num_masked={number - 1} in each row, got {number}"):
         model(**batch, num_masked=number - 1)
-    # A tensor that has no values: whoever looks at them fails.
+    # A meta tensor has no values: reading them fails.
     assert count_masked(model.config, mask.to("meta"), *mask.shape, number) == number
 
 
@@ -766,12 +766,12 @@ def test_a_given_count_of_masked_patches_is_held_on_the_cpu_and_trusted_elsewher
     ids=lambda one: one.__name__,
 )
 def test_positions_follow_the_image_size_at_loading(config, tmp_path, auto_class, model_class, size):
-    """As interpolation at every call gives them, by every way of asking, and saved with the model."""
+    """Positions equal those of interpolation, however the size is given, and are saved with the model."""
     config.id2label = {0: "a", 1: "b"}
     model = model_class(config).eval()
     for module in model.modules():
         if hasattr(module, "pos_embed"):
-            module.pos_embed += torch.randn_like(module.pos_embed)  # positions that no formula gives
+            module.pos_embed += torch.randn_like(module.pos_embed)  # positions unlike the formula's
     model.save_pretrained(tmp_path)
     height, width = (size, size) if isinstance(size, int) else size
     inputs = {"pixel_values": torch.randn(2, 3, height, width)}
@@ -798,7 +798,7 @@ def test_positions_follow_the_image_size_at_loading(config, tmp_path, auto_class
         assert type(one) is model_class
         assert one.config.image_height_width == (height, width)
         assert torch.allclose(output(one, interpolate_pos_encoding=False), expected, atol=1e-5)
-    assert other.image_size == size  # the caller's stays
+    assert other.image_size == size  # the caller's is unchanged
 
 
 def test_an_image_size_that_does_not_fit_is_named(config, tmp_path):
@@ -821,11 +821,11 @@ def test_other_granularities_name_the_way_out(config, tmp_path):
         C2FMAEForPreTraining.from_pretrained(tmp_path / "encoder")
 
 
-# Inputs and settings as other people's scripts have them
+# Inputs and settings as in other people's scripts
 
 
 def test_labels_as_json_has_them(config, tmp_path, batch):
-    """As transformers' own classification example sets them; peers keep the words until they are saved."""
+    """Ids may be strings, as in transformers' classification example."""
     C2FMAEModel(config).save_pretrained(tmp_path / "encoder")
     names = {0: "cat", 1: "dog"}
     model = AutoModelForImageClassification.from_pretrained(
@@ -838,7 +838,7 @@ def test_labels_as_json_has_them(config, tmp_path, batch):
     model.save_pretrained(tmp_path / "later")
     saved = json.loads((tmp_path / "later/config.json").read_text())
     assert saved["label_names"] == ["left", "right"]
-    model.config.id2label = {3: "three", 7: "seven"}  # no numbers of outputs
+    model.config.id2label = {3: "three", 7: "seven"}  # not the numbers of outputs
     model.save_pretrained(tmp_path / "sparse")
     assert AutoConfig.from_pretrained(tmp_path / "sparse").id2label == {3: "three", 7: "seven"}
 
@@ -857,7 +857,7 @@ def test_labels_as_json_has_them(config, tmp_path, batch):
 def test_another_number_of_rows_is_named(model, batch, field, expected):
     with pytest.raises(ValueError, match=expected):
         model(**{**batch, field: batch[field][:3]})
-    with pytest.raises(ValueError, match=f"{field}: expected"):  # one row would be repeated in silence
+    with pytest.raises(ValueError, match=f"{field}: expected"):  # a single row would be repeated silently
         model(**{**batch, field: batch[field][:1]})
 
 
@@ -876,7 +876,7 @@ def test_without_the_pooling_layer(config, tmp_path):
 @pytest.mark.parametrize("size", [(96, 133), (32, 33), (5, 40), (64, 64)], ids=str)
 @pytest.mark.parametrize("add_fpn", [False, True])
 def test_a_backbone_pads_to_whole_patches(config, size, add_fpn):
-    """As DETR gives it images of any size; what is inside is that of the image padded by hand."""
+    """DETR passes images of any size; features equal those of an image padded by hand."""
     config = with_fields(config, num_hidden_layers=4, add_fpn=add_fpn, out_indices=[1, 2, 3, 4])
     backbone = C2FMAEBackbone(config).eval()
     height, width = size
@@ -920,7 +920,7 @@ def test_detr_takes_the_backbone_at_any_size(config, tmp_path):
     [C2FMAEModel, C2FMAEForPreTraining, C2FMAEForImageClassification, C2FMAEForSemanticSegmentation, C2FMAEBackbone],
 )
 def test_weights_may_lie_on_the_disk(model_class, config, batch, tmp_path):
-    """`device_map` places every weight, those of the positions and of the patches' projection, too."""
+    """`device_map` places every weight, including positions and patch projection."""
     model = model_class(with_fields(config, num_labels=3)).eval()
     model.save_pretrained(tmp_path / "saved")
     where = {"device_map": "auto", "max_memory": {"cpu": "50KB"}, "offload_folder": str(tmp_path / "disk")}
@@ -941,18 +941,18 @@ def test_weights_may_lie_on_the_disk(model_class, config, batch, tmp_path):
 
 @pytest.mark.parametrize(("base", "name"), [(C2FMAEForImageClassification, "head"), (C2FMAEModel, "norm")])
 def test_a_subclass_s_module_that_a_file_could_not_tell_from_ours_is_refused(config, tmp_path, base, name):
-    """Two weights under one name in a file would be one of them."""
+    """Of two weights with one name, a file would keep only one."""
 
     class Around(C2FMAEForImageClassification if base is not C2FMAEModel else C2FMAEForSemanticSegmentation):
         def __init__(self, config, own):
             super().__init__(config)
             setattr(self, own, torch.nn.LayerNorm(7))
             if own == name:
-                with pytest.raises(ValueError, match=rf"Around: expected other names than \['{name}'\]"):
+                with pytest.raises(ValueError, match=rf"Around: expected modules with other names than \['{name}'\]"):
                     self.post_init()
 
     model = Around(with_fields(config, num_labels=3), name)
-    with pytest.raises(ValueError, match="expected other names"):  # also without `post_init`
+    with pytest.raises(ValueError, match="expected modules with other names"):  # also without `post_init`
         model.save_pretrained(tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
     fine = Around(with_fields(config, num_labels=3), "more")
@@ -979,6 +979,6 @@ def test_a_key_mapping_of_one_s_own_comes_before_ours(config, tmp_path):
 def test_fewer_granularities_than_a_checkpoint_s_get_a_hint(config, tmp_path):
     C2FMAEForPreTraining(config).save_pretrained(tmp_path)
     with pytest.raises(
-        ValueError, match=r"loss_weights: expected .*to pre-train .* on with other granularities: c2fmae"
+        ValueError, match=r"loss_weights: expected .*to continue pre-training with other granularities: c2fmae"
     ):
         AutoModelForPreTraining.from_pretrained(tmp_path, granularities=["image"])

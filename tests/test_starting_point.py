@@ -70,8 +70,8 @@ def test_the_same_settings_take_everything(start, said, batch):
 
 
 ASSUMED = (
-    "Kept: the semantic head; the dataset's unnamed classes are taken to be the first of its 5. For a new one, give "
-    "another number: --num_semantic_classes."
+    "Kept: the semantic head; the dataset's unnamed classes are taken to be the first of its 5. For a new head, "
+    "set another number with --num_semantic_classes."
 )
 
 
@@ -171,7 +171,7 @@ def test_settings_of_training_are_changed_and_said(start, said):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hidden_size": 64}, "hidden_size: expected 32, for which the encoder of .* was made, got 64"),
+        ({"hidden_size": 64}, "hidden_size: expected 32, as in the encoder of .*, got 64"),
         ({"patch_size": 16}, "patch_size: expected 8"),
         ({"num_channels": 4}, "num_channels: expected 3"),
         ({"image_size": 36}, "image_size"),
@@ -266,7 +266,7 @@ def test_the_command_goes_on_with_another_dataset_at_another_size(start, tmp_pat
     assert (config.image_size, config.num_semantic_classes, config.patch_size) == (48, 9, 8)
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["starting_encoder"] != record["encoder"]
-    with pytest.raises(ValueError, match="hidden_size: expected 32, for which the encoder of"):
+    with pytest.raises(ValueError, match="hidden_size: expected 32, as in the encoder of"):
         load_command("pretrain").main([*words, "--size", "base", "--output_dir", str(tmp_path / "other")])
 
 

@@ -149,10 +149,10 @@ def test_small_blocks_and_a_reader_far_ahead(many, tmp_path):
 def test_another_order_is_no_going_on(many):
     state = make_stream(many).state_dict(3)
     for options, message in (
-        ({"batch_size": 2}, "batch_size: expected that of the run to be resumed, 3, got 2"),
-        ({"shuffle_rows": 32}, "rows_per_block: expected .* 4, got 8"),
-        ({"seed": 1}, "data_seed: expected .* 0, got 1"),
-        ({"num_shards": 2}, "num_shards: expected .* 4, got 2"),
+        ({"batch_size": 2}, "batch_size: expected 3, as in the run to resume, got 2"),
+        ({"shuffle_rows": 32}, "rows_per_block: expected 4, .* got 8"),
+        ({"seed": 1}, "data_seed: expected 0, .* got 1"),
+        ({"num_shards": 2}, "num_shards: expected 4, .* got 2"),
     ):
         with pytest.raises(ValueError, match=message):
             make_stream(many, **options).load_state_dict(state)
@@ -229,6 +229,6 @@ def test_bad_rows_stop_or_are_passed_over_and_counted(many, tmp_path, caplog):
 def test_too_many_bad_rows_one_after_another_are_an_error(many, monkeypatch):
     monkeypatch.setattr("c2fmae_hf.data.rows.MAX_SKIPPED", 5)
     stream = make_stream(with_bad_rows(many, set(range(40))), on_bad_row="skip")
-    with pytest.raises(ValueError, match=r"expected rows that can be read, got 5 bad ones in a row: row"):
+    with pytest.raises(ValueError, match=r"expected readable rows, got 5 consecutive bad ones: row"):
         next(iter(stream))
     assert torch.is_tensor(next(iter(make_stream(many)))["pixel_values"])

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
-from . import timm_c2fmae as timm_c2fmae  # registers the zoo's encoders with timm
+from . import timm_c2fmae as timm_c2fmae  # registers the encoders with timm
 from .configuration_c2fmae import SIZES, C2FMAEConfig
 from .image_processing_c2fmae import C2FMAEImageProcessor
 from .masking import MaskingCurriculum
@@ -36,7 +36,7 @@ from .transfer.modeling_mask_rcnn import MaskRCNNConfig, MaskRCNNForObjectDetect
 
 __version__ = "0.1.0"
 
-# Public names that need `datasets` or the Trainer: imported when they are asked for (PEP 562).
+# Public names that need `datasets` or the Trainer: imported on first use (PEP 562).
 _LAZY = {
     "C2FMAEDataset": ".data.dataset",
     "C2FMAEIterableDataset": ".data.streaming",
@@ -112,6 +112,6 @@ AutoBackbone.register(EncoderBackboneConfig, EncoderBackbone)
 AutoConfig.register(MaskRCNNConfig.model_type, MaskRCNNConfig)
 AutoImageProcessor.register(MaskRCNNConfig, image_processor_classes={"torchvision": MaskRCNNImageProcessor})
 AutoModelForObjectDetection.register(MaskRCNNConfig, MaskRCNNForObjectDetection)
-# Pipelines for segmentation and detection look names up here, and would log that the class is not supported.
+# Without these entries the pipelines for segmentation and detection log that the class is not supported.
 modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[C2FMAEConfig.model_type] = "C2FMAEForSemanticSegmentation"
 modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[MaskRCNNConfig.model_type] = "MaskRCNNForObjectDetection"

@@ -1,4 +1,4 @@
-"""C2FMAE configuration, the table of sizes, and the configuration keys by which timm recognises an encoder."""
+"""C2FMAE's configuration, the table of sizes, and the keys of `config.json` that timm reads."""
 
 # No `from __future__ import annotations` here: `@strict` checks the fields against their annotations' real types.
 import json
@@ -15,8 +15,8 @@ from transformers.backbone_utils import BackboneConfigMixin
 from .constants import GRANULARITIES, IMAGENET_MEAN, IMAGENET_STD
 
 
-# The only table of sizes. Encoders are those of ViT (tiny, small: DeiT) and MAE (base, large, huge); the decoder's
-# width and depth are our choice: two 512-wide blocks a stage for base and larger, less below.
+# The only table of sizes. Encoders follow DeiT (tiny, small) and MAE (base, large, huge). The decoder's width and
+# depth are our choice: two 512-wide blocks per stage for base and larger, less below.
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {
         "hidden_size": 192,
@@ -66,7 +66,7 @@ SIZES: dict[str, dict[str, int]] = {
         "decoder_num_attention_heads": 16,
         "decoder_intermediate_size": 2048,
     },
-    # A 14-pixel patch is not divisible by the usual label stride of 4; 7 gives 2 x 2 label cells a patch.
+    # A 14-pixel patch is not divisible by the usual label stride of 4; 7 gives 2 x 2 label cells per patch.
     "huge": {
         "hidden_size": 1280,
         "num_hidden_layers": 32,
@@ -93,51 +93,51 @@ TIMM_KEYS = (
     "model_args",
 )
 
-# More is a mistake, or an attack: a model of that size would exhaust the machine before anything is said.
-_MOST = 4096
-_MOST_PIXELS = 1 << 16
-_MOST_CHANNELS = 1 << 20
+# Larger values are a mistake or an attack: such a model would exhaust the memory before any error is raised.
+_MAX_LENGTH = 4096
+_MAX_PIXELS = 1 << 16
+_MAX_CHANNELS = 1 << 20
 
-# Everything that these two classes save has a place in timm's `VisionTransformer`.
+# timm's `VisionTransformer` loads all weights that these two classes save.
 _ENCODER_CLASS = "C2FMAEModel"
 _CLASSIFIER_CLASS = "C2FMAEForImageClassification"
 
 
 def resize_before_crop(side: int, crop_pct: float = 0.875) -> int:
     """
-    Pixels of an image's shorter side before a central crop of `side` pixels, which is about `crop_pct` of it. The
-    margin is even, because libraries split odd margins differently.
+    Pixels to which an image's shorter side is resized before a central crop of `side` pixels: about `side / crop_pct`,
+    with an even margin, because libraries split odd margins differently.
     """
     return side + 2 * round(side * (1 / crop_pct - 1) / 2)
 
 
 def crop_share(crop: int, resized: int) -> float:
-    """timm's `crop_pct` for a crop from images of that shorter side; timm resizes to `floor(crop / crop_pct)`."""
+    """timm's `crop_pct` for a crop from a shorter side of `resized`; timm resizes to `floor(crop / crop_pct)`."""
     share = round(crop / resized, 4)
     return share if math.floor(crop / share) == resized else crop / (resized + 0.5)
 
 
 @contextmanager
 def known_names(name: Any) -> Iterator[None]:
-    """Where a name of neither a folder nor a repository is loaded: an error that says which weights there are."""
+    """Add the available weights to the error for a name that is neither a folder nor a repository."""
     try:
         yield
     except OSError as error:
-        is_said = str(error).startswith(f"{name}: ")  # of the configuration, while a model is loaded
-        if name is None or is_said or os.path.exists(name) or "/" in str(name):
+        is_explained = str(error).startswith(f"{name}: ")  # by loading the configuration of a model
+        if name is None or is_explained or os.path.exists(name) or "/" in str(name):
             raise
         raise OSError(
-            f"{name}: found no folder of this name, and nothing under it on the Hub. The weights that this package "
-            "has, c2fmae-vit-tiny-stl10, are loaded by the path of their folder in its repository, "
-            f"model_cards/c2fmae-vit-tiny-stl10; C2FMAEConfig.from_size gives architectures, {', '.join(SIZES)}, "
-            f"whose weights are random. ({str(error).splitlines()[0]})"
+            f"{name}: expected a folder or a repository on the Hub, found neither. This package's weights, "
+            "c2fmae-vit-tiny-stl10, load from the folder model_cards/c2fmae-vit-tiny-stl10 of its repository; "
+            f"C2FMAEConfig.from_size builds the architectures {', '.join(SIZES)} with random weights. "
+            f"({str(error).splitlines()[0]})"
         ) from error
 
 
 def check_decoder_type(value: Any) -> None:
-    """Runs whenever the field is set."""
+    """Check `decoder_type`; runs whenever the field is set."""
     hint = ""
-    if value == "simmim":  # by transformers' run_mim.py
+    if value == "simmim":  # set by transformers' run_mim.py
         hint = "; to pre-train this model: c2fmae pretrain, or C2FMAETrainer in Python"
     if value not in ("cascaded", "parallel"):
         raise ValueError(f"C2FMAEConfig.decoder_type: expected 'cascaded' or 'parallel', got {value!r}{hint}")
@@ -167,32 +167,33 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         patch_size (`int`, defaults to 16): Side of a patch in pixels.
         num_channels (`int`, defaults to 3): Input channels.
         image_mean, image_std (`list[float]`, *optional*): Mean and standard deviation of each channel, for pixels in
-            [0, 1], by which the model's input is normalised: what its image processor and timm take over. Defaults to
-            ImageNet's for three channels, else to 0.5.
+            [0, 1]. The image processor and timm normalise with them. Defaults to ImageNet's for three channels, else
+            to 0.5.
         qkv_bias (`bool`, defaults to `True`): Whether the query, key and value projections have a bias.
-        pooling (`"mean"` or `"cls"`, defaults to `"mean"`): What `pooler_output` is made of: the mean of the patch
-            tokens, or the class token, both after the final norm.
+        pooling (`"mean"` or `"cls"`, defaults to `"mean"`): Whether `pooler_output` is the mean of the patch tokens or
+            the class token, both after the final norm.
 
     Pre-training. The paper fixes the three granularities, the cascade and the curriculum; the values are our choice:
 
     Args:
         granularities (`list[str]`): Decoder stages, a non-empty part of `("semantic", "instance", "image")` in that
-            order. `("image",)` with random masking is a MAE.
-        input_granularities (`list[str]`, defaults to `("image",)`): What the encoder is shown during pre-training.
+            order. `("image",)` with random masking is MAE.
+        input_granularities (`list[str]`, defaults to `("image",)`): Inputs of the encoder in pre-training.
         decoder_type (`"cascaded"` or `"parallel"`): Whether a stage depends on the one before it, or every stage
             starts from the same queries (the ablation).
         num_semantic_classes (`int`, defaults to 134): Number of classes of the semantic targets. The default holds
             the ids of COCO panoptic.
-        semantic_id2label (`dict[int, str]`, *optional*): Names of those classes. `id2label` stays what transformers
-            means by it, the labels of a downstream head.
-        label_stride (`int`, defaults to 4): Semantic and instance targets live on a grid of this many pixels.
+        semantic_id2label (`dict[int, str]`, *optional*): Names of those classes. `id2label` holds the labels of a
+            downstream head, as in transformers.
+        label_stride (`int`, defaults to 4): Pixels per cell of the label grid, on which semantic and instance targets
+            live.
         decoder_hidden_size (`int`, defaults to 512): Width of the decoder.
         decoder_num_hidden_layers (`int`, defaults to 2): Cross-attention blocks of each stage.
         decoder_num_attention_heads (`int`, defaults to 16): Attention heads of a decoder block.
         decoder_intermediate_size (`int`, defaults to 2048): Width of the decoder's MLP.
         decoder_prediction_ratio (`float`, defaults to 0.25): Share of the masked patches that are decoded in a
-            training step, drawn anew each time; its loss is an unbiased estimate of that of all. Evaluation always
-            decodes all of them.
+            training step, drawn anew in each; the loss is an unbiased estimate of the loss over all masked patches.
+            Evaluation decodes all of them.
         mask_ratio (`float`, defaults to 0.75): Share of the patches that are masked, in (0, 1).
         norm_pix_loss (`bool`, defaults to `True`): Whether pixel targets are normalised by the mean and the variance
             of their patch.
@@ -201,25 +202,25 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         instance_offset_weight (`float`, defaults to 4.0): Weight of the offset term within the instance loss; the
             foreground term has weight 1. Offsets are in units of the image side and so an order of magnitude smaller.
         supervise_visible_labels (`bool`, defaults to `False`): Whether semantic and instance losses also cover
-            visible patches. Only for an encoder that is shown the image alone, to which those labels are no leak.
+            visible patches. Requires `input_granularities=("image",)`: any other encoder sees these labels.
 
     Downstream:
 
     Args:
         semantic_loss_ignore_index (`int`, defaults to 255): Label that `C2FMAEForSemanticSegmentation` ignores.
-        segmentation_head_channels (`int`, defaults to 256): Width of its head.
+        segmentation_head_channels (`int`, defaults to 256): Width of that model's head.
         apply_layernorm (`bool`, defaults to `True`): Whether `C2FMAEBackbone` applies the final norm to every
             feature map.
         reshape_hidden_states (`bool`, defaults to `True`): Whether `C2FMAEBackbone` returns maps
             `(batch, channels, height, width)` rather than sequences.
-        add_fpn (`bool`, defaults to `False`): Whether `C2FMAEBackbone` makes a feature pyramid of its one
-            (ViTDet) or four (BEiT) `out_features`: at four times, twice, once and half the patch grid's resolution.
+        add_fpn (`bool`, defaults to `False`): Whether `C2FMAEBackbone` makes a feature pyramid of its one (ViTDet) or
+            four (BEiT) `out_features`, at 4, 2, 1 and 1/2 times the patch grid's resolution.
 
     Origin:
 
     Args:
-        converted_from (`str`, *optional*): Name of the model of another library whose weights these are, or were
-            before they were trained further: its licence is theirs, and a card names it.
+        converted_from (`str`, *optional*): Name of another library's model from which these weights were converted,
+            before any further training. Its licence applies to them, and the model card names it.
 
     Raises:
         `huggingface_hub.errors.StrictDataclassFieldValidationError`: for a value of the wrong type.
@@ -281,10 +282,10 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         self.input_granularities = list(self.input_granularities)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
-        for field in ("num_channels", "num_hidden_layers", "decoder_num_hidden_layers"):  # of which lists are made
+        for field in ("num_channels", "num_hidden_layers", "decoder_num_hidden_layers"):  # lengths of lists
             value = getattr(self, field)
-            if not isinstance(value, int) or value > _MOST:
-                raise ValueError(f"C2FMAEConfig.{field}: expected an integer up to {_MOST}, got {value!r}")
+            if not isinstance(value, int) or value > _MAX_LENGTH:
+                raise ValueError(f"C2FMAEConfig.{field}: expected an integer up to {_MAX_LENGTH}, got {value!r}")
         is_colour = self.num_channels == len(IMAGENET_MEAN)
         gray = [0.5] * self.num_channels
         self.image_mean = list(self.image_mean or (IMAGENET_MEAN if is_colour else gray))
@@ -295,7 +296,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             self.semantic_id2label = {int(key): name for key, name in self.semantic_id2label.items()}
         self.check_values()
 
-        kwargs.pop("stage_names", None)  # of a saved configuration; the number of blocks may be another now
+        kwargs.pop("stage_names", None)  # saved ones; the number of blocks may have changed
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -308,8 +309,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         Build a configuration from a mapping, as in transformers.
 
         Raises:
-            `ValueError`: if it is no mapping, or has fields of types that the library cannot read; else as at
-                construction.
+            `ValueError`: if it is not a mapping, or if a field has a wrong type or a value out of range.
         """
         if not isinstance(config_dict, dict):
             raise ValueError(f"C2FMAEConfig: expected a mapping, got {type(config_dict).__name__}")
@@ -364,7 +364,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         return min(max(round(self.mask_ratio * num_patches), 1), max(num_patches - 1, 1))
 
     def number_labels(self) -> None:
-        """Class ids as integers, also where scripts have set them as JSON has them: `{"0": "cat"}`."""
+        """Convert class ids to integers: scripts may set them as in JSON, `{"0": "cat"}`."""
         if self.id2label:
             self.id2label = {int(index): name for index, name in self.id2label.items()}
         if self.label2id:
@@ -385,7 +385,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         self.validate_losses()
         self.validate_segmentation_head()
 
-    # The library runs these, too, whenever a configuration is saved.
+    # transformers also runs these methods whenever a configuration is saved.
 
     def validate_encoder(self) -> None:
         for field in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
@@ -402,7 +402,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         self._expect(is_size, "image_size", "an integer or (height, width)")
         fits = all(side >= self.patch_size and side % self.patch_size == 0 for side in self.image_height_width)
         self._expect(fits, "image_size", f"multiples of patch_size={self.patch_size}")
-        self._expect(max(self.image_height_width) <= _MOST_PIXELS, "image_size", f"at most {_MOST_PIXELS} pixels")
+        self._expect(max(self.image_height_width) <= _MAX_PIXELS, "image_size", f"at most {_MAX_PIXELS} pixels")
         self._expect_positive("num_channels")
         for field in ("image_mean", "image_std"):
             values = getattr(self, field)
@@ -439,15 +439,15 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         are_weights = all(0 <= weight < math.inf for weight in weights.values())
         is_complete = set(weights) == set(self.granularities) and are_weights
         expected = f"a finite weight >= 0 for each of {self.granularities}"
-        if set(weights) > set(self.granularities):  # as where a checkpoint is loaded with fewer of them
+        if set(weights) > set(self.granularities):  # as when a checkpoint is loaded with fewer granularities
             expected += (
-                " (to pre-train a checkpoint on with other granularities: c2fmae pretrain --model_name_or_path, or "
+                " (to continue pre-training with other granularities: c2fmae pretrain --model_name_or_path, or "
                 "c2fmae_hf.interop.starting_point in Python)"
             )
         self._expect(is_complete, "loss_weights", expected)
         self._expect(0 <= self.instance_offset_weight < math.inf, "instance_offset_weight", "a finite number >= 0")
         fits = not self.supervise_visible_labels or self.input_granularities == ["image"]
-        expected = f"False where the encoder is shown labels (input_granularities={self.input_granularities})"
+        expected = f"False if labels are among the encoder's inputs (input_granularities={self.input_granularities})"
         self._expect(fits, "supervise_visible_labels", expected)
 
     def validate_segmentation_head(self) -> None:
@@ -459,7 +459,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _expect_positive(self, field: str) -> None:
         self._expect(getattr(self, field) > 0, field, "a positive integer")
-        self._expect(getattr(self, field) <= _MOST_CHANNELS, field, f"an integer up to {_MOST_CHANNELS}")
+        self._expect(getattr(self, field) <= _MAX_CHANNELS, field, f"an integer up to {_MAX_CHANNELS}")
 
     def _expect_heads_fit(self, heads: str, width: str) -> None:
         value = getattr(self, width)
@@ -469,7 +469,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """As in transformers; where there is nothing of that name, the error says which weights there are."""
+        """As in transformers; the error for an unknown name lists the available weights."""
         with known_names(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
@@ -480,7 +480,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         cannot express the encoder: extra input granularities, another activation or epsilon of the layer norms.
 
         Args:
-            num_classes (`int`, defaults to 0): Outputs of the weights' classifier, named by `id2label`.
+            num_classes (`int`, defaults to 0): Classes of the saved classifier, named by `id2label`.
         """
         if self.input_granularities != ["image"] or self.hidden_act != "gelu" or self.layer_norm_eps != 1e-6:
             return None
@@ -495,8 +495,8 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             "num_classes": num_classes,
             "num_features": self.hidden_size,
             "global_pool": global_pool,  # for information; timm builds from `model_args`
-            # timm reads them in `pretrained_cfg`, transformers' wrapper of timm here. Without them the wrapper takes
-            # as many classes as ImageNet has for ImageNet's.
+            # timm reads them from `pretrained_cfg`, transformers' timm wrapper from here. Without them the wrapper
+            # takes any 1000 classes for ImageNet's.
             **({"label_names": names} if names else {}),
             "model_args": {
                 "img_size": list(self.image_height_width),
@@ -508,7 +508,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 "mlp_ratio": self.intermediate_size / self.hidden_size,
                 "qkv_bias": self.qkv_bias,
                 "global_pool": global_pool,
-                # The final norm stays before the pooling, where this package has it.
+                # Norm before pooling, as in this package.
                 "fc_norm": False,
             },
             "pretrained_cfg": {
@@ -530,14 +530,14 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         }
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
-        """Write the configuration with timm's keys. timm loads all of a classifier, of others the encoder."""
+        """Write the configuration with timm's keys: timm loads a classifier whole, of other models the encoder."""
         self.number_labels()
         content = json.loads(self.to_json_string(use_diff=use_diff))
         model_class = (self.architectures or [""])[0]
         if model_class.startswith("C2FMAE"):
             keys = self.timm_keys((self.num_labels or 0) if model_class == _CLASSIFIER_CLASS else 0)
             if keys is not None and model_class not in (_ENCODER_CLASS, _CLASSIFIER_CLASS):
-                keys["model_args"]["pretrained_strict"] = False  # weights that timm does not know lie in the same file
+                keys["model_args"]["pretrained_strict"] = False  # the file also has weights that timm does not know
             content.update(keys or {})
         with open(json_file_path, "w", encoding="utf-8") as file:
             file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")

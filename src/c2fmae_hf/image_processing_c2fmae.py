@@ -1,4 +1,4 @@
-"""C2FMAE's image processor: photographs and label maps to tensors, and the model's outputs back to maps."""
+"""C2FMAE's image processor: turns photographs and label maps into tensors, and the model's outputs into maps."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class C2FMAEImageProcessorKwargs(ImagesKwargs, total=False):
     label_stride (`int`, *optional*, defaults to `self.label_stride`):
         Pixels per cell of the label grid. With 1, label maps keep the images' size, as semantic segmentation needs.
     crop_pct (`float`, *optional*, defaults to `self.crop_pct`):
-        Side of the central crop relative to the resized image's shorter side, where `size` is the crop's.
+        Side of the central crop relative to the resized image's shorter side, if `size` is the crop's.
     size_divisor (`int`, *optional*, defaults to `self.size_divisor`):
-        Sides of a resized image are rounded to multiples of it.
+        Round the sides of a resized image to multiples of it.
     do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
-        Class 0 of segmentation maps becomes ignored, and every other one less by one, as for ADE20K.
+        Ignore class 0 of segmentation maps and lower every other class by one, as for ADE20K.
     """
 
     patch_size: int
@@ -71,11 +71,11 @@ def rounded_size(image: torch.Tensor, size: SizeDict, divisor: int) -> SizeDict:
 
 def size_before_crop(size: Any, crop_size: Any, crop_pct: Any) -> SizeDict:
     """
-    Size to resize an image to before its centre is cropped: `size`, unless its shortest edge is the crop's longer
-    side; then `crop_pct` says how much larger, rounded as by timm.
+    Size to which an image is resized before the central crop: `size`, or, if its shortest edge equals the crop's
+    longer side, that side divided by `crop_pct`, rounded as in timm.
 
     Args:
-        size, crop_size (`SizeDict`): Of an image processor.
+        size, crop_size (`SizeDict`): Sizes of an image processor.
         crop_pct (`float`): In (0, 1].
     """
     if not isinstance(crop_pct, (int, float)) or not 0 < crop_pct <= 1:
@@ -87,7 +87,7 @@ def size_before_crop(size: Any, crop_size: Any, crop_pct: Any) -> SizeDict:
 
 
 def _with_crop(kwargs: Any) -> Any:
-    """Options with the crop that a `size` alone asks for."""
+    """Add `crop_size` to options that have only `size`."""
     size = kwargs.get("size")
     if size is None or kwargs.get("crop_size") is not None:
         return kwargs
@@ -97,7 +97,7 @@ def _with_crop(kwargs: Any) -> Any:
 
 
 def with_channels(images: Any) -> Any:
-    """Arrays and tensors `(H, W)`, alone or in lists, as `(1, H, W)`."""
+    """Add a channel axis to arrays and tensors `(H, W)`, alone or in lists: `(1, H, W)`."""
     if isinstance(images, (list, tuple)):
         return [with_channels(image) for image in images]
     is_flat = not isinstance(images, (str, Image.Image)) and getattr(images, "ndim", None) == 2
@@ -105,10 +105,10 @@ def with_channels(images: Any) -> Any:
 
 
 def as_8_bits(image: Any) -> Any:
-    """Arrays and tensors as tensors; 16-bit and bool pixels as 8-bit ones, as they are in PIL images."""
+    """Convert arrays to tensors, and 16-bit and bool pixels to 8-bit ones. PIL images pass unchanged."""
     if isinstance(image, Image.Image):
         return image
-    if isinstance(image, np.ndarray) and not image.flags.writeable:  # as np.asarray makes of a PIL image
+    if isinstance(image, np.ndarray) and not image.flags.writeable:  # such as np.asarray of a PIL image
         image = image.copy()
     image = torch.as_tensor(image)
     if image.dtype == torch.uint16:
@@ -117,16 +117,15 @@ def as_8_bits(image: Any) -> Any:
 
 
 def in_range(image: torch.Tensor, do_rescale: bool, do_normalize: bool) -> torch.Tensor:
-    """Pixels in the range that rescaling and normalising expect."""
+    """Bring pixels into the range that rescaling and normalising expect."""
     if do_rescale and image.is_floating_point() and image.min() >= 0 and image.max() <= 1:
         logger.warning_once(
-            "Floating-point pixels in [0, 1] are taken as they are, and not divided by 255; to say so: "
-            "do_rescale=False."
+            "Floating-point pixels in [0, 1] are not divided by 255. Pass do_rescale=False to silence this warning."
         )
         return image * 255
     if do_normalize and not do_rescale and not image.is_floating_point() and image.max() > 1:
         logger.warning_once(
-            "Pixels up to 255 are normalised by statistics for [0, 1], because of do_rescale=False; leave it out."
+            "do_rescale=False: pixels up to 255 are normalised by statistics for [0, 1]. Leave do_rescale out."
         )
     return image
 
@@ -134,20 +133,20 @@ def in_range(image: torch.Tensor, do_rescale: bool, do_normalize: bool) -> torch
 class C2FMAEImageProcessor(TorchvisionBackend):
     r"""
     Image processor of C2FMAE: resizes the shorter side, crops the centre, rescales and normalises. `size` and
-    `crop_size` are the model's input; where `size` alone is given, `crop_size` follows.
+    `crop_size` are the size of the model's input; if only `size` is given, `crop_size` follows from it.
 
-    It has the arguments of every torchvision image processor, and:
+    Takes the arguments of every torchvision image processor, and:
 
     Args:
         patch_size (`int`, defaults to 16): Side of a patch in pixels.
         label_stride (`int`, defaults to 4): Pixels per cell of the label grid.
-        crop_pct (`float`, defaults to 0.875): timm's and ConvNeXt's: images whose centre is to be cropped are resized
-            to `size / crop_pct`. A `size` with another `shortest_edge` than the crop's is taken as it is.
-            ViTImageProcessor, which knows no `crop_pct`, leaves it out; `c2fmae convert --format vit` does not.
-        size_divisor (`int`, *optional*): Sides of a resized image are rounded to multiples of it. Set to the patch
-            size, and without a central crop, it keeps images of any aspect whole.
-        do_reduce_labels (`bool`, defaults to `False`): Class 0 of segmentation maps becomes ignored, and every other
-            one less by one, as BEiT's and SegFormer's processors have it for ADE20K.
+        crop_pct (`float`, defaults to 0.875): As in timm and ConvNeXt: before a central crop, images are resized to
+            `size / crop_pct`. A `size` whose `shortest_edge` is not the crop's is used unchanged. ViTImageProcessor
+            ignores `crop_pct`; `c2fmae convert --format vit` writes the resulting size instead.
+        size_divisor (`int`, *optional*): Round the sides of a resized image to multiples of it. With the patch size,
+            and without a central crop, images of any aspect ratio stay whole.
+        do_reduce_labels (`bool`, defaults to `False`): Ignore class 0 of segmentation maps and lower every other class
+            by one, as BEiT's and SegFormer's processors do for ADE20K.
     """
 
     valid_kwargs = C2FMAEImageProcessorKwargs
@@ -175,12 +174,12 @@ class C2FMAEImageProcessor(TorchvisionBackend):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; a `size` among `kwargs` changes the crop, too."""
+        """As in transformers; a `size` in `kwargs` also changes the crop."""
         return super().from_dict(image_processor_dict, **_with_crop(kwargs))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """As in transformers; where there is nothing of that name, the error says which weights there are."""
+        """As in transformers; the error for an unknown name lists the available weights."""
         with known_names(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
@@ -191,7 +190,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
 
         Args:
             config ([`C2FMAEConfig`]): The model's configuration.
-            kwargs: Attributes that differ.
+            kwargs: Attributes that override the model's.
         """
         height, width = config.image_height_width
         side = max(height, width)
@@ -219,11 +218,10 @@ class C2FMAEImageProcessor(TorchvisionBackend):
 
         Args:
             images: One image or several: PIL images of any mode, arrays or tensors (channels first or last, or none).
-                8-bit pixels are expected; 16-bit, bool and floating-point ones in [0, 1] are scaled to them.
-            segmentation_maps (*optional*): As many single-channel maps of class ids. In 8-bit PIL images 255 is
-                ignored, in 16-bit ones 65535, in arrays and tensors -100.
-            instance_maps (*optional*): As many single-channel maps of instance ids, 0 = none; the same values are
-                ignored.
+                16-bit, bool and floating-point pixels in [0, 1] are scaled to the range of 8-bit ones.
+            segmentation_maps (*optional*): As many single-channel maps of class ids. The ignore value is 255 in 8-bit
+                PIL images, 65535 in 16-bit ones, and -100 in arrays and tensors.
+            instance_maps (*optional*): As many single-channel maps of instance ids, 0 = none; same ignore values.
 
         Returns:
             [`BatchFeature`] for `C2FMAEForPreTraining` with `pixel_values` `(B, 3, H, W)` float32 and, if maps are
@@ -252,7 +250,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
                 plain = plain.convert("L")
         else:
             is_first, is_last = (plain.ndim == 3 and plain.shape[side] == channels for side in (0, -1))
-            if input_data_format is None and is_first != is_last:  # the library knows 1, 3 and 4 channels only
+            if input_data_format is None and is_first != is_last:  # transformers recognises only 1, 3 and 4 channels
                 input_data_format = ChannelDimension.FIRST if is_first else ChannelDimension.LAST
         return super().process_image(
             plain, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
@@ -260,8 +258,8 @@ class C2FMAEImageProcessor(TorchvisionBackend):
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs) -> torch.Tensor:
         """
-        Crop the centre as torchvision and timm do, which round odd margins. transformers truncates them: its crop of
-        `"shortest_edge": 257` would be one pixel away from that of the other libraries.
+        Crop the centre as torchvision and timm do, which round odd margins. transformers truncates them, which shifts
+        the crop of `"shortest_edge": 257` by one pixel.
         """
         return tvF.center_crop(image, [size.height, size.width])
 
@@ -338,7 +336,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         device: str | torch.device | None,
         **kwargs,
     ) -> list[torch.Tensor]:
-        """Resize and crop label maps as the images, nearest, to the label grid: `(H/s, W/s)` int64 each."""
+        """Resize (nearest) and crop label maps like the images, then reduce them: `(H/s, W/s)` int64 each."""
         maps: list[Any]
         if isinstance(label_maps, (list, tuple)):
             maps = list(label_maps)
@@ -359,7 +357,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
                 raise ValueError(
                     f"{name}[{index}]: expected the image's size {size} (height, width), got {tuple(tensor.shape)}"
                 )
-            # float64 holds every id exactly. Shifted by the ignore index, the padding of a crop (0) is to be ignored.
+            # float64 holds every id exactly. The shift turns a crop's padding (0) into the ignore value.
             tensors.append(tensor.to(torch.float64)[None] - IGNORE_INDEX)
         kwargs.update(do_normalize=False, do_rescale=False, resample=PILImageResampling.NEAREST)
         processed = self._process(tensors, **kwargs)
@@ -380,21 +378,21 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         Args:
             outputs: Outputs of `C2FMAEForSemanticSegmentation` or `C2FMAEForPreTraining`.
             target_sizes (*optional*): `(height, width)` of each map; defaults to the logits' or the label grid's.
-            return_segmentation_scores (`bool`): Whether to return the scores of all classes beside each map. For
-                pre-training outputs, which cover masked patches alone, they are `None`.
-            grid_size (*optional*): Patches per column and per row, for pre-training outputs of images of another size
-                than the processor's `crop_size`.
+            return_segmentation_scores (`bool`): Whether to return the scores of all classes with each map. For
+                pre-training outputs, which cover only masked patches, they are `None`.
+            grid_size (*optional*): Patches per column and per row. Pre-training outputs need it if the images do not
+                have the processor's `crop_size`.
 
         Returns:
             A list of `(height, width)` int64 maps of class ids (or of outputs with `segmentation` and
-            `segmentation_scores` `(num_labels, height, width)`). Pre-training predicts masked patches only; visible
+            `segmentation_scores` `(num_labels, height, width)`). Pre-training predicts only masked patches; visible
             ones are -100.
 
         Raises:
-            `ValueError`: if there are no semantic predictions, or another number of target sizes than of images.
+            `ValueError`: if there are no semantic predictions, or not one target size per image.
         """
         scores: list[torch.Tensor | None]
-        if hasattr(outputs, "patch_ids"):  # of pre-training
+        if hasattr(outputs, "patch_ids"):  # pre-training outputs
             if outputs.semantic_logits is None:
                 raise ValueError("outputs: expected semantic_logits, got none; the decoder has no semantic stage")
             classes = outputs.semantic_logits.argmax(dim=-1, keepdim=True)
@@ -430,21 +428,21 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         Turn instance predictions into maps of instance ids.
 
         Args:
-            outputs ([`C2FMAEForPreTrainingOutput`]): Outputs of a semantic segmenter are accepted, too, with a segment
-                for each class that occurs, so that `pipeline("image-segmentation")` works without a `subtask`.
+            outputs ([`C2FMAEForPreTrainingOutput`]): Outputs of a semantic segmenter are also accepted and give one
+                segment per class, so that `pipeline("image-segmentation")` works without a `subtask`.
             threshold (`float`): A cell is foreground above this probability.
             target_sizes (*optional*): `(height, width)` of each map; defaults to the label grid's.
             grid_size (*optional*): As for [`post_process_semantic_segmentation`].
-            decoding: `radius`, `min_cells`, `max_instances` of [`instance_map_from_labels`]. Other thresholds that a
-                pipeline passes have no effect.
+            decoding: `radius`, `min_cells`, `max_instances` of [`instance_map_from_labels`]. A pipeline's
+                `mask_threshold` and `overlap_mask_area_threshold` have no effect.
 
         Returns:
-            For each image `segmentation`, a `(height, width)` int64 map of instance ids (0 = none, also at visible
-            patches, where nothing is predicted), and `segments_info`, a list of `id`, `label_id` (the most frequent
-            predicted class, if there are semantic predictions, else `None`) and `score` (mean foreground probability).
+            For each image `segmentation`, a `(height, width)` int64 map of instance ids (0 = none or a visible patch,
+            where nothing is predicted), and `segments_info`, a list of `id`, `label_id` (the most frequent predicted
+            class, `None` without semantic predictions) and `score` (mean foreground probability).
 
         Raises:
-            `ValueError`: if there are no instance predictions, or another number of target sizes than of images.
+            `ValueError`: if there are no instance predictions, or not one target size per image.
         """
         for name in ("mask_threshold", "overlap_mask_area_threshold"):
             decoding.pop(name, None)
@@ -492,12 +490,12 @@ class C2FMAEImageProcessor(TorchvisionBackend):
         self, outputs: Any, pixel_values: torch.Tensor, norm_pix_loss: bool
     ) -> list[np.ndarray]:
         """
-        Put the predicted pixels in place of the masked patches and keep the photograph's own elsewhere.
+        Replace the masked patches of photographs by the predicted pixels.
 
         Args:
             outputs ([`C2FMAEForPreTrainingOutput`]): The model's outputs.
             pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): The model's input.
-            norm_pix_loss (`bool`): The model's `config.norm_pix_loss`. If it is set, predictions are relative to each
+            norm_pix_loss (`bool`): The model's `config.norm_pix_loss`. If set, predictions are relative to each
                 patch's mean and variance, which are taken from the photograph: brightness is not predicted.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Files and PIL images to the two things the rest of the package works on: RGB photographs and label maps."""
+"""Read files and PIL images as RGB photographs or label maps."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from .constants import IGNORE_INDEX, IGNORE_INDEX_8BIT, IGNORE_INDEX_16BIT
 
 
-# What is tried on a file's content. Pillow knows more; some of it starts other programs (EPS) or is no picture.
+# Formats that may be read. Pillow knows more, but some of them start other programs (EPS) or are not pictures.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_IMAGE_PIXELS = 150_000_000
-# A map may be stored at one cell per so many pixels.
+# Most pixels per cell of a stored label map.
 MAX_MAP_STRIDE = 16
-# WebP, JPEG 2000 and AVIF may be stored without losses, but what Pillow says of a file does not tell.
+# WebP, JPEG 2000 and AVIF can be lossless, but Pillow does not report whether a file is.
 _LOSSLESS_FORMATS = ("PNG", "BMP", "DIB", "PPM", "TGA")
-# The key of `image.info` under which `open_image` keeps what `changed_greys` says; once read, Pillow no longer knows.
+# Key of `image.info` under which `open_image` keeps the result of `changed_greys`: it is unknown after reading.
 _CHANGED = "c2fmae_changed_greys"
 _LOSSLESS_IN_TIFF = (
     *("raw", "tiff_raw_16", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "lzma", "zstd"),
-    *("tiff_ccitt", "group3", "group4"),  # of one bit
+    *("tiff_ccitt", "group3", "group4"),  # 1-bit
 )
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,15 +38,15 @@ _TURNS = {
 
 
 def exif_turn(image: Image.Image) -> Image.Transpose | None:
-    """How an image is turned to be seen upright; `None` if not at all, or if its EXIF cannot be read."""
+    """The transpose that shows an image upright; `None` if it needs none, or its EXIF cannot be read."""
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow fails on damaged EXIF in ways of its own
+    except Exception:  # Pillow raises various errors on damaged EXIF
         return None
 
 
 def number_of_frames(image: Image.Image) -> int:
-    """Pictures in an image's file; 1 also if it cannot be read to its end, through which Pillow looks for them."""
+    """Number of pictures in an image's file; 1 if Pillow, which reads to the end to count them, fails."""
     try:
         return getattr(image, "n_frames", 1)
     except Exception:
@@ -55,23 +55,23 @@ def number_of_frames(image: Image.Image) -> int:
 
 def _upright(image: Image.Image) -> Image.Image:
     """
-    A copy, turned as its EXIF says. `ImageOps.exif_transpose` would write all of the EXIF anew, and fail where any of
-    it is damaged.
+    Return an upright copy, turned as the EXIF says. `ImageOps.exif_transpose` rewrites the whole EXIF and fails if any
+    of it is damaged.
     """
     image.load()  # Pillow turns some formats itself when it reads them
     turn = exif_turn(image)
     if turn is None:
         return image.copy()
     image = image.transpose(turn)
-    for name in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):  # or it would be turned again
+    for name in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):  # otherwise it would be turned again
         image.info.pop(name, None)
     return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """
-    Any PIL image as 8-bit RGB, the way a viewer shows it: rotated as its EXIF orientation says, transparency over
-    white, 16-bit greys scaled rather than clipped, CMYK and palettes converted. EXIF that cannot be read is ignored.
+    Convert any PIL image to 8-bit RGB as a viewer shows it: turned by its EXIF orientation, transparency over white,
+    16-bit greys scaled rather than clipped, CMYK and palettes converted. Unreadable EXIF is ignored.
 
     Raises:
         `ValueError`: for floating-point pixels that are not finite or not in [0, 1].
@@ -96,7 +96,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def changed_greys(image: Image.Image) -> str | None:
-    """Say how Pillow will change the greys of an image that it has opened but not read yet; `None` if it will not."""
+    """Describe how Pillow will change the greys of an image that is open but not read yet; `None` if it will not."""
     for tile in getattr(image, "tile", None) or ():
         raw, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
         layout = str(raw).partition(";")[2]
@@ -111,12 +111,12 @@ def changed_greys(image: Image.Image) -> str | None:
 
 def check_lossless(image: Image.Image) -> None:
     """
-    That an image's file, if it comes from one, holds the very values that were stored, and Pillow reads them as such.
+    Check that a label map's file, if it comes from one, keeps its ids.
 
     Raises:
-        `ValueError`: for JPEG, also within TIFF, and formats that may have losses and do not tell; for GIF, whose
-            writers renumber ids; for greys of 2 or 4 bits, inverted ones, and PGM up to another value than 255 or
-            65535; for a map with an EXIF orientation.
+        `ValueError`: for JPEG, also within TIFF, and formats that may be lossy; for GIF, whose writers renumber ids;
+            for 2-bit, 4-bit and inverted greys, and PGM up to another value than 255 or 65535; for an EXIF
+            orientation.
     """
     changed = image.info.get(_CHANGED) or changed_greys(image)
     if image.format == "GIF":
@@ -134,7 +134,7 @@ def check_lossless(image: Image.Image) -> None:
 
 def to_label_map(image: Image.Image) -> np.ndarray:
     """
-    A single-channel image of ids as an array.
+    Convert a single-channel image of ids to an array.
 
     Args:
         image: Mode `1`, `L`, `P` (the indices, not their colours; 255 = ignore) or 16-bit grey (65535 = ignore).
@@ -143,8 +143,8 @@ def to_label_map(image: Image.Image) -> np.ndarray:
         `np.ndarray` of shape `(height, width)`, int32, -100 = ignore.
 
     Raises:
-        `ValueError`: for several channels, floating-point values, ids that 16 bits do not hold, or a file that was
-            compressed with losses, which are other ids, or may have been.
+        `ValueError`: for several channels, floating-point values, ids above 16 bits, or a file that may not keep its
+            ids (see [`check_lossless`]).
     """
     check_lossless(image)
     if image.mode in ("1", "L", "P"):
@@ -165,13 +165,13 @@ def open_image(
     value: Any, max_pixels: int = MAX_IMAGE_PIXELS, image_size: tuple[int, int] | None = None
 ) -> Image.Image:
     """
-    Open and fully read what an undecoded `datasets.Image` column holds.
+    Open and fully read an image, such as a value of an undecoded `datasets.Image` column.
 
     Args:
         value: `{"bytes": ..., "path": ...}`, encoded bytes, a path, or a PIL image.
         max_pixels (`int`): A larger image is refused before it is read: a small file can claim any size.
-        image_size (`tuple[int, int]`, *optional*): Of a label map, `(height, width)` of its image; a map that is
-            neither of that size nor stored at a stride is refused before it is read.
+        image_size (`tuple[int, int]`, *optional*): For a label map, `(height, width)` of its image. A map that has
+            neither this size nor this size at a stride is refused before it is read.
 
     Raises:
         `ValueError`: if it cannot be decoded; the message says why.
@@ -187,7 +187,7 @@ def open_image(
             raise ValueError(f"expected an encoded image, got {'zero bytes' if value == b'' else 'an empty path'}")
         # Opening a pipe would wait for somebody to write to it.
         if isinstance(value, str) and os.path.exists(value) and not os.path.isfile(value):
-            raise ValueError(f"cannot be opened: expected a file, got {value!r}, which is none")
+            raise ValueError(f"cannot be opened: expected a file, got {value!r}, which is not one")
         try:
             image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value, formats=IMAGE_FORMATS)
         except UnidentifiedImageError as error:
@@ -195,7 +195,7 @@ def open_image(
         except Image.DecompressionBombError as error:  # at Pillow's own limit, which is usually higher
             limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
             raise ValueError(f"expected at most {limit} pixels, got an image that claims more") from error
-        except Exception as error:  # decoders fail on damaged files in ways of their own
+        except Exception as error:  # decoders raise various errors on damaged files
             raise ValueError(f"cannot be opened: {_explain(error)}") from error
     if image.width * image.height > max_pixels:
         raise ValueError(f"expected at most {max_pixels} pixels, got {image.width} x {image.height}")
@@ -211,7 +211,7 @@ def open_image(
 
 
 def _what_it_is(value: bytes | str) -> str:
-    """Of a file that is none of the formats, what can be told."""
+    """Describe a file of an unknown format, for messages."""
     head = value[:16]
     if isinstance(value, str):
         with open(value, "rb") as file:
@@ -229,8 +229,8 @@ def _explain(error: Exception) -> str:
 
 def map_stride(map_size: tuple[int, int], image_size: tuple[int, int]) -> int | None:
     """
-    Pixels per cell of a stored label map, from its size and its image's: the least stride `s` for which the map has
-    `ceil(height / s)` rows and `ceil(width / s)` columns; `None` if the map does not belong to an image of that size.
+    Pixels per cell of a stored label map: the least stride `s` for which the map has `ceil(height / s)` rows and
+    `ceil(width / s)` columns of its image; `None` if no stride fits.
     """
     for stride in range(1, MAX_MAP_STRIDE + 1):
         if all(-(-side // stride) == cells for cells, side in zip(map_size, image_size)):
@@ -240,7 +240,7 @@ def map_stride(map_size: tuple[int, int], image_size: tuple[int, int]) -> int | 
 
 def check_map_size(map_size: tuple[int, int], image_size: tuple[int, int]) -> int:
     """
-    The stride that [`map_stride`] finds.
+    Return the stride that [`map_stride`] finds.
 
     Raises:
         `ValueError`: if the map has neither the image's size nor that size at a stride.
@@ -256,7 +256,7 @@ def check_map_size(map_size: tuple[int, int], image_size: tuple[int, int]) -> in
 
 def expand_label_map(label_map: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     """
-    A label map stored at a stride at its image's size: each pixel takes the id of the cell that it lies in.
+    Expand a stored label map to its image's size: each pixel takes the id of its cell.
 
     Args:
         label_map: `(rows, columns)` ids.

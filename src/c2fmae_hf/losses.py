@@ -1,12 +1,12 @@
 """
-The three losses, in fp32 whatever the precision of training.
+The three losses, computed in fp32 at any training precision.
 
-Each is a mean per image and then over the batch, so that a batch's loss is the mean of its images' losses: gradient
-accumulation and data parallelism change nothing. An image without a valid cell contributes 0.
+Each is a mean per image, then over the batch, so that gradient accumulation and data parallelism do not change it. An
+image without a valid cell contributes 0.
 
-Where only a random part of the patches is decoded, the loss of the part is an unbiased estimate of that of all: sums
-are scaled by what a decoded patch stands for, and divided by the number of valid cells among all patches, not among
-the decoded ones.
+If only a random part of the patches is decoded, the loss is an unbiased estimate of the loss over all patches: each
+decoded patch is weighted by the number of patches that it stands for, and sums are divided by the number of valid
+cells among all patches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from .constants import IGNORE_INDEX
 
 
-# 64 MiB in fp32: above what small models make, far below what many classes at a large batch would.
+# 64 MiB in fp32: small models stay below it; many classes with a large batch are far above.
 MAX_ELEMENTS = 2**24
 
 
@@ -28,13 +28,13 @@ def in_chunks(
     function: Callable[..., torch.Tensor], values: torch.Tensor, *others: torch.Tensor, max_elements: int | None = None
 ) -> torch.Tensor:
     """
-    `function(values, *others)`, a few rows of the batch at a time if `values` is large. What the function makes on
-    the way is not kept for the backward pass but made again, so that never more than one chunk of it is in memory.
-    A compiler fuses such results away, and gets the plain call.
+    Compute `function(values, *others)`, a few rows of the batch at a time if `values` is large. The backward pass
+    recomputes intermediate results, so that memory never holds more than one chunk of them. A compiled graph makes the
+    plain call, because the compiler fuses them away.
 
     Args:
-        function: Of tensors `(B, ...)`, row by row, with a result `(B, ...)`; without randomness.
-        values (`torch.Tensor` of shape `(B, ...)`): Its size decides.
+        function: Maps tensors `(B, ...)` to a tensor `(B, ...)`, row by row and without randomness.
+        values (`torch.Tensor` of shape `(B, ...)`): Its size decides about chunks.
         others (`torch.Tensor` of shape `(B, ...)`).
         max_elements (`int`, *optional*): Elements of `values` in a chunk, `MAX_ELEMENTS` by default; a single row may
             have more.
@@ -56,13 +56,14 @@ def masked_mean(
     all_valid: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Mean of values where they are valid, per row, then over the rows. All-invalid rows give 0.
+    Mean of the valid values of each row, then over the rows. A row without valid values gives 0.
 
     Args:
         values (`torch.FloatTensor` of shape `(B, M, ...)`).
         valid (`torch.BoolTensor` of the same shape).
         weights (`torch.FloatTensor` of shape `(M,)`, *optional*): How many patches each of the M stands for.
-        all_valid (`torch.BoolTensor` of shape `(B, N, ...)`, *optional*): Of all the patches that they stand for.
+        all_valid (`torch.BoolTensor` of shape `(B, N, ...)`, *optional*): Validity of all N patches that the M stand
+            for.
 
     Returns:
         `torch.FloatTensor` of shape `()`.
@@ -81,8 +82,9 @@ def semantic_loss(
     all_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Cross-entropy of `(B, M, cells, classes)` against classes `(B, M, cells, 1)`, -100 = ignore, in fp32: `()`. Of a
-    random part of N patches, `weights` `(M,)` and `all_labels` `(B, N, cells, 1)` are as for [`masked_mean`].
+    Cross-entropy of logits `(B, M, cells, classes)` against class ids `(B, M, cells, 1)`, -100 = ignore, in fp32:
+    `()`. If the M patches are a random part of N, `weights` `(M,)` and `all_labels` `(B, N, cells, 1)` are as for
+    [`masked_mean`].
     """
     values = in_chunks(_cross_entropy, logits, labels)
     all_valid = None if all_labels is None else all_labels[..., 0] != IGNORE_INDEX
@@ -105,8 +107,8 @@ def instance_loss(
 ) -> torch.Tensor:
     """
     L1 on offsets over the foreground plus binary cross-entropy on the flag, in fp32: `()`. Logits and labels are
-    `(B, M, cells, 3)`; a flag of -100 takes the cell out of both. Of a random part of N patches, `weights` `(M,)` and
-    `all_labels` `(B, N, cells, 3)` are as for [`masked_mean`].
+    `(B, M, cells, 3)`; a cell with a flag of -100 counts in neither. If the M patches are a random part of N,
+    `weights` `(M,)` and `all_labels` `(B, N, cells, 3)` are as for [`masked_mean`].
     """
     logits, labels = logits.float(), labels.float()
     flag, all_flags = labels[..., 2], None if all_labels is None else all_labels[..., 2]
@@ -120,8 +122,8 @@ def instance_loss(
 
 def image_loss(logits: torch.Tensor, pixels: torch.Tensor, norm_pix_loss: bool) -> torch.Tensor:
     """
-    Squared error of `(B, M, cells, channels)` against pixels, normalised per patch if asked, in fp32: `()`. Every
-    patch counts the same, so that the mean over a random part needs no correction.
+    Mean squared error of predictions `(B, M, cells, channels)` against pixels, normalised per patch with
+    `norm_pix_loss`, in fp32: `()`. Every patch counts the same, so a random part of them needs no weights.
     """
     logits, pixels = logits.float().flatten(2), pixels.float().flatten(2)
     if norm_pix_loss:

@@ -1,8 +1,8 @@
 """
-Which patches are masked: guided masking over regions, and the curriculum that chooses the regions.
+Choose the patches to mask: guided masking over regions, and the curriculum of masking strategies.
 
-The paper fixes the three strategies and their order. That they are one mechanism, equal shares of the regions, and the
-cross-fade between strategies are our choice.
+The paper fixes the three strategies and their order. Our choices: one mechanism for all three, equal shares of the
+regions, and a cross-fade between strategies.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def combine_regions(semantic: torch.Tensor, instance: torch.Tensor) -> torch.Ten
 
     Returns:
         `torch.LongTensor` of shape `(batch_size, height, width)`. Instances are positive ids, semantic regions
-        (and the region of what is ignored) negative ones.
+        (and the region of ignored cells) negative ones.
     """
     semantic_region = IGNORE_INDEX - 1 - semantic  # -100 -> -1, 0 -> -101, 1 -> -102, ...
     return torch.where(instance > NO_INSTANCE, instance, semantic_region)
@@ -38,7 +38,7 @@ def combine_regions(semantic: torch.Tensor, instance: torch.Tensor) -> torch.Ten
 
 def patch_regions(cell_regions: torch.Tensor, cells_per_side: int) -> torch.Tensor:
     """
-    Region of every patch: the one that covers most of its label cells (of several, the smallest id).
+    Region of every patch: the one that covers most of its label cells (in a tie, the smallest id).
 
     Args:
         cell_regions (`torch.LongTensor` of shape `(batch_size, height, width)`): Region of every label cell.
@@ -72,10 +72,10 @@ def rank_regions(region_ids: torch.Tensor) -> torch.Tensor:
 
 def places_in_regions(ranks: torch.Tensor, patch_keys: torch.Tensor) -> torch.Tensor:
     """
-    Place of every patch among those of its region, 0, 1, 2, ..., in the order of their keys.
+    Place of every patch within its region, 0, 1, 2, ..., by ascending key.
 
     Args:
-        ranks (`torch.LongTensor` of shape `(batch_size, num_patches)`): Of [`rank_regions`].
+        ranks (`torch.LongTensor` of shape `(batch_size, num_patches)`): From [`rank_regions`].
         patch_keys (`torch.FloatTensor` of shape `(batch_size, num_patches)`): In [0, 1).
 
     Returns:
@@ -97,9 +97,9 @@ def mask_regions(
     """
     Guided masking: show a part of every region and hide the rest.
 
-    Patches of a region have a random order. Those in first place of their regions stay visible first, then those in
-    second place, and so on; within a place, regions come in random order. The visible patches are thus shared out
-    equally among the regions, as far as their sizes allow. With every patch its own region this is MAE's random
+    The patches of each region are put in random order. Those in first place of their regions stay visible first, then
+    those in second place, and so on; within a place, regions come in random order. The visible patches are thus shared
+    equally among the regions, as far as their sizes allow. If every patch is its own region, this is MAE's random
     masking.
 
     Args:
@@ -108,8 +108,8 @@ def mask_regions(
         region_keys (`torch.FloatTensor` of shape `(batch_size, num_patches)`): Uniform in [0, 1); the r-th is the key
             of the region with the r-th smallest id of the row.
         patch_keys (`torch.FloatTensor` of shape `(batch_size, num_patches)`): Uniform in [0, 1).
-        region_masking (`str`): `"balanced"`, or `"whole"`: regions are shown or hidden as wholes, in random order, but
-            for the one that the count cuts through.
+        region_masking (`str`): `"balanced"` as above, or `"whole"`: whole regions are shown or hidden, in random
+            order, except the one that `num_masked` splits.
 
     Returns:
         `torch.BoolTensor` of shape `(batch_size, num_patches)`: `True` = masked, exactly `num_masked` in each row.
@@ -152,8 +152,8 @@ def mask_by_strategy(
 
     Returns:
         `bool_masked_pos` (`torch.BoolTensor` of shape `(batch_size, num_patches)`, `True` = masked) and `applied`
-        (`torch.LongTensor` of shape `(batch_size,)`): the strategy of each row, which is random masking where the maps
-        that the drawn strategy needs say nothing.
+        (`torch.LongTensor` of shape `(batch_size,)`): the strategy of each row, random masking if the maps that the
+        given strategy needs are empty.
     """
     # The ignore index is the lowest number of a map.
     has_semantic = semantic.amax(dim=(1, 2)) > IGNORE_INDEX
@@ -162,7 +162,7 @@ def mask_by_strategy(
     applied = torch.where(usable.gather(1, strategy[:, None])[:, 0], strategy, RANDOM)
 
     is_instance = (applied == INSTANCE)[:, None, None]
-    # Where semantic regions are wanted, instances are hidden from `combine_regions`.
+    # For semantic masking, instances are hidden from `combine_regions`.
     cell_regions = combine_regions(semantic, torch.where(is_instance, instance, NO_INSTANCE))
     regions = patch_regions(cell_regions, cells_per_side)
     num_patches = regions.shape[1]
@@ -182,7 +182,7 @@ class MaskingCurriculum:
         weights: Probabilities of (semantic, instance, random) under `"constant"`; they are divided by their sum.
         order: The strategies in the order in which they take over, coarse to fine by default.
         region_masking (`str`): As for [`mask_regions`].
-        length (`float`): Share of the run in (0, 1] that the schedule takes; the rest of it is like its end. Our
+        length (`float`): Share of the run, in (0, 1], that the schedule takes; afterwards it stays at its end. Our
             addition.
 
     Raises:
@@ -210,6 +210,8 @@ class MaskingCurriculum:
 
     def probabilities(self, progress: torch.Tensor) -> torch.Tensor:
         """
+        Probability of each strategy at the given progress.
+
         Args:
             progress (`torch.Tensor` of shape `(batch_size,)`): Training progress; clamped to [0, 1].
 
@@ -229,6 +231,8 @@ class MaskingCurriculum:
 
     def draw(self, progress: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         """
+        Draw a strategy for each sample.
+
         Args:
             progress (`torch.Tensor` of shape `(batch_size,)`): Training progress.
             uniform (`torch.FloatTensor` of shape `(batch_size,)`): A random number in [0, 1) for each sample.
@@ -237,5 +241,5 @@ class MaskingCurriculum:
             `torch.LongTensor` of shape `(batch_size,)`: index into `MASKING_STRATEGIES`.
         """
         upper = self.probabilities(progress).cumsum(dim=1)
-        # The last bound is 1 but for rounding; leaving it out keeps the index in range.
+        # The last bound is 1 up to rounding; leaving it out keeps the index in range.
         return (uniform.double()[:, None] >= upper[:, :-1]).sum(dim=1)

@@ -1,6 +1,6 @@
 """PyTorch C2FMAE: encoder, cascaded decoder, losses, downstream heads, backbone."""
 
-# Annotations are evaluated: transformers looks for `TransformersKwargs` among those of a forward.
+# No `from __future__ import annotations` here: transformers looks for `TransformersKwargs` in forward's annotations.
 import copy
 import inspect
 import math
@@ -75,16 +75,16 @@ class C2FMAEForPreTrainingOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`): Weighted sum of the losses for which there are targets.
-        semantic_loss, instance_loss, image_loss (`torch.FloatTensor` of shape `()`, *optional*): Its unweighted parts.
+        semantic_loss, instance_loss, image_loss (`torch.FloatTensor` of shape `()`, *optional*): Unweighted losses.
         semantic_logits (`torch.FloatTensor` of shape `(B, M, cells, num_semantic_classes)`, *optional*): Class scores
             of the label cells of each decoded patch, cells row-major.
         instance_logits (`torch.FloatTensor` of shape `(B, M, cells, 3)`, *optional*): Offset down and right to the
             instance's centre, in units of the image's height and width, and the foreground logit.
-        image_logits (`torch.FloatTensor` of shape `(B, M', patch_size ** 2, num_channels)`, *optional*): Pixels,
-            normalised per patch if `config.norm_pix_loss`. M' <= M: visible patches have no pixel prediction; where
-            M' < M the first M' patches of `patch_ids` are meant.
-        patch_ids (`torch.LongTensor` of shape `(B, M)`): Which patches were decoded, row-major indices.
-        hidden_states, attentions (`tuple[torch.FloatTensor]`, *optional*): Of the encoder, on visible tokens.
+        image_logits (`torch.FloatTensor` of shape `(B, M', patch_size ** 2, num_channels)`, *optional*): Pixels of the
+            first M' <= M patches of `patch_ids`, normalised per patch if `config.norm_pix_loss`. Visible patches have
+            no pixel prediction.
+        patch_ids (`torch.LongTensor` of shape `(B, M)`): Row-major indices of the decoded patches.
+        hidden_states, attentions (`tuple[torch.FloatTensor]`, *optional*): The encoder's, for visible tokens.
     """
 
     loss: torch.Tensor | None = None
@@ -104,6 +104,8 @@ class C2FMAEForPreTrainingOutput(ModelOutput):
 
 def split_patches(bool_masked_pos: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
+    Indices of the visible and of the masked patches.
+
     Args:
         bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`): `True` = masked.
         num_masked (`int`): Masked patches in each row.
@@ -118,27 +120,27 @@ def split_patches(bool_masked_pos: torch.Tensor, num_masked: int) -> tuple[torch
 
 
 def gather_patches(values: torch.Tensor, patch_ids: torch.Tensor) -> torch.Tensor:
-    """Select patches: `(B, N, ...)` and `(B, K)` to `(B, K, ...)`; a batch of one in `values` serves every row."""
+    """Select patches: `(B, N, ...)` and `(B, K)` to `(B, K, ...)`; `values` of batch size 1 serve every row."""
     values = values.expand(patch_ids.shape[0], *values.shape[1:])
     index = patch_ids.reshape(*patch_ids.shape, *[1] * (values.ndim - 2)).expand(-1, -1, *values.shape[2:])
     return values.gather(1, index)
 
 
 class C2FMAEPatchProjection(nn.Conv2d):
-    """The convolution over all patches or, given `patch_ids` `(B, K)`, over these: `(B, K, hidden_size)`."""
+    """Convolution over all patches or, given `patch_ids` `(B, K)`, over these only: `(B, K, hidden_size)`."""
 
     def forward(self, pixel_values: torch.Tensor, patch_ids: torch.Tensor | None = None) -> torch.Tensor:
         if patch_ids is None:
             return super().forward(pixel_values)
-        # A convolution that never overlaps is a linear layer over patches, and most of those are masked.
+        # A convolution without overlap is a linear layer over patches; here it skips those that are masked.
         patches = gather_patches(patchify(pixel_values, self.kernel_size[0]), patch_ids)
         return nn.functional.linear(patches.flatten(2), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
 
 
 class C2FMAEPatchEmbed(nn.Module):
     """
-    Pixels `(B, C, H, W)` to patch tokens `(B, N, hidden_size)`, or, given `patch_ids` `(B, K)`, to those of these
-    patches alone, `(B, K, hidden_size)`.
+    Embed pixels `(B, C, H, W)` as patch tokens `(B, N, hidden_size)` or, given `patch_ids` `(B, K)`, these patches
+    only, `(B, K, hidden_size)`.
     """
 
     def __init__(self, config: C2FMAEConfig) -> None:
@@ -155,9 +157,9 @@ class C2FMAEPatchEmbed(nn.Module):
 
 class C2FMAELabelEmbed(nn.Module):
     """
-    Values of a patch's label cells `(B, M, cells, channels)` to one vector a patch `(B, M, width)`: a small embedding
-    per cell, then a projection of all cells together. It feeds visible labels to the encoder, and a decoder stage's
-    own prediction to the next stage.
+    Embed the label cells of each patch `(B, M, cells, channels)` as one vector `(B, M, width)`: a small embedding per
+    cell, then a projection of all cells together. It feeds visible labels to the encoder, and a decoder stage's
+    prediction to the next stage.
     """
 
     def __init__(self, cells: int, channels: int, width: int) -> None:
@@ -171,7 +173,7 @@ class C2FMAELabelEmbed(nn.Module):
 
 
 class C2FMAEPredictor(nn.Linear):
-    """A linear layer whose outputs are predictions; they start near zero, where a loss is that of not knowing."""
+    """A linear layer that makes predictions. Small initial weights start them near zero."""
 
 
 # Attention and blocks
@@ -187,7 +189,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out: the backend that can return its weights. Heads come second, `(B, heads, L, head_dim)`."""
+    """Attention of `(B, heads, L, head_dim)` without a fused kernel: the backend that can return its weights."""
     weights = (query @ key.transpose(-2, -1)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -197,7 +199,7 @@ def eager_attention_forward(
 
 
 class C2FMAEAttentionBase(nn.Module):
-    """The library's attention interface over given queries, keys and values."""
+    """Attention over given queries, keys and values by transformers' attention interface."""
 
     is_causal = False
 
@@ -215,7 +217,7 @@ class C2FMAEAttentionBase(nn.Module):
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if query.shape[2] == 0:  # nothing is masked; the library's backends do not take this
+        if query.shape[2] == 0:  # nothing is masked; transformers' backends reject empty queries
             return query.transpose(1, 2).flatten(2), None
         interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -315,7 +317,7 @@ class C2FMAEDecoderBlock(GradientCheckpointingLayer):
 # The encoder
 
 
-# Weights that classes save besides the encoder's, by their first name; a classifier is timm's `head` where published.
+# Weights that classes save besides the encoder's, by their prefix; a saved classifier has timm's prefix, `head`.
 _OTHER_CLASSES = {
     "decoder": r"^decoder\.",
     "classifier": r"^classifier\.",
@@ -329,14 +331,14 @@ def _others(*own: str) -> list[str]:
     return [pattern for name, pattern in _OTHER_CLASSES.items() if name not in own]
 
 
-# The encoder's weights, by their first name. A saved file has them at its root, where timm looks for them.
+# The encoder's weights, by their prefix. A saved file has them at its root, where timm looks for them.
 _ENCODER_PARTS = ("patch_embed", "cls_token", "pos_embed", "blocks", "norm", "label_embed")
 # Parts of a saved file that timm's model does not have.
 BEYOND_TIMM = ("decoder", "decode_head", "fpn", "label_embed")
 
 
 def take_saved_names(module: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Before `load_state_dict`, by which a Trainer resumes: saved names become those of a class."""
+    """Hook before `load_state_dict`, with which a Trainer resumes: rename saved weights to the class's own names."""
     own = {module.saved_name(name): name for name, _ in module.named_parameters()}
     for saved in [name for name in state_dict if name.removeprefix(prefix) in own]:
         state_dict[prefix + own[saved.removeprefix(prefix)]] = state_dict.pop(saved)
@@ -344,8 +346,8 @@ def take_saved_names(module: Any, state_dict: dict[str, Any], prefix: str, *args
 
 def take_image_size(name: Any, options: dict[str, Any]) -> Any:
     """
-    The image size that options of `from_pretrained` ask for, if it is not the checkpoint's; the options then ask for
-    the checkpoint's, with which its positions can be loaded.
+    Return the image size that options of `from_pretrained` ask for, if it is not the checkpoint's. The options are
+    changed to the checkpoint's size, so that its positions load.
     """
     config, given = options.get("config"), options.pop("image_size", None)
     if name is None or not isinstance(config, C2FMAEConfig):
@@ -361,7 +363,7 @@ def take_image_size(name: Any, options: dict[str, Any]) -> Any:
 
 
 class C2FMAEPreTrainedModel(PreTrainedModel):
-    """Initialisation, and what the library asks of a model."""
+    """Base class: initialisation, loading, saving and publishing."""
 
     config: C2FMAEConfig
     config_class = C2FMAEConfig
@@ -379,21 +381,21 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "patch_embed"
     # Losses are means over the batch; the Trainer divides them by the accumulation steps itself.
     accepts_loss_kwargs = False
-    # What other C2FMAE classes save besides the encoder; and which modules of this class a checkpoint may lack.
+    # Weights of other C2FMAE classes, which loading ignores; and prefixes of weights that a checkpoint may lack.
     _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = _others()
     _may_be_new: tuple[str, ...] = ()
-    # Names in a saved file, which are timm's, and in this class.
+    # From names in a saved file, which are timm's, to names in this class.
     _timm_names: dict[str, str] | None = None
-    # The licence that lay beside the weights which the model was loaded from.
+    # Text of the licence file found with the loaded weights.
     license_text: str | None = None
-    # How the package publishes a model, a function of the model, `repo_id` and options; and what it does about the
-    # licence in the folder that a model was loaded from, and is saved to. The package sets them.
+    # Set by the package: a function of the model, `repo_id` and options that publishes the model, and functions that
+    # read the licence in the folder that a model is loaded from and write it to the folder that it is saved to.
     _publish: Any = None
     _loaded_from: Any = None
     _saved_to: Any = None
 
     def __init__(self, config: C2FMAEConfig, *args, **kwargs) -> None:
-        # Fields that `from_pretrained` overrides are set on the finished configuration, past its checks.
+        # `from_pretrained` sets overridden fields on the finished configuration, past its checks.
         config.check_values()
         if config.hidden_act not in ACT2FN:
             raise ValueError(f"C2FMAEConfig.hidden_act: expected one of {sorted(ACT2FN)}, got {config.hidden_act!r}")
@@ -402,8 +404,8 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
 
     def post_init(self) -> None:
         super().post_init()
-        # The library adds the encoder's patterns to those of the class around it, which would then load with surplus
-        # weights of its own.
+        # transformers adds the encoder's patterns to those of this class, which would then ignore surplus weights of
+        # its own.
         self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
         if self.base_model is not self:
             self._check_names()
@@ -411,29 +413,30 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
 
     def _check_names(self) -> None:
         """
+        Check that the names of a subclass's own modules do not clash with others in a saved file.
+
         Raises:
-            `ValueError`: for a subclass with a module whose weights a saved file could not tell from the encoder's or
-                the classifier's.
+            `ValueError`: if one has a name of the encoder's or the classifier's weights.
         """
         reserved = {*_ENCODER_PARTS, *(["head"] if self._timm_names else [])}
         taken = sorted(reserved & {name.partition(".")[0] for name, _ in self.named_parameters()})
         if taken:
             raise ValueError(
-                f"{type(self).__name__}: expected other names than {taken} for modules of its own; a saved file has "
-                "the encoder's and the classifier's weights under these"
+                f"{type(self).__name__}: expected modules with other names than {taken}, under which a saved file has "
+                "the encoder's and the classifier's weights"
             )
 
     def saved_name(self, name: str) -> str:
-        """The name of a weight in a saved file: timm's, for what timm has."""
+        """Name of a weight in a saved file: timm's name if timm has the weight."""
         name = name.removeprefix(f"{self.base_model_prefix}.")
         return re.sub(r"^classifier\.", "head.", name) if self._timm_names else name
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
         """
-        As in transformers, but a checkpoint that lacks weights of this class, other than a downstream head's, or that
-        holds unknown ones is an error rather than a warning; and `image_size`, or a `config` with another one than
-        the checkpoint's, resamples its positions (see [`~C2FMAEPreTrainedModel.resize_positions`]).
+        As in transformers, except: missing weights (other than a downstream head's) and unknown weights are an error
+        rather than a warning; and an `image_size`, given alone or in `config`, that is not the checkpoint's resamples
+        its positions (see [`~C2FMAEPreTrainedModel.resize_positions`]).
 
         Raises:
             `ValueError`: naming the missing and the unexpected weights.
@@ -446,20 +449,20 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
             )
         model, info = loaded
-        model._weight_conversions = None  # the library would save under the names that it found
+        model._weight_conversions = None  # otherwise it would be saved under the names in the file
         missing = sorted(name for name in info["missing_keys"] if not name.startswith(cls._may_be_new or ("\0",)))
         unexpected = sorted(info["unexpected_keys"])
         if missing or unexpected:
             hint = ""
             if any(name.startswith("decoder.") for name in missing):
                 hint = (
-                    " It has no decoder, so that it is not a pre-training checkpoint. To pre-train from an encoder: "
+                    " It has no decoder, so it is not a pre-training checkpoint. To pre-train from an encoder: "
                     "c2fmae pretrain ... --model_name_or_path, or c2fmae_hf.interop.starting_point in Python."
                 )
             elif any(name.startswith("decoder.") for name in unexpected):
                 hint = (
-                    " Its decoder predicts other granularities. To pre-train on with others: c2fmae pretrain ... "
-                    "--model_name_or_path, or c2fmae_hf.interop.starting_point in Python."
+                    " Its decoder predicts other granularities. To continue pre-training with others: c2fmae pretrain "
+                    "... --model_name_or_path, or c2fmae_hf.interop.starting_point in Python."
                 )
             raise ValueError(
                 f"{pretrained_model_name_or_path}: expected the weights of {cls.__name__}; missing "
@@ -475,8 +478,7 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def resize_positions(self, image_size: int | tuple[int, int] | list[int]) -> None:
         """
-        Make another input size the model's own. Its positions are resampled once, as `interpolate_pos_encoding` does
-        at every call.
+        Change the model's input size. Positions are resampled once, as `interpolate_pos_encoding` does at every call.
 
         Args:
             image_size (`int` or `(height, width)`): In pixels.
@@ -510,23 +512,22 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
         **kwargs,
     ) -> None:
         """
-        As in transformers, with timm's names for what timm has, so that `timm.create_model("local-dir:...")` opens the
-        folder: a classifier, or the encoder of any other class. `push_to_hub` publishes by
-        [`~C2FMAEPreTrainedModel.push_to_hub`]: the folder itself holds no card, and of licences that of the weights
-        which the model was loaded from, if these had one.
+        As in transformers, but with timm's names for the weights that timm has, so that
+        `timm.create_model("local-dir:...")` loads the folder: a classifier, or the encoder of any other class. The
+        folder gets no model card, and the licence of the weights that the model was loaded from, if they had one.
 
         Args:
-            save_directory: The folder; its name is the repository's, if there is no `repo_id`.
+            save_directory: The folder; its name is the default `repo_id`.
             is_main_process, state_dict: As in transformers; only the main process publishes.
-            push_to_hub (`bool`): Whether to publish the model besides.
-            args, kwargs: Of transformers' method, and of `push_to_hub`.
+            push_to_hub (`bool`): Whether to publish the model too, by [`~C2FMAEPreTrainedModel.push_to_hub`].
+            args, kwargs: Passed to transformers' method and to `push_to_hub`.
         """
         saving = inspect.signature(super().save_pretrained).parameters
         for_hub = {name: kwargs.pop(name) for name in list(kwargs) if push_to_hub and name not in saving}
         if push_to_hub and "token" in kwargs:
             for_hub["token"] = kwargs.pop("token")
-        is_encoder = self.base_model is self  # whose names are timm's
-        if not is_encoder and not getattr(self, "_hf_peft_config_loaded", False):  # then adapters alone are saved
+        is_encoder = self.base_model is self  # its names are timm's already
+        if not is_encoder and not getattr(self, "_hf_peft_config_loaded", False):  # else only adapters are saved
             self._check_names()
             state_dict = {
                 self.saved_name(name): load_offloaded_parameter(self, name) if value.device.type == "meta" else value
@@ -541,8 +542,8 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     def push_to_hub(self, repo_id: str, **kwargs) -> Any:
         """
         Publish weights, configuration, image processor, model card and licence in one commit, in the layout that timm
-        loads too. See [`~c2fmae_hf.publishing.hub.push_to_hub`] for the arguments. Where the package is not installed
-        (`trust_remote_code`), this is the library's method.
+        loads too. See [`~c2fmae_hf.publishing.hub.push_to_hub`] for the arguments. Without this package installed
+        (`trust_remote_code`), this is transformers' method.
         """
         if self._publish is None:
             return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
@@ -578,8 +579,8 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
 
 class FixedPositions(nn.Module):
     """
-    A module whose `pos_embed` is a parameter, as timm has it and as `device_map` can place it, but frozen, whoever
-    sets it: loading makes every parameter trainable. Who unfreezes all parameters afterwards trains it, too.
+    A module with a frozen `pos_embed`. It is a parameter, as in timm, so that `device_map` can place it. It is frozen
+    whenever it is set, because loading makes every parameter trainable. Unfreezing all parameters makes it trainable.
     """
 
     pos_embed: nn.Parameter
@@ -608,7 +609,7 @@ class C2FMAEModel(FixedPositions, C2FMAEPreTrainedModel):
         self.pos_embed = nn.Parameter(self.position_table())
         self.pos_drop = nn.Dropout(config.hidden_dropout_prob)
         extra_inputs = {
-            # The additional channel says that a cell's label is unknown.
+            # The extra channel marks cells whose label is unknown.
             "semantic": config.num_semantic_classes + 1,
             "instance": 4,
         }
@@ -625,7 +626,7 @@ class C2FMAEModel(FixedPositions, C2FMAEPreTrainedModel):
         self.post_init()
 
     def position_table(self) -> torch.Tensor:
-        """The table that `pos_embed` holds, `(1, 1 + num_patches, hidden_size)`; the class token has position 0."""
+        """Initial `pos_embed`, `(1, 1 + num_patches, hidden_size)`; zeros for the class token."""
         table = sincos_position_table(self.config.hidden_size, self.config.grid_size)
         return nn.functional.pad(table, (0, 0, 1, 0))
 
@@ -649,13 +650,13 @@ class C2FMAEModel(FixedPositions, C2FMAEPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`).
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*): `True` = masked; the
                 same count in every row.
-            semantic_labels (`torch.LongTensor` of shape `(batch_size, height / s, width / s)`, *optional*): Shown to
+            semantic_labels (`torch.LongTensor` of shape `(batch_size, height / s, width / s)`, *optional*): Inputs of
                 the encoder on visible patches if `config.input_granularities` has `"semantic"`; -100 = ignore.
             instance_labels (`torch.FloatTensor` of shape `(batch_size, 3, height / s, width / s)`, *optional*):
                 Likewise for `"instance"`.
             interpolate_pos_encoding (`bool`): Accept any image size that is a multiple of the patch size.
-            num_masked (`int`, *optional*): That count, where the caller answers for it: masks on an accelerator are
-                then not waited for. On the CPU and in a compiled graph they are held to it.
+            num_masked (`int`, *optional*): Masked patches per row. Passing it avoids a device synchronisation; on an
+                accelerator the mask is then not checked against it, unless the graph is compiled.
 
         Returns:
             [`~transformers.modeling_outputs.BaseModelOutputWithPooling`]: `last_hidden_state` of shape
@@ -675,7 +676,7 @@ class C2FMAEModel(FixedPositions, C2FMAEPreTrainedModel):
             visible_ids, _ = split_patches(bool_masked_pos, num_masked)
             num_image_tokens -= num_masked
         tokens = self.patch_embed(pixel_values, visible_ids)
-        position_table = self.pos_embed.to(tokens.dtype)  # which autocast makes another one
+        position_table = self.pos_embed.to(tokens.dtype)  # another dtype under autocast
         cls_position, positions = position_table[:, :1], position_table[:, 1:]
         positions = resize_position_table(positions, self.config.grid_size, grid_size)
         if visible_ids is not None:
@@ -704,7 +705,7 @@ class C2FMAEModel(FixedPositions, C2FMAEPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
     def encode_labels(self, name: str, labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Labels as the channels that `label_embed` takes: `(batch_size, num_patches, cells, channels)`."""
+        """Encode labels as the channels of `label_embed`: `(batch_size, num_patches, cells, channels)`."""
         cells_per_side = self.config.label_cells_per_side
         if name == "semantic":
             unknown = self.config.num_semantic_classes
@@ -720,7 +721,7 @@ class C2FMAEModel(FixedPositions, C2FMAEPreTrainedModel):
 
 class C2FMAEDecoderStage(nn.Module):
     """
-    One granularity's stage: blocks that refine the queries, and the head that predicts.
+    Decoder stage of one granularity: blocks that refine the queries, and the head that predicts.
 
     Args:
         config ([`C2FMAEConfig`]).
@@ -759,11 +760,11 @@ class C2FMAEDecoderStage(nn.Module):
         return logits, queries + in_chunks(self.embed_prediction, logits)
 
     def embed_prediction(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits `(B, M, cells, channels)` to what the next stage learns of them, `(B, M, width)`."""
+        """Embed the prediction of logits `(B, M, cells, channels)` for the next stage, `(B, M, width)`."""
         return self.prediction_embed(self.as_prediction(logits))
 
     def as_prediction(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the logits say, bounded: class probabilities, or offsets and the probability of foreground."""
+        """Logits as class probabilities, or as offsets and the probability of foreground."""
         if self.granularity == "semantic":
             return logits.softmax(dim=-1, dtype=torch.float32).to(logits.dtype)
         return torch.cat([logits[..., :2], logits[..., 2:].sigmoid()], dim=-1)
@@ -771,9 +772,9 @@ class C2FMAEDecoderStage(nn.Module):
 
 class C2FMAEDecoder(FixedPositions):
     """
-    Semantics, then instances, then pixels. Each stage continues from the refined queries of the one before, to which
-    an embedding of that stage's own prediction is added; gradients flow through both. With `decoder_type="parallel"`
-    every stage starts from the same queries instead.
+    Decodes semantics, then instances, then pixels. Each stage starts from the refined queries of the stage before,
+    plus an embedding of that stage's prediction; gradients flow through both. With `decoder_type="parallel"` every
+    stage starts from the same queries instead.
     """
 
     def __init__(self, config: C2FMAEConfig) -> None:
@@ -793,7 +794,7 @@ class C2FMAEDecoder(FixedPositions):
         )
 
     def position_table(self) -> torch.Tensor:
-        """The table that `pos_embed` holds, `(1, num_patches, decoder_hidden_size)`."""
+        """Initial `pos_embed`, `(1, num_patches, decoder_hidden_size)`."""
         return sincos_position_table(self.config.decoder_hidden_size, self.config.grid_size)
 
     def forward(
@@ -811,7 +812,7 @@ class C2FMAEDecoder(FixedPositions):
                 patches of k input granularities.
             visible_ids (`torch.LongTensor` of shape `(B, V)`).
             query_ids (`torch.LongTensor` of shape `(B, M)`): Patches to decode.
-            num_image_queries (`int`): The image stage decodes the first so many of them.
+            num_image_queries (`int`): The image stage decodes only this many of them, the first.
             grid_size (`tuple[int, int]`): Patches per column and per row.
 
         Returns:
@@ -836,11 +837,11 @@ class C2FMAEDecoder(FixedPositions):
 
 class Queries(NamedTuple):
     """
-    Patches that are decoded. B is the batch size, M their number, N that of the patches among which they were drawn.
+    Patches to decode. B is the batch size, M the number of decoded patches, N the number of candidates.
 
     Args:
         ids: `(B, M)` int64.
-        num_image: The image stage decodes the first so many.
+        num_image: The image stage decodes only this many, the first.
         candidate_ids: `(B, N)` int64, `None` if all are decoded.
         weights: `(M,)` how many candidates each decoded patch stands for, `None` if all are decoded.
     """
@@ -851,13 +852,13 @@ class Queries(NamedTuple):
     weights: torch.Tensor | None = None
 
     def gather(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Values of all patches `(B, num_patches, ...)` at the decoded ones and, if not all are, at the candidates."""
+        """Select from `(B, num_patches, ...)` the decoded patches and, if not all are decoded, the candidates."""
         all_values = None if self.candidate_ids is None else gather_patches(values, self.candidate_ids)
         return gather_patches(values, self.ids), all_values
 
 
 class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
-    """The encoder with the decoder over its masked patches."""
+    """The encoder with a decoder of the masked patches."""
 
     _keys_to_ignore_on_load_unexpected = None
 
@@ -888,8 +889,8 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
             instance_labels (`torch.FloatTensor` of shape `(batch_size, 3, height / s, width / s)`, *optional*): See
                 [`instance_labels_from_map`]. Required in training if the decoder has an instance stage.
             interpolate_pos_encoding (`bool`): Accept any image size that is a multiple of the patch size.
-            num_masked (`int`, *optional*): That count, where the caller answers for it: masks on an accelerator are
-                then not waited for. On the CPU and in a compiled graph they are held to it.
+            num_masked (`int`, *optional*): Masked patches per row. Passing it avoids a device synchronisation; on an
+                accelerator the mask is then not checked against it, unless the graph is compiled.
 
         Raises:
             `ValueError`: if inputs are missing or do not fit, naming field, expected and got.
@@ -916,7 +917,7 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
             **kwargs,
         )
         queries = self.choose_queries(masked_ids, visible_ids)
-        # Flags of what to record concern the encoder.
+        # The `output_...` flags concern only the encoder.
         attention_kwargs = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
         logits = self.decoder(
             encoded.last_hidden_state, visible_ids, queries.ids, queries.num_image, grid_size, **attention_kwargs
@@ -942,8 +943,10 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
         self, granularity: str, labels: torch.Tensor | None, batch_size: int, grid_size: tuple[int, int]
     ) -> None:
         """
+        Check the labels of a granularity.
+
         Raises:
-            `ValueError`: if labels do not fit, or are missing in training though a stage learns from them.
+            `ValueError`: if they do not fit, or are missing in training although a stage needs them.
         """
         if labels is not None:
             check_labels(self.config, granularity, labels, batch_size, grid_size)
@@ -997,12 +1000,12 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
 
     def image_encoder(self) -> C2FMAEModel:
         """
-        The encoder for transfer, which takes images alone: it shares the weights, but for the embeddings of other
-        input granularities, which are left out. `image_encoder().save_pretrained(folder)` writes what
+        The encoder for transfer, which takes only images. It shares this model's weights, without the embeddings of
+        other input granularities. `image_encoder().save_pretrained(folder)` writes a folder that
         `AutoModel.from_pretrained` and `timm.create_model("local-dir:...")` both load.
         """
         config = C2FMAEConfig(**{**self.config.to_dict(), "input_granularities": ["image"]})
-        with torch.device("meta"):  # without weights of its own, and the random numbers that they would take
+        with torch.device("meta"):  # allocates no weights and draws no random numbers
             encoder = C2FMAEModel(config)
         state = {
             name: value for name, value in self.c2fmae.state_dict().items() if not name.startswith("label_embed.")
@@ -1108,16 +1111,16 @@ class C2FMAEForSemanticSegmentation(C2FMAEPreTrainedModel):
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`).
             labels (`torch.LongTensor` of shape `(batch_size, label_height, label_width)`, *optional*): Classes;
-                `config.semantic_loss_ignore_index` and -100 are ignored. Scores are resized to them for the loss.
+                `config.semantic_loss_ignore_index` and -100 are ignored. The loss resizes logits to the labels' size.
             interpolate_pos_encoding (`bool`): Accept any image size that is a multiple of the patch size; on by
-                default, since the sizes of images to be segmented vary.
+                default, because images to segment vary in size.
 
         Returns:
             [`~transformers.modeling_outputs.SemanticSegmenterOutput`]: `logits` of shape
             `(batch_size, num_labels, 4 * height / patch_size, 4 * width / patch_size)`.
 
         Raises:
-            `ValueError`: if there are labels but a single class.
+            `ValueError`: if labels are given and the model has a single class.
         """
         if labels is not None and self.config.num_labels == 1:
             raise ValueError("num_labels: expected at least 2 to compute the loss, got 1")
@@ -1128,24 +1131,24 @@ class C2FMAEForSemanticSegmentation(C2FMAEPreTrainedModel):
         if labels is not None:
             resized = nn.functional.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear")
             ignore_index = self.config.semantic_loss_ignore_index
-            labels = labels.masked_fill(labels == IGNORE_INDEX, ignore_index)  # the image processor's mark
+            labels = labels.masked_fill(labels == IGNORE_INDEX, ignore_index)  # the processor's ignore value
             total = nn.functional.cross_entropy(resized, labels, ignore_index=ignore_index, reduction="sum")
-            loss = total / (labels != ignore_index).sum().clamp(min=1)  # 0, not NaN, where all is ignored
+            loss = total / (labels != ignore_index).sum().clamp(min=1)  # 0, not NaN, if all are ignored
         return SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
 
 def tokens_to_map(hidden_states: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-    """Class and patch tokens `(B, 1 + N, channels)` to a map of the patches `(B, channels, h, w)`."""
+    """Reshape the patch tokens of `(B, 1 + N, channels)` to a map `(B, channels, h, w)`, without the class token."""
     return hidden_states[:, 1:].transpose(1, 2).unflatten(2, grid_size).contiguous()
 
 
 class FeaturePyramid(nn.Module):
     """
-    Maps of the patch grid at four resolutions, four times to half the grid's, as heads made for hierarchical networks
-    expect them: of four blocks, after BEiT's segmentation, or of the last block alone, after ViTDet's detection.
-    Normalised by group rather than by batch.
+    Feature maps at 4, 2, 1 and 1/2 times the patch grid's resolution, for heads made for hierarchical networks: from
+    four blocks, as in BEiT's segmentation, or from the last block, as in ViTDet's detection. With group instead of
+    batch normalisation.
 
     Args:
         width (`int`): Channels.
@@ -1163,14 +1166,14 @@ class FeaturePyramid(nn.Module):
         self.downsample2 = nn.MaxPool2d(2, ceil_mode=True)
 
     def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """One map or four, `(B, width, h, w)`, to four: of 4, 2, 1 and 1/2 times that height and width."""
+        """Make four maps, of 4, 2, 1 and 1/2 times the height and width, from one or four `(B, width, h, w)`."""
         if len(maps) == 1:
             maps = maps * 4
         return [self.upsample4(maps[0]), self.upsample2(maps[1]), maps[2], self.downsample2(maps[3])]
 
     @staticmethod
     def strides(patch_size: int) -> tuple[float, ...]:
-        """Pixels per place of each map."""
+        """Pixels per cell of each map."""
         return patch_size / 4, patch_size / 2, patch_size, patch_size * 2
 
 
@@ -1217,13 +1220,13 @@ class C2FMAEBackbone(BackboneMixin, C2FMAEPreTrainedModel):
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`).
-            interpolate_pos_encoding (`bool`): Accept any image size; on by default, since detectors and segmenters
-                vary it. Images are padded to whole patches with zeros, on the right and below.
+            interpolate_pos_encoding (`bool`): Accept any image size; on by default, because images to detect and
+                segment in vary in size. Images are padded to whole patches with zeros, on the right and below.
 
         Returns:
             [`~transformers.modeling_outputs.BackboneOutput`]: `feature_maps`, one for each of `out_features`, of shape
-            `(batch_size, hidden_size, height / patch_size, width / patch_size)`, rounded up; of a feature pyramid
-            four, at 4, 2, 1 and 1/2 times that height and width, without what lies in the padding alone.
+            `(batch_size, hidden_size, height / patch_size, width / patch_size)`, rounded up. A feature pyramid has
+            four, at 4, 2, 1 and 1/2 times that height and width, without cells that lie entirely in the padding.
         """
         height, width = pixel_values.shape[-2:]
         patch_size = self.config.patch_size

@@ -1,5 +1,5 @@
 """
-Label maps to training targets on the label grid, and back. Pure functions, vectorised over the batch.
+Convert label maps to training targets on the label grid, and back. Pure functions, vectorised over the batch.
 
 Instance ids are arbitrary, so that a class per id would be ill-posed. The target is the centre-offset field of
 Panoptic-DeepLab (Cheng et al., CVPR 2020), which does not change when ids are permuted; using it here is our choice.
@@ -64,7 +64,7 @@ def reduce_label_map(label_map: torch.Tensor, label_stride: int) -> torch.Tensor
 
 def instance_labels_from_map(instance_map: torch.Tensor) -> torch.Tensor:
     """
-    The centre-offset field of instance maps.
+    Compute the centre-offset field of instance maps.
 
     Args:
         instance_map (`torch.LongTensor` of shape `(batch_size, height, width)`): Instance ids, 0 = none,
@@ -79,13 +79,13 @@ def instance_labels_from_map(instance_map: torch.Tensor) -> torch.Tensor:
     cells, device = height * width, instance_map.device
     flat = instance_map.flatten()
     is_instance = flat > NO_INSTANCE
-    # Work on the cells of instances alone, which are few.
+    # Only the cells of instances are computed, which are few.
     cell = is_instance.nonzero()[:, 0]
     labels = torch.zeros(batch_size, 3, height, width, device=device)
     if len(cell):
         row = torch.div(cell, cells, rounding_mode="floor")
         ids = flat.index_select(0, cell)
-        if ids.max() > flat.numel():  # too many numbers to count them all: the ranks of those that occur serve as well
+        if ids.max() > flat.numel():  # too large for a bincount: use the ranks of the ids
             ids = ids.unique(return_inverse=True)[1]
         groups = ids + (int(ids.max()) + 1) * row  # one number per (row of the batch, instance)
         size = torch.bincount(groups).clamp_(min=1)
@@ -109,20 +109,20 @@ def instance_map_from_labels(
 ) -> torch.Tensor:
     """
     Decode a centre-offset field back to an instance map. Every foreground cell votes for a centre; the place with the
-    most votes around it becomes an instance, its votes are taken away, and so on; finally every foreground cell goes
-    to the centre nearest to its vote. Our choice: Panoptic-DeepLab predicts a centre heat map for the same purpose.
+    most votes around it becomes an instance, its votes are removed, and so on. Finally every foreground cell goes to
+    the centre nearest to its vote. Voting is our choice: Panoptic-DeepLab predicts a centre heat map instead.
 
     Args:
         instance_labels (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): As from
             [`instance_labels_from_map`]; the third channel is foreground above 0.5.
-        radius (`float`): Votes closer than this to a centre belong to it, in units of the map's sides. Centres that
-            are closer together cannot be told apart.
+        radius (`float`): Votes closer than this to a centre belong to it, in units of the map's sides. Instances whose
+            centres are closer together are merged.
         min_cells (`int`): A centre needs this many votes.
         max_instances (`int`): At most this many instances in a map.
 
     Returns:
-        `torch.LongTensor` of shape `(batch_size, height, width)`: 0 = none, 1, 2, ... in the order in which they were
-        found, the densest first.
+        `torch.LongTensor` of shape `(batch_size, height, width)`: 0 = none, 1, 2, ... in the order of detection, the
+        densest first.
     """
     batch_size, _, height, width = instance_labels.shape
     device = instance_labels.device
@@ -147,7 +147,7 @@ def instance_map_from_labels(
         density = torch.nn.functional.avg_pool2d(
             counts.view(batch_size, 1, height, width), kernel, stride=1, padding=reach, divisor_override=1
         ).flatten(1)
-        # Only places with votes of their own; among equally dense ones that with the most.
+        # Only places that have votes; among equally dense ones, the one with the most.
         density = density + counts / (counts.sum(dim=1, keepdim=True) + 1)
         peak = density.masked_fill(counts == 0, -1).argmax(dim=1)
         peak_centre = torch.stack([(peak // width + 0.5) / height, (peak % width + 0.5) / width], dim=1)
@@ -158,7 +158,7 @@ def instance_map_from_labels(
             peak_centre = torch.where(number[:, None] > 0, mean, peak_centre)
         centres.append(peak_centre)
         found.append(number >= max(min_cells, 1))
-        # Too small or not, the peak is done with; so are votes of its place that the last move left out of reach.
+        # Drop the peak even if it is too small, and the votes of its place that the last move left out of reach.
         free = free & ~(near | (bins == peak[:, None]))
         if not free.any():
             break
@@ -166,7 +166,7 @@ def instance_map_from_labels(
     is_instance = torch.stack(found, dim=1)  # (batch, peaks)
     distance = torch.cdist(votes, torch.stack(centres, dim=1), compute_mode="donot_use_mm_for_euclid_dist")
     nearest = distance.masked_fill(~is_instance[:, None], float("inf")).min(dim=2)
-    # Peaks that were too small have left gaps in the count.
+    # Number the instances without the gaps that too small peaks left.
     names = is_instance.cumsum(dim=1).gather(1, nearest.indices)
     return torch.where(foreground & nearest.values.isfinite(), names, NO_INSTANCE).view(batch_size, height, width)
 

@@ -1,8 +1,8 @@
 """
-The zoo's encoders in timm's registry. They are timm's own `VisionTransformer`, built from the one table of sizes.
+C2FMAE's encoders in timm's registry: timm's own `VisionTransformer` in the sizes of `SIZES`.
 
-No weights are on the Hub yet, so that `pretrained=True` needs a file: `pretrained_cfg_overlay={"file": ...}`. A folder
-that `save_pretrained` wrote loads without this module, as `local-dir:<folder>`.
+No weights are on the Hub yet, so `pretrained=True` needs a file: `pretrained_cfg_overlay={"file": ...}`. A folder
+written by `save_pretrained` loads without this module, as `local-dir:<folder>`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.naflexvit import _create_naflexvit_from_classic  # what `use_naflex=True` of timm's own models does
+from timm.models.naflexvit import _create_naflexvit_from_classic  # as timm's own models do for `use_naflex=True`
 from timm.models.vision_transformer import checkpoint_filter_fn as filter_vit_checkpoint
 from transformers.image_utils import PILImageResampling
 
@@ -24,7 +24,7 @@ from .modeling_c2fmae import BEYOND_TIMM
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: VisionTransformer) -> dict[str, torch.Tensor]:
     """
-    The encoder's parameters, and a classifier's, of a file that any class of this package saved. Positions are
+    Keep the encoder's and the classifier's parameters of a file saved by any class of this package. Positions are
     resampled to the model's grid.
     """
     state_dict = {name: value for name, value in state_dict.items() if name.partition(".")[0] not in BEYOND_TIMM}
@@ -33,11 +33,11 @@ def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: VisionTrans
 
 def _create(size: str, pretrained: bool, **kwargs) -> Any:
     keys = C2FMAEConfig.from_size(size).timm_keys()
-    assert keys is not None  # every size of the table is timm's
+    assert keys is not None  # timm can build every size of the table
     out_indices = kwargs.pop("out_indices", 3)
     use_naflex = kwargs.pop("use_naflex", None)
     model_args = {**keys["model_args"], **kwargs}
-    if use_naflex:  # by timm's own filter of files, which leaves in what timm does not know, and lists it
+    if use_naflex:  # timm's own filter keeps weights that timm does not know, and reports them
         model_args.setdefault("pretrained_strict", False)
         return _create_naflexvit_from_classic(f"c2fmae_{keys['architecture']}", pretrained, **model_args)
     return build_model_with_cfg(
@@ -101,7 +101,7 @@ logger = logging.getLogger(__name__)
 
 
 def convert_processor_to_timm(processor: C2FMAEImageProcessor) -> dict[str, Any]:
-    """The fields of timm's `pretrained_cfg` that have timm do the same. What it cannot is a warning in the log."""
+    """Convert an image processor to fields of timm's `pretrained_cfg`. The log warns of what timm cannot do."""
     mean, std = effective_statistics(processor)
     if not processor.do_resize:
         logger.warning("do_resize: timm resizes images, which the image processor does not.")
@@ -123,8 +123,8 @@ def convert_processor_to_timm(processor: C2FMAEImageProcessor) -> dict[str, Any]
 
 def effective_statistics(processor: Any) -> tuple[list[float], list[float]]:
     """
-    Mean and standard deviation for pixels in [0, 1] that do what the processor does: a processor may leave out the
-    rescaling of 8-bit pixels or the normalisation, and has numbers for them nevertheless.
+    Mean and standard deviation, for pixels in [0, 1], that are equivalent to the processor's steps. A processor may
+    skip rescaling or normalisation although it has values for them.
     """
     channels = len(processor.image_mean or [0.0] * 3)
     mean, std = [0.0] * channels, [1.0] * channels

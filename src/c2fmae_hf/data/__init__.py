@@ -1,1 +1,1 @@
-"""Rows of a multi-granular dataset as batches for pre-training: splits, samples, crops, masks, validation."""
+"""From rows of a multi-granular dataset to batches for pre-training: splits, samples, crops, masks, validation."""

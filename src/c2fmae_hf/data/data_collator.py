@@ -1,4 +1,4 @@
-"""Samples to a batch for pre-training: the curriculum's masks and the targets."""
+"""Collate samples to a batch for pre-training, with the curriculum's masks and the targets."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from .randomness import sample_seeds, sample_uniform
 from .sampling import SampleKey
 
 
-# Identifiers travel with a batch as bytes, since processes exchange tensors alone.
+# Image ids travel with a batch as bytes, because processes exchange only tensors.
 _ID_BYTES = 96
 
 
 def encode_image_ids(names: list[str]) -> torch.Tensor:
-    """`(batch_size, 96)` uint8: the last bytes of each name in UTF-8, after zeros."""
+    """Encode names as `(batch_size, 96)` uint8: the last 96 bytes of each in UTF-8, padded with zeros on the left."""
     rows = [name.encode()[-_ID_BYTES:].rjust(_ID_BYTES, b"\0") for name in names]
     return torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(len(names), _ID_BYTES)
 
 
 def decode_image_ids(encoded: torch.Tensor) -> list[str]:
-    """The inverse of [`encode_image_ids`], but for names that are too long."""
+    """Inverse of [`encode_image_ids`]; longer names stay cut."""
     return [bytes(row).lstrip(b"\0").decode(errors="replace") for row in encoded.tolist()]
 
 
-# Of a batch what is not for the model.
+# Fields of a batch that are not for the model.
 DIAGNOSTICS = ("mask_strategy", "image_ids", "num_skipped")
-# `mask_strategy` of a row that was to be masked by regions but has no usable map, and so was masked at random.
+# `mask_strategy` of a row that was masked at random because it lacks the map that its strategy needs.
 FALLBACK = len(MASKING_STRATEGIES)
 
 
@@ -47,12 +47,12 @@ class DataCollatorForC2FMAE:
         config ([`C2FMAEConfig`]): For the grid, `mask_ratio` and `granularities`.
         curriculum ([`MaskingCurriculum`]): Chooses each training sample's masking strategy.
         seed (`int`): Seed of the masks.
-        evaluation_masking (`str`): The one strategy that masks evaluation samples, always the same way, so that
-            evaluation losses of different times compare.
-        return_diagnostics (`bool`): Whether the batch also holds what [`C2FMAETrainer`] takes out before the model
-            sees it: `mask_strategy` `(batch_size,)` int64, an index into `MASKING_STRATEGIES`, or `FALLBACK`;
-            `image_ids`, see [`encode_image_ids`], to name the images of a step that fails; and
-            `num_skipped` `(batch_size,)` int64, how many bad rows were passed over for a sample.
+        evaluation_masking (`str`): Strategy that masks evaluation samples, the same way every time, so that evaluation
+            losses are comparable.
+        return_diagnostics (`bool`): Whether the batch also holds fields that [`C2FMAETrainer`] removes before the
+            forward pass: `mask_strategy` `(batch_size,)` int64, an index into `MASKING_STRATEGIES`, or `FALLBACK`;
+            `image_ids`, see [`encode_image_ids`], to name the images of a step that fails; and `num_skipped`
+            `(batch_size,)` int64, the number of bad rows skipped for each sample.
 
     Example (two photographs of 8 x 8 patches, on a label grid of 32 x 32):
 
@@ -83,7 +83,7 @@ class DataCollatorForC2FMAE:
 
         Returns:
             `pixel_values` `(B, 3, H, W)` float32; `bool_masked_pos` `(B, N)` bool, `True` = masked, the same count in
-            every row; as the granularities ask, `semantic_labels` `(B, H/s, W/s)` int64 (-100 = ignore) and
+            every row; if the granularities need them, `semantic_labels` `(B, H/s, W/s)` int64 (-100 = ignore) and
             `instance_labels` `(B, 3, H/s, W/s)` float32 (see [`instance_labels_from_map`]).
 
         Raises:
@@ -95,7 +95,7 @@ class DataCollatorForC2FMAE:
                 f"samples: missing {missing}, got {sorted(samples[0])}. Pass the rows through C2FMAEDataset; with the "
                 "Trainer, remove_unused_columns must be False."
             )
-        # Into shared memory where there are workers, which spares a copy of the batch.
+        # In a worker this collates into shared memory, which saves a copy of the batch.
         pixel_values = default_collate([sample["pixel_values"] for sample in samples])
         semantic = torch.stack([sample["semantic"] for sample in samples])
         instance = torch.stack([sample["instance"] for sample in samples])

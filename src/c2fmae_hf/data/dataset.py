@@ -1,4 +1,4 @@
-"""A map-style dataset for pre-training: rows of a multi-granular dataset as samples for the collator."""
+"""Map-style dataset for pre-training: rows of a multi-granular dataset as samples for the collator."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ class C2FMAEDataset(Dataset):
 
     Args:
         rows (`datasets.Dataset`, or a sequence of dictionaries): See [`~c2fmae_hf.data.rows`].
-        transform ([`JointTransform`]): Of images and maps.
-        map_columns: Which label maps are read; a column that is not there is an error.
-        num_semantic_classes (`int`, *optional*): Class ids are checked against it.
+        transform ([`JointTransform`]): Transform of images and maps.
+        map_columns: Label maps to read; a missing column is an error.
+        num_semantic_classes (`int`, *optional*): Class ids must be below it.
         seed (`int`): Crops and flips are a function of (seed, epoch, row).
         progress ([`SharedProgress`], *optional*): Given for training. Without it the dataset is for evaluation:
             every epoch sees the same samples.
-        on_bad_row (`str`): `raise`, or `skip`: the next good row stands in for one that cannot be used, with crops and
-            masks of its own; a sample's `num_skipped` counts the bad ones, and the log names each once for each
-            worker process that meets it.
+        on_bad_row (`str`): `raise`, or `skip` to replace a bad row by the next good one, with crops and masks drawn
+            for the bad row. A sample's `num_skipped` counts the bad rows; each worker process logs each of them once.
 
     Raises:
         `ValueError`: if there are no rows or columns are missing; on access, if a row cannot be decoded or its maps do
@@ -74,4 +73,4 @@ class C2FMAEDataset(Dataset):
                 return self.read_row(self.rows[index], key, index, num_skipped)
             except ValueError as error:
                 self.read_row.pass_over(index, num_skipped + 1, error)
-        raise ValueError(f"dataset: expected rows that can be read, got {len(self.rows)} that all cannot")
+        raise ValueError(f"dataset: expected readable rows, got {len(self.rows)} rows that are all bad")

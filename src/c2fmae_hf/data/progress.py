@@ -1,4 +1,4 @@
-"""Training progress in shared memory: what the trainer's process writes, DataLoader workers read."""
+"""Training progress in shared memory: the trainer's process writes it, DataLoader workers read it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ logger = logging.getLogger(__name__)
 
 class SharedProgress:
     """
-    Where training stands, visible to DataLoader workers under fork and spawn, persistent or not.
+    Training progress, visible to DataLoader workers under fork and spawn, persistent or not.
 
-    A worker holds a copy of the dataset and the collator, so that a plain attribute would stay at its first value.
-    And workers run ahead of training by a few batches, so that reading a live step counter would make a mask depend
-    on timing. Progress is therefore written per epoch, as a start and an increment per sample, and a sample's own
-    progress follows from its position in the epoch: exact, and the same after a resume.
+    Workers hold a copy of the dataset and the collator, where a plain attribute would keep its first value. They also
+    run a few batches ahead of training, so that masks would depend on timing if they read a live step counter.
+    Progress is therefore written per epoch, as a start and an increment per sample. A sample's own progress follows
+    from its position in the epoch: exact, and the same after a resume.
 
-    Loops without [`EpochSampler`] have no positions; they see `current`, which [`CurriculumCallback`] (or a call of
-    [`set_current`]) moves at every step, and which workers read up to their prefetch ahead of time.
+    Without [`EpochSampler`] samples have no positions and take `current`, which [`CurriculumCallback`] (or a call of
+    [`set_current`]) updates at every step; workers read it ahead of training by their prefetch.
     """
 
     def __init__(self) -> None:
-        # epoch, progress at its start, increment per sample, current progress, whether anybody has set them
+        # epoch, progress at its start, increment per sample, current progress, whether these were set
         self._state = torch.zeros(5, dtype=torch.float64).share_memory_()
         self._has_warned = False
 
     def start_epoch(self, epoch: int, start: float, per_sample: float) -> None:
         """
+        Start an epoch.
+
         Args:
-            epoch (`int`): The epoch that begins.
+            epoch (`int`): Number of the epoch.
             start (`float`): Progress in [0, 1] at its first sample.
-            per_sample (`float`): What one sample adds, `1 / (max_steps * total batch size)`.
+            per_sample (`float`): Progress per sample, `1 / (max_steps * total batch size)`.
         """
         self._state.copy_(torch.tensor([epoch, start, per_sample, start, 1], dtype=torch.float64))
 
@@ -51,17 +53,17 @@ class SharedProgress:
 
     @property
     def has_begun(self) -> bool:
-        """Whether an epoch was started or progress set, here or in the process that shares this memory."""
+        """Whether an epoch was started or progress set, in any process that shares this memory."""
         return bool(self._state[4])
 
     def warn_if_standing_still(self) -> None:
-        """Warn, once in each process, if samples are read though nobody has begun an epoch."""
+        """Warn, once per process, if samples are read before an epoch was started."""
         if not self.has_begun and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "Training data is read, but nobody has begun an epoch: masks stay at the curriculum's beginning, and "
-                "crops and masks of a row never change. C2FMAETrainer does this; another trainer needs "
-                "CurriculumCallback(dataset.progress) in its callbacks."
+                "Training data is read, but no epoch was started: the curriculum stays at its beginning, and the crop "
+                "and mask of a row never change. C2FMAETrainer starts epochs; with another trainer, add "
+                "CurriculumCallback(dataset.progress) to its callbacks."
             )
 
     @property
@@ -73,5 +75,5 @@ class SharedProgress:
         return float(self._state[3])
 
     def at(self, position: int) -> float:
-        """Progress in [0, 1] of the sample that is the `position`-th of the current epoch, over all processes."""
+        """Progress in [0, 1] of the `position`-th sample of the current epoch, counted over all processes."""
         return min(float(self._state[1] + self._state[2] * position), 1.0)

@@ -1,11 +1,11 @@
 """
 Randomness as a pure function of (seed, epoch, sample index).
 
-Crops and masks may not depend on which worker prepares a sample, on how many workers there are, or on how often the
-run was interrupted. A counter-based generator gives every sample its own stream without any state to carry: SplitMix64
-(Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), vectorised over the batch.
+Crops and masks must not depend on which worker prepares a sample, on the number of workers, or on interruptions of the
+run. A counter-based generator gives every sample its own stream of numbers without state: SplitMix64 (Steele, Lea and
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), vectorised over the batch.
 
-A stream has no row numbers: there the index is the position in the stream, which depends on how workers share it.
+Streamed rows have no numbers: their index is the position in the stream.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def sample_seeds(seed: int, epoch: Sequence[int] | np.ndarray, index: Sequence[i
 
 def sample_uniform(seeds: np.ndarray, size: int) -> torch.Tensor:
     """
-    Uniform numbers of each sample's own stream.
+    Uniform numbers from each sample's own stream.
 
     Args:
         seeds: `(batch_size,)` uint64, from [`sample_seeds`].

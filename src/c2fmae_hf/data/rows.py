@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 MAP_COLUMNS = ("semantic", "instance")
 OnBadRow = Literal["raise", "skip"]
-# So many bad rows one after another are no accident.
+# Reading stops after this many consecutive bad rows.
 MAX_SKIPPED = 1000
-# So many bad rows are named in the log; what was named is kept in memory.
-MAX_TOLD = 1000
+# The log names this many bad rows; their keys are kept in memory.
+MAX_LOGGED = 1000
 # A list of `ClassLabel`: the classes that occur in a row. Its feature carries the names of all classes.
 CLASSES_COLUMN = "semantic_classes"
 
@@ -47,7 +47,7 @@ class RowReader:
         if on_bad_row not in get_args(OnBadRow):
             raise ValueError(f"on_bad_row: expected one of {get_args(OnBadRow)}, got {on_bad_row!r}")
         self.on_bad_row = on_bad_row
-        self.told: set[Hashable] = set()
+        self.logged: set[Hashable] = set()
         self.transform = transform
         self.map_columns = tuple(map_columns)
         self.num_semantic_classes = num_semantic_classes
@@ -65,7 +65,7 @@ class RowReader:
     def __call__(
         self, row: Mapping[str, Any], key: SampleKey, index: int | None = None, num_skipped: int = 0
     ) -> dict[str, Any]:
-        """The sample of a row; `index` is the row's own number where it stands in for another."""
+        """Decode a row to a sample. `index` is the row's own number if it replaces the bad row of `key`."""
         index = key.index if index is None else index
         label = f"row {index}" + (f" ({row['image_id']})" if row.get("image_id") else "")
         column = "image"
@@ -92,22 +92,22 @@ class RowReader:
 
     def pass_over(self, row: Hashable, number: int, error: ValueError) -> None:
         """
-        Go on after a bad row, or raise its error.
+        Skip a bad row, or raise its error.
 
         Args:
-            row: What tells it from others, so that each is logged once by each worker process, up to `MAX_TOLD` rows.
-            number (`int`): Of bad rows one after another.
+            row: Identifies the row. Each worker process logs a row once, up to `MAX_LOGGED` rows.
+            number (`int`): Number of consecutive bad rows.
         """
         if self.on_bad_row == "raise":
             raise error
         if number >= MAX_SKIPPED:
-            raise ValueError(f"dataset: expected rows that can be read, got {number} bad ones in a row: {error}")
-        if row in self.told or len(self.told) >= MAX_TOLD:
+            raise ValueError(f"dataset: expected readable rows, got {number} consecutive bad ones: {error}")
+        if row in self.logged or len(self.logged) >= MAX_LOGGED:
             return
-        self.told.add(row)
+        self.logged.add(row)
         logger.warning("Skipped: %s", error)
-        if len(self.told) == MAX_TOLD:
-            logger.warning("Skipped %d rows: no more are named, they are counted only", MAX_TOLD)
+        if len(self.logged) == MAX_LOGGED:
+            logger.warning("Skipped %d rows: further ones are counted, not named", MAX_LOGGED)
 
     def _check_classes(self, semantic: np.ndarray) -> None:
         if self.num_semantic_classes is not None and semantic.max() >= self.num_semantic_classes:
@@ -119,12 +119,12 @@ class RowReader:
 
 def undecoded(rows: Any) -> Any:
     """
-    The same rows with image columns left encoded, so that a corrupt one is reported with its row, and as Python
-    objects whatever their format was. A function of `with_transform` is not applied, which the log says.
+    Return the rows as Python objects with images left encoded, so that a corrupt image is reported with its row. A
+    function of `with_transform` is not applied; the log warns of it.
     """
     if isinstance(rows, datasets.Dataset) and rows.format["type"] is not None:
         if rows.format["type"] == "custom":
-            logger.warning("The dataset's with_transform is left out; rows.map(...) changes the rows themselves.")
+            logger.warning("The dataset's with_transform is not applied; change the rows with rows.map(...) instead.")
         rows = rows.with_format(None)
     for name, feature in (rows.features or {}).items():
         if isinstance(feature, datasets.Image) and feature.decode:
@@ -134,8 +134,8 @@ def undecoded(rows: Any) -> Any:
 
 def semantic_id2label(features: datasets.Features | None) -> dict[int, str] | None:
     """
-    The names of the semantic classes, if the dataset carries them: the `ClassLabel` of its column `semantic_classes`
-    (a list of the classes that occur in a row).
+    Names of the semantic classes, from the `ClassLabel` of the column `semantic_classes` (a list of the classes that
+    occur in a row); `None` if the dataset has none.
     """
     feature = (features or {}).get(CLASSES_COLUMN)
     class_label = getattr(feature, "feature", None)
@@ -146,10 +146,10 @@ def semantic_id2label(features: datasets.Features | None) -> dict[int, str] | No
 
 def find_semantic_classes(rows: datasets.Dataset, on_bad_row: OnBadRow = "raise") -> set[int]:
     """
-    The semantic classes that have a pixel, by reading every semantic map once.
+    Find the semantic classes that occur, by reading every semantic map once.
 
     Args:
-        rows: With a column `semantic`.
+        rows: Rows with a column `semantic`.
         on_bad_row (`str`): `raise`, or `skip` for maps that cannot be decoded.
 
     Raises:
@@ -183,23 +183,21 @@ ONE_CLASS = (
 
 def check_named_classes(rows: datasets.Dataset, id2label: Mapping[int, str], part: str) -> None:
     """
-    Say which named classes no pixel of a dataset has.
+    Warn of named classes that no pixel of a dataset has.
 
     Args:
-        rows: With a column `semantic`.
+        rows: Rows with a column `semantic`.
         id2label: Names by class id.
-        part (`str`): What the rows are, for messages.
+        part (`str`): Name of the rows in messages.
 
     Raises:
-        `ValueError`: if fewer than two classes occur: there is nothing to tell apart.
+        `ValueError`: if fewer than two classes occur.
     """
     found = find_semantic_classes(rows)
     if len(found) < 2:
-        raise ValueError(
-            f"{part}: expected pixels of two classes or more, got those of class {min(found)} alone; {ONE_CLASS}"
-        )
+        raise ValueError(f"{part}: expected pixels of at least two classes, got only class {min(found)}; {ONE_CLASS}")
     absent = [name for label, name in id2label.items() if label not in found]
     if absent:
         more = f" and {len(absent) - 20} more" if len(absent) > 20 else ""
         names = ", ".join(absent[:20])
-        logger.warning(f"{part}: no pixel of {len(absent)} of {len(id2label)} classes: {names}{more}")
+        logger.warning(f"{part}: {len(absent)} of {len(id2label)} classes have no pixel: {names}{more}")

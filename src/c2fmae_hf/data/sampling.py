@@ -22,8 +22,8 @@ class SampleKey(NamedTuple):
 
 class EpochSampler(Sampler[SampleKey]):
     """
-    A new order of the rows in every epoch, each with its epoch and its own training progress. They travel to
-    DataLoader workers with the index, so that samples do not depend on how far ahead a worker is.
+    Yields the rows in a new order every epoch, each with its epoch and training progress. Both travel to DataLoader
+    workers with the index, so that samples do not depend on how far ahead a worker is.
 
     Args:
         num_rows (`int`): Rows of the dataset.

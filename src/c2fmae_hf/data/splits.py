@@ -1,4 +1,4 @@
-"""Splits of a dataset, wherever it is: a folder, Parquet files or the Hub."""
+"""Load the splits of a dataset from a folder, Parquet files or the Hub."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ logger = logging.getLogger(__name__)
 
 
 def _stream(rows: datasets.Dataset) -> datasets.IterableDataset:
-    """With enough shards for data-loading workers to share."""
+    """Convert to an iterable dataset with enough shards for data-loading workers."""
     return rows.to_iterable_dataset(num_shards=max(min(64, len(rows)), 1))
 
 
 def check_parquet(files: Sequence[str | os.PathLike], what: str) -> None:
     """
+    Check that Parquet files can be read and have rows.
+
     Args:
         files: Parquet files.
-        what (`str`): What they are for, as messages begin.
+        what (`str`): What they are for; messages begin with it.
 
     Raises:
         `ValueError`: naming the file, if one is damaged, or if they have no rows.
@@ -36,8 +38,8 @@ def check_parquet(files: Sequence[str | os.PathLike], what: str) -> None:
     rows = 0
     for file in files:
         try:
-            if not os.path.isfile(file):  # a pipe would be waited for
-                raise OSError("it is no file")
+            if not os.path.isfile(file):  # opening a pipe would wait
+                raise OSError("it is not a file")
             rows += pq.read_metadata(file).num_rows
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{what}: expected a Parquet file, got {file}: {error}") from None
@@ -47,14 +49,14 @@ def check_parquet(files: Sequence[str | os.PathLike], what: str) -> None:
 
 def load_splits(name: str, config_name: str | None = None, streaming: bool = False) -> dict[str, Any]:
     """
-    The splits of a dataset, wherever it is.
+    Load the splits of a dataset.
 
     Args:
-        name (`str`): A folder written by `save_to_disk`; Parquet files (a path, wildcards allowed), where a file name
-            with `val` or `test` between separators tells the split and everything else is `train`; or whatever
+        name (`str`): A folder written by `save_to_disk`; Parquet files (a path, wildcards allowed), whose split is
+            `validation` or `test` if the file name has `val` or `test` between separators, else `train`; or whatever
             `datasets.load_dataset` takes: a folder, or the name of a dataset on the Hub.
         config_name (`str`, *optional*): Configuration of a dataset on the Hub.
-        streaming (`bool`): Whether rows are read as they are needed.
+        streaming (`bool`): Whether to read rows on demand.
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset` by split name.
@@ -90,7 +92,7 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
         check_parquet(parquet, f"dataset {name!r}")
     try:
         return dict(datasets.load_dataset(name, config_name, streaming=streaming))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:  # of the card
+    except (yaml.YAMLError, UnicodeDecodeError) as error:  # from the card
         raise ValueError(f"dataset: expected {path / 'README.md'} to begin with YAML, or none, got: {error}") from None
     except (ConnectionError, FileNotFoundError) as error:
         if path.exists():
@@ -115,10 +117,10 @@ def load_train_and_validation(
     Args:
         name (`str`): As for [`load_splits`].
         train_split, validation_split (`str`): Their names.
-        max_train_samples (`int`, *optional*): So many training rows, drawn at random.
-        seed (`int`): Of that draw, and of what is held out.
-        validation_share (`float`): Share of the training rows that is held out if there is no split `validation`; by
-            class, where rows have a `label`. The log says so.
+        max_train_samples (`int`, *optional*): Number of training rows to draw at random.
+        seed (`int`): Seed of that draw and of held-out rows.
+        validation_share (`float`): Share of the training rows to hold out if there is no split `validation`,
+            stratified by `label` if there is one. The log reports it.
 
     Raises:
         `ValueError`: if a split is not there, or there are too few rows to hold some out.
@@ -145,8 +147,8 @@ def load_train_and_validation(
 
 def hold_out(rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
     """
-    Rows to train on, and a share of them held out at random: of every class the same, where rows have a `label` and
-    classes have enough.
+    Hold out a random share of the rows, stratified by `label` if rows have one and every class has enough. Returns the
+    rows to train on and the held-out rows.
 
     Raises:
         `ValueError`: if the share is not in (0, 1), or there are not two rows.
@@ -171,6 +173,6 @@ def hold_out(rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.
             parts = numbered.train_test_split(number, seed=seed, stratify_by_column="label")
             return rows.select(parts["train"]["row"]), rows.select(parts["test"]["row"])
         except ValueError:
-            logger.warning("Rows are held out at random and not by class: there are too few for %d.", len(ranks))
+            logger.warning("Rows are held out at random, not by class: too few rows for %d classes.", len(ranks))
     parts = rows.train_test_split(number, seed=seed)
     return parts["train"], parts["test"]

@@ -1,12 +1,11 @@
 """
-Rows that are read as they are needed, in an order that neither the number of data-loading workers nor an interruption
-changes.
+Streaming dataset for pre-training. Its order depends neither on the number of data-loading workers nor on
+interruptions.
 
-A stream's shards are dealt out to lanes. A lane reads its shards epoch after epoch, each epoch in another order, and
-shuffles within blocks of rows; the k-th batch of a run comes from lane `k % num_lanes`. A worker has the lanes that
-its batches come from, however many workers there are, as long as their number divides that of the lanes. Where a lane
-stands is small: what `datasets` calls the state of a shard, at the start of a block. To go on, a lane reads at most a
-block again.
+The shards are divided among lanes. A lane reads its shards epoch after epoch, in a new order each epoch, and shuffles
+rows within blocks; the k-th batch of a run comes from lane `k % num_lanes`. A worker reads the lanes of its own
+batches, which works if the number of workers divides the number of lanes. The state of a lane is small: the `datasets`
+state of a shard at the start of a block. To resume, a lane reads at most one block again.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from .transforms import JointTransform
 
 
 MAX_LANES = 16
-# Of a lane; workers are ahead of training by fewer batches.
+# States kept per lane; workers are ahead of training by fewer batches.
 _KEPT_STATES = 64
 
 LaneState = dict[str, Any]
@@ -42,12 +41,12 @@ class C2FMAEIterableDataset(IterableDataset):
 
     Args: as for [`C2FMAEDataset`], with `rows` a `datasets.IterableDataset`, which need not be shuffled, and
 
-        shuffle_rows (`int`): Rows that are shuffled among each other, over all lanes; as many are held in memory.
+        shuffle_rows (`int`): Rows that are held in memory and shuffled, over all lanes.
         batch_size (`int`): The data loader's. [`C2FMAETrainer`] sets it.
 
     Raises:
-        `ValueError`: as for [`C2FMAEDataset`]; when it is read, if the number of workers does not divide that of the
-            lanes, which is the largest power of two up to 16 and to the number of shards, or a lane has no row.
+        `ValueError`: as for [`C2FMAEDataset`]; on reading, if the number of workers does not divide the number of
+            lanes (the largest power of two up to 16 and up to the number of shards), or if a lane has no row.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class C2FMAEIterableDataset(IterableDataset):
         worker = get_worker_info()
         worker_id, num_workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         num_skipped, count = 0, 0
-        for row in self.rows:  # which gives each worker its shards
+        for row in self.rows:  # each worker gets its shards
             if count == 0:
                 self.read_row.check_columns(list(row))
             key = SampleKey(count * num_workers + worker_id, 0, None)
@@ -104,8 +103,10 @@ class C2FMAEIterableDataset(IterableDataset):
 
     def check_workers(self, num_workers: int) -> None:
         """
+        Check that the lanes can be divided among the data-loading workers.
+
         Raises:
-            `ValueError`: if the lanes cannot be divided among so many data-loading workers.
+            `ValueError`: if they cannot.
         """
         if self.num_lanes % max(num_workers, 1):
             raise ValueError(
@@ -118,7 +119,7 @@ class C2FMAEIterableDataset(IterableDataset):
         worker_id, num_workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         self.check_workers(num_workers)
         lanes = {lane: self._samples(lane) for lane in range(self.num_lanes)}
-        # Batches are this worker's by their number in this run, and a lane's by their number since the first.
+        # The number since this run's start decides the worker, the number since the stream's start the lane.
         batch = self._first_batch + worker_id
         while True:
             for _ in range(self.batch_size):
@@ -126,11 +127,11 @@ class C2FMAEIterableDataset(IterableDataset):
             batch += num_workers
 
     def samples_before(self, lane: int, num_batches: int) -> int:
-        """How many samples the first batches took from a lane."""
+        """Number of samples that the first `num_batches` batches took from a lane."""
         return len(range(lane, num_batches, self.num_lanes)) * self.batch_size
 
     def _position(self, lane: int, count: int) -> int:
-        """In the stream, of the sample that is a lane's `count`-th."""
+        """Position in the stream of a lane's `count`-th sample."""
         number, within = divmod(count, self.batch_size)
         return (number * self.num_lanes + lane) * self.batch_size + within
 
@@ -141,7 +142,7 @@ class C2FMAEIterableDataset(IterableDataset):
         count = 0
         for state, block in self._blocks(lane, self._lane_states.get(str(lane))):
             count = state["samples"] if state["samples"] is not None else count
-            # Runs stop between batches: of blocks that begin within one, the last will do.
+            # Runs stop between batches: of the blocks that begin within one, keep only the last.
             if states and -(-states[-1]["samples"] // self.batch_size) == -(-count // self.batch_size):
                 states.pop()
             states = [*states[1 - _KEPT_STATES :], {**state, "samples": count}]
@@ -164,7 +165,7 @@ class C2FMAEIterableDataset(IterableDataset):
                     yield sample
 
     def _blocks(self, lane: int, state: LaneState | None) -> Iterator[tuple[LaneState, list[dict[str, Any]]]]:
-        """A lane's rows, and for each block where it starts; of `samples` it knows only the one that it was given."""
+        """Yield a lane's blocks of rows, each with the state at its start; only the given state knows `samples`."""
         total = self.rows.num_shards
         own = range(lane, total, self.num_lanes)
         state = state or {"epoch": 0, "turn": 0, "shard": None, "rows": 0, "samples": 0}
@@ -178,7 +179,7 @@ class C2FMAEIterableDataset(IterableDataset):
                 shard = self.rows.shard(total, order[turn])
                 if inner is not None:
                     shard.load_state_dict(inner)
-                # Not by `iter(shard)`, which would divide its shards among workers once more.
+                # `iter(shard)` would divide it among workers once more.
                 for columns in shard.iter(self.rows_per_block):
                     names = list(columns)
                     self.read_row.check_columns(names)
@@ -198,10 +199,10 @@ class C2FMAEIterableDataset(IterableDataset):
         generator = torch.Generator().manual_seed(int(sample_seeds(self.seed, [epoch], [number])[0]) >> 1)
         return [items[index] for index in torch.randperm(len(items), generator=generator).tolist()]
 
-    # Where it stands
+    # State
 
     def _keep(self, lane: int, states: list[LaneState]) -> None:
-        """Where other processes find it: a checkpoint is written by the one that trains."""
+        """Write a lane's states to a file for the training process, which writes the checkpoints."""
         if self.state_folder is None:
             return
         path = self.state_folder / f"{lane}.json"
@@ -211,10 +212,10 @@ class C2FMAEIterableDataset(IterableDataset):
 
     def state_dict(self, num_batches: int) -> dict[str, Any]:
         """
-        What a run needs to go on after its first batches, as JSON can hold it.
+        State to resume after `num_batches` batches, as JSON can hold it.
 
         Args:
-            num_batches (`int`): Batches that were used since the start of the stream, over all runs.
+            num_batches (`int`): Batches used since the start of the stream, over all runs.
         """
         lanes = {}
         for lane in range(self.num_lanes):
@@ -230,15 +231,15 @@ class C2FMAEIterableDataset(IterableDataset):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
-        Go on after these batches; to be called before data-loading workers are started.
+        Resume from a state. Call this before data-loading workers start.
 
         Raises:
-            `ValueError`: if the state is of a stream that gives its rows in another order.
+            `ValueError`: if the state is of a stream with another order of rows.
         """
         own = self._identity()
         for name, value in own.items():
             if state.get(name) != value:
-                raise ValueError(f"{name}: expected that of the run to be resumed, {state.get(name)}, got {value}")
+                raise ValueError(f"{name}: expected {state.get(name)}, as in the run to resume, got {value}")
         self._first_batch, self._lane_states = state["num_batches"], state["lanes"]
 
     def _identity(self) -> dict[str, Any]:

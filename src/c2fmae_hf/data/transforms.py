@@ -20,8 +20,8 @@ from ..targets import reduce_label_map
 
 class JointTransform:
     """
-    Geometry drawn once and applied to the image (antialiased bicubic) and both maps (nearest), then normalisation of
-    the image and reduction of the maps to the label grid.
+    Draws a geometry once, applies it to the image (antialiased bicubic) and both maps (nearest), then normalises the
+    image and reduces the maps to the label grid.
 
     Args:
         geometry: A torchvision v2 transform of a dictionary of tv_tensors; its output has size `size`.
@@ -42,7 +42,7 @@ class JointTransform:
         self.size = (size[0], size[1])
         self.label_stride = label_stride
         self.mean, self.std = list(mean), list(std)
-        # Of 8-bit pixels: one pass less than scaling them first.
+        # For 8-bit pixels: saves the pass that scales them to [0, 1].
         self._mean_255, self._std_255 = (255 * torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
 
     def __call__(
@@ -82,14 +82,14 @@ class JointTransform:
 
 class RandomResizedCropAndFlip(JointTransform):
     """
-    torchvision's random resized crop and horizontal flip: the same draws, the same pixels, and of the maps the pixel
-    nearest to each cell's centre, which is what [`reduce_label_map`] takes from a map of the image's output size. The
-    library's dispatch over a dictionary takes longer than the maps' crops themselves, and is left out.
+    torchvision's random resized crop and horizontal flip, with the same draws and the same pixels. Maps are sampled at
+    each cell's centre, with the result that [`reduce_label_map`] has after a resize. This avoids torchvision's
+    dispatch over a dictionary, which takes longer than the maps' crops.
 
     Args:
         size, label_stride, mean, std: As for [`JointTransform`].
         scale (`tuple[float, float]`): Bounds of the crop's area relative to the image's.
-        ratio (`tuple[float, float]`): Bounds of its aspect.
+        ratio (`tuple[float, float]`): Bounds of its aspect ratio.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class RandomResizedCropAndFlip(JointTransform):
         box = self.crop.make_params([image])
         is_flipped = bool(torch.rand(1) < 0.5)
         left, top = box["left"], box["top"]
-        # Cropped before it is copied to a tensor.
+        # Crop first: there is less to copy to a tensor.
         pixels = tvF.pil_to_tensor(image.crop((left, top, left + box["width"], top + box["height"])))
         pixels = tvF.resize(pixels, list(self.size), self.crop.interpolation, antialias=True)
         centres = []
@@ -126,8 +126,8 @@ class RandomResizedCropAndFlip(JointTransform):
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """
-    torch's CPU generator with this seed, and then as it was. Not by `torch.manual_seed`, which also asks every kind
-    of accelerator to be seeded once there is one: in a data-loading worker that is a list that grows with each sample.
+    Seed torch's CPU generator, and restore it afterwards. `torch.manual_seed` would also queue a seed for every kind
+    of accelerator: in a data-loading worker, where none is initialised, that queue grows with each sample.
     """
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
@@ -154,8 +154,8 @@ def evaluation_transform(size: tuple[int, int], crop_pct: float = 0.875, **optio
 
     Args:
         size (`tuple[int, int]`): Output `(height, width)`.
-        crop_pct (`float`): Side of the crop relative to the resized image's shorter side; 0.875 is 224 of 256. To an
-            even margin, see [`~c2fmae_hf.configuration_c2fmae.resize_before_crop`].
+        crop_pct (`float`): Side of the crop relative to the resized image's shorter side; 0.875 is 224 of 256. The
+            margin is even, see [`~c2fmae_hf.configuration_c2fmae.resize_before_crop`].
         options: `label_stride`, `mean`, `std` of [`JointTransform`].
     """
     geometry = v2.Compose(

@@ -1,4 +1,4 @@
-"""Read a multi-granular dataset back: whether it is whole, and what is in it."""
+"""Check that a multi-granular dataset is complete and readable, and measure its contents."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RowReport:
 @dataclass
 class ValidationReport:
     """
-    Contents of a split of a dataset.
+    Contents of a dataset's split.
 
     Attributes:
         rows (`int`): All rows, broken ones included.
@@ -121,7 +121,7 @@ class ValidationReport:
         without = f"; without a pixel: {', '.join(absent[:20])}{more}" if absent else ""
         lines.append(f"classes: {len(used)} of {len(self.classes)} occur{without}")
         if len(used) < 2:
-            lines.append(f"  a single class is nothing to tell apart; {ONE_CLASS}")
+            lines.append(f"  expected at least two classes; {ONE_CLASS}")
         for entry in sorted(used, key=lambda entry: -entry["share"])[:20]:
             lines.append(f"  {entry['id']:>4} {entry['name']:<28} {entry['share']:7.2%}  in {entry['images']} images")
         if len(used) > 20:
@@ -170,7 +170,7 @@ def _num_bytes(value: Any) -> int:
 
 
 def count_spanning(semantic: np.ndarray, instance: np.ndarray) -> int:
-    """Instances of which at least 1 % of the labelled pixels lie outside their commonest class."""
+    """Count instances with at least 1 % of their labelled pixels outside their most frequent class."""
     place = (instance > NO_INSTANCE) & (semantic >= 0)
     by_instance: dict[int, list[int]] = collections.defaultdict(list)
     pairs, counts = np.unique(np.stack([instance[place], semantic[place]]), axis=1, return_counts=True)
@@ -180,7 +180,7 @@ def count_spanning(semantic: np.ndarray, instance: np.ndarray) -> int:
 
 
 def check_manifest(root: str | Path, split: str) -> list[str] | None:
-    """Differences of a dataset's shards from its manifest; `None` if it has no manifest."""
+    """List the differences between a dataset's shards and its manifest; `None` if it has no manifest."""
     root = Path(root)
     path = root / "manifest.jsonl"
     if not path.is_file():
@@ -210,13 +210,13 @@ def validate_dataset(
     name: str, split: str = "train", num_classes: int | None = None, num_threads: int = 2, num_drawn: int = 12
 ) -> tuple[ValidationReport, list[dict[str, Any]]]:
     """
-    Read every row of a split.
+    Read and measure every row of a split.
 
     Args:
         name (`str`): A dataset, as for [`load_splits`].
         split (`str`): Name of the split.
         num_classes (`int`, *optional*): Class ids must be below it. Default: the dataset's number of classes.
-        num_threads (`int`): Threads that decode.
+        num_threads (`int`): Decoding threads.
         num_drawn (`int`): Rows to return for [`draw_contact_sheet`], evenly spaced.
 
     Returns:
@@ -256,7 +256,7 @@ def validate_dataset(
                     totals.add(result)
                 else:
                     report.broken.append({"row": report.rows, "image_id": image_id, "reason": result.error})
-                # Evenly spaced rows of a stream of unknown length: keep every n-th, and double n at too many.
+                # Evenly spaced rows of a stream of unknown length: keep every n-th, and double n if they are too many.
                 if num_drawn > 0 and report.rows % spacing == 0:
                     kept.append(row)
                     if len(kept) > 2 * num_drawn:
@@ -321,7 +321,7 @@ class _Totals:
 
 
 def _decode_row(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Arrays of a row; `None` for a broken one, which is in the report."""
+    """Decode a row to arrays; `None` for a broken one, which the report lists."""
     try:
         image = to_rgb(open_image(row["image"]))
         sample: dict[str, Any] = {"image": np.asarray(image), "image_id": row.get("image_id") or ""}

@@ -1,1 +1,1 @@
-"""Weights and image processors from and to other libraries, and exported models."""
+"""Convert weights and image processors from and to other libraries, and export models."""

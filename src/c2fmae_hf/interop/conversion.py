@@ -1,10 +1,10 @@
 """
-Encoders and classifiers of timm and transformers to C2FMAE, and back. Every weight is used, or belongs to a known part
-that is left out, or is an error.
+Convert encoders and classifiers of timm and transformers to C2FMAE, and back. Every weight is used, belongs to a known
+part that is left out, or is an error.
 
     file -> read_state_dict -> build_timm -> convert_to_c2fmae -> C2FMAE -> convert_from_c2fmae -> timm, ViT
 
-C2FMAE's encoder has timm's names, which MAE's files share. transformers' ViT and ViTMAE have names of their own.
+C2FMAE's encoder and MAE's files have timm's names of weights; transformers' ViT and ViTMAE have others.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ _RENAMINGS = (
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
 )
-# Decoders and mask tokens of pre-training, ViT's pooler after the encoder, and ViT's head where it was not loaded.
+# Decoders and mask tokens of pre-training, ViT's pooler after the encoder, and ViT's head if it was not loaded.
 LEFT_OUT = re.compile(r"decoder[._]|(embeddings\.)?mask_token$|pooler\.dense\.|classifier\.")
 
 
 def read_state_dict(path: str | os.PathLike) -> StateDict:
     """
     Read the weights of a `.safetensors` or PyTorch file to the CPU. PyTorch files are read with `weights_only=True`,
-    which runs no code of theirs; `argparse.Namespace`, in which MAE records its options, is allowed.
+    which runs no code from the file; `argparse.Namespace`, in which MAE records its options, is allowed.
 
     Returns:
-        Tensors by name, out of a wrapping `model` or `state_dict` and without the prefixes of `DataParallel` and
+        Tensors by name, unwrapped from `model` or `state_dict` and without the prefixes of `DataParallel` and
         `torch.compile`.
 
     Raises:
@@ -80,8 +80,8 @@ def read_state_dict(path: str | os.PathLike) -> StateDict:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # torch fails anyhow on what is no checkpoint, such as a pointer of Git LFS
-        # Not with torch's own message, which explains how to load the file unsafely.
+    except Exception as error:  # torch raises various errors on other files, such as Git LFS pointers
+        # Without torch's own message, which explains how to load the file unsafely.
         raise ValueError(
             f"{path}: expected a safetensors file, or a PyTorch file of tensors and plain containers, got one that "
             f"fails with {type(error).__name__}. Files are read with weights_only=True, so that none of their code "
@@ -103,8 +103,8 @@ def build_timm(state: StateDict, architecture: str | None = None, **model_args: 
 
     Args:
         state: Weights in timm's or MAE's names, such as [`read_state_dict`] returns.
-        architecture (`str`, *optional*): timm's name of the model. By default the ViT of `SIZES` of that width, for
-            square images and without pooling.
+        architecture (`str`, *optional*): timm's name of the model. Defaults to the ViT in `SIZES` with the weights'
+            width, for square images and without pooling.
         model_args: Arguments of timm's model that differ, such as `img_size`, `num_heads` or `global_pool`.
 
     Raises:
@@ -116,14 +116,14 @@ def build_timm(state: StateDict, architecture: str | None = None, **model_args: 
         size = next((name for name, fields in SIZES.items() if fields["hidden_size"] == len(patches)), None)
         if size is None or patches.ndim != 4 or positions.ndim != 3:
             got = f"None for {list(weights)[:3]} ..."
-            raise ValueError(f"architecture: expected timm's name for weights of no size in {list(SIZES)}, got {got}")
+            raise ValueError(f"architecture: expected timm's name, as no size in {list(SIZES)} fits, got {got}")
         architecture = f"vit_{size}_patch{SIZES[size]['patch_size']}_224"
         _, channels, _, patch_size = patches.shape
         side = math.isqrt(positions.shape[1] - 1) * patch_size
         sizes = {"patch_size": patch_size, "in_chans": channels, "img_size": side}
         model_args = {**sizes, "global_pool": "", "fc_norm": False, **model_args}
     if len(weights) < len(state):
-        logger.warning("Left out, as no part of the encoder: decoder (%d weights).", len(state) - len(weights))
+        logger.warning("Left out, not part of the encoder: decoder (%d weights).", len(state) - len(weights))
     model_args["num_classes"] = len(weights["head.weight"]) if "head.weight" in weights else 0
     try:
         model = timm.create_model(architecture, **model_args)
@@ -143,28 +143,28 @@ def convert_to_c2fmae(
     encoder_only: bool = False,
 ) -> C2FMAEModel | C2FMAEForImageClassification:
     """
-    Build the C2FMAE encoder, or classifier where the source has a head, with the source's features.
+    Build a C2FMAE encoder, or a classifier if the source has a head, with the source's features.
 
-    The position of the class token is zero where the source has none. The decoders and mask tokens of ViTMAE and ViT,
-    and ViT's pooler, are left out, which the log says. Dropout rates are not taken over.
+    The class token's position is zero if the source has none. The decoders and mask tokens of ViTMAE and ViT, and
+    ViT's pooler, are left out with a warning. Dropout rates are not copied.
 
     Args:
         source: timm's `VisionTransformer`, or a ViT or ViTMAE of transformers.
         layer_norm_eps (`float`, *optional*): Defaults to the source's. Another value changes features slightly.
-        pooling (`"mean"` or `"cls"`, *optional*): What `pooler_output` is made of. Only an encoder's can be chosen, by
-            default timm's `global_pool`, else `"mean"`; a head's is the source's.
-        encoder_only (`bool`): Leave a head out.
+        pooling (`"mean"` or `"cls"`, *optional*): Pooling of an encoder, by default timm's `global_pool`, else
+            `"mean"`. A classifier keeps the source's.
+        encoder_only (`bool`): Whether to leave out a head.
 
     Returns:
         The model, in evaluation mode and float32, with weights of its own. Its configuration's `converted_from` names
         the source.
 
     Raises:
-        `ValueError`: for another class, weights that are missing or are of a part that C2FMAE lacks (register tokens,
-            layer scale, `fc_norm` ...), and a field that cannot be expressed.
+        `ValueError`: for another class of model, missing weights, weights of a part that C2FMAE lacks (register
+            tokens, layer scale, `fc_norm` ...), or a field that C2FMAE cannot express.
     """
     origin = _name_of(source)
-    source = getattr(source, "timm_model", source)  # of transformers' wrapper
+    source = getattr(source, "timm_model", source)  # inside transformers' wrapper
     weights = source.state_dict()
     if isinstance(source, VisionTransformer):
         fields = _timm_fields(source)
@@ -186,7 +186,7 @@ def convert_to_c2fmae(
         raise ValueError(f"pooling: expected 'mean' or 'cls', as the head reads ({own_pooling!r}), got {pooling!r}")
     fields["pooling"] = pooling or (own_pooling if own_pooling in ("mean", "cls") else "mean")
     fields["layer_norm_eps"] = layer_norm_eps or fields["layer_norm_eps"]
-    # A divisor of the patch: 4 pixels as everywhere, 7 for patches of 14.
+    # A divisor of the patch size: 4 by default, 7 for 14-pixel patches.
     fields["label_stride"] = next(s for s in (4, 7, fields["patch_size"]) if fields["patch_size"] % s == 0)
     if has_head:
         fields.setdefault("id2label", {index: f"LABEL_{index}" for index in range(len(weights["head.weight"]))})
@@ -196,12 +196,12 @@ def convert_to_c2fmae(
         model = (C2FMAEForImageClassification if has_head else C2FMAEModel)(config)
     try:
         model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:  # it names the weights
+    except RuntimeError as error:  # its message names the weights
         raise ValueError(f"source: expected exactly the weights of a plain vision transformer, got {error}") from None
     logger.info("Recognised a vision transformer: %s.", fields)
     if left_out:
         parts = sorted({re.sub(r"\.(\d|dense|weight|bias).*", "", name) for name in left_out})
-        logger.warning("Left out, as no part of the encoder: %s (%d weights).", ", ".join(parts), len(left_out))
+        logger.warning("Left out, not part of the encoder: %s (%d weights).", ", ".join(parts), len(left_out))
     return model.eval()
 
 
@@ -213,7 +213,7 @@ def _name_of(source: Any) -> str:
 
 
 def _timm_fields(model: VisionTransformer) -> dict[str, Any]:
-    """Fields of timm's model; blocks that compute something else under the same names are an error."""
+    """Read fields from timm's model; blocks that compute something else under the same names are an error."""
     blocks: Any = model.blocks
     kinds = {type(model), *map(type, blocks)}
     if kinds != {VisionTransformer, Block}:
@@ -259,7 +259,7 @@ def convert_from_c2fmae(
     Build another library's model with an encoder's or a classifier's features.
 
     Args:
-        model: Of a pre-training model the encoder for images is taken.
+        model: The model; of a pre-training model, its image encoder is converted.
         format (`str`): `"timm"` for timm's `VisionTransformer`; `"vit"` for transformers' `ViTModel` without pooler,
             or `ViTForImageClassification`.
 

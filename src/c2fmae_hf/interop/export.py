@@ -34,7 +34,7 @@ from ..utils.packages import require
 
 TOLERANCE = 1e-4
 METADATA_FILE = "metadata.json"  # within a .pt2 file
-OPSET = 20  # of ONNX; the first with GELU
+OPSET = 20  # ONNX's first with GELU
 _LARGEST_FILE = 1_900_000_000  # bytes of weights; protobuf's limit is 2 GiB for the whole file
 
 _OUTPUTS: dict[type[C2FMAEPreTrainedModel], tuple[str, ...]] = {
@@ -46,7 +46,7 @@ _Runner = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
 
 class _PlainOutputs(nn.Module):
-    """A copy of a model that takes images alone and returns a plain dict: files need no class of transformers."""
+    """A copy of a model that takes only images and returns a plain dict, so that files need no transformers class."""
 
     def __init__(self, model: C2FMAEPreTrainedModel) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def export_program(
     shapes = {"pixel_values": {0: torch.export.Dim("batch", min=1)}}
     with torch.no_grad():
         program = torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=False)
-    for node in program.graph.nodes:  # where it was traced: paths of this machine
+    for node in program.graph.nodes:  # paths of this machine
         node.meta.pop("stack_trace", None)
     return program
 
@@ -114,7 +114,7 @@ def export_pt2(
     """
     program = export_program(model, image_size)
     with replace_file(path) as temporary:
-        # An open file, since torch wants a name to end in .pt2.
+        # An open file, because torch requires names to end in .pt2.
         with open(temporary, "wb") as file:
             extra_files = {METADATA_FILE: json.dumps(_metadata(model, program, processor))}
             torch.export.save(program, file, extra_files=extra_files)
@@ -149,7 +149,7 @@ def export_onnx(
         `ImportError`: if `onnx`, `onnxscript` or `onnxruntime` is not installed.
         `ValueError`: as [`export_program`] and [`compare`] do.
     """
-    # onnxscript is what torch translates with, onnxruntime what the result is verified with.
+    # torch translates with onnxscript; onnxruntime verifies the result.
     onnx, onnx_ir, *_ = [_import(name) for name in ("onnx", "onnx_ir", "onnxscript", "onnxruntime")]
     path = Path(path)
     program = export_program(model, image_size)
@@ -166,7 +166,7 @@ def export_onnx(
         exported.model.metadata_props[name] = value if isinstance(value, str) else json.dumps(value)
     size = sum(value.const_value.nbytes for value in exported.model.graph.initializers.values())
     data = f"{path.name}.data" if size > _LARGEST_FILE else None
-    if data is not None:  # an earlier file would read these weights
+    if data is not None:  # the earlier file would read the new weights
         path.unlink(missing_ok=True)
     with replace_file(path) as temporary:
         onnx_ir.save(exported.model, temporary, external_data=data)
@@ -189,7 +189,7 @@ def compare(
         model: The model that was exported.
         exported: A program, or a `.pt2` or ONNX file.
         pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`, *optional*): Real images.
-        batch_sizes: Numbers of random images in a batch.
+        batch_sizes: Sizes of the batches of random images.
         seed (`int`): Seed of the random images.
         tolerance (`float`): Largest accepted difference.
 
@@ -217,7 +217,7 @@ def compare(
             raise ValueError(f"exported: expected outputs of shapes {shapes[0]}, got {shapes[1]}")
         for name, value in expected.items():
             difference = (value - got[name]).abs().max().item()
-            if not difference <= tolerance:  # NaN is not
+            if not difference <= tolerance:  # also for NaN
                 raise ValueError(
                     f"{name}: expected the model's values to {tolerance:g}, got a difference of {difference:g} for a "
                     f"batch of {len(images)}"

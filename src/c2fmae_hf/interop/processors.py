@@ -1,4 +1,4 @@
-"""Image processors of timm and transformers to C2FMAE's, and back: equal weights need equally prepared images."""
+"""Convert image processors of timm and transformers to C2FMAE's, and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..image_processing_c2fmae import C2FMAEImageProcessor, size_before_crop
 
 logger = logging.getLogger(__name__)
 
-# Attributes that the processors of transformers and C2FMAE's have in common.
+# Attributes that transformers' processors and C2FMAE's have in common.
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 _SHARED = (*_STEPS, "size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
 
@@ -28,8 +28,8 @@ def convert_processor_to_c2fmae(source: str, config: C2FMAEConfig) -> C2FMAEImag
     change to fit the model's image size.
 
     Args:
-        source (`str`): A folder or a name on the Hub, of transformers or timm, or the bare name of an architecture of
-            timm. Without an image processor there, C2FMAE's own is built, with ImageNet's statistics.
+        source (`str`): A folder or a name on the Hub, of transformers or timm, or the bare name of a timm
+            architecture. If it has no image processor, C2FMAE's own is built, with ImageNet's statistics.
         config ([`C2FMAEConfig`]): The converted model's configuration.
     """
     if not Path(source).exists() and "/" not in source and timm.is_model(source):
@@ -39,7 +39,7 @@ def convert_processor_to_c2fmae(source: str, config: C2FMAEConfig) -> C2FMAEImag
     try:
         processor = AutoImageProcessor.from_pretrained(source)
     except (OSError, ValueError):
-        logger.warning("%s: found no image processor; C2FMAE's own is taken.", source)
+        logger.warning("%s: found no image processor; using C2FMAE's own.", source)
         return C2FMAEImageProcessor.from_config(config)
     data_config = getattr(processor, "data_config", None)
     fields = _from_timm(data_config, config) if data_config else _from_transformers(processor, config)
@@ -62,9 +62,9 @@ def _from_transformers(processor: Any, config: C2FMAEConfig) -> dict[str, Any]:
         fields[last] = expected
     side, resized = max(height, width), fields.get("size", {}).get("shortest_edge") or 0
     fields["crop_pct"] = getattr(processor, "crop_pct", None) or 1.0
-    if fields["crop_pct"] < 1 and not isinstance(processor, C2FMAEImageProcessor):  # ConvNeXt's crops by it alone
+    if fields["crop_pct"] < 1 and not isinstance(processor, C2FMAEImageProcessor):  # as ConvNeXt's
         fields.update(do_center_crop=True, crop_size=expected, size={"shortest_edge": max(height, width)})
-    if fields["do_center_crop"] and resized > side:  # the same, said by the model's size
+    if fields["do_center_crop"] and resized > side:  # the same in terms of the model's size
         fields.update(size={"shortest_edge": side}, crop_pct=crop_share(side, resized))
     return fields
 
@@ -77,7 +77,7 @@ def _from_timm(data_config: dict[str, Any], config: C2FMAEConfig) -> dict[str, A
         text = "crop_mode: timm's %r of %d x %d cannot be expressed; the shorter side is resized."
         logger.warning(text, mode, height, width)
     if interpolation.upper() not in PILImageResampling.__members__:
-        logger.warning("interpolation: timm's %r cannot be expressed; bicubic is taken.", interpolation)
+        logger.warning("interpolation: timm's %r cannot be expressed; using bicubic.", interpolation)
         interpolation = "bicubic"
     size = {"shortest_edge": max(height, width)}
     if mode == "squash":
@@ -92,7 +92,7 @@ def _from_timm(data_config: dict[str, Any], config: C2FMAEConfig) -> dict[str, A
 
 
 def convert_processor_to_vit(processor: C2FMAEImageProcessor) -> ViTImageProcessor:
-    """Build the processor of transformers' ViT that does the same."""
+    """Build the equivalent image processor of transformers' ViT."""
     fields = {name: getattr(processor, name) for name in _SHARED}
     if processor.do_center_crop:  # ViT's has no `crop_pct`
         fields["size"] = size_before_crop(processor.size, processor.crop_size, processor.crop_pct)

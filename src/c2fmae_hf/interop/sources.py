@@ -1,4 +1,4 @@
-"""Encoders and classifiers of C2FMAE, timm, ViT and ViTMAE by folder, name on the Hub, or file of weights."""
+"""Load encoders and classifiers of C2FMAE, timm, ViT and ViTMAE from a folder, the Hub or a file of weights."""
 
 from __future__ import annotations
 
@@ -36,11 +36,10 @@ def is_file(source: str) -> bool:
 
 def load_config(source: str) -> Any:
     """
-    Configuration of a folder or a name on the Hub.
+    Load the configuration of a folder or a name on the Hub.
 
     Raises:
-        `FileNotFoundError`: if there is none. For the bare name of an architecture of timm it says how to name
-            weights.
+        `FileNotFoundError`: if there is none. For the bare name of a timm architecture it says how to name weights.
     """
     check_saved(source)
     try:
@@ -62,7 +61,7 @@ def load_source(
     encoder_only: bool = False,
 ) -> tuple[PreTrainedModel, nn.Module]:
     """
-    An encoder or a classifier as C2FMAE, and as the library that it comes from has it.
+    Load an encoder or a classifier as a C2FMAE model, and as the original model of its library.
 
     Args:
         source (`str`): A folder or a name on the Hub of C2FMAE, timm, ViT or ViTMAE; or a file of weights in timm's or
@@ -85,7 +84,7 @@ def load_source(
     else:
         config = load_config(source)
         if model_args or architecture:
-            raise ValueError("--architecture, --image_size, --num_attention_heads: expected none beside a config.json")
+            raise ValueError("--architecture, --image_size, --num_attention_heads: expected none with a config.json")
         if isinstance(config, C2FMAEConfig):
             own, original = load_c2fmae(source, config, **fields)
             note_license(own, source)
@@ -108,7 +107,7 @@ def load_source(
 
 
 def load_vit(source: str, config: Any, encoder_only: bool) -> nn.Module:
-    """A ViT; a ViTMAE, which would mask its input, is loaded as the ViT that it trains."""
+    """Load a ViT. A ViTMAE, which would mask its input, is loaded as a ViT."""
     if config.model_type == "vit_mae":
         config = ViTConfig(**{name: value for name, value in config.to_dict().items() if name != "model_type"})
     options: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
@@ -118,7 +117,7 @@ def load_vit(source: str, config: Any, encoder_only: bool) -> nn.Module:
     else:
         loaded = ViTModel.from_pretrained(source, add_pooling_layer=False, **options)
     model, info = loaded
-    # The library only warns about either.
+    # transformers only warns about these.
     missing = sorted(info["missing_keys"])
     unknown = [name for name in sorted(info["unexpected_keys"]) if not LEFT_OUT.match(name.removeprefix("vit."))]
     if missing or unknown:
@@ -138,7 +137,7 @@ def load_c2fmae(source: str, config: C2FMAEConfig, encoder_only: bool, **fields:
     model = model_class.from_pretrained(source, dtype=torch.float32, **changes).eval()
     model = model.image_encoder() if isinstance(model, C2FMAEForPreTraining) else model
     if type(model).__name__ != name:
-        logger.warning("Left out, as no part of the encoder: the rest of %s.", name)
+        logger.warning("Left out, not part of the encoder: the rest of %s.", name)
     return model, original
 
 
@@ -150,16 +149,16 @@ def find_processor(
     image_std: Sequence[float] | None = None,
 ) -> C2FMAEImageProcessor:
     """
-    The source's image processor, with other statistics if they are given; `config` gets them, too.
+    Build the source's image processor, with other statistics if given, and write its statistics to `config`.
 
     Args:
         source, architecture: As for [`load_source`].
-        config: Of the C2FMAE model that was made of it.
+        config: Configuration of the converted C2FMAE model.
         image_mean, image_std (*optional*): Per channel, for pixels in [0, 1].
     """
     if is_file(source) and architecture is None:  # MAE's statistics are ImageNet's
         if image_mean is None:
-            logger.info("%s says nothing of pixels: ImageNet's mean and deviation are taken, as MAE has them.", source)
+            logger.info("%s has no pixel statistics: using ImageNet's mean and deviation, as MAE does.", source)
         processor = C2FMAEImageProcessor.from_config(
             config, image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD)
         )

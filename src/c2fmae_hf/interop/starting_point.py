@@ -1,7 +1,7 @@
 """
-Continued pre-training: a model to pre-train that starts from weights of another one, of C2FMAE or another library.
+Continue pre-training from the weights of another model, of C2FMAE or another library.
 
-What fits is taken over, what the new data or settings need besides is new, and the log says which is which.
+Weights that fit are copied, all others are new, and the log says which.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def load_starting_point(source: str, *, counted_classes: int | None = None, **fi
     """
     Build a model to pre-train from another one's weights.
 
-    The encoder is taken over whole, at another image size with resampled positions. Of a pre-training checkpoint the
-    decoder is, too, but for what does not fit: the semantic head where classes are others, stages of granularities
-    that it did not have, and all of it with another width or number of heads. An encoder alone gets a new decoder, of
-    C2FMAE the one that its configuration describes, else that of its size in `SIZES`.
+    The whole encoder is copied; for another image size its positions are resampled. The decoder of a pre-training
+    checkpoint is copied too, except the semantic head if the classes differ, and stages that the checkpoint lacks;
+    with another width or number of heads, the whole decoder is new. An encoder alone gets a new decoder: the one that
+    its configuration describes if it is C2FMAE's, else that of its size in `SIZES`.
 
     Args:
         source (`str`): A folder or a name on the Hub of C2FMAE (of any of its classes), ViT, ViTMAE or timm; or a file
             of weights in timm's or MAE's names (`.safetensors`, `.pth`, `.pt`, `.bin`).
-        counted_classes (`int`, *optional*): So many unnamed classes occur in the data. They are taken to be the
-            source's own if it has as many; otherwise the semantic head is new, for this number.
-        fields: Fields of [`C2FMAEConfig`] that are to differ from the source's.
+        counted_classes (`int`, *optional*): Number of unnamed classes in the data. If the source has at least as many,
+            they are taken to be its first classes; otherwise the semantic head is new.
+        fields: Fields of [`C2FMAEConfig`] that override the source's.
 
     Returns:
         The model, in training mode and float32.
@@ -59,8 +59,7 @@ def load_starting_point(source: str, *, counted_classes: int | None = None, **fi
     for name in ENCODER_FIELDS:
         if name in fields and fields[name] != getattr(own, name):
             raise ValueError(
-                f"{name}: expected {getattr(own, name)!r}, for which the encoder of {source} was made, got "
-                f"{fields[name]!r}"
+                f"{name}: expected {getattr(own, name)!r}, as in the encoder of {source}, got {fields[name]!r}"
             )
     is_whole = isinstance(start, C2FMAEForPreTraining)
     is_assumed = counted_classes is not None and is_whole and counted_classes <= own.num_semantic_classes
@@ -106,12 +105,12 @@ def load_starting_point(source: str, *, counted_classes: int | None = None, **fi
     model.load_state_dict({**target, **taken})
     model.license_text = start.license_text
     if keeps_decoder:
-        _say("New", _parts(new, target), own, config)
-        _say("Left out", _parts([name for name in weights if name not in target], weights), own, config)
+        _log_parts("New", _parts(new, target), own, config)
+        _log_parts("Left out", _parts([name for name in weights if name not in target], weights), own, config)
     if is_assumed and not has_other_classes and "semantic" in config.granularities:
         logger.info(
             "Kept: the semantic head; the dataset's unnamed classes are taken to be the first of its %d. For a new "
-            "one, give another number: --num_semantic_classes.",
+            "head, set another number with --num_semantic_classes.",
             own.num_semantic_classes,
         )
     return model.train()
@@ -134,7 +133,7 @@ def _load(source: str) -> C2FMAEForPreTraining | C2FMAEModel:
 
 
 def _complete(own: C2FMAEConfig, fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields that follow from those that are given."""
+    """Add the fields that follow from the given ones."""
     fields = dict(fields)
     if "granularities" in fields and "loss_weights" not in fields:
         weights = own.loss_weights or {}
@@ -160,7 +159,7 @@ def _part(name: str) -> str:
 
 
 def _parts(names: Iterable[str], everything: Iterable[str]) -> list[str]:
-    """Parts that weights belong to; a stage or the decoder that is concerned as a whole is named once."""
+    """Names of the parts that weights belong to; a whole stage or decoder is named once."""
     names = list(names)
     found = list(dict.fromkeys(map(_part, names)))
     if names and {name for name in everything if name.startswith("decoder.")} <= set(names):
@@ -169,7 +168,7 @@ def _parts(names: Iterable[str], everything: Iterable[str]) -> list[str]:
     return [part for part in found if part.removesuffix(" head") not in whole]
 
 
-def _say(verb: str, parts: list[str], own: C2FMAEConfig, config: C2FMAEConfig) -> None:
+def _log_parts(verb: str, parts: list[str], own: C2FMAEConfig, config: C2FMAEConfig) -> None:
     for part in parts:
         reason = ""
         if verb == "New" and part.startswith("semantic "):

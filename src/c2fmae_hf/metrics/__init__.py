@@ -1,7 +1,7 @@
 """
-The field's metrics as `evaluate` modules that need no network: `load_metric("top_k_accuracy")`, `"mean_iou"`,
-`"panoptic_quality"`. What they compute is in `scores`, as functions of arrays. Importing this package also makes
-`evaluate.evaluator("image-segmentation")` known.
+Standard metrics as `evaluate` modules that need no network: `load_metric("top_k_accuracy")`, `"mean_iou"`,
+`"panoptic_quality"`. The module `scores` computes them from arrays. Importing this package also registers
+`evaluate.evaluator("image-segmentation")`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ SUPPORTED_EVALUATOR_TASKS.setdefault(
 
 def load_metric(name: str, **options) -> evaluate.Metric:
     """
-    A metric of this package; [`evaluate.load`] would ask the Hub for the name.
+    Load a metric of this package; [`evaluate.load`] would look for the name on the Hub.
 
     Args:
         name (`str`): `top_k_accuracy`, `mean_iou` or `panoptic_quality`.
-        options: Of [`evaluate.Metric`], such as `experiment_id` or `keep_in_memory`.
+        options: Options of [`evaluate.Metric`], such as `experiment_id` or `keep_in_memory`.
 
     Raises:
         `ValueError`: for an unknown name.

@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes and masks, by pycocotools, from what several processes have found."""
+"""COCO's average precision of boxes and masks, by pycocotools, from results of one or several processes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ IOU_TYPES = ("bbox", "segm")
 
 def encode_objects(objects: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
     """
-    Objects of an image as small records that processes can exchange.
+    Encode the objects of an image as small records that processes can exchange.
 
     Args:
         objects: `boxes` `(N, 4)` (left, top, right, bottom), `masks` `(N, height, width)`, bool or uint8, `labels` or
-            `class_labels` `(N,)`; of detections `scores` `(N,)`, of annotations `iscrowd` `(N,)`.
+            `class_labels` `(N,)`; for detections also `scores` `(N,)`, for annotations `iscrowd` `(N,)`.
     """
     from pycocotools import mask as coco_mask
 
@@ -48,17 +48,16 @@ def average_precision(
     id2label: Mapping[int, str],
 ) -> dict[str, Any]:
     """
-    COCO's scores.
+    Compute COCO's scores.
 
     Args:
-        references, predictions: Records of [`encode_objects`] for each image.
+        references, predictions: Records from [`encode_objects`] for each image.
         sizes: `(height, width)` of each image.
         id2label: Names of the classes.
 
     Returns:
-        `bbox_map`, `bbox_map_50`, ..., `segm_map`, ...: COCO's twelve for boxes and for masks; -1 where there is
-        nothing to find. `bbox_map_per_class` and `segm_map_per_class`, by name, of the classes that occur in the
-        references.
+        `bbox_map`, `bbox_map_50`, ..., `segm_map`, ...: COCO's twelve scores for boxes and for masks, -1 if there is
+        nothing to find. `bbox_map_per_class` and `segm_map_per_class`: by name, for the classes in the references.
     """
     from pycocotools import mask as coco_mask
     from pycocotools.coco import COCO
@@ -73,7 +72,7 @@ def average_precision(
                 for image_id, records in enumerate(images, start=1):
                     for record in records:
                         area = float(coco_mask.area(record["segmentation"]))
-                        if iou_type == "bbox" and not is_reference:  # as pycocotools has it
+                        if iou_type == "bbox" and not is_reference:  # as in pycocotools
                             area = record["bbox"][2] * record["bbox"][3]
                         annotations.append({**record, "id": len(annotations) + 1, "image_id": image_id, "area": area})
                 coco = COCO()

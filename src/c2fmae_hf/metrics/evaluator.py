@@ -1,4 +1,4 @@
-"""`evaluate.evaluator("image-segmentation")`, which the library itself leaves out."""
+"""`evaluate.evaluator("image-segmentation")`, which `evaluate` itself lacks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ImageSegmentationEvaluator(evaluate.Evaluator):
         return pipeline(self.task, model=model_or_pipeline, image_processor=feature_extractor, device=device)
 
     def prepare_data(self, data: Dataset, input_column: str, label_column: str, *args, **kwargs):
-        """Images as RGB, and label maps at their images' sizes, -100 = ignore."""
+        """Convert images to RGB, and label maps to their images' sizes; -100 = ignore."""
         self.check_required_columns(data, {"input_column": input_column, "label_column": label_column})
         images = [to_rgb(image) for image in data[input_column]]
         maps = [
@@ -51,7 +51,7 @@ class ImageSegmentationEvaluator(evaluate.Evaluator):
     def predictions_processor(
         self, predictions: Sequence[Sequence[Mapping[str, Any]]], label_mapping: Mapping[str, int]
     ) -> dict[str, list[np.ndarray]]:
-        """The pipeline's segments, each a label and a mask, which cover the image, to maps of class ids."""
+        """Convert the pipeline's segments, each a label and a mask, to maps of class ids."""
         maps = []
         for segments in predictions:
             label_map = np.full(np.asarray(segments[0]["mask"]).shape, IGNORE_INDEX, dtype=np.int64)
@@ -72,14 +72,16 @@ class ImageSegmentationEvaluator(evaluate.Evaluator):
         **kwargs,
     ) -> dict[str, Any]:
         """
+        Score a pipeline on a dataset.
+
         Args:
-            model_or_pipeline: A pipeline for image segmentation, or a folder or name that makes one.
+            model_or_pipeline: A pipeline for image segmentation, or the folder or name of a model.
             data: Rows with images and single-channel maps of class ids.
-            metric (*optional*): By default this package's mean intersection over union.
+            metric (*optional*): Defaults to this package's mean intersection over union.
             input_column, label_column (`str`): Names of the columns.
-            label_mapping (*optional*): Class id by label; by default the model's own `label2id`.
-            device (`int`, *optional*): -1 for the CPU; by default a GPU if there is one.
-            kwargs: Of `evaluate.Evaluator.compute`.
+            label_mapping (*optional*): Class id by label; defaults to the model's `label2id`.
+            device (`int`, *optional*): -1 for the CPU; defaults to a GPU if there is one.
+            kwargs: Passed to `evaluate.Evaluator.compute`.
 
         Returns:
             The metric's scores, and the time that the pipeline took.

@@ -12,11 +12,11 @@ from c2fmae_hf.metrics.scores import confusion_matrix, iou_scores
 
 class MeanIoU(evaluate.Metric):
     """
-    Intersection over union of semantic maps, over a whole set: pixels are summed over images before they are divided.
+    Intersection over union of semantic maps over a whole dataset: pixels are counted over all images, then divided.
 
     `compute(predictions, references, num_labels, ignore_index=-100)`: lists of maps `(height, width)` of class ids;
-    images may have different sizes. Returns what [`~c2fmae_hf.metrics.scores.iou_scores`] does. With `add_batch` the
-    maps are kept on disk until then; a loop of one's own that adds up `confusion_matrix` needs no disk.
+    images may have different sizes. Returns the result of [`~c2fmae_hf.metrics.scores.iou_scores`]. `add_batch` keeps
+    the maps on disk until then; a loop that adds up `confusion_matrix` needs no disk.
     """
 
     def _info(self) -> evaluate.MetricInfo:

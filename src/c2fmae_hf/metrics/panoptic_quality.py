@@ -18,9 +18,9 @@ class PanopticQuality(evaluate.Metric):
 
     `compute(predictions, references, num_labels, things=None, ignore_index=-100)`: lists of maps `(height, width, 2)`
     of class and instance; see [`~c2fmae_hf.metrics.scores.PanopticCounts.add`]. `things` are the classes that have
-    instances, by default all. Returns `pq`, `sq`, `rq` over the classes that occur, and the same of things and of
-    stuff (`pq_things`, ...). Instance maps without classes, such as the decoder's, become such maps by
-    [`~c2fmae_hf.metrics.scores.panoptic_from_instances`]; `pq_things` is their score.
+    instances, by default all. Returns `pq`, `sq`, `rq` over the classes that occur, and the same for things and for
+    stuff (`pq_things`, ...). [`~c2fmae_hf.metrics.scores.panoptic_from_instances`] converts instance maps without
+    classes, such as the decoder's, to such maps; `pq_things` is their score.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -1,4 +1,4 @@
-"""Scores of predictions as functions of numpy arrays, and the sums they are made of, which add up over batches."""
+"""Scores of predictions as functions of numpy arrays, and the counts behind them, which add up over batches."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from ..constants import IGNORE_INDEX, NO_INSTANCE
 
 def count_top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> int:
     """
-    Rows whose label is among the `k` highest scores. Of equal scores the lower class wins, and a score that is not a
-    number loses.
+    Count the rows whose label is among the `k` highest scores. In a tie the lower class wins; NaN scores rank last.
 
     Args:
         scores: `(rows, classes)`.
         labels: `(rows,)` class ids.
-        k (`int`): With `k` of at least the number of classes every row counts.
+        k (`int`): Number of scores; with at least the number of classes every row counts.
 
     Raises:
         `ValueError`: if shapes do not fit or a label is not a class.
@@ -42,11 +41,11 @@ def confusion_matrix(
     predictions: np.ndarray, references: np.ndarray, num_labels: int, ignore_index: int = IGNORE_INDEX
 ) -> np.ndarray:
     """
-    Pixels by class of the reference (rows) and of the prediction (columns).
+    Count pixels by class of the reference (rows) and of the prediction (columns).
 
     Args:
         predictions: Class ids of any shape.
-        references: Class ids of the same shape; `ignore_index` is left out.
+        references: Class ids of the same shape; pixels of `ignore_index` are not counted.
         num_labels (`int`): Number of classes.
 
     Returns:
@@ -96,8 +95,8 @@ def _mean(values: np.ndarray) -> float:
 
 def panoptic_from_instances(instance_map: np.ndarray) -> np.ndarray:
     """
-    Instances without classes as a panoptic map of two classes: 0, a thing, for all instances; 1, stuff, for what is
-    none. Use `num_labels=2, things={0}`.
+    Convert instances without classes to a panoptic map of two classes: 0, a thing, for every instance; 1, stuff, for
+    all other pixels. Use it with `num_labels=2, things={0}`.
 
     Args:
         instance_map: `(height, width)` ids; 0 = none, -100 = ignore.
@@ -111,7 +110,7 @@ def panoptic_from_instances(instance_map: np.ndarray) -> np.ndarray:
 
 @dataclass
 class PanopticCounts:
-    """Matches of segments by class; counts of several images may be added with [`~PanopticCounts.add`]."""
+    """Counts of matched segments by class; [`~PanopticCounts.add`] adds those of an image."""
 
     num_labels: int
     iou: np.ndarray = field(init=False)
@@ -133,13 +132,14 @@ class PanopticCounts:
         ignore_index: int = IGNORE_INDEX,
     ) -> None:
         """
-        Match the segments of one image: those of one class that overlap by more than half of their union.
+        Match the segments of one image: two segments of a class match if they overlap by more than half of their
+        union.
 
         Args:
-            prediction, reference: `(height, width, 2)` integers: class, and instance within the class. Of classes that
-                are no things the instance does not count. Where the reference's class, or a thing's instance, is
-                `ignore_index` nothing is counted; a predicted segment of which more than half lies there is neither
-                right nor wrong. Where the prediction's class is `ignore_index` nothing is predicted.
+            prediction, reference: `(height, width, 2)` integers: class, and instance within the class; the instance
+                matters only for things. Pixels whose reference class, or a thing's reference instance, is
+                `ignore_index` are not counted; a predicted segment with more than half of its area there is neither
+                right nor wrong. A predicted class of `ignore_index` means no prediction.
             things: Classes that have instances.
 
         Raises:
@@ -188,7 +188,7 @@ class PanopticCounts:
                 f"{label[counted].max()}"
             )
         instance = np.where(np.isin(label, list(things)), instance, 0)
-        # Instances may have any number: count them from 0.
+        # Instance ids are arbitrary: number them from 0.
         instance = np.unique(instance, return_inverse=True)[1].reshape(instance.shape)
         segments = np.where(counted, instance * self.num_labels + label, -1)
         return segments, self._areas(segments)
@@ -199,7 +199,7 @@ class PanopticCounts:
         return dict(zip(ids.tolist(), counts.tolist()))
 
     def scores(self, classes: Sequence[int] | None = None) -> dict[str, float]:
-        """`pq`, `sq` and `rq`, means over those of the classes (by default all) that occur; NaN if none does."""
+        """Mean `pq`, `sq` and `rq` over those of the classes (by default all) that occur; NaN if none does."""
         chosen = np.arange(self.num_labels) if classes is None else np.asarray(sorted(classes), dtype=np.int64)
         right = self.true_positives[chosen]
         total = right + (self.false_positives[chosen] + self.false_negatives[chosen]) / 2

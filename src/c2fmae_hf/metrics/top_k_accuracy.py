@@ -15,9 +15,9 @@ class TopKAccuracy(evaluate.Metric):
     """
     Share of images whose class is among the `k` likeliest.
 
-    `compute(predictions, references, ks=(1, 5))`: predictions are scores `(rows, classes)`, or class ids, as
-    `evaluate.evaluator("image-classification")` gives them, which only know `k = 1`. Returns `{"top1_accuracy": ...,
-    "top5_accuracy": ...}`, in [0, 1]; `ks` beyond the number of classes are left out.
+    `compute(predictions, references, ks=(1, 5))`: predictions are scores `(rows, classes)` or, for `k = 1` only, class
+    ids, as from `evaluate.evaluator("image-classification")`. Returns `{"top1_accuracy": ..., "top5_accuracy": ...}`,
+    in [0, 1]; `ks` beyond the number of classes are left out.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -1,1 +1,1 @@
-"""Files that appear whole."""
+"""Helpers for files, COCO annotations and optional packages."""

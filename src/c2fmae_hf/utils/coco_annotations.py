@@ -1,4 +1,4 @@
-"""COCO's annotations: files, objects as masks. Every entry is checked before anything is allocated for it."""
+"""Read and check COCO's annotation files, and draw objects as masks. Checks come before memory is allocated."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_NAME = 255  # of a file, in bytes
-_HIGHEST = 1e12  # coordinate; higher ones, and those that are no numbers, are no coordinates
+_MAX_NAME_BYTES = 255  # of a file name
+_MAX_COORDINATE = 1e12
 
 
 @dataclass(frozen=True)
 class CocoFile:
     """
-    An annotation file of COCO, of instances or panoptic, by ids.
+    Contents of a COCO annotation file, instances or panoptic, by id.
 
     Args:
-        names: Of the categories.
+        names: Names of the categories.
         things: Categories that have instances.
-        images: Entries of the images, as they are in the file.
-        annotations: Those of each image.
+        images: Entries of the images, as in the file.
+        annotations: Annotations of each image.
     """
 
     names: dict[int, str]
@@ -40,17 +40,16 @@ class CocoFile:
 
 def read_coco(path: str | os.PathLike, kind: str = "instances") -> CocoFile:
     """
-    Read an annotation file. Annotations of images that it does not list are left out, which the log says; entries of
-    images and annotations are checked where they are used, by [`check_image_entry`], [`check_object`] and
-    [`check_segments`].
+    Read an annotation file. Annotations of images that it does not list are left out with a warning. Entries of images
+    and annotations are checked on use, by [`check_image_entry`], [`check_object`] and [`check_segments`].
 
     Args:
         path: The JSON file.
-        kind (`str`): `instances` or `panoptic`; in the latter categories say whether they are things.
+        kind (`str`): `instances` or `panoptic`; panoptic categories need `isthing`.
 
     Raises:
         `FileNotFoundError`: if there is no such file.
-        `ValueError`: naming the file, if it has another format, or an id or an image's name twice.
+        `ValueError`: naming the file, if it has another format or repeats an id or an image's name.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"annotations: expected a JSON file at {str(path)!r}, found none")
@@ -75,7 +74,7 @@ def read_coco(path: str | os.PathLike, kind: str = "instances") -> CocoFile:
             image_id: Any = annotation.get("image_id")
             is_known = _is_id(image_id, int, str) and image_id in by_image
             (by_image[image_id] if is_known else strays).append(annotation)
-    except (ValueError, RecursionError) as error:  # of JSON, UTF-8, or the above
+    except (ValueError, RecursionError) as error:  # from JSON, UTF-8 or the checks above
         raise ValueError(f"annotations: expected COCO's {kind} format in {str(path)!r}, got: {error}") from None
     if not categories or not images:
         raise ValueError(f"annotations: expected categories and images in {str(path)!r}, got none")
@@ -100,7 +99,7 @@ def _entries(content: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it is a string that UTF-8 can hold, which JSON's escapes need not be."""
+    """Whether a value is a string that UTF-8 can encode; JSON's escapes can make others."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
@@ -110,25 +109,29 @@ def _is_id(value: Any, *types: type) -> bool:
 
 def refuse_repeated(what: str, values: Collection[Any]) -> None:
     """
+    Check that values are unique.
+
     Raises:
-        `ValueError`: naming the value that is there most often, if one is there twice.
+        `ValueError`: naming the most frequent value, if one is repeated.
     """
     if len(set(values)) < len(values):
         repeated, number = collections.Counter(values).most_common(1)[0]
-        raise ValueError(f"expected {what} to be unique, {repeated!r} is there {number} times")
+        raise ValueError(f"expected {what} to be unique, got {repeated!r} {number} times")
 
 
 def check_image_entry(entry: Mapping[str, Any], max_pixels: int) -> tuple[int, int]:
     """
+    Check an image's entry.
+
     Args:
-        entry: Of COCO's `images`.
-        max_pixels (`int`): Of the largest image that is read.
+        entry: Entry of COCO's `images`.
+        max_pixels (`int`): Largest accepted number of pixels.
 
     Returns:
         `(height, width)`.
 
     Raises:
-        `ValueError`: for a name that leads out of the image folder, or a size that is none.
+        `ValueError`: for a name that leads out of the image folder, or an invalid size.
     """
     check_inside(entry.get("file_name"))
     height: Any = entry.get("height")
@@ -142,28 +145,32 @@ def check_image_entry(entry: Mapping[str, Any], max_pixels: int) -> tuple[int, i
 
 def check_inside(name: Any) -> None:
     """
+    Check the name of a file in a folder.
+
     Raises:
-        `ValueError`: for a file's name that is none, or leads out of its folder.
+        `ValueError`: if it is invalid or leads out of the folder.
     """
     path = PurePosixPath(str(name).replace("\\", "/"))
     if not _is_text(name) or not path.name or path.is_absolute() or ".." in path.parts or "\0" in name:
         raise ValueError(f"expected the name of a file within the folder, got {name!r}")
-    if max(len(part.encode()) for part in path.parts) > _LONGEST_NAME:
-        raise ValueError(f"expected a file's name of at most {_LONGEST_NAME} bytes, got {name!r:.80}")
+    if max(len(part.encode()) for part in path.parts) > _MAX_NAME_BYTES:
+        raise ValueError(f"expected a file's name of at most {_MAX_NAME_BYTES} bytes, got {name!r:.80}")
 
 
 def check_object(
     annotation: Mapping[str, Any], size: tuple[int, int], categories: Collection[int], needs_box: bool = True
 ) -> None:
     """
+    Check the annotation of an object.
+
     Args:
-        annotation: Of COCO's `annotations`.
+        annotation: Entry of COCO's `annotations`.
         size (`tuple[int, int]`): `(height, width)` of its image.
-        categories: Known ids.
+        categories: Ids of the file's categories.
         needs_box (`bool`): Whether there must be a box.
 
     Raises:
-        `ValueError`: for another category, a box or an outline that is none, or run lengths of another size.
+        `ValueError`: for an unknown category, an invalid box or outline, or run lengths of another size.
     """
     category = annotation.get("category_id")
     if not _is_id(category, int) or category not in categories:
@@ -189,16 +196,18 @@ def check_object(
 
 def check_segments(entry: Mapping[str, Any], categories: Collection[int]) -> list[dict[str, Any]]:
     """
+    Check the segments of an image.
+
     Args:
-        entry: Of the `annotations` of COCO's panoptic format.
-        categories: Known ids.
+        entry: Entry of the `annotations` of COCO's panoptic format.
+        categories: Ids of the file's categories.
 
     Returns:
-        Its segments in the order of their ids.
+        The segments in the order of their ids.
 
     Raises:
-        `ValueError`: for a name that leads out of the folder of segments, another category, or an id that is none or
-            there twice.
+        `ValueError`: for a name that leads out of the folder of segments, an unknown category, or an invalid or
+            repeated id.
     """
     check_inside(entry.get("file_name"))
     segments = _entries(entry, "segments_info")
@@ -214,7 +223,7 @@ def check_segments(entry: Mapping[str, Any], categories: Collection[int]) -> lis
 
 
 def object_mask(annotation: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """The mask `(height, width)`, uint8, of an annotation that [`check_object`] has passed."""
+    """Draw the mask `(height, width)`, uint8, of an annotation that has passed [`check_object`]."""
     from pycocotools import mask as coco_mask
 
     segmentation = annotation["segmentation"]
@@ -227,13 +236,13 @@ def object_mask(annotation: Mapping[str, Any], size: tuple[int, int]) -> np.ndar
 
 def _are_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) and -_HIGHEST < value < _HIGHEST
+        isinstance(value, (int, float)) and not isinstance(value, bool) and -_MAX_COORDINATE < value < _MAX_COORDINATE
         for value in values
     )
 
 
 def _run_lengths(segmentation: Mapping[str, Any], size: tuple[int, int]) -> list[int]:
-    """The counts of run lengths that fill an image of that size."""
+    """Run lengths of a mask, checked against the image's size."""
     if segmentation.get("size") not in (list(size), size):
         raise ValueError(f"expected run lengths of the image's size {size}, got {segmentation.get('size')!r}")
     counts: Any = segmentation.get("counts")
@@ -247,8 +256,8 @@ def _run_lengths(segmentation: Mapping[str, Any], size: tuple[int, int]) -> list
 
 def _decompressed(text: bytes) -> list[int] | None:
     """
-    COCO's text of run lengths as numbers: five bits a character, the lowest first, a sixth where more follow; from
-    the fourth number on as differences to the last but one. `None` if it is no such text.
+    Decode COCO's compressed run lengths; `None` for invalid text. A character holds five bits of a number, lowest
+    first, and a sixth that says whether more follow. From the fourth on, numbers are differences to the last but one.
     """
     counts: list[int] = []
     value = shift = 0

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files and folders completely or not at all; read JSON and text."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     """
-    A temporary name beside `path` to write to. When the block ends, the file is on disk and takes the place of `path`
-    in one step; if it ends with an exception, the temporary file is removed and `path` stays as it was.
+    Write a file completely or not at all. Yields a temporary path beside `path`. When the block ends, that file is
+    synced to disk and replaces `path` in one step; after an exception it is removed and `path` stays as it was.
 
     Raises:
         `FileNotFoundError`: if there is no such folder.
@@ -40,9 +40,8 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
 @contextlib.contextmanager
 def replace_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
-    As [`replace_file`], of a folder: a temporary one to write to, that takes the place of `path` when it is complete.
-    A process that is killed in between leaves the earlier folder, under its name or one that begins with a dot. The
-    next attempt that succeeds removes such leftovers.
+    As [`replace_file`], for a folder. A process killed in between leaves the earlier folder, under its own name or one
+    that begins with a dot. The next successful call removes such leftovers.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +62,7 @@ def replace_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Readable JSON, written as [`replace_file`] does, in a folder that is made if it is not there."""
+    """Write indented JSON with [`replace_file`]; its folder is created if needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
@@ -72,14 +71,14 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 def check_writable(folder: str | os.PathLike, name: str = "output_dir") -> None:
     """
-    Make a folder if it is not there, and a file in it: before the work whose results it is for.
+    Check, before long work, that files can be written to a folder; it is created if needed.
 
     Args:
         folder: The folder.
-        name (`str`): What messages call it.
+        name (`str`): Its name in messages.
 
     Raises:
-        `OSError`: saying what the system answered.
+        `OSError`: with the system's reason.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -91,14 +90,14 @@ def check_writable(folder: str | os.PathLike, name: str = "output_dir") -> None:
 
 def read_json(path: str | os.PathLike, advice: str = "") -> dict[str, Any]:
     """
-    A JSON object.
+    Read a JSON object.
 
     Raises:
-        `ValueError`: naming the file, if it holds anything else; the message ends with the advice.
+        `ValueError`: naming the file, if it holds anything else; the message ends with `advice`.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of UTF-8
+    except ValueError as error:  # from JSON or UTF-8
         raise ValueError(f"{path}: expected JSON, {error}{advice}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}{advice}")
@@ -107,14 +106,14 @@ def read_json(path: str | os.PathLike, advice: str = "") -> dict[str, Any]:
 
 def read_lines(path: str | os.PathLike, expected: str) -> list[str]:
     """
-    Lines of a text file in UTF-8.
+    Read the lines of a UTF-8 text file.
 
     Args:
         path: The file.
-        expected (`str`): Of what messages say, up to what should be in it.
+        expected (`str`): What the file should hold; messages begin with it.
 
     Raises:
-        `FileNotFoundError`: if it is not there.
+        `FileNotFoundError`: if there is no such file.
         `ValueError`: if it is in another encoding.
     """
     if not Path(path).is_file():
@@ -126,7 +125,7 @@ def read_lines(path: str | os.PathLike, expected: str) -> list[str]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a new name in a folder last through a power cut, where the system can."""
+    """fsync a folder, so that new names in it survive a power cut; POSIX only."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Optional packages: asked for before the work that needs them."""
+"""Check for optional packages before the work that needs them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from importlib.util import find_spec
 
 def require(package: str, purpose: str, otherwise: str = "", extra: str = "all") -> None:
     """
+    Check that a package is installed.
+
     Args:
         package (`str`): Its import name.
         purpose (`str`): What needs it.
-        otherwise (`str`): Appended to the message: how to do without.
+        otherwise (`str`): How to do without it; the message ends with this.
         extra (`str`): The extra of this package that installs it.
 
     Raises:
