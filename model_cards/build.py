@@ -5,9 +5,9 @@ Write the model cards of every size and of the weights in this folder, and the t
 
 The card of a size comes from its configuration and from the records in `runs/<size>/<run>/` beside this script, if
 there are any: folders or files that a command wrote. Pre-training runs must have that size's architecture, and
-evaluations must have used their encoders. Weights are folders that `c2fmae push --preview` wrote. Their card comes from
-the files in the folder and from `card.yaml`, which holds the fields of [`CardFacts`] that no record knows. Do not edit
-cards: a test compares them with the output of this script.
+evaluations must have used their encoders. Weights are folders that `c2fmae push --preview` wrote. Their card comes
+from the files in the folder and from `card.yaml`, which holds the fields of [`CardFacts`] that no record knows. Do not
+edit cards: a test compares them with the output of this script.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from c2fmae_hf.utils.files import replace_file
 
 
 FACTS = CardFacts(
-    data="There are no weights yet, so there is no training data to describe, and the licence is that of the code. The "
-    "card of published weights states what they were trained on, where the label maps come from, and both licences."
+    data="There are no weights yet, so there is no training data to describe, and the licence is that of the code. "
+    "The card of published weights says what they were trained on, where the label maps come from, and both licences."
 )
 TABLE = "| size | card | weights | records of runs |\n| --- | --- | --- | --- |\n"
 

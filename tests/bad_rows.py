@@ -270,9 +270,9 @@ def observe(kind: str) -> Observed:
 
 HEAD = """# Bad rows
 
-This table shows what pre-training does with a row of each kind, for a dataset of five classes and photographs of 48 x 48
-pixels. An error stops the run and names row, `image_id` and column. With `--on_bad_row skip` the next good row is used
-instead, each worker logs the message once, and the training log counts such rows (`skipped_rows`).
+This table shows what pre-training does with a row of each kind, for a dataset of five classes and photographs of 48 x
+48 pixels. An error stops the run and names row, `image_id` and column. With `--on_bad_row skip` the next good row is
+used instead, each worker logs the message once, and the training log counts such rows (`skipped_rows`).
 
 Made by `python tests/bad_rows.py > docs/bad_rows.md`; `tests/test_bad_rows.py` compares it with a new run. Pillow's
 messages depend on its version.

@@ -314,10 +314,10 @@ CASES = [
 
 HEAD = """# When the Hub fails
 
-This table shows what you see when publishing or loading fails, and what is on the Hub afterwards. Each row was run over
-HTTP against a local server of the Hub's protocol, with `c2fmae push` or, where it says load, with
-`AutoModel.from_pretrained`. Addresses, folders and checksums are shortened, and tracebacks are cut to their last line. No
-commit in any repository had a card without weights, or contained a token.
+This table shows what you see when publishing or loading fails, and what is on the Hub afterwards. Each row was run
+over HTTP against a local server of the Hub's protocol, with `c2fmae push` or, where it says load, with
+`AutoModel.from_pretrained`. Addresses, folders and checksums are shortened, and tracebacks are cut to their last line.
+No commit in any repository had a card without weights, or contained a token.
 
 Made by `python tests/hub_faults.py > docs/hub_faults.md`; `tests/test_hub_faults.py` compares it with a new run.
 

@@ -627,10 +627,10 @@ class Table:
 
 HEAD = """# Odd files
 
-This page shows what the commands do with unusual photographs, label maps and COCO files. Each was one of six images of a
-dataset. `label` rejects a bad image (`rejects.jsonl`) and continues with the other five. Training stops and names it.
-Detection on COCO's files leaves it out with a warning. "Used" means that the values read were compared with the values
-stored, and are the same (for lossy photographs: nearly).
+This page shows what the commands do with unusual photographs, label maps and COCO files. Each was one of six images of
+a dataset. `label` rejects a bad image (`rejects.jsonl`) and continues with the other five. Training stops and names
+it. Detection on COCO's files leaves it out with a warning. "Used" means that the values read were compared with the
+values stored, and are the same (for lossy photographs: nearly).
 
 Made by `python tests/odd_files.py > docs/odd_files.md`, {number} files; none was used wrongly without a message.
 """

@@ -376,7 +376,7 @@ def test_the_card_shows_the_picture_that_the_run_left(runs, tmp_path, capsys):
         return picture.read_bytes() if picture.is_file() else None, "(predictions.png)" in card and "A fox." in card
 
     caption = ("--caption", "A fox.")
-    with pytest.raises(SystemExit, match="expected a PNG, got a run that left none"):
+    with pytest.raises(FileNotFoundError, match="expected a PNG, got a run that left none"):
         preview("none", "--picture", *caption)
     Image.new("RGB", (8, 8)).save(run / "reconstruction.png")
     drawn = (run / "reconstruction.png").read_bytes()
@@ -386,7 +386,7 @@ def test_the_card_shows_the_picture_that_the_run_left(runs, tmp_path, capsys):
     Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
     assert preview("chosen", "--picture", str(tmp_path / "other.png"), *caption)[0] != drawn
     os.utime(run / "reconstruction.png", (1, 1))  # left by an earlier run
-    with pytest.raises(SystemExit, match="left none"):
+    with pytest.raises(FileNotFoundError, match="left none"):
         preview("earlier", "--picture", *caption)
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from ..publishing.hub import push_to_hub, write_repository
-from ..publishing.model_card import DEFAULT_LICENSE, PICTURE, CardFacts
+from ..publishing.model_card import DEFAULT_LICENSE, CardFacts
 from ..publishing.records import RESULTS_FILE, RUN_FILE, Run, load_run, run_of_weights, runs_of_weights
 from ..publishing.repository import load_saved
 from ..utils.files import check_writable
