@@ -460,7 +460,7 @@ def test_names_that_lead_out_of_the_folder_are_not_read(tmp_path):
     names.write_text("\ufeffr1\n")
     assert VocLabeller(tmp_path).names == ["r1"]
     names.write_text("r1\nr2\nr1\n")
-    with pytest.raises(ValueError, match=r"every name in .*train\.txt to be unique, got 'r1' 2 times"):
+    with pytest.raises(ValueError, match=r"every name in .*train\.txt to be unique, 'r1' occurs 2 times"):
         VocLabeller(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"names of images in .*test\.txt, found no such file"):
         VocLabeller(tmp_path, "test")

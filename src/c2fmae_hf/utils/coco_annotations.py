@@ -116,7 +116,7 @@ def refuse_repeated(what: str, values: Collection[Any]) -> None:
     """
     if len(set(values)) < len(values):
         repeated, number = collections.Counter(values).most_common(1)[0]
-        raise ValueError(f"expected {what} to be unique, got {repeated!r} {number} times")
+        raise ValueError(f"expected {what} to be unique, {repeated!r} occurs {number} times")
 
 
 def check_image_entry(entry: Mapping[str, Any], max_pixels: int) -> tuple[int, int]:
