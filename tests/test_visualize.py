@@ -242,8 +242,9 @@ def test_classes_of_others_have_colours_and_names_of_their_own(visualize, config
     assert other.class_names == {5: "cat (known)", 6: "dog (known)"}
     predicted = np.array([[0, 1, -100]])
     legend = class_legend((predicted, viewed.class_names), (other.semantic.numpy(), other.class_names))
-    assert list(legend) == ["dog (known)", "cat (known)", "ground", "red"]  # the largest first
-    assert len({tuple(colour) for colour in legend.values()}) == 4
+    assert list(legend) == ["ground", "red", "cat (known)", "dog (known)"]  # by id
+    assert [entry.area for entry in legend.values()] == [1, 1, 24, 40]
+    assert len({tuple(entry.colour) for entry in legend.values()}) == 4
     original.maps_from = visualize.FROM_CLASSICAL  # whose classes have no names
     (regions,) = visualize.prepare([original], viewed, {})
     assert regions.class_names == {}
@@ -258,7 +259,7 @@ def test_every_colour_of_the_regions_is_in_the_legend(pretrained, tmp_path, monk
     monkeypatch.setattr(captions, "draw_grid", lambda cells, path, **options: drawn.update(cells=cells, **options))
     panels.draw_strategies(viewed, photo, tmp_path / "it.png")
     regions = drawn["cells"][drawn["row_names"].index("semantic")][0]
-    legend = {tuple(colour) for colour in drawn["legend"].values()}
+    legend = {tuple(entry.colour) for entry in drawn["legend"].values()}
     assert {tuple(colour) for colour in regions.reshape(-1, 3)} - {UNKNOWN_COLOUR} <= legend
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..configuration_c2fmae import C2FMAEConfig
 from .colours import colour_classes, colour_of, enlarge
-from .figures import draw_grid
+from .figures import LegendEntry, draw_grid
 from .views import Photo, ViewedModel, count_masked
 
 
@@ -120,19 +120,16 @@ def map_picture(
     return None if ids is None else enlarge(colour(ids), config.label_stride)
 
 
-def class_legend(*maps: tuple[np.ndarray | None, Mapping[int, str]]) -> dict[str, np.ndarray]:
+def class_legend(*maps: tuple[np.ndarray | None, Mapping[int, str]]) -> dict[str, LegendEntry]:
     """
-    Colours by name of the classes in maps, those that cover most first.
+    Legend of the classes that occur in maps, in the order of their ids.
 
     Args:
         maps: Class ids, and names of the classes to list.
     """
-    area: Counter[str] = Counter()
-    colours = {}
+    area: Counter[tuple[int, str]] = Counter()
     for ids, names in maps:
         for label, count in zip(*np.unique(np.array([]) if ids is None else ids, return_counts=True)):
             if label in names:
-                name = short_name(names[label], 24)
-                area[name] += int(count)
-                colours[name] = colour_of(int(label))
-    return {name: colours[name] for name, _ in area.most_common()}
+                area[int(label), short_name(names[label], 24)] += int(count)
+    return {name: LegendEntry(colour_of(label), area[label, name]) for label, name in sorted(area)}
