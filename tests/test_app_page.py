@@ -266,7 +266,7 @@ def test_numbers_that_are_none_of_the_possible(visit):
     """What is shown is of the nearest one, and says so."""
     page = visit.page
     visit.after(lambda: page.locator("#ratio input[type=number]").fill("1"), "#panels")
-    assert "61 of 64 patches are hidden" in visit.text("#counts")
+    assert "hides 61 of 64 patches" in visit.text("#counts")
     visit.after(lambda: page.locator("#ratio input[type=number]").fill("0.5"), "#panels")
     before = visit.source("#panel-masked")
     for typed, used in (("-5", "0"), ("1.5", "2"), ("99999999999", str(2**31 - 1))):

@@ -213,7 +213,7 @@ def test_models_that_see_other_parts_have_their_own_chance(visualize, config, sa
     coarse = save_model(config, tmp_path / "models" / "coarse")  # in whose patches no object is large enough
     args[1] = coarse
     text = check_page(visualize.main([*args, "--output_dir", str(tmp_path / "again")])).text
-    assert "coarse sees no object of at least 4 patches in them, and has no line." in text
+    assert "coarse has no line: it sees no object of at least 4 patches." in text
 
 
 def test_the_same_patch_of_another_model(config):
