@@ -196,7 +196,7 @@ def test_models_that_see_other_parts_have_their_own_chance(visualize, config, sa
     args = ["--model", fine, "--compare_model", wide, "--dataset_name", saved_rows, "--patches", "1,1"]
     written = visualize.main([*args, "--output_dir", str(tmp_path / "out")])
     text = check_page(written).text
-    assert "the dashed lines" in text
+    assert "Dashed lines: even attention" in text
     even = list(re.finditer(r"; (\d+) objects?, even attention (\d+)%", text))
     assert len(even) == 2
     viewed = [load_viewed_model(name) for name in (fine, wide)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,12 +88,12 @@ def new_grid(
     name_lines = max((len(name.splitlines()) for name in column_names), default=0)
 
     legend = dict(legend or {})
-    per_line = max(int(width / (0.58 + 0.11 * max(map(len, legend), default=0))), 1)
-    room = _MAX_LEGEND_LINES * per_line
+    room = _MAX_LEGEND_LINES * max(int(width / _entry_width(legend)), 1)
     if len(legend) > room:
         hidden = sorted(legend, key=lambda name: legend[name].area)[: len(legend) - room + 1]
         legend = {name: entry for name, entry in legend.items() if name not in hidden}
         legend[f"and {len(hidden)} more"] = LegendEntry(np.full(3, 255))
+    per_line = _legend_columns(list(legend), width)
     lines = -(-len(legend) // per_line)
 
     top = (0.08 + 0.2 * len(title.splitlines()) if title else 0.05) + 0.02 + 0.27 * name_lines
@@ -141,6 +141,19 @@ def new_grid(
         columnspacing=1.2,
     )
     return figure
+
+
+def _entry_width(names: Iterable[str]) -> float:
+    """Inches that the longest of these names needs in a legend."""
+    return 0.58 + 0.11 * max(map(len, names), default=0)
+
+
+def _legend_columns(names: Sequence[str], width: float) -> int:
+    """The most columns of a legend that fit into `width` inches if each is as wide as its longest name."""
+    for columns in range(len(names), 1, -1):
+        if sum(_entry_width(names[column::columns]) for column in range(columns)) <= width:
+            return columns
+    return 1
 
 
 def draw_grid(cells: Sequence[Sequence[np.ndarray | None]], path: str | os.PathLike, **options: Any) -> None:
