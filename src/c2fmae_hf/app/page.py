@@ -61,7 +61,8 @@ CSS = """
 #examples .grid-wrap { min-height: 0; height: auto; }
 #examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 6px; }
 #examples .caption-label { max-width: 100%; font-size: 0.75rem; padding: 1px 6px; right: 0; bottom: 0; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(140px, 30%), 1fr)); gap: 12px; align-items: end; }
+.panels { display: grid; gap: 12px; align-items: end; }
+.panels { grid-template-columns: repeat(auto-fit, minmax(min(140px, 30%), 1fr)); }
 .panels figure { margin: 0; max-width: 330px; }
 .panels img { width: 100%; display: block; image-rendering: pixelated; border-radius: 4px; }
 .panels figcaption { font-size: 0.9rem; margin-bottom: 4px; font-weight: 600; }

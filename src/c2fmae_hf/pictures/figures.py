@@ -90,7 +90,8 @@ def new_grid(
     legend = dict(legend or {})
     room = _MAX_LEGEND_LINES * max(int(width / _entry_width(legend)), 1)
     if len(legend) > room:
-        hidden = sorted(legend, key=lambda name: legend[name].area)[: len(legend) - room + 1]
+        areas = {name: entry.area for name, entry in legend.items()}
+        hidden = sorted(areas, key=areas.__getitem__)[: len(legend) - room + 1]
         legend = {name: entry for name, entry in legend.items() if name not in hidden}
         legend[f"and {len(hidden)} more"] = LegendEntry(np.full(3, 255))
     per_line = _legend_columns(list(legend), width)

@@ -89,8 +89,8 @@ def draw_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
     is_probed = any("knn_accuracy" in entry for entry in log_history)
     number = len(names) + 1 + is_probed
     lines = -(-number // 2)
-    figure = new_figure(GRID_WIDTH, 0.3 + 3.6 * lines, GRID_DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    figure = new_figure(GRID_WIDTH, 0.3 + 3.6 * lines, GRID_DPI)
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     axes = figure.subplots(lines, 2, squeeze=False).flatten()
     for axis in axes[number:]:
         axis.set_axis_off()
