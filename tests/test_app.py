@@ -76,8 +76,8 @@ GOOD_FILES = {
     "16 bits": (encoded(Image.fromarray(np.full((60, 80), 40000, dtype=np.uint16)), "PNG"), (80, 60), ""),
     "transparent": (encoded(Image.new("RGBA", (80, 60), (0, 0, 0, 0)), "PNG"), (80, 60), ""),
     "palette": (encoded(gradient(80, 60).quantize(16), "PNG"), (80, 60), ""),
-    "panorama": (encoded(gradient(30_000, 40), "PNG"), (30_000, 40), "the middle is shown"),
-    "pillar": (encoded(gradient(40, 9_000), "PNG"), (40, 9_000), "the middle is shown"),
+    "panorama": (encoded(gradient(30_000, 40), "PNG"), (30_000, 40), "Only the middle"),
+    "pillar": (encoded(gradient(40, 9_000), "PNG"), (40, 9_000), "Only the middle"),
 }
 BAD_FILES = {
     "text": (b"I am no picture.", "none of the formats JPEG"),
@@ -329,25 +329,39 @@ def write_record(folder, model) -> None:
 @pytest.mark.parametrize("place", ["", "..", "runs/training"])
 def test_the_weights_are_told_by_their_records(folder, place):
     playground = Playground.from_folder(folder)
-    assert facts_of_weights(folder, playground.model).training.startswith("There is no record")
+    assert facts_of_weights(folder, playground.model).training == "No record says how these weights were trained."
     (folder / place).mkdir(parents=True, exist_ok=True)
     write_record(folder / place, playground.model)
     facts = facts_of_weights(folder, playground.model)
     assert facts.folder == "run/model"
-    assert facts.training.startswith(
-        "Trained for 4 200 steps of 16 images on the dataset “me/photos” (1 234 training images), begun on 20"
-    )
-    assert "an encoder of 2 blocks, width 32, patches of 8 pixels, for photographs of 64 x 64 pixels" in (
-        facts.architecture
-    )
-    assert "a cascaded decoder of semantic, instance, image" in facts.architecture
+    assert facts.training.startswith("Trained on me/photos (1 234 images) for 4 200 steps of 16 images, started on 20")
+    assert "an encoder of 2 blocks, width 32, for photographs of 64 x 64 pixels in patches of 8" in facts.architecture
+    assert "a cascaded decoder (semantic, instance, image)" in facts.architecture
+
+
+@pytest.mark.parametrize(
+    ("card", "name"),
+    [
+        ("data_names: {me/photos: Holiday photographs}", "Holiday photographs"),
+        ("data_names: {another: Another}", "me/photos"),
+        ("data_names: [me/photos]", "me/photos"),
+        ("license: mit", "me/photos"),
+        ("- me/photos", "me/photos"),
+        ("data_names: {", "me/photos"),
+    ],
+)
+def test_the_card_names_the_data(folder, card, name):
+    playground = Playground.from_folder(folder)
+    write_record(folder, playground.model)
+    (folder / "card.yaml").write_text(card)
+    assert facts_of_weights(folder, playground.model).training.startswith(f"Trained on {name} (1 234 images) for")
 
 
 def test_records_of_other_weights_do_not_count(folder):
     playground = Playground.from_folder(folder)
     write_record(folder, playground.model)
     randomized(playground.model)
-    expected = "There is no record of how these weights were trained. The records beside them are of other weights."
+    expected = "No record says how these weights were trained; the records beside them belong to other weights."
     assert facts_of_weights(folder, playground.model).training == expected
     (folder / "run.json").write_text("{")
     assert facts_of_weights(folder, playground.model).training == expected

@@ -231,31 +231,31 @@ def visit(server, browser, request, tmp_path) -> Iterator[Visit]:
 def test_the_page_says_which_weights_it_runs(visit):
     text = visit.text("#weights")
     assert "small-pretraining" in text
-    assert "The model knows 5 classes (" in visit.text("#classes")
-    assert "an encoder of 2 blocks, width 32, patches of 8 pixels" in text
-    assert "Trained for 4 200 steps of 16 images on the dataset “me/photos”" in text
+    assert "It knows 5 classes: " in visit.text("#about")
+    assert "an encoder of 2 blocks, width 32, for photographs of 64 x 64 pixels in patches of 8" in text
+    assert "Trained on me/photos (1 234 images) for 4 200 steps of 16 images" in text
 
 
 @needs_browser
 def test_what_is_hidden_can_be_chosen(visit):
     page = visit.page
     assert page.title() == "C2FMAE: from semantics to pixels"
-    assert "48 of 64 patches are hidden" in visit.text("#counts")
+    assert "hides 48 of 64 patches" in visit.text("#counts")
     sources = {visit.source("#panel-masked")}
     assert page.locator("#panels figure").count() == 5  # with random masks, and the photograph first
     assert page.locator("#panels figure").first.get_attribute("id") == "panel-photograph"
     for name in ("instance", "random"):
         visit.after(lambda name=name: page.get_by_label(name.capitalize(), exact=True).check(), "#panels")
-        assert f"by {name} masking" in visit.text("#counts")
+        assert f"{name.capitalize()} masking" in visit.text("#counts")
     sources.add(visit.source("#panel-masked"))
     assert page.locator("#panel-regions").count() == 0
     visit.after(lambda: page.locator("#ratio input[type=number]").fill("0.5"), "#panels")
-    assert "32 of 64 patches are hidden" in visit.text("#counts")
+    assert "hides 32 of 64 patches" in visit.text("#counts")
     sources.add(visit.source("#panel-masked"))
-    visit.after(lambda: page.get_by_label("Number of the mask").fill("7"), "#panels")
+    visit.after(lambda: page.get_by_label("Mask number").fill("7"), "#panels")
     sources.add(visit.source("#panel-masked"))
     visit.after(lambda: page.locator("#next").click(), "#panels")
-    assert page.get_by_label("Number of the mask").input_value() == "8"
+    assert page.get_by_label("Mask number").input_value() == "8"
     sources.add(visit.source("#panel-masked"))
     assert len(sources) >= 4
     assert {image.get_attribute("alt") != "" for image in page.locator("#panels img").all()} == {True}
@@ -266,16 +266,16 @@ def test_numbers_that_are_none_of_the_possible(visit):
     """What is shown is of the nearest one, and says so."""
     page = visit.page
     visit.after(lambda: page.locator("#ratio input[type=number]").fill("1"), "#panels")
-    assert "61 of 64 patches are hidden" in visit.text("#counts")
+    assert "hides 61 of 64 patches" in visit.text("#counts")
     visit.after(lambda: page.locator("#ratio input[type=number]").fill("0.5"), "#panels")
     before = visit.source("#panel-masked")
     for typed, used in (("-5", "0"), ("1.5", "2"), ("99999999999", str(2**31 - 1))):
-        seed = page.get_by_label("Number of the mask")
+        seed = page.get_by_label("Mask number")
         seed.fill(typed)
         seed.blur()
         page.wait_for_function(
             "([label, used]) => [...document.querySelectorAll('input')].some(input => input.value === used)",
-            arg=["Number of the mask", used],
+            arg=["Mask number", used],
         )
     page.wait_for_function("before => document.querySelector('#panel-masked img').src !== before", arg=before)
     visit.after(lambda: page.locator("#layer input[type=number]").fill("1"), "#attention_text")
@@ -338,9 +338,9 @@ def test_bad_uploads_get_a_message_and_change_nothing(visit, tmp_path, name):
     path.write_bytes(BAD_FILES[name][0])
     before = visit.source("#panel-image"), visit.source("#attention_photo")
     text = visit.upload(path)
-    assert re.match(rf"The uploaded file was not taken \(.*({BAD_FILES[name][1]})", text)
+    assert re.match(rf"The uploaded file cannot be used: .*({BAD_FILES[name][1]})", text)
     assert "Error" not in text
-    assert text.endswith("What was shown before stays.")
+    assert text.endswith("The previous photograph stays.")
     assert visit.page.locator("#status [role=alert]").count() == 1
     assert (visit.source("#panel-image"), visit.source("#attention_photo")) == before
     # And the next one is taken.
@@ -393,7 +393,7 @@ def test_the_keyboard_suffices(visit):
     tab_to("Upload a photograph")
     tab_to("instance")
     visit.after(lambda: page.keyboard.press("Space"), "#panels")
-    assert "by instance masking" in visit.text("#counts")
+    assert "Instance masking" in visit.text("#counts")
     tab_to("number input for Row of the patch")
     visit.after(lambda: page.keyboard.press("ArrowUp"), "#attention_text")
     assert visit.text("#attention_text").startswith("Row 6, column 5")
@@ -412,12 +412,18 @@ def test_nothing_is_cut_off_at_any_width(visit):
         width,
     )
     assert wide == []
+    for selector in ("#attention_photo", "#attention_map"):  # they keep their place before they are scrolled to
+        box = page.locator(selector).first.bounding_box()
+        assert box["height"] == pytest.approx(box["width"], abs=4)
+    panels = [page.locator(f"#panel-{name} img").bounding_box() for name in ("photograph", "masked", "semantic")]
+    assert [round(box["y"]) for box in panels] == [round(panels[0]["y"])] * 3  # at least three in a line
+    assert all(box["width"] > 70 for box in panels)
     for selector in ("#panel-image img", "#attention_photo img", "#attention_map img"):
         page.locator(selector).first.scroll_into_view_if_needed()
         page.wait_for_function("selector => document.querySelector(selector).naturalWidth > 0", arg=selector)
         box = page.locator(selector).first.bounding_box()
-        assert box["width"] > 100
-        assert box["height"] > 100
+        assert box["width"] > 70
+        assert box["height"] > 70
 
 
 def test_twenty_at_once(server, tmp_path):

@@ -15,7 +15,8 @@ from c2fmae_hf.labelling.job import label_images
 from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
 from c2fmae_hf.labelling.records import OutputOptions
 from c2fmae_hf.labelling.sources.folder import FolderSource
-from c2fmae_hf.pictures.contact_sheet import draw_contact_sheet
+from c2fmae_hf.pictures import contact_sheet
+from c2fmae_hf.pictures.contact_sheet import draw_contact_sheet, sheet_cells
 from labelling_utils import encode, photograph, write_photographs
 from testing_utils import load_command, make_rows, png
 
@@ -116,6 +117,40 @@ def test_contact_sheet(labelled, tmp_path, number):
         pixels = np.asarray(sheet.convert("RGB"))
     assert pixels.std() > 20
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
+
+
+def test_the_contact_sheet_is_aligned(tmp_path, monkeypatch):
+    sizes = [(40, 90), (90, 40), (50, 50), (20, 200), (200, 20)]  # height, width
+    samples = [
+        {
+            "image_id": str(index),
+            "image": np.full((*size, 3), 100, np.uint8),
+            "semantic": np.full(size, 5 - index),
+            "instance": np.ones(size, int),
+        }
+        for index, size in enumerate(sizes)
+    ]
+    del samples[2]["instance"]
+    cells, names = sheet_cells(samples, columns=2)
+    assert names == [["", "0", "", "", "1", ""], ["", "2", "", "", "3", ""], ["", "4", "", "", "", ""]]
+    for (height, width), picture in zip(sizes, [row[start] for row in cells for start in (0, 3)]):
+        assert picture.shape[1] == 320  # so that columns are aligned
+        assert picture.shape[0] == round(320 * min(height / width, 1))
+        grey = np.argwhere((picture == 100).all(axis=-1))
+        left, right = grey[:, 1].min(), 319 - grey[:, 1].max()
+        assert abs(left - right) <= 1
+        assert right + 1 - left + 319 - 2 * right == pytest.approx(320 * min(width / height, 1), abs=3)
+    for row in cells:
+        photograph, semantic, instance = row[:3]
+        assert photograph.shape == semantic.shape == instance.shape
+    assert cells[2][3:] == [None] * 3
+    assert (cells[1][2] == 222).all()  # no instance map: ignored
+
+    drawn = {}
+    monkeypatch.setattr(contact_sheet, "draw_grid", lambda cells, path, **options: drawn.update(options))
+    draw_contact_sheet(samples, tmp_path / "sheet.png", {i: f"class {i}" for i in range(9)})
+    assert list(drawn["legend"]) == [f"class {i}" for i in range(1, 6)]  # by id, those that occur
+    assert len(drawn["column_names"]) == len(drawn["cell_names"][0]) == 6
 
 
 def test_the_command(labelled, tmp_path, capsys):

@@ -196,7 +196,7 @@ def test_models_that_see_other_parts_have_their_own_chance(visualize, config, sa
     args = ["--model", fine, "--compare_model", wide, "--dataset_name", saved_rows, "--patches", "1,1"]
     written = visualize.main([*args, "--output_dir", str(tmp_path / "out")])
     text = check_page(written).text
-    assert "the dashed lines" in text
+    assert "Dashed lines: even attention" in text
     even = list(re.finditer(r"; (\d+) objects?, even attention (\d+)%", text))
     assert len(even) == 2
     viewed = [load_viewed_model(name) for name in (fine, wide)]
@@ -213,7 +213,7 @@ def test_models_that_see_other_parts_have_their_own_chance(visualize, config, sa
     coarse = save_model(config, tmp_path / "models" / "coarse")  # in whose patches no object is large enough
     args[1] = coarse
     text = check_page(visualize.main([*args, "--output_dir", str(tmp_path / "again")])).text
-    assert "coarse sees no object of at least 4 patches in them, and has no line." in text
+    assert "coarse has no line: it sees no object of at least 4 patches." in text
 
 
 def test_the_same_patch_of_another_model(config):
@@ -242,8 +242,9 @@ def test_classes_of_others_have_colours_and_names_of_their_own(visualize, config
     assert other.class_names == {5: "cat (known)", 6: "dog (known)"}
     predicted = np.array([[0, 1, -100]])
     legend = class_legend((predicted, viewed.class_names), (other.semantic.numpy(), other.class_names))
-    assert list(legend) == ["dog (known)", "cat (known)", "ground", "red"]  # the largest first
-    assert len({tuple(colour) for colour in legend.values()}) == 4
+    assert list(legend) == ["ground", "red", "cat (known)", "dog (known)"]  # by id
+    assert [entry.area for entry in legend.values()] == [1, 1, 24, 40]
+    assert len({tuple(entry.colour) for entry in legend.values()}) == 4
     original.maps_from = visualize.FROM_CLASSICAL  # whose classes have no names
     (regions,) = visualize.prepare([original], viewed, {})
     assert regions.class_names == {}
@@ -258,7 +259,7 @@ def test_every_colour_of_the_regions_is_in_the_legend(pretrained, tmp_path, monk
     monkeypatch.setattr(captions, "draw_grid", lambda cells, path, **options: drawn.update(cells=cells, **options))
     panels.draw_strategies(viewed, photo, tmp_path / "it.png")
     regions = drawn["cells"][drawn["row_names"].index("semantic")][0]
-    legend = {tuple(colour) for colour in drawn["legend"].values()}
+    legend = {tuple(entry.colour) for entry in drawn["legend"].values()}
     assert {tuple(colour) for colour in regions.reshape(-1, 3)} - {UNKNOWN_COLOUR} <= legend
 
 

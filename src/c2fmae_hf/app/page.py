@@ -1,8 +1,8 @@
 """
-A page to try a pre-trained model on: choose or upload a photograph, hide parts of it, see what the model predicts of
-them, and what its patches attend to.
+A page to try a pre-trained model on: choose or upload a photograph, hide parts of it, and see what the model predicts
+there and what its patches attend to.
 
-Everything comes from a local folder: nothing is downloaded, and the page loads nothing from elsewhere.
+Everything comes from a local folder: nothing is downloaded, and the page loads nothing from other servers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
-# Before the imports that read them. Gradio would report its use, and look for newer versions of itself.
+# Set before the imports that read them. Gradio would otherwise report usage and look for newer versions.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -30,7 +30,7 @@ from ..pictures.photographs import MAX_PIXELS, MIN_SIDE, embedded_photographs
 from .playground import MAX_SEED, Photograph, Pictures, Playground, WeightsFacts, facts_of_weights
 
 
-# Name in scikit-image or scikit-learn, and what is to be seen.
+# Captions by name in scikit-image or scikit-learn. The page opens with the first one.
 EXAMPLES = {
     "chelsea": "Cat",
     "astronaut": "Astronaut",
@@ -41,27 +41,28 @@ EXAMPLES = {
     "flower": "Flower",
     "coins": "Coins",
 }
-# Shown when a photograph was dropped, after an hour or to free memory.
-GONE = "There is no photograph any more: choose or upload one."
+# Photographs are dropped after an hour, or to free memory.
+GONE = "The photograph is no longer in memory: choose or upload one."
 MAX_FILE_SIZE = "30mb"
-# Uploads lie in a temporary folder; every twelfth of this time, in seconds, those that are older are deleted.
+# Seconds. Older uploads are deleted from their temporary folder twelve times in this period.
 KEEP_UPLOADS = 3600
-# People who have the page open; each has a photograph of less than a megabyte in memory.
+# Visitors; each keeps a photograph of less than a megabyte in memory.
 MAX_SESSIONS = 500
 MAX_WAITING = 64
-# The most instances that `instance_map_from_labels` keeps.
+# `instance_map_from_labels` keeps no more.
 MAX_INSTANCES = 64
-# Shares of hidden patches.
+# Smallest and largest share of hidden patches.
 RATIOS = (0.05, 0.95)
 
 CSS = """
 .gradio-container { max-width: 1160px !important; margin: 0 auto; }
 .gradio-container .html-container { padding: 0 !important; }
-/* Gradio keeps room for a preview, and thumbnails from becoming small. */
+/* Gradio reserves room for a preview and keeps thumbnails large. */
 #examples .grid-wrap { min-height: 0; height: auto; }
 #examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 6px; }
 #examples .caption-label { max-width: 100%; font-size: 0.75rem; padding: 1px 6px; right: 0; bottom: 0; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; }
+.panels { display: grid; gap: 12px; align-items: end; }
+.panels { grid-template-columns: repeat(auto-fit, minmax(min(140px, 30%), 1fr)); }
 .panels figure { margin: 0; max-width: 330px; }
 .panels img { width: 100%; display: block; image-rendering: pixelated; border-radius: 4px; }
 .panels figcaption { font-size: 0.9rem; margin-bottom: 4px; font-weight: 600; }
@@ -71,39 +72,43 @@ CSS = """
 .note { margin: 8px 0 0; }
 .alert { border-left: 4px solid #d55e00; padding: 4px 12px; margin: 8px 0 0; font-weight: 600; }
 .weights { overflow-wrap: anywhere; }
+/* Gradio loads these when they are scrolled to: without a size they would have no height until then. */
+#attention_photo .image-frame, #attention_map .image-frame, #attention_photo img, #attention_map img { width: 100%; }
 #attention_photo img { cursor: crosshair; }
 #status:not(:has(p)) { display: none; }
 @media (max-width: 640px) {
   .gradio-container .main { padding: 12px !important; }
-  #examples .caption-label { max-width: 100%; font-size: 0.65rem; padding: 0 4px; }
+  #examples .caption-label { font-size: 0.65rem; padding: 0 4px; }
+  .panels { gap: 8px; }
+  .panels figcaption { font-size: 0.8rem; }
 }
 :focus-visible { outline: 3px solid #0072b2 !important; outline-offset: 2px; }
 """
 
 
 def as_source(picture: np.ndarray, lossless: bool) -> str:
-    """A picture `(height, width, 3)` as an address that holds it: no file is written, and none is to be fetched."""
+    """Encode a picture `(height, width, 3)` as a data URL, so that no file is written or fetched."""
     buffer = io.BytesIO()
-    # Maps must keep their colours, photographs may lose a little.
+    # Maps must keep their exact colours.
     Image.fromarray(picture).save(buffer, **({"format": "PNG"} if lossless else {"format": "WEBP", "quality": 90}))
     kind = "png" if lossless else "webp"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def show_prediction(prediction: Pictures) -> str:
-    """Pictures, numbers and legend as HTML."""
+    """Render pictures, counts and legend as HTML."""
     classes = ", ".join(name for name, _, share in prediction.classes[:5] if share > 0)
     texts = {
-        "photograph": ("Photograph", "the photograph as the model's input, nothing hidden"),
+        "photograph": ("Photograph", "the photograph at the model's size, nothing hidden"),
         "regions": (
             "Guessed regions",
-            f"what the mask follows: the model's own {prediction.strategy} map of the whole photograph",
+            f"regions that guide the mask: the {prediction.strategy} map that the model predicts for all patches",
         ),
-        "masked": ("Visible patches", "the photograph with the hidden patches in light grey"),
+        "masked": ("Visible", "the photograph with the hidden patches in light grey"),
         "semantic": ("1. Semantics", f"predicted classes of the hidden patches: {classes}"),
         "instance": (
             "2. Instances",
-            f"predicted instances of the hidden patches, {prediction.num_instances} in number",
+            f"predicted instances in the hidden patches: {prediction.num_instances}",
         ),
         "image": ("3. Pixels", "the photograph with predicted pixels in the hidden patches"),
     }
@@ -114,18 +119,19 @@ def show_prediction(prediction: Pictures) -> str:
         if name in prediction.panels
     )
     entries = [(colour, f"{name}, {show_share(share)}") for name, colour, share in prediction.classes]
-    entries.append((np.array(UNKNOWN_COLOUR), "hidden (in the input), shown and so not predicted (in maps)"))
+    entries.append((np.array(UNKNOWN_COLOUR), "hidden (second picture), or visible and not predicted (maps)"))
     legend = "".join(
         f'<li><span class="swatch" style="background: rgb({", ".join(map(str, colour))})"></span>'
         f"{html.escape(text)}</li>"
         for colour, text in entries
     )
-    text = f"{prediction.num_masked} of {prediction.num_patches} patches are hidden, by {prediction.strategy} masking."
+    hidden = f"{prediction.num_masked} of {prediction.num_patches} patches"
+    text = f"{prediction.strategy.capitalize()} masking hides {hidden}."
     number = prediction.num_instances
     if number is not None:
-        most = f" {number} (the limit)" if number >= MAX_INSTANCES else f" {number}"
-        text += f" Instances found in them:{most}. Their colours have no meaning, nearly black is none."
-    heading = "Colours, and the share that classes have of the hidden patches:" if prediction.classes else "Colours:"
+        limit = " (the limit)" if number >= MAX_INSTANCES else ""
+        text += f" Instances found there: {number}{limit}, in arbitrary colours; nearly black means no instance."
+    heading = "Predicted classes, as shares of the hidden patches:" if prediction.classes else "Colours:"
     return (
         f'<div class="panels">{figures}</div><p class="note" id="counts">{text}</p>'
         f'<p class="note">{heading}</p><ul class="legend">{legend}</ul>'
@@ -134,7 +140,7 @@ def show_prediction(prediction: Pictures) -> str:
 
 def show_share(share: float) -> str:
     if share == 0:
-        return "in the guessed regions alone"
+        return "only in the guessed regions"
     return f"{share:.0%}" if share >= 0.005 else "less than 1%"
 
 
@@ -145,22 +151,22 @@ def show_message(text: str, is_error: bool = False) -> str:
 
 def show_weights(facts: WeightsFacts) -> str:
     return (
-        f'<p class="weights"><strong>Weights:</strong> <code>{html.escape(facts.folder)}</code>, '
-        f"{html.escape(facts.architecture)}. {html.escape(facts.training)}</p>"
+        f'<p class="weights"><code>{html.escape(facts.folder)}</code>: {html.escape(facts.architecture)}. '
+        f"{html.escape(facts.training)}</p>"
     )
 
 
 def say_classes(names: Mapping[int, str], most: int = 20) -> str:
-    """A sentence that lists the classes that the model knows."""
+    """List the classes that the model knows, in words."""
     known = [name for name in names.values() if name != "background"]
     listed = ", ".join(html.escape(name) for name in known[:most]) + (", ..." if len(known) > most else "")
-    return f"The model knows {len(known)} classes ({listed}). It calls everything else one of these, or background."
+    return f"It knows {len(known)} classes: {listed}. Anything else it takes for one of these, or for background."
 
 
 def refuse_addresses(component: gr.components.Component) -> None:
     """
-    Keep Gradio from fetching what is at an address that a client sends in place of a file. On the instance: Gradio
-    would write a file beside this one for a class of ours.
+    Keep Gradio from fetching an address that a client sends instead of a file. The method is replaced on the instance,
+    because for a subclass Gradio would write a file beside this one.
     """
     move = component.async_move_resource_to_block_cache
 
@@ -174,15 +180,15 @@ def refuse_addresses(component: gr.components.Component) -> None:
 
 def take_any_number(component: gr.components.Component) -> gr.components.Component:
     """
-    Hand on what was typed: Gradio would answer a number out of range with an error of its own, and put the nearest one
-    into the slider beside pictures of another.
+    Pass on what was typed. Gradio would answer a number out of range with an error of its own, and the slider would
+    then show another number than the pictures.
     """
     component.preprocess = lambda payload: payload
     return component
 
 
 def within(value: object, low: float, high: float, instead: float, is_whole: bool = True) -> float:
-    """The nearest number that is possible; `instead` of what is none."""
+    """The number, clipped to `low` and `high`; `instead` if the value is no number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return instead
     value = min(max(value, low), high)
@@ -190,7 +196,7 @@ def within(value: object, low: float, high: float, instead: float, is_whole: boo
 
 
 def make_theme() -> gr.themes.Base:
-    """Fonts of the reader's system, and greys that can be read."""
+    """A theme with the system's fonts and greys of sufficient contrast."""
     theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
     return theme.set(
         body_text_color_subdued="*neutral_600",
@@ -203,12 +209,12 @@ def make_theme() -> gr.themes.Base:
 
 
 def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
-    """The page."""
+    """Build the page."""
     config = playground.config
     rows, columns = playground.grid_size
     pictures = embedded_photographs(list(EXAMPLES))
     captions = list(EXAMPLES.values())
-    # With the settings that the page opens with, so that opening it costs nothing.
+    # What the page opens with is computed once, here.
     strategy, ratio, seed = playground.strategies[-1], config.mask_ratio, 0
     place = (rows // 2 + 1, columns // 2 + 1, config.num_hidden_layers, 0)
     first = playground.open(next(iter(pictures.values())))
@@ -220,9 +226,9 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
         found = playground.attention(photograph, row - 1, column - 1, layer - 1, head - 1 if head else None)
         which = f"head {head}" if head else f"the mean of {config.num_attention_heads} heads"
         text = (
-            f"Row {row}, column {column}, layer {layer}, {which}: of the patch's attention {found.class_token:.1%} "
-            f"goes to the class token, which stands for no place, and {found.weights.max():.1%} to the brightest "
-            f"patch. Spread evenly, each patch would get {1 / (1 + found.weights.size):.1%}."
+            f"Row {row}, column {column}, layer {layer}, {which}: the brightest patch gets {found.weights.max():.1%} "
+            f"of the attention, the class token (not shown) {found.class_token:.1%}. Even attention would give each "
+            f"{1 / (1 + found.weights.size):.1%}."
         )
         return (
             playground.draw_photograph(photograph, row - 1, column - 1),
@@ -238,7 +244,7 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
         return tuple(within(value, 1, limit, 1) for value, limit in zip((row, column, layer), limits))
 
     def open_value(value: object, name: str, settings: Sequence, example: int | None = None) -> Sequence:
-        """A photograph and all that is shown of it; or, of a bad one, only a message: what was there stays."""
+        """The photograph and everything shown of it; for a bad one only a message, and the rest stays."""
         strategy, ratio, seed, *place, head = settings
         try:
             photograph = playground.open(value)
@@ -247,7 +253,7 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
                 *attend(photograph, *possible_place(*place), head),
             )
         except ValueError as error:
-            text = f"{name} was not taken ({error}). What was shown before stays."
+            text = f"{name} cannot be used: {error}. The previous photograph stays."
             return show_message(text, is_error=True), *[gr.skip()] * 6
         text = " ".join((f"{name} is shown.", *photograph.notes))
         return show_message(text), photograph, *shown, gr.Gallery(selected_index=example)
@@ -258,7 +264,7 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
 
     def on_upload(path: str | None, *settings):
         if path is None:
-            return show_message("No file came.", is_error=True), *[gr.skip()] * 6
+            return show_message("No file was received.", is_error=True), *[gr.skip()] * 6
         return open_value(str(path), "The uploaded file", settings)
 
     def on_settings(photograph: Photograph | None, strategy: str, ratio: object, seed: object):
@@ -290,14 +296,13 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
         delete_cache=(KEEP_UPLOADS // 12, KEEP_UPLOADS),
     ) as app:
         photograph = gr.State(None, time_to_live=KEEP_UPLOADS)
-        gr.Markdown(
-            "# C2FMAE: from semantics to pixels\n"
-            "The model sees a few patches of a photograph and predicts the hidden ones, coarse to fine: first "
-            "semantics (what is where), then instances (which places belong together), then pixels."
+        about = (
+            "The model sees a few patches of a photograph and predicts the hidden ones, coarse to fine: semantics "
+            "(what is where), then instances (what belongs together), then pixels."
         )
         if "semantic" in config.granularities:
-            gr.Markdown(say_classes(playground.viewed.class_names), elem_id="classes")
-        gr.HTML(show_weights(facts), elem_id="weights")
+            about += f" {say_classes(playground.viewed.class_names)}"
+        gr.Markdown(f"# C2FMAE: from semantics to pixels\n{about}", elem_id="about")
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 gr.Markdown("## Photograph")
@@ -318,9 +323,9 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
                 refuse_addresses(upload)
                 status = gr.HTML(elem_id="status")
                 gr.Markdown(
-                    f"From {MIN_SIDE} pixels a side to {MAX_PIXELS // 10**6} million pixels, at most "
-                    f"{MAX_FILE_SIZE[:-2]} MB. The middle of the photograph is used. Uploads stay on this server and "
-                    f"are deleted after about {KEEP_UPLOADS // 60} minutes."
+                    f"At least {MIN_SIDE} pixels a side, at most {MAX_PIXELS // 10**6} million pixels and "
+                    f"{MAX_FILE_SIZE[:-2]} MB. The model sees the middle. Uploads stay on this server and are deleted "
+                    f"after about {KEEP_UPLOADS // 60} minutes."
                 )
             with gr.Column(scale=2, min_width=300):
                 gr.Markdown("## What is hidden")
@@ -328,7 +333,7 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
                     [(name.capitalize(), name) for name in playground.strategies],
                     value=strategy,
                     label="Masking",
-                    info="Semantic and instance masking show a part of every region, random masking any patches.",
+                    info="Semantic and instance masking leave a part of every region visible.",
                     elem_id="strategy",
                 )
                 ratios = take_any_number(
@@ -337,21 +342,20 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
                     )
                 )
                 with gr.Row():
-                    seeds = take_any_number(gr.Number(seed, precision=0, label="Number of the mask", min_width=120))
+                    seeds = take_any_number(gr.Number(seed, precision=0, label="Mask number", min_width=120))
                     another = gr.Button("Next mask", min_width=120, elem_id="next")
-                gr.Markdown(
-                    "A photograph has no label maps. The regions of semantic and instance masking are the model's own "
-                    "guess: it sees the photograph several times, each time other patches, until it has predicted "
-                    "all of them."
-                )
+                if len(playground.strategies) > 1:
+                    gr.Markdown(
+                        "The regions are the model's own guess: it predicts each patch while that patch is hidden."
+                    )
         gr.Markdown("## What the model predicts")
         panels = gr.HTML(predict(first, strategy, ratio, seed), elem_id="panels")
         if "image" in config.granularities and config.norm_pix_loss:
-            gr.Markdown("Each patch of predicted pixels has the brightness and contrast of the photograph there.")
+            gr.Markdown("Predicted pixels take each patch's brightness and contrast from the photograph.")
         gr.Markdown(
             "## What a patch attends to\n"
-            "Click a patch, or choose its row and column. The encoder sees the whole photograph here; dark blue is no "
-            "attention, yellow the most that any patch gets (by square roots)."
+            "Click a patch, or choose its row and column. Here the encoder sees the whole photograph. Dark blue is no "
+            "attention, yellow the most that any patch gets; colours follow the square root."
         )
         photo_value, heat_value, text_value = attend(first, *place)
         images = []
@@ -370,7 +374,7 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
                     "Attention of the chosen patch over the photograph; the numbers are below",
                 ),
             ):
-                # Wide enough to hit a patch with a finger.
+                # Patches are then large enough for a finger.
                 with gr.Column(min_width=280):
                     gr.Markdown(f"**{label}**")
                     images.append(
@@ -402,15 +406,17 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
                     label="Heads",
                 )
         attention_text = gr.HTML(text_value, elem_id="attention_text")
+        gr.Markdown("## The weights")
+        gr.HTML(show_weights(facts), elem_id="weights")
 
-        # One computation at a time, for all visitors together; the others wait in Gradio's queue.
+        # One computation at a time for all visitors; the others wait in Gradio's queue.
         common = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"}
         masking, places = [strategies, ratios, seeds], [row, column, layer, head]
         views = [clickable, heat, attention_text]
         everything = [status, photograph, panels, *views, gallery]
-        # Not the state's initial value: a visitor whose photograph was dropped would silently get another one.
+        # As the state's initial value it would silently replace a photograph that was dropped.
         app.load(lambda: first, None, photograph, queue=False, api_visibility="private")
-        # Each click counts, and the last one last: by default Gradio drops those that come while one is answered.
+        # By default Gradio drops clicks that come while one is answered.
         clicks = {"api_visibility": "private", "trigger_mode": "multiple", **common}
         gallery.select(on_example, [*masking, *places], everything, **clicks)
         upload.click(lambda: "", None, status, queue=False, api_visibility="private")
@@ -447,18 +453,19 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
 
 def serve(checkpoint: str | os.PathLike, port: int | None = None) -> None:
     """
-    Show the page until it is stopped.
+    Serve the page until it is stopped.
 
     Args:
         checkpoint: Folder of a pre-training model.
-        port (`int`, *optional*): By default the first free one from 7860 on.
+        port (`int`, *optional*): By default the first free one from 7860.
 
     Raises:
-        `FileNotFoundError`, `ValueError`: if the folder holds no such model.
+        `FileNotFoundError`, `ValueError`: if the folder holds no pre-training model.
         `OSError`: if the port is taken.
     """
     playground = Playground.from_folder(checkpoint)
     app = build_app(playground, facts_of_weights(checkpoint, playground.model))
+    height, width = playground.config.image_height_width
     app.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     app.launch(
         server_port=port,
@@ -469,7 +476,6 @@ def serve(checkpoint: str | os.PathLike, port: int | None = None) -> None:
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,
-        # Fonts of the reader's system.
         theme=make_theme(),
-        css=CSS,
+        css=f"{CSS}#attention_photo img, #attention_map img {{ aspect-ratio: {width} / {height}; }}",
     )

@@ -1,18 +1,16 @@
-"""
-One photograph, one mask, and what a pre-trained model predicts: what the page shows, without Gradio, for several
-visitors.
-"""
+"""What the page shows, without Gradio: predictions and attention of a pre-trained model, for several visitors."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from ..constants import GRANULARITIES, MASKING_STRATEGIES, NO_INSTANCE
@@ -35,13 +33,12 @@ _WEIGHT_FILES = (ENCODER_FILE, INDEX_FILE)
 @dataclass(frozen=True)
 class WeightsFacts:
     """
-    Which weights these are, as far as their folder says.
+    What the folder of the weights says about them.
 
     Args:
-        folder (`str`): Its last two names.
+        folder (`str`): The last two parts of its path.
         architecture (`str`): In words.
-        training (`str`): Steps and data, of the run whose record has these weights' fingerprint; or why they are not
-            known.
+        training (`str`): Data and steps of the run that made these weights, or why they are not known.
     """
 
     folder: str
@@ -52,12 +49,11 @@ class WeightsFacts:
 @dataclass(frozen=True)
 class Photograph:
     """
-    What the model is shown.
+    A photograph as the model sees it.
 
     Args:
-        photo ([`~c2fmae_hf.pictures.views.Photo`]): Prepared for the model; its label maps are the model's own, since
-            a photograph has none.
-        notes: Sentences about what was done to the file.
+        photo ([`~c2fmae_hf.pictures.views.Photo`]): Prepared for the model, with label maps that the model predicted.
+        notes: Sentences about how the file was changed.
     """
 
     photo: Photo
@@ -70,14 +66,14 @@ class Pictures:
     Pictures of one masked photograph.
 
     Args:
-        panels: `(height, width, 3)` uint8 by name, a pixel for each pixel or label cell: `photograph`, `masked`, and
-            the predicted `semantic`, `instance` and `image`; visible patches are light grey in the maps. `regions` is
-            what the mask follows, unless it is random.
-        classes: Name, colour `(3,)` uint8 and share of the masked area of each predicted class, the largest first;
-            then, with a share of 0, classes of the `regions` that were not predicted.
-        strategy (`str`): How it was masked: at random if the label maps are empty.
-        num_masked, num_patches (`int`).
-        num_instances (`int`, *optional*): Predicted instances.
+        panels: `(height, width, 3)`, uint8, by name, one pixel for each pixel or label cell: `photograph`, `masked`,
+            and the predicted `semantic`, `instance` and `image`; visible patches are light grey in the maps. `regions`
+            are those that guided the mask; random masking has none.
+        classes: Name, colour `(3,)`, uint8, and share of the masked area of each predicted class, the largest first;
+            then classes that only occur in `regions`, with a share of 0.
+        strategy (`str`): The masking strategy; `random` if the label maps are empty.
+        num_masked, num_patches (`int`): Patches of the photograph.
+        num_instances (`int`, *optional*): Number of predicted instances.
     """
 
     panels: dict[str, np.ndarray]
@@ -94,8 +90,8 @@ class PatchAttention:
     What one patch attends to.
 
     Args:
-        weights: `(rows, columns)` float32; with `class_token` they add up to 1.
-        class_token (`float`).
+        weights: Attention to each patch, `(rows, columns)`, float32.
+        class_token (`float`): Attention to the class token. All together add up to 1.
     """
 
     weights: np.ndarray
@@ -104,24 +100,26 @@ class PatchAttention:
 
 class Playground:
     """
-    A pre-trained model for several threads, of which one computes at a time.
+    A pre-trained model that several threads can share; one computes at a time.
 
     Args:
-        model ([`C2FMAEForPreTraining`]): Put into evaluation mode.
+        model ([`C2FMAEForPreTraining`]): Switched to evaluation mode.
     """
 
     def __init__(self, model: C2FMAEForPreTraining) -> None:
         self.model, self.config = model, model.config
         self.viewed = view(model, "the model")
-        # Also because asking for attention changes the model's attention during the call.
+        # Needed for correctness: reading attention switches the model's implementation during the call.
         self._lock = threading.Lock()
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> Playground:
         """
+        Load a model.
+
         Raises:
-            `FileNotFoundError`: if there is no such folder, or no `config.json` or safetensors in it.
-            `ValueError`: if it holds another model than `C2FMAEForPreTraining`, or not all of its weights.
+            `FileNotFoundError`: if the folder, its `config.json` or its safetensors are missing.
+            `ValueError`: if it holds another model than `C2FMAEForPreTraining`, or weights are missing.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -138,21 +136,23 @@ class Playground:
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Patches per column and per row of a photograph."""
+        """Rows and columns of patches."""
         return self.config.grid_size
 
     @property
     def strategies(self) -> list[str]:
-        """The masking strategies for which this model can predict the label maps."""
+        """Masking strategies that this model can predict regions for."""
         return [name for name in MASKING_STRATEGIES if name == "random" or name in self.config.granularities]
 
     def open(self, value: Any) -> Photograph:
         """
+        Prepare a photograph.
+
         Args:
             value: A file, its content or a PIL image, as for [`~c2fmae_hf.pictures.photographs.open_photograph`].
 
         Raises:
-            `ValueError`: if it is not a photograph that can be shown; the message is for the one who sent it.
+            `ValueError`: if it cannot be shown. The message is written for the visitor.
         """
         image, notes = open_photograph(value)
         photo = prepare_photo("photograph", image, self.config)
@@ -161,14 +161,16 @@ class Playground:
 
     def predict(self, photograph: Photograph, strategy: str, mask_ratio: float, seed: int) -> Pictures:
         """
+        Mask a photograph and predict what is hidden.
+
         Args:
-            photograph ([`Photograph`]).
+            photograph ([`Photograph`]): From [`Playground.open`].
             strategy (`str`): One of [`Playground.strategies`].
             mask_ratio (`float`): In (0, 1); at least one patch is masked and one stays visible.
-            seed (`int`): Of the mask, in [0, 2**31).
+            seed (`int`): Seed of the mask, in [0, 2**31).
 
         Raises:
-            `ValueError`: for another strategy or ratio.
+            `ValueError`: if the strategy or the ratio is not possible.
         """
         if strategy not in self.strategies:
             raise ValueError(f"strategy: expected one of {self.strategies}, got {strategy!r}")
@@ -206,16 +208,16 @@ class Playground:
         self, photograph: Photograph, row: int, column: int, layer: int, head: int | None = None
     ) -> PatchAttention:
         """
-        What a patch of the unmasked photograph attends to.
+        Compute what a patch of the unmasked photograph attends to.
 
         Args:
-            photograph ([`Photograph`]).
+            photograph ([`Photograph`]): From [`Playground.open`].
             row, column (`int`): The patch, from 0.
-            layer (`int`): Block of the encoder, from 0.
-            head (`int`, *optional*): From 0; by default the mean of all.
+            layer (`int`): The encoder's block, from 0.
+            head (`int`, *optional*): From 0; by default the mean of all heads.
 
         Raises:
-            `IndexError`: for one that does not exist.
+            `IndexError`: if the patch, layer or head does not exist.
         """
         with self._lock:
             attention = photo_attention(self.viewed, photograph.photo)[layer]
@@ -224,14 +226,14 @@ class Playground:
         return PatchAttention(weights.numpy(), max(1 - float(weights.sum()), 0.0))
 
     def draw_photograph(self, photograph: Photograph, row: int, column: int) -> np.ndarray:
-        """What the model is shown, with a frame around one patch: `(k * height, k * width, 3)` uint8."""
+        """Draw the model's input with a frame around one patch: `(k * height, k * width, 3)`, uint8."""
         return self._framed(photo_pixels(self.viewed, photograph.photo), row, column)
 
     def draw_attention(self, photograph: Photograph, attention: PatchAttention, row: int, column: int) -> np.ndarray:
         """
-        The square root of attention over the photograph in grey, from dark blue (none) to yellow (the most of any
-        patch), which readers of all colour vision and of grey prints can order; a frame around the patch that attends.
-        As [`draw_photograph`].
+        Draw attention over the photograph in grey, with a frame around the patch that attends. Colours follow the
+        square root of attention, from dark blue (none) to yellow (the largest). The size is that of
+        [`draw_photograph`].
         """
         photo = photo_pixels(self.viewed, photograph.photo)
         colours = enlarge(heat_colours(attention.weights), self.config.patch_size).astype(np.float64)
@@ -245,12 +247,14 @@ class Playground:
 
     def patch_at(self, x: float, y: float, size: tuple[int, int]) -> tuple[int, int]:
         """
+        Find the patch at a pixel.
+
         Args:
             x, y (`float`): A place in a picture of [`draw_photograph`].
             size (`tuple[int, int]`): `(height, width)` of that picture.
 
         Returns:
-            Row and column of the patch there, from 0; the nearest, outside the picture.
+            Row and column, from 0; for a place outside the picture those of the nearest patch.
         """
         rows, columns = self.grid_size
         row, column = int(y * rows / size[0]), int(x * columns / size[1])
@@ -259,8 +263,9 @@ class Playground:
 
 def facts_of_weights(folder: str | os.PathLike, model: C2FMAEForPreTraining) -> WeightsFacts:
     """
-    What a folder and its records say: records in the folder, beside it (where `c2fmae pretrain` leaves them) and in
-    its `runs`. A record counts if it holds the weights' fingerprint.
+    Describe the weights in a folder. The record of their training is looked for in the folder, beside it (where
+    `c2fmae pretrain` leaves it) and in its `runs`; it must hold the weights' fingerprint. `data_names` in `card.yaml`
+    gives the names under which to show the records' datasets.
     """
     folder = Path(folder).resolve()
     config = model.config
@@ -268,12 +273,12 @@ def facts_of_weights(folder: str | os.PathLike, model: C2FMAEForPreTraining) -> 
     number = sum(parameter.numel() for parameter in model.parameters())
     stages = ", ".join(name for name in GRANULARITIES if name in config.granularities)
     architecture = (
-        f"{type(model).__name__}, {number / 1e6:.1f} million parameters: an encoder of {config.num_hidden_layers} "
-        f"blocks, width {config.hidden_size}, patches of {config.patch_size} pixels, for photographs of {height} x "
-        f"{width} pixels; a {config.decoder_type} decoder of {stages}"
+        f"{type(model).__name__} with {number / 1e6:.1f} million parameters: an encoder of {config.num_hidden_layers} "
+        f"blocks, width {config.hidden_size}, for photographs of {height} x {width} pixels in patches of "
+        f"{config.patch_size}, and a {config.decoder_type} decoder ({stages})"
     )
     candidates = [folder, folder.parent, *sorted(path for path in folder.glob("runs/*") if path.is_dir())]
-    training = "There is no record of how these weights were trained."
+    training = "No record says how these weights were trained."
     for candidate in candidates:
         if not (candidate / RUN_FILE).is_file():
             continue
@@ -282,24 +287,31 @@ def facts_of_weights(folder: str | os.PathLike, model: C2FMAEForPreTraining) -> 
         except ValueError:  # not JSON
             run = None
         if run is not None and run.role == "made":
-            training = _training_of(run)
+            training = _training_of(run, _data_names(folder))
             break
-        training = (
-            "There is no record of how these weights were trained. The records beside them are of other weights."
-        )
+        training = "No record says how these weights were trained; the records beside them belong to other weights."
     return WeightsFacts("/".join(folder.parts[-2:]).lstrip("/"), architecture, training)
 
 
-def _training_of(run: Run) -> str:
-    record = run.record
+def _data_names(folder: Path) -> dict[Any, Any]:
+    """Names of datasets by their names in the records; empty without a readable `card.yaml`."""
+    try:
+        names = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))["data_names"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return {}
+    return names if isinstance(names, dict) else {}
+
+
+def _training_of(run: Run, data_names: Mapping[Any, Any]) -> str:
+    record, data = run.record, data_of(run)
     states = [content for file, content in run.files.items() if Path(file).name == STATE_FILE]
     steps = states[0].get("global_step") if states else None
     rows = (record.get("rows") or {}).get("train")
     parts = [
-        "a number of steps that is not recorded" if steps is None else f"{steps:,} steps".replace(",", " "),
+        f"on {data_names.get(data, data)}" if data != "not recorded" else "on data that the record does not name",
+        "" if rows is None else f"({rows:,} images)".replace(",", " "),
+        "for an unrecorded number of steps" if steps is None else f"for {steps:,} steps".replace(",", " "),
         f"of {record['batch_size']} images" if "batch_size" in record else "",
-        f"on the dataset “{data_of(run)}”",
-        "" if rows is None else f"({rows:,} training images)".replace(",", " "),
     ]
-    begun = f", begun on {record['started'][:10]}" if record.get("started") else ""
-    return f"Trained for {' '.join(filter(None, parts))}{begun}."
+    started = f", started on {record['started'][:10]}" if record.get("started") else ""
+    return f"Trained {' '.join(filter(None, parts))}{started}."

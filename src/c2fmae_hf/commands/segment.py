@@ -102,20 +102,23 @@ def draw(trainer: SemanticSegmentationTrainer, rows, id2label: dict[int, str], n
     """Photographs, labels and predictions side by side."""
     if number == 0:
         return
+    from ..pictures.captions import class_legend
     from ..pictures.figures import draw_panels
 
     number = min(number, len(rows))
     chosen = [index * len(rows) // number for index in range(number)]
     panels: dict[str, list[np.ndarray]] = {"photograph": [], "labels": [], "prediction": []}
+    maps = []
     trainer.model.eval()
     for index in chosen:
         batch = trainer._prepare_inputs(collate_padded([trainer.eval_dataset[index]]))
         prediction, labels = trainer.predict_maps(trainer.model, batch), batch["labels"]
+        maps += [labels[0].cpu().numpy(), prediction[0].cpu().numpy()]
         panels["photograph"].append(np.asarray(to_rgb(rows[index]["image"])))
-        panels["labels"].append(colour_classes(labels[0].cpu().numpy()))
-        panels["prediction"].append(colour_classes(prediction[0].cpu().numpy()))
-    colours = {name: colour_classes(np.array([[index]]))[0, 0] for index, name in id2label.items()}
-    draw_panels(panels, path, colours, "Light grey: without label.")
+        panels["labels"].append(colour_classes(maps[-2]))
+        panels["prediction"].append(colour_classes(maps[-1]))
+    legend = class_legend(*((ids, id2label) for ids in maps))
+    draw_panels(panels, path, legend, "Light grey: without label.")
 
 
 def parse(args: list[str] | None = None) -> tuple[SegmentArguments, FineTuningArguments, HubArguments]:

@@ -1,4 +1,4 @@
-"""What a picture is of, as its head line and as the page says it, and legends of its colours."""
+"""Headlines, facts and legends of pictures."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 
 from ..configuration_c2fmae import C2FMAEConfig
 from .colours import colour_classes, colour_of, enlarge
-from .figures import draw_grid
+from .figures import LegendEntry, draw_grid
 from .views import Photo, ViewedModel, count_masked
 
 
 @dataclass(frozen=True)
 class Facts:
     """
-    What a picture is of.
+    What a picture shows.
 
     Args:
         checkpoints, images: Names.
-        masked (*optional*): Masked patches, and all patches, of a photograph.
-        seed (`int`, *optional*): Of the masks.
+        masked (*optional*): Numbers of masked patches and of all patches of a photograph.
+        seed (`int`, *optional*): Seed of the masks.
     """
 
     checkpoints: Sequence[str]
@@ -33,7 +33,7 @@ class Facts:
     seed: int | None = None
 
     def headline(self) -> str:
-        """One or two short lines in the picture itself, which name it when it travels alone."""
+        """One or two short lines for the picture itself."""
         checkpoints = "  ".join(_numbered([short_name(name) for name in self.checkpoints]))
         parts = [short_name(self.images[0]) if len(self.images) == 1 else f"{len(self.images)} images"]
         if self.masked is not None:
@@ -44,7 +44,7 @@ class Facts:
         return line if len(line) <= 86 else f"{checkpoints}\n{' | '.join(parts)}"
 
     def entries(self) -> dict[str, str]:
-        """Everything, by name, for the page."""
+        """All facts by name, for the page."""
         images = ", ".join(self.images)
         entries = {
             "checkpoint": ", ".join(_numbered(self.checkpoints)),
@@ -60,13 +60,13 @@ class Facts:
 @dataclass(frozen=True)
 class Picture:
     """
-    A picture, and what is to be said of it.
+    A picture and its texts.
 
     Args:
         path (`Path`): The PNG.
         title (`str`): A few words.
-        caption (`str`): What one sees.
-        facts ([`Facts`]): What it is of.
+        caption (`str`): What is seen.
+        facts ([`Facts`]): What it shows.
     """
 
     path: Path
@@ -78,7 +78,7 @@ class Picture:
 def draw_picture(
     cells: Sequence[Sequence[np.ndarray | None]], path: Any, title: str, caption: str, facts: Facts, **options: Any
 ) -> Picture:
-    """A grid under its head line; `options` of [`~c2fmae_hf.pictures.figures.new_grid`]."""
+    """Draw a grid under its headline; `options` are those of [`~c2fmae_hf.pictures.figures.new_grid`]."""
     draw_grid(cells, path, title=facts.headline(), **options)
     return Picture(Path(path), title, caption, facts)
 
@@ -90,7 +90,7 @@ def masked_facts(viewed: ViewedModel, photo: Photo, seed: int, mask_ratio: float
 
 
 def masked_share(num_masked: int, num_patches: int) -> str:
-    """Such as `147 of 196 patches (75%)`."""
+    """Say it in words, such as `147 of 196 patches (75%)`."""
     return f"{num_masked} of {num_patches} patches ({num_masked / num_patches:.0%})"
 
 
@@ -99,12 +99,12 @@ def _numbered(names: Sequence[str]) -> Sequence[str]:
 
 
 def short_name(name: str, limit: int = 40) -> str:
-    """A name without its middle, if it is longer than `limit`."""
+    """Shorten a name to `limit` characters by cutting out its middle."""
     return name if len(name) <= limit else f"{name[: limit // 3]}...{name[-(limit - limit // 3 - 3) :]}"
 
 
 def sentences(*parts: str) -> str:
-    """Those that are not empty, one after another."""
+    """Join the parts that are not empty."""
     return " ".join(filter(None, parts))
 
 
@@ -116,23 +116,20 @@ def photo_pixels(viewed: ViewedModel, photo: Photo) -> np.ndarray:
 def map_picture(
     ids: np.ndarray | None, config: C2FMAEConfig, colour: Callable[[np.ndarray], np.ndarray] = colour_classes
 ) -> np.ndarray | None:
-    """A map of ids on the label grid in colours, at the photograph's size."""
+    """Colour a map of ids and enlarge it from the label grid to the photograph's size."""
     return None if ids is None else enlarge(colour(ids), config.label_stride)
 
 
-def class_legend(*maps: tuple[np.ndarray | None, Mapping[int, str]]) -> dict[str, np.ndarray]:
+def class_legend(*maps: tuple[np.ndarray | None, Mapping[int, str]]) -> dict[str, LegendEntry]:
     """
-    Colours by name of the classes in maps, those that cover most first.
+    Legend of the classes that occur in maps, in the order of their ids.
 
     Args:
         maps: Class ids, and names of the classes to list.
     """
-    area: Counter[str] = Counter()
-    colours = {}
+    area: Counter[tuple[int, str]] = Counter()
     for ids, names in maps:
         for label, count in zip(*np.unique(np.array([]) if ids is None else ids, return_counts=True)):
             if label in names:
-                name = short_name(names[label], 24)
-                area[name] += int(count)
-                colours[name] = colour_of(int(label))
-    return {name: colours[name] for name, _ in area.most_common()}
+                area[int(label), short_name(names[label], 24)] += int(count)
+    return {name: LegendEntry(colour_of(label), area[label, name]) for label, name in sorted(area)}

@@ -7,8 +7,8 @@ import numpy as np
 from ..constants import IGNORE_INDEX, NO_INSTANCE
 
 
-# Okabe and Ito's palette for classes and Paul Tol's light one for instances: colour-blind readers can tell them apart.
-# Further ids repeat them in other tones.
+# For classes Okabe and Ito's palette, for instances Paul Tol's light one; both are safe for colour-blind readers.
+# Further ids repeat the colours in other tones.
 PALETTE = np.array(
     [
         [0, 114, 178],
@@ -48,22 +48,22 @@ def _colour(ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 
 def colour_classes(ids: np.ndarray) -> np.ndarray:
-    """Colours `(height, width, 3)`, uint8, of a map of class ids; -100 is light grey."""
+    """Colour a map of class ids: `(height, width, 3)`, uint8; -100 is light grey."""
     return _colour(ids, PALETTE)
 
 
 def colour_instances(ids: np.ndarray) -> np.ndarray:
-    """Colours `(height, width, 3)`, uint8, of a map of instance ids; 0 (none) is nearly black, -100 light grey."""
+    """Colour a map of instance ids: `(height, width, 3)`, uint8; 0 (none) is nearly black, -100 light grey."""
     colours = _colour(np.where(ids > NO_INSTANCE, ids - 1, ids), _INSTANCE_PALETTE)
     colours[ids == NO_INSTANCE] = _BACKGROUND_COLOUR
     return colours
 
 
 def colour_of(label: int) -> np.ndarray:
-    """Colour `(3,)`, uint8, of one id in [`colour_classes`]."""
+    """The colour of one class id, `(3,)`, uint8."""
     return colour_classes(np.array([label]))[0]
 
 
 def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
-    """Each pixel of `(height, width, ...)` as a square of `factor` x `factor`."""
+    """Repeat each pixel of `(height, width, ...)` as a square of `factor` x `factor`."""
     return image.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..constants import IGNORE_INDEX
 from .captions import class_legend, short_name
@@ -15,7 +15,8 @@ from .colours import colour_classes, colour_instances
 from .figures import draw_grid
 
 
-_THUMBNAIL = (320, 320)
+_SIDE, _WIDTH = 320, 4.8
+_COLUMN_NAMES = ("photograph", "semantic", "instance")
 
 
 def draw_contact_sheet(
@@ -23,41 +24,57 @@ def draw_contact_sheet(
     path: str | Path,
     id2label: Mapping[int, str] | None = None,
     title: str = "",
-    columns: int = 3,
+    columns: int = 2,
 ) -> None:
     """
-    A PNG of rows of a dataset: photograph, coloured semantic map, coloured instance map.
+    Write a PNG of rows of a dataset: photograph, coloured semantic map, coloured instance map.
 
     Args:
         samples: From [`validate_dataset`].
         path: Where to write.
         id2label (`dict[int, str]`, *optional*): Names for the legend.
-        title (`str`): Head line.
+        title (`str`): Small text above.
         columns (`int`): Samples side by side.
     """
-    pictures: list[np.ndarray | None] = [_join(sample) for sample in samples]
-    names = [short_name(sample["image_id"]) for sample in samples]
-    empty = -len(samples) % columns
-    pictures, names = [*pictures, *[None] * empty], [*names, *[""] * empty]
-    starts = range(0, len(pictures), columns)
+    cells, names = sheet_cells(samples, columns)
     draw_grid(
-        [pictures[start : start + columns] for start in starts],
+        cells,
         path,
-        cell_names=[names[start : start + columns] for start in starts],
+        column_names=_COLUMN_NAMES * (len(cells[0]) // len(_COLUMN_NAMES)),
+        cell_names=names,
         legend=class_legend(*((sample.get("semantic"), id2label or {}) for sample in samples)),
         title=title,
-        note="Photograph, semantic map, instance map. Light grey: ignored; nearly black: no instance.",
-        width=4.8 * columns,
+        note="Light grey: ignored. Nearly black: no instance.",
+        width=_WIDTH * columns,
+        group=len(_COLUMN_NAMES),
     )
 
 
-def _join(sample: Mapping[str, Any]) -> np.ndarray:
-    """Photograph and maps side by side, small."""
-    nothing = np.full(sample["image"].shape[:2], IGNORE_INDEX)
-    maps = [colour_classes(sample.get("semantic", nothing)), colour_instances(sample.get("instance", nothing))]
-    panels = []
-    for pixels, how in zip([sample["image"], *maps], ("BOX", "NEAREST", "NEAREST")):
-        thumbnail = Image.fromarray(pixels)
-        thumbnail.thumbnail(_THUMBNAIL, Image.Resampling[how])
-        panels.append(np.pad(np.asarray(thumbnail), ((0, 0), (0, 4), (0, 0)), constant_values=255))
-    return np.pad(np.concatenate(panels, axis=1), ((0, 0), (0, 16), (0, 0)), constant_values=255)
+def sheet_cells(samples: list[dict[str, Any]], columns: int) -> tuple[list[list[np.ndarray | None]], list[list[str]]]:
+    """
+    Pictures and names by row of the sheet, three cells a sample. Pictures are 320 pixels wide and at most as high, so
+    that columns are aligned whatever the photographs' aspect; tall ones have white margins.
+    """
+    cells: list[list[np.ndarray | None]] = []
+    names: list[list[str]] = []
+    for index, sample in enumerate(samples):
+        if index % columns == 0:
+            cells.append([])
+            names.append([])
+        nothing = np.full(sample["image"].shape[:2], IGNORE_INDEX)
+        semantic, instance = (sample.get(name, nothing) for name in ("semantic", "instance"))
+        cells[-1] += [
+            _fit(sample["image"], Image.Resampling.BOX),
+            _fit(colour_classes(semantic), Image.Resampling.NEAREST),
+            _fit(colour_instances(instance), Image.Resampling.NEAREST),
+        ]
+        names[-1] += ["", short_name(sample["image_id"], 36), ""]
+    empty = -len(samples) % columns * len(_COLUMN_NAMES)
+    cells[-1] += [None] * empty
+    names[-1] += [""] * empty
+    return cells, names
+
+
+def _fit(pixels: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
+    picture = ImageOps.contain(Image.fromarray(pixels), (_SIDE, _SIDE), resampling)
+    return np.asarray(ImageOps.pad(picture, (_SIDE, picture.height), color="white"))

@@ -1,4 +1,4 @@
-"""Pictures of what the encoder does, each with a caption. Attention is in cividis, which the colour-blind see."""
+"""Pictures of the encoder's attention and features, each with a caption."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .views import Photo, ViewedModel
 
 
 ABOUT_HEAT = (
-    "Yellow: most, dark blue: none, by square roots; each picture is scaled to its own maximum. Attention to the "
-    "class token is left out."
+    "Dark blue: no attention; yellow: the most in the picture; colours follow the square root. Attention to the class "
+    "token is left out."
 )
 
 
 def heat_picture(weights: np.ndarray, config: C2FMAEConfig, patch: tuple[int, int]) -> np.ndarray:
-    """What one patch attends to, `(N,)`, with the patch outlined, at the photograph's size."""
+    """Draw what one patch attends to, `(N,)`, at the photograph's size, with the patch outlined."""
     picture = enlarge(heat_colours(weights).reshape(*config.grid_size, 3), config.patch_size)
     return outlined(picture, patch, config.patch_size)
 
 
 def outlined(picture: np.ndarray, patch: tuple[int, int], patch_size: int) -> np.ndarray:
-    """A picture with a patch in a white frame within a black one, which shows on every ground."""
+    """Outline a patch in white and black, so that the frame shows on any background."""
     picture = picture.copy()
     thick = max(picture.shape[0] // 75, 1)
     row, column = (index * patch_size for index in patch)
@@ -43,7 +43,7 @@ def outlined(picture: np.ndarray, patch: tuple[int, int], patch_size: int) -> np
 
 
 def spread(number: int, limit: int) -> list[int]:
-    """At most `limit` of `number` indices from 0, evenly spread, with the first and the last."""
+    """At most `limit` indices below `number`, evenly spread, with the first and the last."""
     return sorted({round(index) for index in np.linspace(0, number - 1, min(limit, number))})
 
 
@@ -55,13 +55,13 @@ def draw_attention(
     layers: Sequence[int] | None = None,
 ) -> Picture:
     """
-    What chosen patches attend to, by layer: a row for each patch.
+    Draw what chosen patches attend to: a row for each patch, a column for each layer.
 
     Args:
-        viewed, photo: A decoder is not needed; the photograph is prepared for this model.
+        viewed, photo: A model, which needs no decoder, and a photograph prepared for it.
         path: Where to write.
-        patches: (row, column) of each, from 0; pictures name them from 1.
-        layers (*optional*): From 0; by default four, evenly spread.
+        patches: (row, column) of each, from 0; pictures number them from 1.
+        layers (*optional*): Layers from 0; by default four, evenly spread.
     """
     config, pixels = viewed.config, photo_pixels(viewed, photo)
     attention = photo_attention(viewed, photo).mean(dim=1).numpy()  # (layers, N, N)
@@ -75,8 +75,8 @@ def draw_attention(
         cells,
         path,
         "What patches attend to",
-        "What the outlined patch attends to, mean over the heads of a layer, in the photograph without any mask. "
-        f"{ABOUT_HEAT} Patches are named by row and column from the upper left, from 1.",
+        "What the outlined patch attends to, averaged over the heads of a layer; nothing is masked. "
+        f"{ABOUT_HEAT} Patches are named by row and column, counted from 1 at the upper left.",
         Facts([viewed.name], [photo.name]),
         column_names=["photograph", *(f"layer {layer + 1}" for layer in layers)],
         row_names=[f"patch {row + 1},{column + 1}" for row, column in patches],
@@ -92,8 +92,8 @@ def draw_attention_heads(
     heads: Sequence[int] | None = None,
 ) -> Picture:
     """
-    What one patch, (row, column) from 0, attends to: a row for each layer, a column for each head. By default four
-    layers and up to four heads, evenly spread; else as [`draw_attention`].
+    Draw what one patch, (row, column) from 0, attends to: a row for each layer, a column for each head. By default
+    four layers and up to four heads, evenly spread. The other arguments are those of [`draw_attention`].
     """
     config = viewed.config
     attention = photo_attention(viewed, photo).numpy()[:, :, np.ravel_multi_index(patch, config.grid_size)]
@@ -109,8 +109,8 @@ def draw_attention_heads(
         cells,
         path,
         f"Heads, patch {row},{column}",
-        f"What the outlined patch in row {row}, column {column} attends to, by layer (rows) and head (columns; first "
-        f"the mean over all heads). {ABOUT_HEAT}",
+        f"What the outlined patch in row {row}, column {column} attends to: a row for each layer, a column for each "
+        f"head, after the mean over all heads. {ABOUT_HEAT}",
         Facts([viewed.name], [photo.name]),
         column_names=["photograph", "mean", *(f"head {head + 1}" for head in heads)],
         row_names=[f"layer {layer + 1}" for layer in layers],
@@ -121,8 +121,8 @@ def draw_attention_in_objects(
     viewed: Sequence[ViewedModel], photos: Sequence[Sequence[Photo]], path: str | os.PathLike
 ) -> Picture | None:
     """
-    By layer, the share of attention that stays inside the object; `None`, and no picture, if no model sees a known
-    object. One model, or two to compare, with the photographs prepared for each.
+    Plot the share of attention that stays inside the object, by layer, for one model or two, with the photographs
+    prepared for each. Returns `None` and draws nothing if no model sees a known object.
     """
     found = [objects_attention(model, own) for model, own in zip(viewed, photos)]
     if not any(found):
@@ -134,7 +134,7 @@ def draw_attention_in_objects(
     highest, spoken = 0.0, []
     for model, result, colour, style in zip(viewed, found, PALETTE[[0, 5]] / 255, ("o-", "s--")):
         if result is None:
-            small = f"{model.name} sees no object of at least {MIN_OBJECT_PATCHES} patches in them, and has no line."
+            small = f"{model.name} has no line: it sees no object of at least {MIN_OBJECT_PATCHES} patches."
             spoken.append(small)
             continue
         shares, even = result.shares, result.even
@@ -158,10 +158,9 @@ def draw_attention_in_objects(
     figure.legend(fontsize=13, frameon=False, loc="outside lower left")
     save_figure(figure, path)
     caption = sentences(
-        "The share of attention (to patches; mean over heads) that patches inside an object give to patches of the "
-        f"same object: a mean over the objects of at least {MIN_OBJECT_PATCHES} patches in the instance maps "
-        f"{shown[0].maps_from}. Even attention to everything would give each object its share of the image, on "
-        "average the dashed lines.",
+        "Share of attention that an object's patches give to the same object, of all that they give to patches. It is "
+        f"averaged over heads and over the objects of at least {MIN_OBJECT_PATCHES} patches in the instance maps "
+        f"{shown[0].maps_from}. Dashed lines: even attention, which gives each object its share of the image.",
         *spoken,
     )
     return Picture(Path(path), "Attention inside objects", caption, facts)
@@ -169,7 +168,8 @@ def draw_attention_in_objects(
 
 def draw_features(viewed: ViewedModel, photos: Sequence[Photo], path: str | os.PathLike) -> Picture:
     """
-    Patch features as colours, of all photographs together: see [`~c2fmae_hf.pictures.encoder_views.feature_pictures`].
+    Draw photographs and their patch features as colours; see
+    [`~c2fmae_hf.pictures.encoder_views.feature_pictures`].
     """
     features = feature_pictures(viewed, photos)
     per_line = min(max(len(photos), 3), 4)
@@ -182,9 +182,8 @@ def draw_features(viewed: ViewedModel, photos: Sequence[Photo], path: str | os.P
         path,
         "Features of the patches",
         "Each photograph, and below it the features of its patches (last layer, after the norm, nothing masked) as "
-        "colours: their first three principal components over all photographs together, "
-        f"{features.explained:.0%} of the variance. Lightness is the first, blue to yellow the second, green to red "
-        "the third. Like colours mean like features; the colours themselves mean nothing, and do not compare between "
-        "checkpoints.",
+        "colours: the first three principal components over all photographs, which hold "
+        f"{features.explained:.0%} of the variance, as lightness, blue to yellow, and green to red. Similar colours "
+        "mean similar features; colours cannot be compared between checkpoints.",
         Facts([viewed.name], [photo.name for photo in photos]),
     )

@@ -1,4 +1,4 @@
-"""What the encoder does with a photograph, as arrays: attention of patches, and features as colours."""
+"""Attention of patches and features as colours, as arrays."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ MIN_OBJECT_PATCHES = 4
 @torch.no_grad()
 def attention_maps(encoder: C2FMAEModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """
-    The attention of an unmasked image.
+    Compute the attention of unmasked images.
 
     Args:
-        encoder ([`C2FMAEModel`]): Used in evaluation mode with eager attention, which returns its weights, and left
-            as it was.
-        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Any size that is a
-            multiple of the patch size.
+        encoder ([`C2FMAEModel`]): Runs in evaluation mode with eager attention, which returns its weights; both
+            settings are restored.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Height and width are
+            multiples of the patch size.
 
     Returns:
-        `torch.FloatTensor` of shape `(layers, batch_size, heads, 1 + N, 1 + N)`: how much each token (the second last
-        dimension; class token first, then N patches in raster order) attends to each (the last); rows sum to 1.
+        `torch.FloatTensor` of shape `(layers, batch_size, heads, 1 + N, 1 + N)`: how much each token (second last
+        dimension) attends to each token (last dimension); rows sum to 1. The class token comes first, then the N
+        patches in raster order.
     """
     implementation, was_training = encoder.config._attn_implementation, encoder.training
     encoder.set_attn_implementation("eager")
@@ -48,8 +49,8 @@ def attention_maps(encoder: C2FMAEModel, pixel_values: torch.Tensor) -> torch.Te
 
 def photo_attention(viewed: ViewedModel, photo: Photo) -> torch.Tensor:
     """
-    What the patches of an unmasked photograph attend to: `torch.FloatTensor` of shape `(layers, heads, N, N)` on the
-    CPU. What a patch (the second last dimension) gives to the class token is left out.
+    Compute what the patches of an unmasked photograph attend to: `torch.FloatTensor` of shape `(layers, heads, N, N)`
+    on the CPU. Attention to the class token is left out, so rows sum to less than 1.
     """
     pixel_values = photo.pixel_values[None].to(viewed.encoder.device)
     return attention_maps(viewed.encoder, pixel_values)[:, 0, :, 1:, 1:].cpu()
@@ -59,16 +60,16 @@ def attention_in_objects(
     attention: torch.Tensor, instances: torch.Tensor, min_patches: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The share of attention that stays inside an object: what its patches give to patches of the same object, of what
-    they give to all patches. (The paper calls the rest attention drift; the measure is our choice.)
+    Measure how much attention stays inside an object: of what its patches give to all patches, the share that goes to
+    patches of the same object. (The paper calls the rest attention drift; this measure is ours.)
 
     Args:
-        attention (`torch.FloatTensor` of shape `(batch_size, N, N)`): Of patches to patches, not negative.
+        attention (`torch.FloatTensor` of shape `(batch_size, N, N)`): From patches to patches, not negative.
         instances (`torch.LongTensor` of shape `(batch_size, N)`): Instance id of each patch, 0 = none, -100 = ignore.
         min_patches (`int`): Smaller objects are left out.
 
     Returns:
-        `shares` and `areas` of shape `(objects,)`, float32: that share, a mean over the object's patches, and the
+        `shares` and `areas` of shape `(objects,)`, float32: that share, averaged over the object's patches, and the
         object's share of all patches, which is what even attention would give.
     """
     attention = attention / attention.sum(dim=-1, keepdim=True)
@@ -86,8 +87,8 @@ def attention_in_objects(
 
 class ObjectAttention(NamedTuple):
     """
-    By layer, the share of attention that stays inside the object, `(layers,)` float32, a mean over objects; what even
-    attention would give; and how many objects there are.
+    The share of attention that stays inside the object by layer, `(layers,)`, float32, averaged over objects; the
+    share that even attention would give; and the number of objects.
     """
 
     shares: np.ndarray
@@ -97,8 +98,8 @@ class ObjectAttention(NamedTuple):
 
 def objects_attention(viewed: ViewedModel, photos: Sequence[Photo]) -> ObjectAttention | None:
     """
-    [`attention_in_objects`] (mean over heads) over all photographs with known objects; `None` if there are none of at
-    least four patches.
+    Average [`attention_in_objects`] over heads and over all photographs with known objects. Returns `None` if no
+    object has at least four patches.
     """
     shares, areas = [], []
     for photo in (photo for photo in photos if photo.has_objects):
@@ -116,11 +117,11 @@ def objects_attention(viewed: ViewedModel, photos: Sequence[Photo]) -> ObjectAtt
 
 def choose_patches(photo: Photo, config: C2FMAEConfig, number: int = 2) -> list[tuple[int, int]]:
     """
-    Patches whose attention is worth a look: the patch nearest to the centre of each known object, the largest objects
-    first, then the middle of the photograph and of its quarters.
+    Choose patches to show attention for: the patch nearest to the centre of each known object, largest objects first,
+    then the middle of the photograph and of its quarters.
 
     Returns:
-        `number` pairs of (row, column), from 0 at the upper left; fewer in a tiny grid.
+        Up to `number` pairs of (row, column), from 0 at the upper left.
     """
     rows, columns = config.grid_size
     chosen: list[tuple[int, int]] = []
@@ -138,10 +139,10 @@ def choose_patches(photo: Photo, config: C2FMAEConfig, number: int = 2) -> list[
 
 def parse_patch(text: str, grid_size: tuple[int, int]) -> tuple[int, int]:
     """
-    Row and column of a patch, counted from 1 in the text and from 0 in the result: `"4,11"` gives `(3, 10)`.
+    Parse the row and column of a patch, counted from 1 in the text and from 0 in the result: `"4,11"` gives `(3, 10)`.
 
     Raises:
-        `ValueError`: for something else, or a patch outside the grid.
+        `ValueError`: if the text has another form, or the patch is outside the grid.
     """
     rows, columns = grid_size
     found = re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*", text)
@@ -154,7 +155,7 @@ def parse_patch(text: str, grid_size: tuple[int, int]) -> tuple[int, int]:
 
 
 class Features(NamedTuple):
-    """A picture of each photograph's features, `(rows, columns, 3)` uint8, and the share of variance in it."""
+    """Pictures of the photographs' features, `(rows, columns, 3)`, uint8, and the share of variance they show."""
 
     pictures: list[np.ndarray]
     explained: float
@@ -163,9 +164,9 @@ class Features(NamedTuple):
 @torch.no_grad()
 def feature_pictures(viewed: ViewedModel, photos: Sequence[Photo]) -> Features:
     """
-    Patch features (after the final norm) as colours: their first three principal components over all photographs
-    together. The first is lightness, the second goes from blue to yellow, the third from green to red, so that readers
-    who confuse red and green see the first two. Our choice; others show them as red, green and blue.
+    Show patch features (after the final norm) as colours: their first three principal components over all photographs.
+    The first is lightness, the second goes from blue to yellow, the third from green to red, so that readers who
+    confuse red and green see the first two.
     """
     device = viewed.encoder.device
     features = torch.stack(
@@ -175,7 +176,7 @@ def feature_pictures(viewed: ViewedModel, photos: Sequence[Photo]) -> Features:
     flat = flat - flat.mean(dim=0)
     values, vectors = torch.linalg.eigh(flat.T @ flat)  # ascending
     top = vectors[:, -3:].flip(1)
-    # The sign of a component is arbitrary: always the one in which its largest entry is positive.
+    # The sign of a component is arbitrary; its largest entry is made positive.
     top = top * top.gather(0, top.abs().argmax(dim=0, keepdim=True)).sign()
     explained = float(values[-3:].sum() / values.sum().clamp(min=1e-12))
     components = flat @ top
@@ -187,7 +188,7 @@ def feature_pictures(viewed: ViewedModel, photos: Sequence[Photo]) -> Features:
 
 
 def _lab_colours(components: np.ndarray) -> np.ndarray:
-    """`(K, 3)` in [0, 1] to `(K, 3)` uint8 sRGB: lightness, blue to yellow, green to red, in CIELAB."""
+    """Map `(K, 3)` in [0, 1] (lightness, blue to yellow, green to red, in CIELAB) to `(K, 3)`, uint8, sRGB."""
     lightness = 25 + 65 * components[:, 0]
     yellow, red = (extent * (2 * components[:, index] - 1) for index, extent in ((1, 60), (2, 45)))
     # Pillow's 8-bit Lab: L over 0 to 255, a and b as signed bytes.

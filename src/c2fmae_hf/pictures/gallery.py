@@ -1,4 +1,4 @@
-"""Pictures and their captions as one HTML file that needs nothing else: no other file, no script, no network."""
+"""Write pictures and captions as one HTML file without scripts that loads nothing else."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def write_gallery(
     notes: Sequence[str] = (),
 ) -> None:
     """
-    Write the page; every text is escaped.
+    Write the page. All texts are escaped.
 
     Args:
         path: Where to write.
-        title (`str`): Of the page.
-        sections: Pictures by heading; their PNGs are read from their files.
-        command (`str`): What made them; shown above, and with every picture.
-        notes: Paragraphs above all.
+        title (`str`): Title of the page.
+        sections: Pictures by heading; the PNGs are read from their files.
+        command (`str`): The command that made them, shown at the top and with every picture.
+        notes: Paragraphs at the top.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))

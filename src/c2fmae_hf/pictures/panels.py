@@ -1,7 +1,4 @@
-"""
-Pictures of masks, of what the decoder predicts, and of checkpoints side by side, each with a caption. Colours are
-Okabe and Ito's, which the colour-blind can tell apart.
-"""
+"""Pictures of masks, of predictions and of checkpoints side by side, each with a caption."""
 
 from __future__ import annotations
 
@@ -45,7 +42,7 @@ from .views import (
 )
 
 
-# The most photographs in a grid.
+# Photographs in a grid of predictions.
 MAX_ROWS = 8
 NO_INSTANCE_IS_BLACK = "Nearly black: no instance."
 NAMES = {"semantic": "semantics", "instance": "instances", "image": "pixels"}
@@ -53,7 +50,7 @@ _STRATEGY_COLOURS = dict(zip(MASKING_STRATEGIES, PALETTE.astype(np.uint8)))
 
 
 def prediction_cells(viewed: ViewedModel, prediction: Prediction) -> dict[str, np.ndarray | None]:
-    """A picture of each granularity."""
+    """A picture by granularity; `None` for those that were not predicted."""
     return {
         "semantic": map_picture(prediction.semantic, viewed.config),
         "instance": map_picture(prediction.instance, viewed.config, colour_instances),
@@ -62,11 +59,11 @@ def prediction_cells(viewed: ViewedModel, prediction: Prediction) -> dict[str, n
 
 
 def about_gaps(viewed: ViewedModel) -> str:
-    """What predicted maps show where patches are visible."""
+    """Say what predicted maps show where patches are visible."""
     if not {"semantic", "instance"} & set(viewed.granularities):
         return ""
     if viewed.config.supervise_visible_labels:
-        return "Semantics and instances of visible patches are predicted, too: this model was trained on them."
+        return "Visible patches are predicted, too: this model was trained on their labels."
     return "Light grey: visible patches, which are not predicted."
 
 
@@ -78,12 +75,12 @@ def draw_predictions(
     mask_ratio: float | None = None,
 ) -> Picture:
     """
-    A row for each photograph, up to eight: the photograph, its visible patches, and what the decoder predicts of the
-    others. Visible patches stand in the predictions as they are.
+    Draw a row for each of up to eight photographs: the photograph, its visible patches, and what the decoder predicts
+    for the others. Visible patches are copied into the predictions.
 
     Args:
         viewed, path, seed, mask_ratio: As for [`draw_strategies`].
-        photos: Those to show.
+        photos: Photographs prepared for this model.
     """
     config, photos = viewed.config, photos[:MAX_ROWS]
     rows, maps = [], []
@@ -116,15 +113,15 @@ def draw_strategies(
     viewed: ViewedModel, photo: Photo, path: str | os.PathLike, seed: int = 0, mask_ratio: float | None = None
 ) -> Picture:
     """
-    A row for each masking strategy: its regions (of random masking the photograph), what is left of the photograph,
-    and what the decoder predicts from that.
+    Draw a row for each masking strategy: its regions (for random masking the photograph), the visible patches, and
+    what the decoder predicts.
 
     Args:
-        viewed ([`~c2fmae_hf.pictures.views.ViewedModel`]): With a decoder.
-        photo ([`~c2fmae_hf.pictures.views.Photo`]): With maps, or all strategies are random.
+        viewed ([`~c2fmae_hf.pictures.views.ViewedModel`]): A model with a decoder.
+        photo ([`~c2fmae_hf.pictures.views.Photo`]): Without maps only random masking is drawn.
         path: Where to write.
-        seed (`int`): Of the masks.
-        mask_ratio (`float`, *optional*): Instead of the model's.
+        seed (`int`): Seed of the masks.
+        mask_ratio (`float`, *optional*): By default the model's.
     """
     config, pixels = viewed.config, photo_pixels(viewed, photo)
     names = {**viewed.class_names, **photo.class_names}
@@ -143,23 +140,23 @@ def draw_strategies(
         maps.append(prediction.semantic)
     missing = [name for name in MASKING_STRATEGIES if name not in rows]
     caption = sentences(
-        "What the decoder predicts where a strategy hides patches. Semantic masking shows a part of every class, "
-        "instance masking a part of every instance, random masking any patches. The regions are the maps "
+        "What the decoder predicts under each masking strategy. Semantic masking leaves a part of every class "
+        "visible, instance masking a part of every instance, random masking any patches. The regions are the maps "
         f"{photo.maps_from}."
         if photo.maps_from
-        else "What the decoder predicts of randomly hidden patches.",
+        else "What the decoder predicts for randomly hidden patches.",
         "" if photo.shares_classes or not photo.maps_from else "Their classes and colours are not the checkpoint's.",
         f"Without maps there is no {' or '.join(missing)} masking." if missing else "",
         about_gaps(viewed),
         NO_INSTANCE_IS_BLACK if "instance" in viewed.granularities else "",
-        "Brightness and contrast of each rebuilt patch are borrowed from the photograph, its texture is predicted."
+        "Predicted pixels take each patch's brightness and contrast from the photograph."
         if "image" in viewed.granularities and config.norm_pix_loss
         else "",
     )
     return draw_picture(
         list(rows.values()),
         path,
-        "Rebuilt under each masking strategy",
+        "Predictions under each masking strategy",
         caption,
         masked_facts(viewed, photo, seed, mask_ratio),
         column_names=["regions", "input", *(NAMES[name] for name in viewed.granularities)],
@@ -178,13 +175,13 @@ def draw_curriculum(
     mask_ratio: float | None = None,
 ) -> Picture:
     """
-    The masking curriculum as a film strip: training progress t = 0 ... 1 from left to right, a row for each of three
-    samples, and the strategies' probabilities.
+    Draw the masking curriculum as a film strip: training progress t from 0 to 1, a row for each of three samples, and
+    the strategies' probabilities.
 
     Args:
-        viewed, photo, path, seed, mask_ratio: As for [`draw_strategies`]; a decoder is not needed.
+        viewed, photo, path, seed, mask_ratio: As for [`draw_strategies`]; the model needs no decoder.
         curriculum ([`MaskingCurriculum`], *optional*): By default linear, coarse to fine.
-        num_frames (`int`): Times, at least 2.
+        num_frames (`int`): Number of times to draw, at least 2.
     """
     curriculum = curriculum or MaskingCurriculum()
     config, pixels = viewed.config, photo_pixels(viewed, photo)
@@ -207,7 +204,7 @@ def draw_curriculum(
         title=facts.headline(),
         below=1.75,
     )
-    # Its t axis runs through the middles of the frames.
+    # The t axis is aligned with the middles of the frames.
     height, columns = figure.get_figheight(), num_frames + 1
     axes = figure.add_axes((1.5 / columns, 0.85 / height, 1 - 2 / columns, 0.9 / height))
     fine = torch.linspace(0, 1, 3001, dtype=torch.double)  # steps are upright
@@ -223,13 +220,12 @@ def draw_curriculum(
     figure.legend(loc="lower center", ncols=len(MASKING_STRATEGIES), fontsize=13, frameon=False)
     save_figure(figure, path)
     caption = sentences(
-        f"What the encoder is shown as training goes on, with the {curriculum.schedule} schedule: t is the share of "
-        "the training steps that are done. Below, the probability of each strategy. Each row is one sample with the "
-        "same random numbers throughout; among the rows, strategies are as frequent as they are probable. The "
-        "border's colour is the strategy's.",
+        f"What the encoder sees as training progresses from t = 0 to t = 1, with the {curriculum.schedule} schedule. "
+        "Each row is one sample with fixed random numbers; borders have the colour of the strategy. Below: the "
+        "probability of each strategy.",
         f"Regions come from the maps {photo.maps_from}."
         if photo.maps_from
-        else "Without maps, every strategy falls back to random masks.",
+        else "Without maps every strategy falls back to random masks.",
     )
     return Picture(Path(path), "The masking curriculum", caption, facts)
 
@@ -238,11 +234,11 @@ def draw_maps(
     viewed: ViewedModel, photo: Photo, path: str | os.PathLike, seed: int = 0, mask_ratio: float | None = None
 ) -> Picture:
     """
-    Predicted semantics and instances under one mask, and for every patch (see
-    [`~c2fmae_hf.pictures.views.predict_everywhere`]), beside the known ones.
+    Draw predicted semantics and instances under one mask, for every patch (see
+    [`~c2fmae_hf.pictures.views.predict_everywhere`]), and the known ones.
 
     Args:
-        viewed ([`~c2fmae_hf.pictures.views.ViewedModel`]): With a decoder that predicts semantics or instances.
+        viewed ([`~c2fmae_hf.pictures.views.ViewedModel`]): A model whose decoder predicts semantics or instances.
         photo, path, seed, mask_ratio: As for [`draw_strategies`].
     """
     config, pixels = viewed.config, photo_pixels(viewed, photo)
@@ -259,21 +255,21 @@ def draw_maps(
     names = {**viewed.class_names, **photo.class_names}
     if everywhere.passes:
         unmasked = (
-            f"Every patch: seen through {everywhere.passes} masks that together hide every patch; each patch is the "
-            "mean of the predictions that did not see it, so none is predicted from its own pixels."
+            f"Every patch: seen through {everywhere.passes} masks that together hide every patch; predictions for a "
+            "patch are averaged over the masks that hide it, so none uses the patch's own pixels."
         )
     else:
         unmasked = (
-            "Every patch: nothing was masked. This model was also trained on the labels of visible patches "
-            "(supervise_visible_labels), so it predicts a patch from its own pixels, too."
+            "Every patch: nothing was masked. This model was trained on the labels of visible patches, too "
+            "(supervise_visible_labels), so it also uses the patch's own pixels."
         )
     caption = sentences(
-        "Semantics and instances as the decoder predicts them. Masked: from one random mask"
-        + (", which the photograph below shows." if len(cells) > 1 else "."),
+        "Semantics and instances that the decoder predicts. Masked: under one random mask"
+        + (", shown at the lower left." if len(cells) > 1 else "."),
         about_gaps(viewed),
         unmasked,
         f"Known: the map {photo.maps_from}." if photo.are_known else "",
-        "Its classes are not the checkpoint's, and have other colours."
+        "Its classes are not the checkpoint's and have other colours."
         if photo.are_known and not photo.shares_classes
         else "",
         f"{NO_INSTANCE_IS_BLACK} Colours of instances have no meaning." if "instance" in granularities else "",
@@ -300,14 +296,14 @@ def draw_comparison(
     mask_ratio: float | None = None,
 ) -> Picture:
     """
-    One photograph side by side for several checkpoints: a row for each.
+    Draw a row for each checkpoint, all for one photograph.
 
     Args:
-        viewed: The models, with or without a decoder.
+        viewed: Models with or without a decoder.
         photos: The photograph, prepared for each.
         path: Where to write.
-        patch: (row, column) in the first model's grid, from 0, whose attention is shown; in the others the patch that
-            holds its middle, or is nearest to it, as models may see more or less of a photograph.
+        patch: (row, column) from 0 in the first model's grid; its attention is shown, for the other models that of the
+            patch nearest to its middle.
         pca: The photograph's picture of each model from [`~c2fmae_hf.pictures.encoder_views.feature_pictures`].
         seed, mask_ratio: As for [`draw_strategies`].
     """
@@ -346,12 +342,10 @@ def draw_comparison(
         "Side by side",
         sentences(
             *spoken,
-            "Pixels are rebuilt under one random mask, semantics and instances are of every patch."
-            if predicts
-            else "",
-            "Classes followed by a number are those of that row alone." if has_own and predicts else "",
-            "Features: principal components of each checkpoint on its own, whose colours do not compare between rows. "
-            "Attention: of the outlined patch in the last layer, mean over heads.",
+            "Pixels are predicted under one random mask, semantics and instances for every patch." if predicts else "",
+            "A number after a class is that of the row it belongs to." if has_own and predicts else "",
+            "Features: principal components of each checkpoint; colours cannot be compared between rows. "
+            "Attention: that of the outlined patch in the last layer, averaged over heads.",
         ),
         Facts([model.name for model in viewed], [photos[0].name], seed=seed),
         column_names=columns,

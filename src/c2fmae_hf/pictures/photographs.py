@@ -1,4 +1,4 @@
-"""Photographs that people hand in, and those that ship inside scikit-image and scikit-learn (`label` extra)."""
+"""Photographs that users supply, and those that ship with scikit-image and scikit-learn (`label` extra)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from ..images import exif_turn, number_of_frames, open_image, to_rgb
 from .views import MAX_ASPECT
 
 
-# Limits of our choice for images of strangers: larger ones take too much memory, smaller ones show nothing.
+# Limits for images of unknown origin: larger ones take too much memory, smaller ones show nothing.
 MAX_PIXELS = 50_000_000
 MIN_SIDE = 32
-# Of scikit-image; those that need no download.
+# Images in scikit-image that need no download.
 _SKIMAGE_NAMES = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "rocket")
 
 
 def embedded_photographs(names: Sequence[str] | None = None) -> dict[str, Image.Image]:
     """
-    Photographs that need no download, RGB.
+    Load RGB photographs that need no download.
 
     Args:
-        names (*optional*): Which, in the wished order; by default all that there are.
+        names (*optional*): Names in the order of the result; by default all.
 
     Raises:
-        `ValueError`: for a name that is not one of them.
+        `ValueError`: for an unknown name.
     """
     from skimage import data
     from sklearn.datasets import load_sample_images
@@ -45,23 +45,23 @@ def embedded_photographs(names: Sequence[str] | None = None) -> dict[str, Image.
 
 def open_photograph(value: Any, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, list[str]]:
     """
-    A photograph from an unknown hand, as a viewer shows it.
+    Open a photograph of unknown origin as an image viewer would.
 
     Args:
         value: As for [`~c2fmae_hf.images.open_image`].
-        max_pixels (`int`): A larger image is refused before it is read.
+        max_pixels (`int`): Larger images are refused before their pixels are read.
 
     Returns:
-        The image, 8-bit RGB, rotated as its EXIF orientation says; and sentences, which a person would want to know,
-        about what was done to it or will be by [`~c2fmae_hf.pictures.views.prepare_photo`].
+        The image, 8-bit RGB, rotated as its EXIF orientation says; and sentences that tell the user how it was
+        changed, or will be by [`~c2fmae_hf.pictures.views.prepare_photo`].
 
     Raises:
-        `ValueError`: if it is no image, or one that is too large, too small or damaged.
+        `ValueError`: if it is not an image, or too large, too small or damaged.
     """
     image = open_image(value, max_pixels)
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"expected at least {MIN_SIDE} pixels a side, got {image.width} x {image.height}")
-    rgb = to_rgb(image)  # before frames are looked for, which may leave the image at a damaged one
+    rgb = to_rgb(image)  # first, since counting frames may leave the image at a damaged one
     notes = []
     if (frames := number_of_frames(image)) > 1:
         notes.append(f"The file holds {frames} pictures; the first is used.")
@@ -70,5 +70,5 @@ def open_photograph(value: Any, max_pixels: int = MAX_PIXELS) -> tuple[Image.Ima
     if image.mode == "CMYK":
         notes.append("Its CMYK colours were converted to RGB without a colour profile.")
     if max(rgb.size) > MAX_ASPECT * min(rgb.size):
-        notes.append(f"Of {rgb.width} x {rgb.height} pixels the middle is shown.")
+        notes.append(f"Only the middle of its {rgb.width} x {rgb.height} pixels is shown.")
     return rgb, notes

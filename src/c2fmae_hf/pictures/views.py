@@ -1,7 +1,4 @@
-"""
-A model, a photograph, and what there is to see as arrays: masks, and what the decoder predicts. What the encoder does
-is in `encoder_views`; `panels` and `encoder_panels` draw both.
-"""
+"""Models, photographs, masks and predictions, as arrays. `panels` draws them."""
 
 from __future__ import annotations
 
@@ -30,22 +27,22 @@ from ..publishing.repository import load_saved
 from .colours import UNKNOWN_COLOUR, enlarge
 
 
-# Wider or taller photographs are cut to their middle, which alone is seen, before they are resized.
+# Longer photographs are cut to this aspect before they are resized; the model sees only the middle anyway.
 MAX_ASPECT = 8
-# Masks to average over, unless covering every patch needs more.
+# The most masks to average over, unless hiding every patch needs more.
 MAX_PASSES = 8
 
 
 @dataclass(frozen=True)
 class ViewedModel:
     """
-    A saved model, ready to be looked at.
+    A model to look at.
 
     Args:
-        name (`str`): What captions call it.
+        name (`str`): Name in captions.
         encoder ([`C2FMAEModel`]): In evaluation mode.
-        processor ([`C2FMAEImageProcessor`]): Of the model's configuration.
-        whole ([`C2FMAEForPreTraining`], *optional*): The model around the encoder, if it has the decoder.
+        processor ([`C2FMAEImageProcessor`]): Made from the model's configuration.
+        whole ([`C2FMAEForPreTraining`], *optional*): The model with its decoder, if it has one.
     """
 
     name: str
@@ -59,7 +56,7 @@ class ViewedModel:
 
     @property
     def granularities(self) -> tuple[str, ...]:
-        """What it predicts: nothing without a decoder."""
+        """What the model predicts; empty without a decoder."""
         return () if self.whole is None else tuple(self.config.granularities)
 
     @property
@@ -74,13 +71,13 @@ def load_viewed_model(name: str, device: str | torch.device = "cpu") -> ViewedMo
     Load a model to look at.
 
     Args:
-        name (`str`): A folder, or a name on the Hub, of a saved C2FMAE model; of all but `C2FMAEForPreTraining` the
-            encoder is taken.
+        name (`str`): Folder or Hub name of a saved C2FMAE model. Only `C2FMAEForPreTraining` has a decoder; of other
+            models the encoder is used.
         device: Where to put it.
 
     Raises:
         `FileNotFoundError`: if there is no such model.
-        `ValueError`: if it is not C2FMAE's, or does not take RGB images.
+        `ValueError`: if it is no C2FMAE model, or does not take RGB images.
     """
     model, _ = load_saved(name)
     if not isinstance(model, C2FMAEPreTrainedModel):
@@ -92,7 +89,7 @@ def load_viewed_model(name: str, device: str | torch.device = "cpu") -> ViewedMo
 
 
 def view(model: C2FMAEPreTrainedModel, name: str) -> ViewedModel:
-    """A model in evaluation mode, under a name for captions."""
+    """Switch a model to evaluation mode and give it a name for captions."""
     whole = model if isinstance(model, C2FMAEForPreTraining) else None
     return ViewedModel(name, model.eval().base_model, C2FMAEImageProcessor.from_config(model.config), whole)
 
@@ -103,13 +100,14 @@ class Photo:
     A photograph as a model sees it.
 
     Args:
-        name (`str`): What captions call it.
+        name (`str`): Name in captions.
         pixel_values (`torch.FloatTensor` of shape `(3, H, W)`): Normalised.
-        semantic, instance (`torch.LongTensor` of shape `(H / s, W / s)`): Label maps, -100 = ignore; all -100 without.
+        semantic, instance (`torch.LongTensor` of shape `(H / s, W / s)`): Label maps, -100 = ignore; all -100 if there
+            are none.
         maps_from (`str`): Where the maps come from, in words; empty without maps.
-        are_known (`bool`): Whether they are the dataset's own, to compare predictions with.
-        class_names (`dict[int, str]`): Names of classes of `semantic`, beyond the model's.
-        shares_classes (`bool`): Whether these classes are the ones that the model predicts.
+        are_known (`bool`): Whether the maps are the dataset's own, with which predictions are compared.
+        class_names (`dict[int, str]`): Names of classes in `semantic` that are not the model's.
+        shares_classes (`bool`): Whether the classes in `semantic` are the model's.
     """
 
     name: str
@@ -135,13 +133,13 @@ def prepare_photo(
     **details: Any,
 ) -> Photo:
     """
-    The middle of a photograph at the model's size, as in evaluation: the shorter side is resized to 8/7 of the
+    Crop the middle of a photograph to the model's size, as in evaluation: the shorter side is resized to 8/7 of the
     model's, then the centre is cropped.
 
     Args:
-        name (`str`): For captions.
+        name (`str`): Name in captions.
         image: RGB, of any size; see [`~c2fmae_hf.images.to_rgb`].
-        config ([`C2FMAEConfig`]): Of the model.
+        config ([`C2FMAEConfig`]): The model's configuration.
         semantic, instance (`np.ndarray` of shape `(height, width)`, *optional*): Label maps of the image's size.
         details: Further fields of [`Photo`].
     """
@@ -160,8 +158,8 @@ def prepare_photo(
 
 def same_patch(patch: tuple[int, int], config: C2FMAEConfig, other: C2FMAEConfig) -> tuple[int, int]:
     """
-    The patch of another model's grid, (row, column) from 0, that holds the middle of a patch, or is nearest to it:
-    both models see the middle of a photograph, but perhaps more or less of it.
+    Find the patch, (row, column) from 0, in another model's grid that holds the middle of a patch, or is nearest to
+    it. Both models see the middle of the photograph, but one may see more of it.
     """
     sizes = [max(one.image_height_width) for one in (config, other)]
     found = []
@@ -185,15 +183,15 @@ def strategy_mask(
     curriculum: MaskingCurriculum | None = None,
 ) -> tuple[torch.Tensor, str]:
     """
-    The mask of one strategy.
+    Draw a mask with one strategy.
 
     Args:
         photo ([`Photo`]): Its maps are the regions.
-        config ([`C2FMAEConfig`]): For the grid and `mask_ratio`.
+        config ([`C2FMAEConfig`]): Gives the grid and `mask_ratio`.
         strategy (`str`): One of `MASKING_STRATEGIES`.
-        seed, draw (`int`): Which mask; for the same two, strategies share their random numbers.
-        mask_ratio (`float`, *optional*): Instead of the configuration's.
-        curriculum ([`MaskingCurriculum`], *optional*): Its region masking.
+        seed, draw (`int`): Choose the mask; strategies share the random numbers of the same two.
+        mask_ratio (`float`, *optional*): By default the configuration's.
+        curriculum ([`MaskingCurriculum`], *optional*): Gives `region_masking`.
 
     Returns:
         `bool_masked_pos` (`torch.BoolTensor` of shape `(N,)`, `True` = masked), and the strategy that was applied:
@@ -224,11 +222,11 @@ def count_masked(config: C2FMAEConfig, mask_ratio: float | None = None) -> int:
 
 def complementary_masks(num_patches: int, num_masked: int, seed: int = 0) -> torch.Tensor:
     """
-    Masks that together hide every patch and, if eight are enough for that, show every patch: windows that go round a
+    Make masks that together hide every patch and, if eight suffice, also show every patch: windows that go round a
     random order of the patches.
 
     Returns:
-        `torch.BoolTensor` of shape `(masks, num_patches)`, `num_masked` of each row `True` = masked.
+        `torch.BoolTensor` of shape `(masks, num_patches)`, `True` = masked, `num_masked` in every row.
     """
     showing_all = -(-num_patches // (num_patches - num_masked))
     number = max(-(-num_patches // num_masked), min(showing_all, MAX_PASSES))
@@ -241,7 +239,7 @@ def complementary_masks(num_patches: int, num_masked: int, seed: int = 0) -> tor
 
 
 class Frame(NamedTuple):
-    """A mask of the curriculum, `(N,)` bool, and the strategy that made it."""
+    """A mask of the curriculum, `(N,)`, bool, and the strategy that made it."""
 
     strategy: str
     mask: torch.Tensor
@@ -257,11 +255,11 @@ def curriculum_frames(
     mask_ratio: float | None = None,
 ) -> list[list[Frame]]:
     """
-    The masking curriculum on one photograph: a row of frames for each of `num_draws` samples.
+    Follow the masking curriculum on one photograph: a row of frames for each of `num_draws` samples.
 
     Args:
-        times: Training progress of the frames, in [0, 1]. A sample keeps its random numbers throughout; the strategies
-            of n samples are drawn at the quantiles (k + 1/2) / n, so that they are as frequent as they are probable.
+        times: Training progress of the frames, in [0, 1]. Each sample keeps its random numbers. Strategies are drawn
+            at the quantiles (k + 1/2) / num_draws, so that their frequencies match their probabilities.
         curriculum: See [`MaskingCurriculum`].
         photo, config, seed, mask_ratio: As for [`strategy_mask`].
     """
@@ -277,7 +275,7 @@ def curriculum_frames(
 
 
 def masked_photo(photo: np.ndarray, mask: torch.Tensor, patch_size: int) -> np.ndarray:
-    """The photograph `(H, W, 3)` with masked patches `(N,)` in light grey."""
+    """Paint the masked patches `(N,)` of a photograph `(H, W, 3)` light grey."""
     hidden = enlarge(mask.cpu().numpy().reshape(photo.shape[0] // patch_size, -1), patch_size)
     return np.where(hidden[..., None], np.array(UNKNOWN_COLOUR, dtype=np.uint8), photo)
 
@@ -288,13 +286,13 @@ def masked_photo(photo: np.ndarray, mask: torch.Tensor, patch_size: int) -> np.n
 @dataclass(frozen=True)
 class Prediction:
     """
-    What the decoder predicts of one photograph.
+    What the decoder predicts for one photograph.
 
     Args:
-        semantic (`np.ndarray` of shape `(H / s, W / s)`, *optional*): Class ids; -100 where nothing was predicted.
-        instance (`np.ndarray` of shape `(H / s, W / s)`, *optional*): Instance ids, 0 = none, likewise.
-        image (`np.ndarray` of shape `(H, W, 3)`, *optional*): Predicted pixels, the photograph's own elsewhere.
-        passes (`int`): Over how many masks it is a mean; 0 = nothing was masked.
+        semantic (`np.ndarray` of shape `(H / s, W / s)`, *optional*): Class ids; -100 = not predicted.
+        instance (`np.ndarray` of shape `(H / s, W / s)`, *optional*): Instance ids; 0 = none, -100 = not predicted.
+        image (`np.ndarray` of shape `(H, W, 3)`, *optional*): Predicted pixels; elsewhere the photograph's own.
+        passes (`int`): Number of masks averaged over; 0 = nothing was masked.
     """
 
     semantic: np.ndarray | None = None
@@ -306,8 +304,8 @@ class Prediction:
 @torch.no_grad()
 def predict(viewed: ViewedModel, photo: Photo, mask: torch.Tensor) -> Prediction:
     """
-    What the decoder predicts of masked patches (`mask` of shape `(N,)`, `True` = masked), and of the labels of visible
-    ones if the model was trained on these (`config.supervise_visible_labels`).
+    Predict the masked patches (`mask` of shape `(N,)`, `True` = masked), and the labels of visible patches if the
+    model was trained on them (`config.supervise_visible_labels`).
     """
     return _read(viewed, photo, _run(viewed, photo, mask[None]))
 
@@ -317,13 +315,10 @@ def predict_everywhere(
     viewed: ViewedModel, photo: Photo, seed: int = 0, mask_ratio: float | None = None
 ) -> Prediction:
     """
-    Maps without gaps. The decoder is trained on masked patches only, so the photograph is masked several times (see
-    [`complementary_masks`]), and each patch is the mean of the predictions that did not see it. If visible patches
-    were trained, too (`config.supervise_visible_labels`), semantics and instances are those of one pass with nothing
-    masked.
-
-    Returns:
-        [`Prediction`]: `passes` is 0 in that second case.
+    Predict maps without gaps. The decoder is trained on masked patches only, so the photograph is masked several times
+    (see [`complementary_masks`]), and each patch's predictions are averaged over the masks that hide it. If the model
+    was trained on visible patches, too (`config.supervise_visible_labels`), semantics and instances come from one pass
+    with nothing masked, and `passes` is 0.
     """
     config = viewed.config
     masks = complementary_masks(config.num_patches, count_masked(config, mask_ratio), seed)
@@ -341,7 +336,7 @@ def _run(viewed: ViewedModel, photo: Photo, masks: torch.Tensor) -> C2FMAEForPre
 
 
 def _run_unmasked(viewed: ViewedModel, photo: Photo) -> C2FMAEForPreTrainingOutput:
-    """Labels of all patches, all of them visible. The model's own forward would compute a loss of no pixels."""
+    """Predict the labels of all patches with nothing masked; the model's forward needs masked pixels for its loss."""
     assert viewed.whole is not None
     device, config = viewed.whole.device, viewed.config
     patch_ids = torch.arange(config.num_patches, device=device)[None]
@@ -353,7 +348,7 @@ def _run_unmasked(viewed: ViewedModel, photo: Photo) -> C2FMAEForPreTrainingOutp
 
 
 def _average(outputs: C2FMAEForPreTrainingOutput, num_patches: int) -> C2FMAEForPreTrainingOutput:
-    """Outputs of one photograph under several masks, `(masks, M, ...)`, to one of every patch, `(1, N, ...)`."""
+    """Average one photograph's outputs under several masks, `(masks, M, ...)`, to `(1, N, ...)`, for every patch."""
     patch_ids = outputs.patch_ids
     assert patch_ids is not None
 
@@ -365,7 +360,7 @@ def _average(outputs: C2FMAEForPreTrainingOutput, num_patches: int) -> C2FMAEFor
         return (total / counts.view(-1, *[1] * (flat.ndim - 1)))[None]
 
     averaged = C2FMAEForPreTrainingOutput(patch_ids=torch.arange(num_patches, device=patch_ids.device)[None])
-    if outputs.semantic_logits is not None:  # probabilities, of which the largest counts
+    if outputs.semantic_logits is not None:  # probabilities instead of logits: only the largest is read
         averaged.semantic_logits = mean(outputs.semantic_logits.float().softmax(dim=-1))
     if outputs.instance_logits is not None:
         offsets, flags = outputs.instance_logits[..., :2], outputs.instance_logits[..., 2:].float().sigmoid()
@@ -385,7 +380,7 @@ def read_predictions(
     outputs: C2FMAEForPreTrainingOutput,
     pixel_values: torch.Tensor,
 ) -> list[Prediction]:
-    """Maps and pixels of each photograph of a batch `(batch_size, 3, H, W)`."""
+    """Turn outputs into maps and pixels for each photograph of a batch `(batch_size, 3, H, W)`."""
     assert outputs.patch_ids is not None
     rows, columns = (side // config.patch_size for side in pixel_values.shape[2:])
     semantic: Sequence[Any] = [None] * len(pixel_values)
@@ -410,8 +405,8 @@ def read_predictions(
 
 def with_predicted_maps(viewed: ViewedModel, photo: Photo, seed: int = 0) -> Photo:
     """
-    A photograph whose regions are what the model itself predicts of it: see [`predict_everywhere`]. The photograph is
-    returned as it is if the model predicts neither semantics nor instances.
+    Give a photograph the maps that the model itself predicts (see [`predict_everywhere`]). The photograph is returned
+    unchanged if the model predicts neither semantics nor instances.
     """
     if not {"semantic", "instance"} & set(viewed.granularities):
         return photo
