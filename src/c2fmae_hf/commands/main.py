@@ -8,7 +8,6 @@ The `c2fmae` command.
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 import sys
 import traceback
@@ -78,9 +77,10 @@ def explain(error: BaseException) -> str:
 
 def run(name: str, args: Sequence[str]) -> int:
     """Run a command. An expected mistake is one line on standard error and exit code 1."""
-    for client in ("httpx", "httpx2"):  # the Hub's client, by its version, logs addresses that are signed
-        logging.getLogger(client).setLevel(logging.WARNING)
     try:
+        from .console import set_up_output  # here, since it imports much
+
+        set_up_output()
         command = import_module(f".{name}", __package__)
         result = command.main(list(args))
         return command.exit_code(result) if hasattr(command, "exit_code") else 0

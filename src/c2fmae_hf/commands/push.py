@@ -28,6 +28,7 @@ from ..publishing.records import RESULTS_FILE, RUN_FILE, Run, load_run, run_of_w
 from ..publishing.repository import load_saved
 from ..utils.files import check_writable
 from .arguments import CommandParser
+from .console import model_in_words, print_results, type_in
 
 
 def parse(args: list[str] | None) -> argparse.Namespace:
@@ -126,8 +127,13 @@ def publish(options: argparse.Namespace) -> str:
     }
     if options.preview is not None:
         write_repository(model, options.preview, options.repo_id, **common)
-        print(f"Look at {options.preview / 'README.md'}; nothing was published.")
+        words = ["push", options.model, options.repo_id]
+        print_results(
+            [f"{options.preview}: a preview, nothing was published"],
+            [f"look at {options.preview / 'README.md'}", f"{type_in(*words)}, with the same options as the preview"],
+        )
         return str(options.preview)
+    print(f"Publishing {model_in_words(options.model, model)} as {options.repo_id}.", flush=True)
     commit = push_to_hub(
         model,
         options.repo_id,
@@ -136,7 +142,7 @@ def publish(options: argparse.Namespace) -> str:
         commit_message=options.commit_message,
         **common,
     )
-    print(commit.pr_url or commit.commit_url)
+    print_results([commit.pr_url or commit.commit_url])
     return str(commit.pr_url or commit.commit_url)
 
 

@@ -24,6 +24,7 @@ from ..data.rows import check_named_classes, count_semantic_classes, semantic_id
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..images import to_rgb
 from ..pictures.colours import colour_classes
+from ..training.log_lines import counted
 from ..transfer.encoders import own_image_size, pixel_statistics
 from ..transfer.fine_tuning_args import FineTuningArguments
 from ..transfer.segmentation import (
@@ -100,8 +101,6 @@ def build_processor(name: str, patch_size: int, image_size: int) -> C2FMAEImageP
 
 def draw(trainer: SemanticSegmentationTrainer, rows, id2label: dict[int, str], number: int, path: Path) -> None:
     """Photographs, labels and predictions side by side."""
-    if number == 0:
-        return
     from ..pictures.figures import draw_panels
 
     number = min(number, len(rows))
@@ -181,19 +180,18 @@ def main(args: list[str] | None = None) -> dict:
     rows = {"train": len(train_rows), "validation": len(validation_rows)}
     record = args.record("semantic_segmentation", training_args, rows, model)
     names = ("mean_iou", "mean_accuracy", "overall_accuracy")
-    metrics, seconds = train(trainer, args.evaluate_only, names)
+    metrics, seconds = train(trainer, args, str(args.dataset_name), names)
 
     per_class = dict(zip(id2label.values(), metrics["eval_per_category_iou"]))
     absent = [name for name, value in per_class.items() if value != value]
     if absent:
-        logger.warning("Classes that occur neither in the validation split nor in predictions: %s.", absent[:20])
+        shown = ", ".join(absent[:20] + ["..."] * (len(absent) > 20))
+        logger.warning("Classes that occur neither in the validation split nor in predictions: %s.", shown)
     results = {
         "results": {name: metrics[f"eval_{name}"] for name in names},
         "iou": {name: None if value != value else value for name, value in per_class.items()},
     }
-    if trainer.is_world_process_zero():
-        words = ", ".join(f"{name} {value:.4f}" for name, value in results["results"].items())
-        print(f"{words} ({len(validation_rows)} images)")
+    words = ", ".join(f"{name} {value:.4f}" for name, value in results["results"].items())
     made = None if args.evaluate_only else trainer.accelerator.unwrap_model(trainer.model)
     return finish(
         args,
@@ -201,7 +199,9 @@ def main(args: list[str] | None = None) -> dict:
         results,
         record.finish(made),
         seconds,
-        draw=lambda path: draw(trainer, validation_rows, id2label, args.num_drawn, path),
+        draw=(lambda path: draw(trainer, validation_rows, id2label, args.num_drawn, path)) if args.num_drawn else None,
         picture="predictions.png",
         publish=trainer.push_to_hub,
+        scores=[f"{words} ({counted(len(validation_rows), 'image')})"],
+        task="image-segmentation",
     )

@@ -15,11 +15,12 @@ from transformers import set_seed
 from ..data.splits import load_train_and_validation
 from ..publishing.records import RESULTS_FILE, RunRecord
 from ..publishing.repository import check_saved
-from ..training.log_lines import announce
+from ..training.log_lines import announce, counted
 from ..transfer.fine_tuning import FineTuningTrainer
 from ..transfer.fine_tuning_args import FineTuningArguments
 from ..utils.files import check_writable, write_json
 from .arguments import HubArguments, check_output_dir, find_checkpoint, parse_arguments
+from .console import model_in_words, print_results, type_in, use_as
 from .drawing import try_to_draw
 
 
@@ -78,7 +79,7 @@ class TransferArguments:
 
 
 def parse_transfer(command: str, group: type, args: list[str] | None, description: str, **options: Any) -> tuple:
-    """Arguments of a task, of training and of publishing; the log and the seed are set up."""
+    """Arguments of a task, of training and of publishing. Sets the seed, and checks the folders."""
     parsed = parse_arguments(
         (group, FineTuningArguments, HubArguments),
         args,
@@ -87,7 +88,6 @@ def parse_transfer(command: str, group: type, args: list[str] | None, descriptio
         positionals=("model", "dataset_name"),
         **options,
     )
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
     set_seed(parsed[1].seed)
     if Path(parsed[0].model).is_dir() and not parsed[0].from_scratch:
         check_saved(parsed[0].model)
@@ -125,11 +125,14 @@ def words_of(args: FineTuningArguments) -> str:
     return {"ranked_accuracy": "accuracy, then loss"}.get(name, name)
 
 
-def train(trainer: FineTuningTrainer, evaluate_only: bool, scores: Sequence[str]) -> tuple[dict[str, float], float]:
+def train(
+    trainer: FineTuningTrainer, transfer_args: TransferArguments, data: str, scores: Sequence[str]
+) -> tuple[dict[str, float], float]:
     """
-    Train, save and evaluate.
+    Say what is done; train and save, unless the model is to be evaluated only; and evaluate.
 
     Args:
+        data (`str`): What the user calls the data.
         scores: Names of what evaluation reports, besides `loss`, by which the best epoch can be told.
 
     Returns:
@@ -137,13 +140,23 @@ def train(trainer: FineTuningTrainer, evaluate_only: bool, scores: Sequence[str]
     """
     started = time.perf_counter()
     args = trainer.args
-    if not evaluate_only:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    classes = counted(model.config.num_labels, "class", "classes")
+    held_out = len(trainer.eval_dataset)  # type: ignore[arg-type]
+    if transfer_args.evaluate_only:
+        if trainer.is_world_process_zero():
+            what = model_in_words(transfer_args.model, model)
+            print(
+                f"Evaluating {what} on {counted(held_out, 'row')} of {data}, {classes}, on {args.device}.", flush=True
+            )
+    else:
         known = ["loss", *scores]
         if args.load_best_model_at_end and str(args.metric_for_best_model).removeprefix("eval_") not in known:
             raise ValueError(f"metric_for_best_model: expected one of {known}, got {args.metric_for_best_model!r}")
         kept = f" The epoch with the best {words_of(args)} is kept." if args.load_best_model_at_end else ""
-        rows = f"{len(trainer.train_dataset)} rows, {len(trainer.eval_dataset)} held out"
-        announce(trainer, f"Training on {rows}.{kept}")
+        rows = f"{counted(len(trainer.train_dataset), 'row')} of {data}, {held_out} held out, {classes}"
+        start = "random weights" if transfer_args.from_scratch else "new head"
+        announce(trainer, f"Training {model_in_words(transfer_args.model, model, start)} on {rows}.{kept}")
         trainer.train(resume_from_checkpoint=find_checkpoint(trainer.args))
         trainer.save_model()
         trainer.save_state()
@@ -164,9 +177,12 @@ def finish(
     draw: Callable[[Path], Any] | None = None,
     picture: str = "",
     publish: Callable[[], Any] | None = None,
+    *,
+    task: str,
+    scores: Sequence[str],
 ) -> dict[str, Any]:
     """
-    Write `results.json`, draw, publish, and say what there is.
+    Write `results.json`, draw, publish, and print scores, files and what to do next.
 
     Args:
         results: What is to be written besides settings and record.
@@ -174,6 +190,8 @@ def finish(
         draw (*optional*): Draws the picture, in the main process.
         picture (`str`): Its name in the output folder.
         publish (*optional*): Called if the arguments ask for it.
+        task (`str`): Name of the pipeline that loads the model.
+        scores: Lines to print.
     """
     content = {
         **results,
@@ -182,12 +200,21 @@ def finish(
         "run": record,
     }
     folder = Path(str(training_args.output_dir))
+    results_file, preview = folder / RESULTS_FILE, ("--preview", folder / "preview")
+    files = [results_file]
+    if "weights" in record:  # of a model that this run made
+        files.insert(0, folder)
+        next_steps = [use_as(task, folder), type_in("push", folder, "NAME", *preview)]
+    elif args.evaluate_only:
+        next_steps = [type_in("push", args.model, "NAME", "--results", results_file, *preview)]
+    else:
+        next_steps = [type_in("classify", args.model, args.dataset_name, "--output_dir", folder / "fine-tuned")]
     if training_args.process_index == 0:
-        write_json(folder / RESULTS_FILE, content)
-        if draw is not None:
-            try_to_draw(folder / picture, draw)
+        write_json(results_file, content)
+        if draw is not None and try_to_draw(folder / picture, draw):
+            files.append(folder / picture)
     if training_args.push_to_hub and publish is not None:
         publish()
     if training_args.process_index == 0:
-        print(f"Results: {folder / RESULTS_FILE}")
+        print_results([*scores, *files], next_steps)
     return content

@@ -56,8 +56,10 @@ from ..pictures.views import (
     with_predicted_maps,
 )
 from ..publishing.redaction import hide_folders, hide_tokens
+from ..training.log_lines import counted
 from ..utils.files import check_writable
 from .arguments import parse_arguments, pick_device
+from .console import print_results
 
 
 logger = logging.getLogger(__name__)
@@ -362,13 +364,18 @@ def run(args: GalleryArguments, words: Sequence[str]) -> list[Path]:
         folders = [Path(name).resolve().parent.name for name in names]
         models = [replace(viewed, name=f"{folder}/{viewed.name}") for folder, viewed in zip(folders, models)]
     photos, left_out = load_photos(args, models)
+    drawn = " and ".join(viewed.name for viewed in models)
+    print(
+        f"Drawing what {drawn} sees in {counted(len(photos[0]), 'photograph')}, on {device}. Output folder: {folder}.",
+        flush=True,
+    )
     sections: dict[str, list[Picture]] = {}
     for heading, picture in draw(args, models, photos, folder):
         sections.setdefault(heading, []).append(picture)
     command = hide_folders({"command": hide_tokens(["c2fmae", "visualize", *words])})["command"]
     notes = describe(models, photos[0], args) + [f"Left out: {message}." for message in left_out]
     page = folder / "index.html"
-    write_gallery(page, " and ".join(viewed.name for viewed in models), sections, command, notes)
+    write_gallery(page, drawn, sections, command, notes)
     return [page, *(picture.path for pictures in sections.values() for picture in pictures)]
 
 
@@ -388,9 +395,7 @@ def main(words: list[str] | None = None) -> list[Path]:
     """Returns the page and the pictures."""
     words = sys.argv[1:] if words is None else words
     (args,) = parse(words)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     written = run(args, words)
-    logger.info(f"\n{len(written) - 1} pictures, and all of them in\n  {written[0]}")
+    print_results([f"{written[0]}: {counted(len(written) - 1, 'picture')}"], [f"open {written[0]} in a browser"])
     return written

@@ -25,7 +25,7 @@ from ..configuration_c2fmae import C2FMAEConfig, resize_before_crop
 from ..constants import IMAGENET_MEAN, IMAGENET_STD
 from ..data.rows import undecoded
 from ..images import open_image, to_rgb
-from .encoders import encoder_config
+from .encoders import encoder_config, load_with_new_parts
 from .fine_tuning import FineTuningTrainer, named_classes
 
 
@@ -61,7 +61,7 @@ def build_classifier(
         config.image_size = image_size
     if from_scratch:
         return AutoModelForImageClassification.from_config(config)
-    return AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+    return load_with_new_parts(AutoModelForImageClassification, name, config=config, ignore_mismatched_sizes=True)
 
 
 def name_classes(

@@ -63,7 +63,8 @@ def with_defaults(options: dict[str, Any], backbone_config: Any, narrow: Mapping
     """Options of a detector, completed for a narrow encoder, which the log says."""
     if backbone_config.hidden_size >= NARROW:
         return options
-    logger.info("The detector is small, as the encoder is; --detector_options sets its sizes: %s.", dict(narrow))
+    sizes = ", ".join(f"{name} {value}" for name, value in narrow.items())
+    logger.info("The detector is small, as the encoder is: %s. --detector_options changes them.", sizes)
     return {**narrow, **options}
 
 

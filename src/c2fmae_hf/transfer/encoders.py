@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,40 @@ def load_encoder(name: str, from_scratch: bool = False, **options: Any) -> PreTr
     if from_scratch:
         return AutoModel.from_config(config)
     return AutoModel.from_pretrained(name, config=config)
+
+
+def load_with_new_parts(auto_class: Any, name: str, new: Sequence[str] = (), **options: Any) -> PreTrainedModel:
+    """
+    `from_pretrained` of a model with a new head. transformers' report on weights is shown only if other weights are
+    missing, do not fit or are left over.
+
+    Args:
+        auto_class: With `from_pretrained`.
+        name (`str`): A folder or a name on the Hub.
+        new: Beginnings of the names of the new weights; by default all weights outside the base model are new.
+        options: Of `from_pretrained`.
+    """
+    source, reports = logging.getLogger("transformers.modeling_utils"), []
+
+    def hold_back(record: logging.LogRecord) -> bool:
+        is_report = "LOAD REPORT" in record.getMessage()
+        reports.extend([record] * is_report)
+        return not is_report
+
+    is_expected = False
+    source.addFilter(hold_back)
+    try:
+        model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
+        prefix = f"{model.base_model_prefix}."
+        heads = tuple(new) or tuple(f"{prefix}{head}." for head in ("head", "fc", "classifier"))  # of timm's models
+        lacking = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+        others = [key for key in lacking if not key.startswith(heads) and (new or key.startswith(prefix))]
+        is_expected = not others and not info["unexpected_keys"]
+    finally:
+        source.removeFilter(hold_back)
+        for record in [] if is_expected else reports:
+            source.handle(record)
+    return model
 
 
 def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
