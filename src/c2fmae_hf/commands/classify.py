@@ -56,7 +56,7 @@ BEST_BY = "ranked_accuracy"
 class ClassifyArguments(TransferArguments):
     """Model and data."""
 
-    layer_decay: float = field(default=0.65, metadata={"help": "Learning rate of a layer to that of the next."})
+    layer_decay: float = field(default=0.65, metadata={"help": "Ratio of a layer's learning rate to the next one's."})
     image_size: int | None = field(default=None, metadata={"help": "Side of the input; by default the model's own."})
     pooling: str | None = field(
         default=None, metadata={"help": "mean or cls; by default the model's own.", "choices": ["mean", "cls"]}
@@ -65,7 +65,7 @@ class ClassifyArguments(TransferArguments):
     crop_pct: float = field(default=0.875, metadata={"help": "Side of the central crop in evaluation."})
     knn: bool = field(default=False, metadata={"help": "Frozen encoder, weighted nearest neighbours, no training."})
     k: int = field(default=20, metadata={"help": "k-NN: neighbours."})
-    temperature: float = field(default=0.07, metadata={"help": "k-NN: of the neighbours' weights."})
+    temperature: float = field(default=0.07, metadata={"help": "k-NN: temperature of the votes."})
     linear_probe: bool = field(default=False, metadata={"help": "Frozen encoder, batch norm and a linear layer."})
     probe_epochs: int = field(default=90, metadata={"help": "Linear probe: epochs."})
     probe_views: int = field(default=4, metadata={"help": "Linear probe: augmented views of each image."})
@@ -148,7 +148,7 @@ def judge_features(args: ClassifyArguments, training_args, hub_args, data, id2la
         return extract_features(encoder, loader, description)
 
     views = args.probe_views if args.linear_probe else 0
-    # The central crop, and for the probe augmented views besides.
+    # The central crop; for the probe also augmented views.
     parts = [features(train_rows, central, "Training features")]
     parts += [features(train_rows, augmented, f"Augmented view {view + 1}/{views}") for view in range(views)]
     train = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}

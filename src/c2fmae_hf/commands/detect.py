@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 class DetectArguments(TransferArguments):
     """Model and data."""
 
-    layer_decay: float = field(default=0.7, metadata={"help": "Learning rate of a layer to that of the next."})
+    layer_decay: float = field(default=0.7, metadata={"help": "Ratio of a layer's learning rate to the next one's."})
     detector: str = field(default="mask_rcnn", metadata={"help": "mask_rcnn (torchvision's) or mask2former."})
     out_indices: list[int] | None = field(
         default=None, metadata={"help": "Blocks for the pyramid: by default the last, or four for mask2former."}
@@ -111,7 +111,7 @@ def load_objects(args: DetectArguments, seed: int) -> tuple[ObjectSource, Object
 
 
 def build(args: DetectArguments, id2label: dict[int, str]):
-    """The detector, its trainer's class, and what the trainer needs besides."""
+    """The detector, its trainer's class, and further arguments for the trainer."""
     options: dict[str, Any] = json.loads(args.detector_options or "{}")
     if args.image_size is None and not args.evaluate_only:
         args.image_size = own_image_size(encoder_config(args.model, args.from_scratch))

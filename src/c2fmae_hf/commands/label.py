@@ -90,8 +90,10 @@ class LabellerArguments:
         default=None, metadata={"help": "semantic+masks: least stability of a mask."}
     )
     batch_size: int = field(default=8, metadata={"help": "Images per forward pass."})
-    device: str | None = field(default=None, metadata={"help": "By default an accelerator, if there is one."})
-    dtype: str | None = field(default=None, metadata={"help": "By default bfloat16 on accelerators, else float32."})
+    device: str | None = field(default=None, metadata={"help": "Device; by default an accelerator, if there is one."})
+    dtype: str | None = field(
+        default=None, metadata={"help": "Precision; by default bfloat16 on accelerators, else float32."}
+    )
     num_classes: int = field(default=32, metadata={"help": "classical: number of semantic classes."})
     regions: str = field(default="felzenszwalb", metadata={"help": "classical: felzenszwalb or slic."})
     layout: str = field(default="folders", metadata={"help": f"annotations: one of {', '.join(LAYOUTS)}."})

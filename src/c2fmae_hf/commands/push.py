@@ -66,7 +66,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
 
 
 def find_runs(model: PreTrainedModel, options: argparse.Namespace) -> list[Run]:
-    """The runs that made the encoder and the model, and those that judged it."""
+    """The runs that trained the encoder and the model, and those that evaluated it."""
     folder = options.model
     if options.run_folder is not None:
         runs = [load_run(options.run_folder, "training")]
@@ -80,7 +80,7 @@ def find_runs(model: PreTrainedModel, options: argparse.Namespace) -> list[Run]:
 
 
 def published_runs(folder: Path, model: PreTrainedModel) -> list[Run]:
-    """The records of a folder that is laid out as it was published; they go with its weights."""
+    """The records in a folder with the layout of a published repository, as far as they match its weights."""
     folders = sorted({path.parent for name in (RUN_FILE, RESULTS_FILE) for path in folder.glob(f"runs/*/{name}")})
     runs = [load_run(path, path.name) for path in folders]
     try:
@@ -93,7 +93,7 @@ def published_runs(folder: Path, model: PreTrainedModel) -> list[Run]:
 
 
 def own_runs(folder: Path, model: PreTrainedModel) -> list[Run]:
-    """The record in a model's folder, or in the one above it, if it is of its weights."""
+    """The record in a model's folder or its parent, if it matches the weights."""
     for candidate in (folder, folder.parent):
         if (candidate / RUN_FILE).is_file() or (candidate / RESULTS_FILE).is_file():
             run = load_run(candidate, "training")

@@ -61,8 +61,8 @@ class SegmentArguments(TransferArguments):
         default=None,
         metadata={"help": "Side of training crops, shorter side in evaluation; by default the model's own."},
     )
-    min_scale: float = field(default=0.5, metadata={"help": "Of training images before the crop."})
-    max_scale: float = field(default=2.0, metadata={"help": "Of training images before the crop."})
+    min_scale: float = field(default=0.5, metadata={"help": "Smallest scale of training images before the crop."})
+    max_scale: float = field(default=2.0, metadata={"help": "Largest scale of training images before the crop."})
     photometric: bool = field(default=True, metadata={"help": "Random changes of colour in training."})
     sliding_window: bool = field(default=False, metadata={"help": "Evaluate squares of image_size, not whole images."})
     window_stride: int | None = field(default=None, metadata={"help": "By default two thirds of image_size."})
@@ -86,7 +86,7 @@ def load_rows(args: SegmentArguments, seed: int):
 
 
 def build_processor(name: str, patch_size: int, image_size: int) -> C2FMAEImageProcessor:
-    """Whole images at their own aspect, with the statistics of the encoder's own processor."""
+    """A processor of whole images at their own aspect ratio, with the encoder's mean and standard deviation."""
     mean, std = pixel_statistics(name)
     return C2FMAEImageProcessor(
         size={"shortest_edge": image_size},

@@ -45,9 +45,9 @@ class TransferArguments:
     validation_share: float = field(
         default=0.2, metadata={"help": "Without such a split, the share of training rows that is held out."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many rows, drawn at random."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many rows, drawn at random."})
     drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth, of C2FMAE and timm."})
-    layer_decay: float = field(default=0.75, metadata={"help": "Learning rate of a layer to that of the next."})
+    layer_decay: float = field(default=0.75, metadata={"help": "Ratio of a layer's learning rate to the next one's."})
     ema_decay: float | None = field(default=None, metadata={"help": "Average the weights with this decay."})
 
     def load(self, seed: int, columns: Sequence[str], hint: str):
@@ -73,7 +73,7 @@ class TransferArguments:
     def record(
         self, task: str, training_args: FineTuningArguments, rows: Mapping[str, int], model: nn.Module, **splits: str
     ) -> RunRecord:
-        """The run's record, which begins now."""
+        """Start the run's record."""
         names = {"train": self.train_split, "validation": self.validation_split, **splits}
         return RunRecord(task, (self, training_args), rows=rows, splits=names, starting_model=model)
 
@@ -100,11 +100,11 @@ def parse_transfer(command: str, group: type, args: list[str] | None, descriptio
 
 def check_classes(model: nn.Module, id2label: Mapping[int, str], is_named: bool) -> None:
     """
-    For `--evaluate_only`: that a model predicts the dataset's classes.
+    Check that a model predicts the dataset's classes, for `--evaluate_only`.
 
     Args:
         id2label: The dataset's.
-        is_named (`bool`): Whether the dataset names them; else there may be fewer than the model has.
+        is_named (`bool`): Whether the dataset names its classes. If not, it may have fewer than the model.
 
     Raises:
         `ValueError`: if it does not.
@@ -120,7 +120,7 @@ def check_classes(model: nn.Module, id2label: Mapping[int, str], is_named: bool)
 
 
 def words_of(args: FineTuningArguments) -> str:
-    """The score that chooses the best epoch, in words."""
+    """The score that selects the best epoch, in words."""
     name = str(args.metric_for_best_model)
     return {"ranked_accuracy": "accuracy, then loss"}.get(name, name)
 
@@ -129,11 +129,11 @@ def train(
     trainer: FineTuningTrainer, transfer_args: TransferArguments, data: str, scores: Sequence[str]
 ) -> tuple[dict[str, float], float]:
     """
-    Say what is done; train and save, unless the model is to be evaluated only; and evaluate.
+    Announce the run, train and save unless `evaluate_only` is set, and evaluate.
 
     Args:
-        data (`str`): What the user calls the data.
-        scores: Names of what evaluation reports, besides `loss`, by which the best epoch can be told.
+        data (`str`): The user's name for the data.
+        scores: Scores of the evaluation that may select the best epoch; `loss` always may.
 
     Returns:
         The metrics, and the seconds that training took.
@@ -185,7 +185,7 @@ def finish(
     Write `results.json`, draw, publish, and print scores, files and what to do next.
 
     Args:
-        results: What is to be written besides settings and record.
+        results: Further content of `results.json`.
         record: The finished [`RunRecord`].
         draw (*optional*): Draws the picture, in the main process.
         picture (`str`): Its name in the output folder.

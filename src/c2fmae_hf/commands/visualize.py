@@ -87,18 +87,26 @@ class GalleryArguments:
         },
     )
     split: str | None = field(
-        default=None, metadata={"help": "Of the dataset; by default validation, else test, else the first one."}
+        default=None, metadata={"help": "Split of the dataset; by default validation, else test, else the first one."}
     )
-    output_dir: str | None = field(default=None, metadata={"help": "Where to write."})
-    num_images: int = field(default=8, metadata={"help": "How many, evenly spread over the folder or the split."})
-    indices: list[int] | None = field(default=None, metadata={"help": "These instead, counted from 0."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for the pictures and the page."})
+    num_images: int = field(
+        default=8, metadata={"help": "Number of photographs, evenly spread over the folder or the split."}
+    )
+    indices: list[int] | None = field(
+        default=None, metadata={"help": "Instead of num_images: which photographs, counted from 0."}
+    )
     on_bad_row: str = field(
         default="raise",
         metadata={"help": "Stop at a photograph that cannot be read, or leave it out.", "choices": ["raise", "skip"]},
     )
-    seed: int = field(default=0, metadata={"help": "Of the masks."})
-    mask_ratio: float | None = field(default=None, metadata={"help": "By default the model's."})
-    curriculum: str = field(default="linear", metadata={"help": "Of the film strip.", "choices": ["linear", "step"]})
+    seed: int = field(default=0, metadata={"help": "Seed of the masks."})
+    mask_ratio: float | None = field(
+        default=None, metadata={"help": "Share of masked patches; by default the model's."}
+    )
+    curriculum: str = field(
+        default="linear", metadata={"help": "Curriculum of the film strip.", "choices": ["linear", "step"]}
+    )
     maps: str = field(
         default="auto",
         metadata={
@@ -109,12 +117,14 @@ class GalleryArguments:
     patches: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Whose attention is drawn: ROW,COLUMN from 1, such as 8,8 4,11. By default two: the middles of "
-            "the largest known objects, else of the photograph and of its upper left quarter."
+            "help": "Patches whose attention is drawn, as ROW,COLUMN from 1, such as 8,8 4,11. By default two: the "
+            "middles of the largest known objects, else of the photograph and of its upper left quarter."
         },
     )
-    layers: list[int] | None = field(default=None, metadata={"help": "From 1; by default four, evenly spread."})
-    heads: list[int] | None = field(default=None, metadata={"help": "From 1; by default up to four, evenly spread."})
+    layers: list[int] | None = field(
+        default=None, metadata={"help": "Layers to draw, from 1; by default four, evenly spread."}
+    )
+    heads: list[int] | None = field(default=None, metadata={"help": "Heads to draw, from 1; by default up to four."})
     device: str | None = field(default=None, metadata={"help": "By default a GPU if there is one, else the CPU."})
 
 
