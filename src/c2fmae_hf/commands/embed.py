@@ -72,7 +72,7 @@ def main(args: list[str] | None = None) -> list[str]:
     if processor is None:
         image_size = options.image_size or own_image_size(AutoConfig.from_pretrained(options.model))
         processor = build_processor(options.model, model.config, image_size)
-    number = source.num_records(options.rows_per_shard)
+    number = source.num_records(1000)
     images = "the images" if number is None else counted(number, "image")
     kind = {"cls": "the class token", "mean": "the mean of the patches", "patches": "all patches"}[options.features]
     print(

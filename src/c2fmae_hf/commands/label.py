@@ -243,7 +243,7 @@ def main(args: list[str] | None = None) -> LabellingSummary:
     source_args, labeller_args, output_args, engine_args = parse(args)
     labeller, source = build(source_args, labeller_args)
     options = OutputOptions(**{f.name: getattr(output_args, f.name) for f in fields(OutputOptions)})
-    number = source.num_records(options.rows_per_shard)
+    number = source.num_records(1000)
     images = "the images" if number is None else counted(number, "image")
     print(
         f"Labelling {images} of {source_args.source} with the {labeller_args.labeller} labeller. Output folder: "

@@ -76,7 +76,7 @@ def build_segmenter(
         config.segmentation_head_channels = head_channels or config.segmentation_head_channels
         if from_scratch:
             return AutoModelForSemanticSegmentation.from_config(config)
-        options = {"config": config, "ignore_mismatched_sizes": True}
+        options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True}
         return load_with_new_parts(AutoModelForSemanticSegmentation, name, **options)
     if head != "upernet":
         raise ValueError(f"head: expected 'upernet' or 'light', got {head!r}")
