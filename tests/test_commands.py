@@ -20,6 +20,12 @@ from testing_utils import RECIPES, load_command, make_rows
 TRAINING = ("pretrain", "classify", "segment", "detect")
 
 
+@pytest.fixture(autouse=True)
+def other_tests_keep_their_log(monkeypatch):
+    """`set_up_output` is for a whole process; test_console.py covers it."""
+    monkeypatch.setattr("c2fmae_hf.commands.console.set_up_output", lambda: None)
+
+
 def run(capsys, *words: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error."""
     try:

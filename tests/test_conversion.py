@@ -597,7 +597,7 @@ def test_the_command_keeps_what_timm_does_to_images(command, tmp_path, cfg):
         assert list(model.config.id2label.values()) == names
 
 
-def test_the_command_says_what_it_changes_or_does_not_know(command, tmp_path, caplog):
+def test_the_command_says_what_it_changes_or_does_not_know(command, tmp_path, caplog, capsys):
     vit(ViTModel).save_pretrained(tmp_path / "vit")
     ViTImageProcessor(size={"height": 40, "width": 40}).save_pretrained(tmp_path / "vit")
     options = ["--format", "timm", "--layer_norm_eps", "1e-6"]
@@ -607,7 +607,7 @@ def test_the_command_says_what_it_changes_or_does_not_know(command, tmp_path, ca
     printed = caplog.text
     assert "layer_norm_eps is 1e-06, as asked for, and not the source's 0.01: features change slightly" in printed
     assert "size: the source's image processor has {'height': 40, 'width': 40}, the model" in printed
-    assert "Wrote a VisionTransformer to" in printed
+    assert f"Results:\n  {tmp_path}/timm: VisionTransformer\n" in capsys.readouterr().out
     command.main([str(tmp_path / "vit"), str(tmp_path / "c2fmae")])
     processor = AutoImageProcessor.from_pretrained(tmp_path / "c2fmae")
     assert {side: number for side, number in dict(processor.size).items() if number} == {"height": 32, "width": 32}

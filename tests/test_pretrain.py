@@ -142,7 +142,7 @@ def test_a_picture_that_cannot_be_drawn_loses_nothing(pretrain, recipe, tmp_path
     assert f"{run / 'reconstruction.png'} could not be drawn: RuntimeError: no fonts" in caplog.text
     assert (run / "c2fmae-vit-tiny" / "model.safetensors").is_file()
     assert (run / "curves.png").is_file()
-    results = caplog.text.partition("Results:")[2]
+    results = capsys.readouterr().out.partition("Results:")[2]
     assert "curves.png" in results
     assert "reconstruction.png" not in results
 
@@ -214,8 +214,9 @@ def test_a_folder_of_photographs_is_labelled_and_trained_on(pretrain, photos, tm
         assert (tmp_path / "run" / name).exists()
     assert "9 photographs without label maps" in caplog.text
     assert "c2fmae label" in caplog.text
-    assert "2 steps of 16 images on cpu" in capsys.readouterr().out
-    assert f"Next: c2fmae embed {tmp_path}/run/c2fmae-vit-tiny {photos}" in caplog.text
+    printed = capsys.readouterr().out
+    assert "2 steps of 16 images on cpu" in printed
+    assert f"\nNext:\n  c2fmae embed {tmp_path}/run/c2fmae-vit-tiny {photos} --output features.parquet\n" in printed
     # Again: the labels are there, the run goes on.
     again = pretrain.main([*words, "--max_steps", "3", "--resume_from_checkpoint", "last"])
     assert again.state.global_step == 3

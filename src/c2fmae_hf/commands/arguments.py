@@ -25,9 +25,9 @@ from ..utils.files import check_writable
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
-#: What transformers reads as a truth value.
+#: Words that transformers reads as true or false.
 BOOLEANS = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
-#: Of transformers' arguments, those that `--help` shows.
+#: The arguments of transformers that `--help` shows.
 COMMON = (
     "output_dir",
     "num_train_epochs",
@@ -47,16 +47,16 @@ COMMON = (
 )
 #: Shorter words than transformers' own.
 HELP = {
-    "output_dir": "Folder that everything is written to.",
+    "output_dir": "Folder for all results.",
     "num_train_epochs": "Passes over the training rows.",
     "max_steps": "Steps, instead of epochs.",
-    "per_device_train_batch_size": "Images of a step on each device.",
-    "gradient_accumulation_steps": "Batches that one step adds up.",
-    "warmup_steps": "Steps in which the learning rate rises; below 1 a share of all.",
+    "per_device_train_batch_size": "Batch size on each device.",
+    "gradient_accumulation_steps": "Batches per optimizer step.",
+    "warmup_steps": "Warm-up steps of the learning rate; below 1, a share of all steps.",
     "dataloader_num_workers": "Processes that load data.",
     "eval_strategy": "When to evaluate: no, steps or epoch.",
     "save_steps": "Steps between checkpoints.",
-    "seed": "Seed of all randomness.",
+    "seed": "Random seed.",
     "use_cpu": "Train on the CPU.",
     "resume_from_checkpoint": "A checkpoint to continue from; 'last' takes the newest in output_dir.",
     "push_to_hub": "Publish the model when training ends; see also the hub_* options.",
@@ -65,8 +65,8 @@ HELP = {
 
 def find_checkpoint(args: TrainingArguments) -> str | None:
     """
-    The checkpoint that `resume_from_checkpoint` means: a path, or with `last` or `true` the last one in `output_dir`,
-    if there is any.
+    The checkpoint to resume from: the path in `resume_from_checkpoint`, or for `last` or `true` the newest one in
+    `output_dir`, if there is one.
     """
     resume = args.resume_from_checkpoint
     if resume in (None, "false", "False", False):
@@ -79,11 +79,11 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
 
 def check_output_dir(args: TrainingArguments) -> None:
     """
-    Before anything is read: that a run's folder can be written to, and has no other run's checkpoints.
+    Check that the output folder can be written to and holds no checkpoints of another run.
 
     Raises:
         `OSError`: if it cannot be written to.
-        `ValueError`: if it has checkpoints, which would be lost, and the run does not go on from one.
+        `ValueError`: if it has checkpoints, which would be lost, and the run does not resume from one.
     """
     folder = str(args.output_dir)
     if args.should_save:
@@ -114,7 +114,7 @@ class HubArguments:
 
 def pick_device(name: str | None) -> torch.device:
     """
-    The device of that name; by default a GPU if there is one, else the CPU.
+    The device of that name. By default a GPU if there is one, else the CPU.
 
     Raises:
         `ValueError`: if it cannot be used.
@@ -122,7 +122,7 @@ def pick_device(name: str | None) -> torch.device:
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(1, device=device).device
-    except (AssertionError, RuntimeError) as error:  # PyTorch's ways of saying that there is none
+    except (AssertionError, RuntimeError) as error:  # PyTorch has no such device
         raise ValueError(f"device: {device!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
@@ -142,7 +142,7 @@ def read_recipe(command: str, name: str) -> dict[str, Any]:
         name (`str`): A YAML or JSON file, or one that comes with the package (see [`recipe_names`]).
 
     Raises:
-        `ValueError`: naming the file, or the recipes that there are.
+        `ValueError`: if the file cannot be read, or there is no such recipe; the message lists the recipes.
     """
     if name in recipe_names(command):
         text = (RECIPES / command / f"{name}.yaml").read_text(encoding="utf-8")
@@ -174,7 +174,7 @@ def has_recipe(words: Sequence[str]) -> bool:
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """The description as it is written; one spelling of each option, and its default where that says something."""
+    """Keeps the description's line breaks; shows one spelling per option, and its default if that is informative."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=36, width=min(shutil.get_terminal_size((118, 0)).columns, 118))
@@ -194,7 +194,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that names the nearest option beside one that it does not know."""
+    """A parser that suggests the nearest option for an unknown one."""
 
     def __init__(self, command: str, description: str | None) -> None:
         super().__init__(
@@ -208,7 +208,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str], may_have_words: bool = False) -> None:
-    """End with a message if words are left: the nearest option beside an unknown one."""
+    """Exit with a message if words are left over; for an unknown option, suggest the nearest one."""
     for word in words:
         if word.startswith("--"):
             name = word.partition("=")[0]
@@ -222,7 +222,7 @@ class _Parser(HfArgumentParser):
     """Options of dataclasses. `own_fields` are shown by `--help`, the library's only by `--help-all`."""
 
     def __init__(self, groups: Sequence[type], **options: Any) -> None:
-        # Abbreviated options would escape what hides tokens in records.
+        # No abbreviations: `hide_tokens` would miss an abbreviated --hub_token in records.
         super().__init__(tuple(groups), formatter_class=_HelpFormatter, allow_abbrev=False, **options)  # type: ignore[arg-type]
         self.is_trainer = any(issubclass(group, TrainingArguments) for group in groups)
         own = {one.name for group in groups for one in fields(group) if not issubclass(group, TrainingArguments)}

@@ -29,6 +29,7 @@ from ..metrics import load_metric
 from ..publishing.hub import HubError, prepare_repository, push_to_hub
 from ..publishing.records import load_run
 from ..publishing.repository import load_saved
+from ..training.log_lines import counted
 from ..transfer.classification import (
     ImageClassificationTrainer,
     ImageLabelDataset,
@@ -41,6 +42,7 @@ from ..transfer.encoders import build_processor, encoder_config, load_encoder, o
 from ..transfer.fine_tuning_args import FineTuningArguments
 from ..transfer.probes import LinearProbe, extract_features, weighted_knn
 from .arguments import HubArguments
+from .console import model_in_words
 from .transfer import TransferArguments, check_classes, finish, parse_transfer, train
 
 
@@ -54,7 +56,7 @@ BEST_BY = "ranked_accuracy"
 class ClassifyArguments(TransferArguments):
     """Model and data."""
 
-    layer_decay: float = field(default=0.65, metadata={"help": "Learning rate of a layer to that of the next."})
+    layer_decay: float = field(default=0.65, metadata={"help": "Ratio of a layer's learning rate to the next one's."})
     image_size: int | None = field(default=None, metadata={"help": "Side of the input; by default the model's own."})
     pooling: str | None = field(
         default=None, metadata={"help": "mean or cls; by default the model's own.", "choices": ["mean", "cls"]}
@@ -63,7 +65,7 @@ class ClassifyArguments(TransferArguments):
     crop_pct: float = field(default=0.875, metadata={"help": "Side of the central crop in evaluation."})
     knn: bool = field(default=False, metadata={"help": "Frozen encoder, weighted nearest neighbours, no training."})
     k: int = field(default=20, metadata={"help": "k-NN: neighbours."})
-    temperature: float = field(default=0.07, metadata={"help": "k-NN: of the neighbours' weights."})
+    temperature: float = field(default=0.07, metadata={"help": "k-NN: temperature of the votes."})
     linear_probe: bool = field(default=False, metadata={"help": "Frozen encoder, batch norm and a linear layer."})
     probe_epochs: int = field(default=90, metadata={"help": "Linear probe: epochs."})
     probe_views: int = field(default=4, metadata={"help": "Linear probe: augmented views of each image."})
@@ -94,7 +96,8 @@ def load_rows(args: ClassifyArguments, seed: int):
     train, validation, id2label = name_classes(train, validation)
     absent = sorted(set(id2label) - set(validation["label"]))
     if absent:
-        logger.warning("Classes that do not occur in the validation split: %s.", [id2label[i] for i in absent[:20]])
+        names = ", ".join([id2label[index] for index in absent[:20]] + ["..."] * (len(absent) > 20))
+        logger.warning("Classes that do not occur in the validation split: %s.", names)
     return train, validation, id2label
 
 
@@ -121,6 +124,16 @@ def judge_features(args: ClassifyArguments, training_args, hub_args, data, id2la
         )
     encoder = encoder.to(training_args.device)
     rows = {"train": len(train_rows), "validation": len(validation_rows)}
+    if training_args.process_index == 0:
+        method = f"{args.k} nearest neighbours" if args.knn else f"a linear probe ({args.probe_epochs} epochs)"
+        size = f"{args.image_size} x {args.image_size} pixels"
+        print(
+            f"Classifying frozen features by {method}: {model_in_words(args.model, encoder)} at {size}, "
+            f"{counted(rows['train'], 'row')} of {args.dataset_name}, {rows['validation']} held out, "
+            f"{counted(len(id2label), 'class', 'classes')}, on {training_args.device}. "
+            f"Output folder: {training_args.output_dir}.",
+            flush=True,
+        )
     record = args.record(TASK, training_args, rows, encoder)
     processor = build_processor(args.model, encoder.config, args.image_size, args.crop_pct)
     statistics = (processor.image_mean, processor.image_std)
@@ -135,7 +148,7 @@ def judge_features(args: ClassifyArguments, training_args, hub_args, data, id2la
         return extract_features(encoder, loader, description)
 
     views = args.probe_views if args.linear_probe else 0
-    # The central crop, and for the probe augmented views besides.
+    # The central crop; for the probe also augmented views.
     parts = [features(train_rows, central, "Training features")]
     parts += [features(train_rows, augmented, f"Augmented view {view + 1}/{views}") for view in range(views)]
     train = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
@@ -238,7 +251,7 @@ def fine_tune(args: ClassifyArguments, training_args, hub_args, data, id2label) 
     rows = {"train": len(train_rows), "validation": len(validation_rows)}
     record = args.record(TASK, training_args, rows, model)
     names = ("top1_accuracy", "top5_accuracy")
-    metrics, _ = train(trainer, args.evaluate_only, (*names, BEST_BY))
+    metrics, _ = train(trainer, args, str(args.dataset_name), (*names, BEST_BY))
     pooling = getattr(model.config, "pooling", None) or "model's own"
     results = {pooling: {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}}
     return results, record.finish(None if args.evaluate_only else trainer.accelerator.unwrap_model(trainer.model))
@@ -282,11 +295,17 @@ def main(args: list[str] | None = None) -> dict:
             license_text=hub_args.publishing()["license_text"],
         )
 
-    is_main = training_args.process_index == 0
-    if is_main:
-        for pooling, values in scores.items():
-            number = len(data[1])
-            words = [f"{name} {value:.4f} ({round(value * number)} of {number})" for name, value in values.items()]
-            print(f"{args.protocol}, {pooling}: {', '.join(words)}")
-    results = {"protocol": args.protocol, "results": scores}
-    return finish(args, training_args, results, record, seconds, publish=publish if is_main else None)
+    number, lines = len(data[1]), []
+    for pooling, values in scores.items():
+        words = [f"{name} {value:.4f} ({round(value * number)} of {number})" for name, value in values.items()]
+        lines.append(f"{args.protocol}, {pooling}: {', '.join(words)}")
+    return finish(
+        args,
+        training_args,
+        {"protocol": args.protocol, "results": scores},
+        record,
+        seconds,
+        publish=publish if training_args.process_index == 0 else None,
+        scores=lines,
+        task="image-classification",
+    )

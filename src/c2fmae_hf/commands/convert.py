@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from ..publishing.licences import carry_license
 from ..timm_c2fmae import convert_processor_to_timm
 from ..utils.files import check_writable, replace_folder
 from .arguments import CommandParser
+from .console import model_in_words, print_results, type_in
 
 
 logger = logging.getLogger(__name__)
@@ -122,8 +122,6 @@ def write(output: Path, model: PreTrainedModel, target: nn.Module, processor: C2
 
 def main(args: list[str] | None = None) -> float:
     """Run the command; returns the largest difference of features."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("c2fmae_hf").setLevel(logging.INFO)
     options = parse(args)
     model_args = {"img_size": options.image_size, "num_heads": options.num_attention_heads}
     model, original = load_source(
@@ -137,9 +135,20 @@ def main(args: list[str] | None = None) -> float:
     processor = find_processor(
         options.source, model.config, options.architecture, options.image_mean, options.image_std
     )
+    print(f"Converting {model_in_words(options.source, original)} to {options.format}.", flush=True)
     target = model if options.format == "c2fmae" else convert_from_c2fmae(model, options.format)
     difference = compare(original, target, model.config)
-    logger.info("Largest difference of features on a random image: %.1e.", difference)
     write(options.output, model, target, processor)
-    logger.info("Wrote a %s to %s.", type(target).__name__, options.output)
+    use = {
+        "c2fmae": type_in("embed", options.output, "photos", "--output", "features.parquet"),
+        "vit": f'transformers.AutoModel.from_pretrained("{options.output}")',
+        "timm": f'timm.create_model("local-dir:{options.output}", pretrained=True)',
+    }
+    print_results(
+        [
+            f"{options.output}: {type(target).__name__}",
+            f"largest difference of features on a random image: {difference:.1e}",
+        ],
+        [use[options.format]],
+    )
     return difference

@@ -27,6 +27,7 @@ from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImagePr
 
 from ..data.rows import semantic_id2label
 from ..pictures.colours import colour_instances
+from ..training.log_lines import counted
 from ..transfer.detection import DetectionTrainer, Mask2FormerTrainer, build_mask2former, build_mask_rcnn
 from ..transfer.encoders import encoder_config, own_image_size, pixel_statistics
 from ..transfer.fine_tuning_args import FineTuningArguments
@@ -53,7 +54,7 @@ logger = logging.getLogger(__name__)
 class DetectArguments(TransferArguments):
     """Model and data."""
 
-    layer_decay: float = field(default=0.7, metadata={"help": "Learning rate of a layer to that of the next."})
+    layer_decay: float = field(default=0.7, metadata={"help": "Ratio of a layer's learning rate to the next one's."})
     detector: str = field(default="mask_rcnn", metadata={"help": "mask_rcnn (torchvision's) or mask2former."})
     out_indices: list[int] | None = field(
         default=None, metadata={"help": "Blocks for the pyramid: by default the last, or four for mask2former."}
@@ -110,7 +111,7 @@ def load_objects(args: DetectArguments, seed: int) -> tuple[ObjectSource, Object
 
 
 def build(args: DetectArguments, id2label: dict[int, str]):
-    """The detector, its trainer's class, and what the trainer needs besides."""
+    """The detector, its trainer's class, and further arguments for the trainer."""
     options: dict[str, Any] = json.loads(args.detector_options or "{}")
     if args.image_size is None and not args.evaluate_only:
         args.image_size = own_image_size(encoder_config(args.model, args.from_scratch))
@@ -148,8 +149,6 @@ def draw_objects(pixels: torch.Tensor, objects: dict[str, torch.Tensor]) -> np.n
 
 def draw(trainer: DetectionTrainer, number: int, path: Path, least_score: float = 0.5) -> None:
     """Photographs with annotated and with detected objects."""
-    if number == 0:
-        return
     from ..pictures.figures import draw_panels
 
     panels: dict[str, list[np.ndarray]] = {"photograph": [], "annotated": [], "detected": []}
@@ -202,15 +201,14 @@ def main(args: list[str] | None = None) -> dict:
     splits = {} if args.coco_dir is None else {"train": "train2017", "validation": "val2017"}
     record = args.record("object_detection", training_args, rows, model, **splits)
     names = ("bbox_map", "bbox_map_50", "bbox_map_75", "segm_map", "segm_map_50", "segm_map_75")
-    metrics, seconds = train(trainer, args.evaluate_only, names)
+    metrics, seconds = train(trainer, args, str(args.coco_dir or args.dataset_name), names)
 
     results = {
         "results": {name: metrics[f"eval_{name}"] for name in names},
         "segm_map_by_class": metrics["eval_segm_map_per_class"],
     }
-    if trainer.is_world_process_zero():
-        words = ", ".join(f"{name} {value:.4f}" for name, value in results["results"].items())
-        print(f"{words} ({len(validation_objects)} images)")
+    words = ", ".join(f"{name} {value:.4f}" for name, value in results["results"].items())
+    task = "object-detection" if args.detector == "mask_rcnn" else "image-segmentation"
     made = None if args.evaluate_only else trainer.accelerator.unwrap_model(trainer.model)
     return finish(
         args,
@@ -218,7 +216,9 @@ def main(args: list[str] | None = None) -> dict:
         results,
         record.finish(made),
         seconds,
-        draw=lambda path: draw(trainer, args.num_drawn, path),
+        draw=(lambda path: draw(trainer, args.num_drawn, path)) if args.num_drawn else None,
         picture="detections.png",
         publish=trainer.push_to_hub,
+        scores=[f"{words} ({counted(len(validation_objects), 'image')})"],
+        task=task,
     )

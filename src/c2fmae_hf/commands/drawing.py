@@ -1,4 +1,4 @@
-"""Pictures at the end of a command. One that fails must not cost the command's results."""
+"""Pictures at the end of a command. A failure to draw does not lose the results."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ logger = logging.getLogger(__name__)
 
 def try_to_draw(path: Path, draw: Callable[[Path], Any]) -> bool:
     """
-    Draw a picture. One that cannot be drawn is a warning: the command goes on with what it was run for.
+    Draw a picture; if that fails, warn and go on.
 
     Args:
-        path: Of the picture.
-        draw: Draws it.
+        path: File to write.
+        draw: Writes the picture to a path.
 
     Returns:
         `bool`: Whether it was drawn.

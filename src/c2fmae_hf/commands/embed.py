@@ -16,6 +16,7 @@ Exit code: 3 if some images could not be read.
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 
 from transformers import AutoConfig, AutoImageProcessor
@@ -23,10 +24,12 @@ from transformers import AutoConfig, AutoImageProcessor
 from ..labelling.sources.open import open_source
 from ..publishing.fingerprints import weights_fingerprint
 from ..publishing.repository import check_saved
+from ..training.log_lines import counted
 from ..transfer.embedding import KINDS, embed_images
 from ..transfer.encoders import build_processor, load_encoder, own_image_size
 from ..utils.files import check_writable
 from .arguments import CommandParser, pick_device
+from .console import model_in_words, print_results
 
 
 logger = logging.getLogger(__name__)
@@ -54,7 +57,6 @@ def main(args: list[str] | None = None) -> list[str]:
     parser.add_argument("--num_threads", type=int, default=2, help="threads that decode images")
     parser.add_argument("--device", help="by default a GPU if there is one, else the CPU")
     options = parser.parse_args(args)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
     check_writable(Path(options.output).parent, "output")
     source = open_source(options.images, options.split, class_folders=options.class_folders)
     check_saved(options.model)
@@ -70,6 +72,14 @@ def main(args: list[str] | None = None) -> list[str]:
     if processor is None:
         image_size = options.image_size or own_image_size(AutoConfig.from_pretrained(options.model))
         processor = build_processor(options.model, model.config, image_size)
+    number = source.num_records(1000)
+    images = "the images" if number is None else counted(number, "image")
+    kind = {"cls": "the class token", "mean": "the mean of the patches", "patches": "all patches"}[options.features]
+    print(
+        f"Embedding {images} of {options.images} with {model_in_words(options.model, model)} on {model.device}. "
+        f"Features: {kind}, {'float16' if options.half else 'float32'}. Output: {options.output}.",
+        flush=True,
+    )
     settings = {"model": weights_fingerprint(model), "processor": processor.to_json_string()}
     rows, rejected = embed_images(
         model,
@@ -83,7 +93,11 @@ def main(args: list[str] | None = None) -> list[str]:
         half=options.half,
         settings=settings,
     )
-    print(f"{options.output}: features of {rows} images" + (f", {len(rejected)} left out" if rejected else ""))
+    left_out = f", {len(rejected)} left out" if rejected else ""
+    print_results(
+        [f"{options.output}: features of {counted(rows, 'image')}{left_out}"],
+        [shlex.join(["python", "-c", f'import pandas; print(pandas.read_parquet("{options.output}"))'])],
+    )
     return rejected
 
 

@@ -22,6 +22,7 @@ from ..publishing.repository import load_saved
 from ..utils.files import check_writable
 from ..utils.packages import require
 from .arguments import CommandParser
+from .console import model_in_words
 
 
 USES = {
@@ -46,6 +47,8 @@ def export(options: argparse.Namespace) -> dict[str, float]:
         print("Pre-training masks at random, which cannot be exported; its encoder is exported.")
         model = model.image_encoder()
     config = model.config
+    formats = " and ".join(options.format)
+    print(f"Exporting {model_in_words(options.model, model)} to {formats}. Output folder: {options.output_dir}.")
     height, width = options.image_size or config.image_height_width
     pixel_values = None
     if options.image is not None:

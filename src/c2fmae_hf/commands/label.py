@@ -14,7 +14,6 @@ Exit code: 0 if every image was labelled, 3 if some were rejected (see rejects.j
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -36,8 +35,10 @@ from ..labelling.labellers.semantic_and_masks import SemanticAndMasksLabeller
 from ..labelling.records import OutputOptions
 from ..labelling.sources.base import ImageSource
 from ..labelling.sources.open import open_source
+from ..training.log_lines import counted
 from ..utils.files import read_lines
 from .arguments import parse_arguments
+from .console import print_results, type_in
 
 
 LABELLERS = ("classical", "panoptic", "semantic+masks", "annotations")
@@ -89,8 +90,10 @@ class LabellerArguments:
         default=None, metadata={"help": "semantic+masks: least stability of a mask."}
     )
     batch_size: int = field(default=8, metadata={"help": "Images per forward pass."})
-    device: str | None = field(default=None, metadata={"help": "By default an accelerator, if there is one."})
-    dtype: str | None = field(default=None, metadata={"help": "By default bfloat16 on accelerators, else float32."})
+    device: str | None = field(default=None, metadata={"help": "Device; by default an accelerator, if there is one."})
+    dtype: str | None = field(
+        default=None, metadata={"help": "Precision; by default bfloat16 on accelerators, else float32."}
+    )
     num_classes: int = field(default=32, metadata={"help": "classical: number of semantic classes."})
     regions: str = field(default="felzenszwalb", metadata={"help": "classical: felzenszwalb or slic."})
     layout: str = field(default="folders", metadata={"help": f"annotations: one of {', '.join(LAYOUTS)}."})
@@ -238,9 +241,15 @@ def parse(args: list[str] | None = None) -> tuple:
 
 def main(args: list[str] | None = None) -> LabellingSummary:
     source_args, labeller_args, output_args, engine_args = parse(args)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     labeller, source = build(source_args, labeller_args)
     options = OutputOptions(**{f.name: getattr(output_args, f.name) for f in fields(OutputOptions)})
+    number = source.num_records(1000)
+    images = "the images" if number is None else counted(number, "image")
+    print(
+        f"Labelling {images} of {source_args.source} with the {labeller_args.labeller} labeller. Output folder: "
+        f"{output_args.output_dir}, split {output_args.split}.",
+        flush=True,
+    )
     summary = label_images(
         source,
         labeller,
@@ -258,12 +267,19 @@ def main(args: list[str] | None = None) -> LabellingSummary:
             "num_cpus": engine_args.ray_num_cpus,
         },
     )
-    print(f"\n{output_args.output_dir}, split {output_args.split}:\n{summary}")
+    lines = [output_args.output_dir, *str(summary).splitlines()]
     if source.passed_over:
         kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(source.passed_over.items()))
-        print(f"skipped, since their names do not end like an image's: {kinds}")
+        lines.append(f"skipped, since their names do not end like an image's: {kinds}")
     if summary.rejects:
-        print(f"rejected: see {Path(output_args.output_dir) / 'rejects.jsonl'}")
+        lines.append(f"rejected: see {Path(output_args.output_dir) / 'rejects.jsonl'}")
+    next_steps = [
+        type_in(
+            "validate", output_args.output_dir, *(("--split", output_args.split) * (output_args.split != "train"))
+        ),
+        type_in("pretrain", output_args.output_dir, "--size", "tiny", "--output_dir", "runs/pretrained"),
+    ]
+    print_results(lines, next_steps if summary.rows else ())
     return summary
 
 

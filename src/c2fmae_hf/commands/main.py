@@ -8,7 +8,6 @@ The `c2fmae` command.
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 import sys
 import traceback
@@ -17,8 +16,8 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 
-#: Every command is the module of its name in this folder, with `main(args)` and, where a result is no success by
-#: itself, `exit_code(result)`.
+#: Each command is the module of that name in this folder. It has `main(args)` and, if a result can mean failure,
+#: `exit_code(result)`.
 COMMANDS = {
     "demo": "pre-train a small model on embedded photographs, offline, and load its encoder",
     "label": "give photographs semantic and instance maps: a dataset for pre-training",
@@ -43,18 +42,18 @@ def overview() -> str:
     return (
         "usage: c2fmae COMMAND ...\n\nC2FMAE: pre-train vision transformers coarse to fine, and use them.\n\n"
         + "\n".join(lines)
-        + "\n\nc2fmae COMMAND --help tells more of a command. Start with: c2fmae demo"
+        + "\n\nc2fmae COMMAND --help describes a command. Start with: c2fmae demo"
     )
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether an error is a user's to mend, and its message enough for that."""
+    """Whether the user can correct the error, and its message says how."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     from ..publishing.hub import HubError
 
-    if type(error) is RuntimeError:  # the libraries' are not meant for users
+    if type(error) is RuntimeError:  # libraries' messages are not written for users
         return is_ours(error)
     others = (ImportError, FloatingPointError, HubError, SafetensorError, StrictDataclassError)
     return isinstance(error, (ValueError, OSError, *others))
@@ -67,7 +66,7 @@ def is_ours(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """One line; where others raised the error, also how to see where."""
+    """The error in one line. If another package raised it, also how to see the traceback."""
     text, is_plain = str(error), is_ours(error)
     if text.startswith("Caught ") and "Original Traceback" in text:  # of a data-loading worker
         text, is_plain = text.rpartition(f"\n{type(error).__name__}: ")[2], "/c2fmae_hf/" in text
@@ -78,9 +77,10 @@ def explain(error: BaseException) -> str:
 
 def run(name: str, args: Sequence[str]) -> int:
     """Run a command. An expected mistake is one line on standard error and exit code 1."""
-    for client in ("httpx", "httpx2"):  # the Hub's client, by its version, logs addresses that are signed
-        logging.getLogger(client).setLevel(logging.WARNING)
     try:
+        from .console import set_up_output  # here, since it imports much
+
+        set_up_output()
         command = import_module(f".{name}", __package__)
         result = command.main(list(args))
         return command.exit_code(result) if hasattr(command, "exit_code") else 0

@@ -17,8 +17,8 @@ from ..labelling.sources.open import open_source
 logger = logging.getLogger(__name__)
 
 RECIPE = "photographs"
-#: Each photograph is seen so often; a run has at least and, unless there are very many photographs, at most so many
-#: images. Our choice: minutes for a few photographs, an hour for thousands.
+#: Passes over the photographs, and the smallest and largest number of images in a run. With very many photographs,
+#: `FEWEST_PASSES` overrides `MOST_IMAGES`. Our choice: minutes for a few photographs, an hour for thousands.
 PASSES = 100
 FEWEST_IMAGES = 6_400
 MOST_IMAGES = 1_000_000
@@ -45,19 +45,19 @@ def open_photographs(name: str | None, split: str | None = None) -> ImageSource 
 
 
 def choose_steps(num_photographs: int, images_per_step: int) -> int:
-    """Steps of a run on so many photographs."""
+    """Number of steps for this many photographs."""
     most = max(MOST_IMAGES, FEWEST_PASSES * num_photographs)
     return math.ceil(min(max(PASSES * num_photographs, FEWEST_IMAGES), most) / images_per_step)
 
 
 def label_photographs(source: ImageSource, name: str, folder: Path) -> None:
     """
-    Label with the classical labeller, or continue to.
+    Label with the classical labeller, or continue an interrupted job.
 
     Args:
         source: The photographs.
-        name (`str`): What the user calls them.
-        folder: Of the dataset.
+        name (`str`): The user's name for them.
+        folder: The dataset's folder.
 
     Raises:
         `ImportError`: if a package for labelling is missing.
@@ -66,7 +66,7 @@ def label_photographs(source: ImageSource, name: str, folder: Path) -> None:
     number = source.num_records(1000)
     if number is not None and number < 2:
         raise ValueError(f"{name}: expected at least 2 photographs, got {number}")
-    # Few photographs have few regions to make classes of.
+    # A few photographs have too few regions for 32 classes.
     labeller = ClassicalLabeller(32 if number is None else min(32, max(2, number // 2)))
     logger.warning(
         "%s: %s photographs without label maps. They are labelled into %s by colour and texture, which knows no "

@@ -37,7 +37,7 @@ from ..interop.starting_point import load_starting_point
 from ..modeling_c2fmae import C2FMAEForPreTraining
 from ..publishing.records import RUN_FILE, RunRecord, data_name
 from ..training.decoder_evaluation import evaluate_decoder
-from ..training.log_lines import announce
+from ..training.log_lines import announce, counted, format_log
 from ..training.trainer import C2FMAETrainer
 from ..training.training_args import C2FMAETrainingArguments
 from ..transfer.knn_probe import KNNProbeCallback, load_probe_rows
@@ -52,6 +52,7 @@ from .arguments import (
     parse_arguments,
     read_recipe,
 )
+from .console import print_results, type_in
 from .drawing import try_to_draw
 from .photographs import RECIPE, choose_steps, label_photographs, open_photographs
 
@@ -225,9 +226,11 @@ def parse(args: list[str] | None = None) -> tuple:
 def describe(model: C2FMAEForPreTraining, train_rows, held_out_rows, data_args: DataArguments) -> str:
     """Sentences about model and data."""
     config = model.config
-    rows = "a stream" if data_args.streaming else f"{len(train_rows)} rows"
+    rows = "a stream" if data_args.streaming else counted(len(train_rows), "row")
     held_out = "" if held_out_rows is None or data_args.streaming else f", {len(held_out_rows)} held out"
-    classes = f", {config.num_semantic_classes} classes" if "semantic" in config.granularities else ""
+    classes = (
+        f", {counted(config.num_semantic_classes, 'class', 'classes')}" if "semantic" in config.granularities else ""
+    )
     encoder, decoder = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.c2fmae, model.decoder))
     height, width = config.image_height_width
     return (
@@ -250,7 +253,6 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     data_args, model_args, training_args, hub_args = parse(args)
     if data_args.num_drawn > 0:  # now, and not after the training
         require("matplotlib", "reconstruction.png", " or pass --num_drawn 0")
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
     transformers_logging.set_verbosity(training_args.get_process_log_level())
     set_seed(training_args.seed)
     output_dir = Path(training_args.output_dir)
@@ -303,8 +305,9 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     encoder_dir = output_dir / model_name(config)
     trainer.save_encoder(encoder_dir)
     trainer.save_model(str(output_dir / f"{encoder_dir.name}-pretraining"))
+    results: list[str | Path] = []
     if eval_dataset is not None:
-        trainer.log_metrics("eval", trainer.evaluate())
+        results.append(format_log(trainer.evaluate(), trainer.state.global_step, trainer.state.max_steps))
     trainer.save_state()
     if trainer.is_world_process_zero():
         write_json(output_dir / RUN_FILE, record.finish(trainer.accelerator.unwrap_model(trainer.model)))
@@ -313,12 +316,13 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         batch_size = training_args.per_device_eval_batch_size
         scores = evaluate_decoder(unwrapped, eval_dataset, collator, processor, batch_size)
         if scores:  # an image-only decoder has no maps
-            trainer.log_metrics("decoder", scores)
+            words = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            results.append(f"decoder on held-out rows: {words}")
             trainer.save_metrics("decoder", scores, combined=False)
 
     # Results
     names = (encoder_dir.name, f"{encoder_dir.name}-pretraining", "trainer_state.json", RUN_FILE)
-    results = [output_dir / name for name in names]
+    results += [output_dir / name for name in names]
     if data_args.num_drawn > 0 and trainer.is_world_process_zero():
         from ..pictures.reconstruction import draw_curves, draw_reconstruction
 
@@ -340,11 +344,11 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     if training_args.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
-        logger.info("\nResults:\n" + "\n".join(f"  {path}" for path in results))
         images = photographs if source is not None else "photos"
-        logger.info(
-            f"\nNext: c2fmae embed {encoder_dir} {images} --output features.parquet"
-            f"\n      c2fmae classify {encoder_dir} FOLDER_OF_CLASSES --knn"
-            f"\n      c2fmae push {encoder_dir} NAME --preview {output_dir / 'preview'}"
-        )
+        next_steps = [
+            type_in("embed", encoder_dir, images, "--output", "features.parquet"),
+            type_in("classify", encoder_dir, "FOLDER_OF_CLASSES", "--knn"),
+            type_in("push", encoder_dir, "NAME", "--preview", output_dir / "preview"),
+        ]
+        print_results(results, next_steps)
     return trainer

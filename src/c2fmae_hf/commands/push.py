@@ -31,6 +31,7 @@ from ..publishing.records import RESULTS_FILE, RUN_FILE, Run, load_run, run_of_w
 from ..publishing.repository import load_saved
 from ..utils.files import check_writable
 from .arguments import CommandParser
+from .console import model_in_words, print_results, type_in
 
 
 # Pictures of predictions that `c2fmae pretrain`, `segment`, `detect` and an earlier `push` write.
@@ -80,7 +81,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
 
 
 def find_runs(model: PreTrainedModel, options: argparse.Namespace) -> list[Run]:
-    """The runs that made the encoder and the model, and those that judged it."""
+    """The runs that trained the encoder and the model, and those that evaluated it."""
     folder = options.model
     if options.run_folder is not None:
         runs = [load_run(options.run_folder, "training")]
@@ -94,7 +95,7 @@ def find_runs(model: PreTrainedModel, options: argparse.Namespace) -> list[Run]:
 
 
 def published_runs(folder: Path, model: PreTrainedModel) -> list[Run]:
-    """The records of a folder that is laid out as it was published; they go with its weights."""
+    """The records in a folder with the layout of a published repository, as far as they match its weights."""
     folders = sorted({path.parent for name in (RUN_FILE, RESULTS_FILE) for path in folder.glob(f"runs/*/{name}")})
     runs = [load_run(path, path.name) for path in folders]
     try:
@@ -107,7 +108,7 @@ def published_runs(folder: Path, model: PreTrainedModel) -> list[Run]:
 
 
 def own_runs(folder: Path, model: PreTrainedModel) -> list[Run]:
-    """The record in a model's folder, or in the one above it, if it is of its weights."""
+    """The record in a model's folder or its parent, if it matches the weights."""
     for candidate in (folder, folder.parent):
         if (candidate / RUN_FILE).is_file() or (candidate / RESULTS_FILE).is_file():
             run = load_run(candidate, "training")
@@ -166,8 +167,13 @@ def publish(options: argparse.Namespace) -> str:
     }
     if options.preview is not None:
         write_repository(model, options.preview, options.repo_id, **common)
-        print(f"Look at {options.preview / 'README.md'}; nothing was published.")
+        words = ["push", options.model, options.repo_id]
+        print_results(
+            [f"{options.preview}: a preview, nothing was published"],
+            [f"look at {options.preview / 'README.md'}", f"{type_in(*words)}, with the same options as the preview"],
+        )
         return str(options.preview)
+    print(f"Publishing {model_in_words(options.model, model)} as {options.repo_id}.", flush=True)
     commit = push_to_hub(
         model,
         options.repo_id,
@@ -176,7 +182,7 @@ def publish(options: argparse.Namespace) -> str:
         commit_message=options.commit_message,
         **common,
     )
-    print(commit.pr_url or commit.commit_url)
+    print_results([commit.pr_url or commit.commit_url])
     return str(commit.pr_url or commit.commit_url)
 
 

@@ -24,6 +24,7 @@ from ..data.rows import check_named_classes, count_semantic_classes, semantic_id
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..images import to_rgb
 from ..pictures.colours import colour_classes
+from ..training.log_lines import counted
 from ..transfer.encoders import own_image_size, pixel_statistics
 from ..transfer.fine_tuning_args import FineTuningArguments
 from ..transfer.segmentation import (
@@ -60,8 +61,8 @@ class SegmentArguments(TransferArguments):
         default=None,
         metadata={"help": "Side of training crops, shorter side in evaluation; by default the model's own."},
     )
-    min_scale: float = field(default=0.5, metadata={"help": "Of training images before the crop."})
-    max_scale: float = field(default=2.0, metadata={"help": "Of training images before the crop."})
+    min_scale: float = field(default=0.5, metadata={"help": "Smallest scale of training images before the crop."})
+    max_scale: float = field(default=2.0, metadata={"help": "Largest scale of training images before the crop."})
     photometric: bool = field(default=True, metadata={"help": "Random changes of colour in training."})
     sliding_window: bool = field(default=False, metadata={"help": "Evaluate squares of image_size, not whole images."})
     window_stride: int | None = field(default=None, metadata={"help": "By default two thirds of image_size."})
@@ -85,7 +86,7 @@ def load_rows(args: SegmentArguments, seed: int):
 
 
 def build_processor(name: str, patch_size: int, image_size: int) -> C2FMAEImageProcessor:
-    """Whole images at their own aspect, with the statistics of the encoder's own processor."""
+    """A processor of whole images at their own aspect ratio, with the encoder's mean and standard deviation."""
     mean, std = pixel_statistics(name)
     return C2FMAEImageProcessor(
         size={"shortest_edge": image_size},
@@ -100,8 +101,6 @@ def build_processor(name: str, patch_size: int, image_size: int) -> C2FMAEImageP
 
 def draw(trainer: SemanticSegmentationTrainer, rows, id2label: dict[int, str], number: int, path: Path) -> None:
     """Photographs, labels and predictions side by side."""
-    if number == 0:
-        return
     from ..pictures.captions import class_legend
     from ..pictures.figures import draw_panels
 
@@ -184,19 +183,18 @@ def main(args: list[str] | None = None) -> dict:
     rows = {"train": len(train_rows), "validation": len(validation_rows)}
     record = args.record("semantic_segmentation", training_args, rows, model)
     names = ("mean_iou", "mean_accuracy", "overall_accuracy")
-    metrics, seconds = train(trainer, args.evaluate_only, names)
+    metrics, seconds = train(trainer, args, str(args.dataset_name), names)
 
     per_class = dict(zip(id2label.values(), metrics["eval_per_category_iou"]))
     absent = [name for name, value in per_class.items() if value != value]
     if absent:
-        logger.warning("Classes that occur neither in the validation split nor in predictions: %s.", absent[:20])
+        shown = ", ".join(absent[:20] + ["..."] * (len(absent) > 20))
+        logger.warning("Classes that occur neither in the validation split nor in predictions: %s.", shown)
     results = {
         "results": {name: metrics[f"eval_{name}"] for name in names},
         "iou": {name: None if value != value else value for name, value in per_class.items()},
     }
-    if trainer.is_world_process_zero():
-        words = ", ".join(f"{name} {value:.4f}" for name, value in results["results"].items())
-        print(f"{words} ({len(validation_rows)} images)")
+    words = ", ".join(f"{name} {value:.4f}" for name, value in results["results"].items())
     made = None if args.evaluate_only else trainer.accelerator.unwrap_model(trainer.model)
     return finish(
         args,
@@ -204,7 +202,9 @@ def main(args: list[str] | None = None) -> dict:
         results,
         record.finish(made),
         seconds,
-        draw=lambda path: draw(trainer, validation_rows, id2label, args.num_drawn, path),
+        draw=(lambda path: draw(trainer, validation_rows, id2label, args.num_drawn, path)) if args.num_drawn else None,
         picture="predictions.png",
         publish=trainer.push_to_hub,
+        scores=[f"{words} ({counted(len(validation_rows), 'image')})"],
+        task="image-segmentation",
     )

@@ -15,11 +15,12 @@ from transformers import set_seed
 from ..data.splits import load_train_and_validation
 from ..publishing.records import RESULTS_FILE, RunRecord
 from ..publishing.repository import check_saved
-from ..training.log_lines import announce
+from ..training.log_lines import announce, counted
 from ..transfer.fine_tuning import FineTuningTrainer
 from ..transfer.fine_tuning_args import FineTuningArguments
 from ..utils.files import check_writable, write_json
 from .arguments import HubArguments, check_output_dir, find_checkpoint, parse_arguments
+from .console import model_in_words, print_results, type_in, use_as
 from .drawing import try_to_draw
 
 
@@ -44,9 +45,9 @@ class TransferArguments:
     validation_share: float = field(
         default=0.2, metadata={"help": "Without such a split, the share of training rows that is held out."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many rows, drawn at random."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many rows, drawn at random."})
     drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth, of C2FMAE and timm."})
-    layer_decay: float = field(default=0.75, metadata={"help": "Learning rate of a layer to that of the next."})
+    layer_decay: float = field(default=0.75, metadata={"help": "Ratio of a layer's learning rate to the next one's."})
     ema_decay: float | None = field(default=None, metadata={"help": "Average the weights with this decay."})
 
     def load(self, seed: int, columns: Sequence[str], hint: str):
@@ -72,13 +73,13 @@ class TransferArguments:
     def record(
         self, task: str, training_args: FineTuningArguments, rows: Mapping[str, int], model: nn.Module, **splits: str
     ) -> RunRecord:
-        """The run's record, which begins now."""
+        """Start the run's record."""
         names = {"train": self.train_split, "validation": self.validation_split, **splits}
         return RunRecord(task, (self, training_args), rows=rows, splits=names, starting_model=model)
 
 
 def parse_transfer(command: str, group: type, args: list[str] | None, description: str, **options: Any) -> tuple:
-    """Arguments of a task, of training and of publishing; the log and the seed are set up."""
+    """Arguments of a task, of training and of publishing. Sets the seed, and checks the folders."""
     parsed = parse_arguments(
         (group, FineTuningArguments, HubArguments),
         args,
@@ -87,7 +88,6 @@ def parse_transfer(command: str, group: type, args: list[str] | None, descriptio
         positionals=("model", "dataset_name"),
         **options,
     )
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
     set_seed(parsed[1].seed)
     if Path(parsed[0].model).is_dir() and not parsed[0].from_scratch:
         check_saved(parsed[0].model)
@@ -100,11 +100,11 @@ def parse_transfer(command: str, group: type, args: list[str] | None, descriptio
 
 def check_classes(model: nn.Module, id2label: Mapping[int, str], is_named: bool) -> None:
     """
-    For `--evaluate_only`: that a model predicts the dataset's classes.
+    Check that a model predicts the dataset's classes, for `--evaluate_only`.
 
     Args:
         id2label: The dataset's.
-        is_named (`bool`): Whether the dataset names them; else there may be fewer than the model has.
+        is_named (`bool`): Whether the dataset names its classes. If not, it may have fewer than the model.
 
     Raises:
         `ValueError`: if it does not.
@@ -120,30 +120,43 @@ def check_classes(model: nn.Module, id2label: Mapping[int, str], is_named: bool)
 
 
 def words_of(args: FineTuningArguments) -> str:
-    """The score that chooses the best epoch, in words."""
+    """The score that selects the best epoch, in words."""
     name = str(args.metric_for_best_model)
     return {"ranked_accuracy": "accuracy, then loss"}.get(name, name)
 
 
-def train(trainer: FineTuningTrainer, evaluate_only: bool, scores: Sequence[str]) -> tuple[dict[str, float], float]:
+def train(
+    trainer: FineTuningTrainer, transfer_args: TransferArguments, data: str, scores: Sequence[str]
+) -> tuple[dict[str, float], float]:
     """
-    Train, save and evaluate.
+    Announce the run, train and save unless `evaluate_only` is set, and evaluate.
 
     Args:
-        scores: Names of what evaluation reports, besides `loss`, by which the best epoch can be told.
+        data (`str`): The user's name for the data.
+        scores: Scores of the evaluation that may select the best epoch; `loss` always may.
 
     Returns:
         The metrics, and the seconds that training took.
     """
     started = time.perf_counter()
     args = trainer.args
-    if not evaluate_only:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    classes = counted(model.config.num_labels, "class", "classes")
+    held_out = len(trainer.eval_dataset)  # type: ignore[arg-type]
+    if transfer_args.evaluate_only:
+        if trainer.is_world_process_zero():
+            what = model_in_words(transfer_args.model, model)
+            print(
+                f"Evaluating {what} on {counted(held_out, 'row')} of {data}, {classes}, on {args.device}.", flush=True
+            )
+    else:
         known = ["loss", *scores]
         if args.load_best_model_at_end and str(args.metric_for_best_model).removeprefix("eval_") not in known:
             raise ValueError(f"metric_for_best_model: expected one of {known}, got {args.metric_for_best_model!r}")
         kept = f" The epoch with the best {words_of(args)} is kept." if args.load_best_model_at_end else ""
-        rows = f"{len(trainer.train_dataset)} rows, {len(trainer.eval_dataset)} held out"
-        announce(trainer, f"Training on {rows}.{kept}")
+        rows = f"{counted(len(trainer.train_dataset), 'row')} of {data}, {held_out} held out, {classes}"
+        start = "random weights" if transfer_args.from_scratch else "new head"
+        announce(trainer, f"Training {model_in_words(transfer_args.model, model, start)} on {rows}.{kept}")
         trainer.train(resume_from_checkpoint=find_checkpoint(trainer.args))
         trainer.save_model()
         trainer.save_state()
@@ -164,16 +177,21 @@ def finish(
     draw: Callable[[Path], Any] | None = None,
     picture: str = "",
     publish: Callable[[], Any] | None = None,
+    *,
+    task: str,
+    scores: Sequence[str],
 ) -> dict[str, Any]:
     """
-    Write `results.json`, draw, publish, and say what there is.
+    Write `results.json`, draw, publish, and print scores, files and what to do next.
 
     Args:
-        results: What is to be written besides settings and record.
+        results: Further content of `results.json`.
         record: The finished [`RunRecord`].
         draw (*optional*): Draws the picture, in the main process.
         picture (`str`): Its name in the output folder.
         publish (*optional*): Called if the arguments ask for it.
+        task (`str`): Name of the pipeline that loads the model.
+        scores: Lines to print.
     """
     content = {
         **results,
@@ -182,12 +200,21 @@ def finish(
         "run": record,
     }
     folder = Path(str(training_args.output_dir))
+    results_file, preview = folder / RESULTS_FILE, ("--preview", folder / "preview")
+    files = [results_file]
+    if "weights" in record:  # of a model that this run made
+        files.insert(0, folder)
+        next_steps = [use_as(task, folder), type_in("push", folder, "NAME", *preview)]
+    elif args.evaluate_only:
+        next_steps = [type_in("push", args.model, "NAME", "--results", results_file, *preview)]
+    else:
+        next_steps = [type_in("classify", args.model, args.dataset_name, "--output_dir", folder / "fine-tuned")]
     if training_args.process_index == 0:
-        write_json(folder / RESULTS_FILE, content)
-        if draw is not None:
-            try_to_draw(folder / picture, draw)
+        write_json(results_file, content)
+        if draw is not None and try_to_draw(folder / picture, draw):
+            files.append(folder / picture)
     if training_args.push_to_hub and publish is not None:
         publish()
     if training_args.process_index == 0:
-        print(f"Results: {folder / RESULTS_FILE}")
+        print_results([*scores, *files], next_steps)
     return content

@@ -16,6 +16,7 @@ from ..data.validation import ValidationReport, validate_dataset
 from ..utils.files import check_writable, write_json
 from ..utils.packages import require
 from .arguments import CommandParser
+from .console import print_results, type_in
 from .drawing import try_to_draw
 
 
@@ -37,6 +38,7 @@ def main(args: list[str] | None = None) -> ValidationReport:
         path = Path(parsed.dataset_name)
         folder = path.with_name(f"{path.name}-validation") if path.is_dir() else Path("validation")
     check_writable(folder)
+    print(f"Reading every row of {parsed.dataset_name}, split {parsed.split}. Output folder: {folder}.", flush=True)
     report, samples = validate_dataset(
         parsed.dataset_name, parsed.split, parsed.num_semantic_classes, parsed.num_threads, parsed.num_drawn
     )
@@ -50,7 +52,8 @@ def main(args: list[str] | None = None) -> ValidationReport:
         names = {entry["id"]: entry["name"] for entry in report.classes}
         if try_to_draw(sheet, lambda path: draw_contact_sheet(samples, path, names, title)):
             results.append(sheet)
-    print("\nResults:\n" + "\n".join(f"  {path}" for path in results))
+    pretrain = type_in("pretrain", parsed.dataset_name, "--size", "tiny", "--output_dir", "runs/pretrained")
+    print_results(results, [pretrain] if report.is_valid and parsed.split == "train" else ())
     return report
 
 

@@ -56,8 +56,10 @@ from ..pictures.views import (
     with_predicted_maps,
 )
 from ..publishing.redaction import hide_folders, hide_tokens
+from ..training.log_lines import counted
 from ..utils.files import check_writable
 from .arguments import parse_arguments, pick_device
+from .console import print_results
 
 
 logger = logging.getLogger(__name__)
@@ -85,18 +87,26 @@ class GalleryArguments:
         },
     )
     split: str | None = field(
-        default=None, metadata={"help": "Of the dataset; by default validation, else test, else the first one."}
+        default=None, metadata={"help": "Split of the dataset; by default validation, else test, else the first one."}
     )
-    output_dir: str | None = field(default=None, metadata={"help": "Where to write."})
-    num_images: int = field(default=8, metadata={"help": "How many, evenly spread over the folder or the split."})
-    indices: list[int] | None = field(default=None, metadata={"help": "These instead, counted from 0."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for the pictures and the page."})
+    num_images: int = field(
+        default=8, metadata={"help": "Number of photographs, evenly spread over the folder or the split."}
+    )
+    indices: list[int] | None = field(
+        default=None, metadata={"help": "Instead of num_images: which photographs, counted from 0."}
+    )
     on_bad_row: str = field(
         default="raise",
         metadata={"help": "Stop at a photograph that cannot be read, or leave it out.", "choices": ["raise", "skip"]},
     )
-    seed: int = field(default=0, metadata={"help": "Of the masks."})
-    mask_ratio: float | None = field(default=None, metadata={"help": "By default the model's."})
-    curriculum: str = field(default="linear", metadata={"help": "Of the film strip.", "choices": ["linear", "step"]})
+    seed: int = field(default=0, metadata={"help": "Seed of the masks."})
+    mask_ratio: float | None = field(
+        default=None, metadata={"help": "Share of masked patches; by default the model's."}
+    )
+    curriculum: str = field(
+        default="linear", metadata={"help": "Curriculum of the film strip.", "choices": ["linear", "step"]}
+    )
     maps: str = field(
         default="auto",
         metadata={
@@ -107,12 +117,14 @@ class GalleryArguments:
     patches: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Whose attention is drawn: ROW,COLUMN from 1, such as 8,8 4,11. By default two: the middles of "
-            "the largest known objects, else of the photograph and of its upper left quarter."
+            "help": "Patches whose attention is drawn, as ROW,COLUMN from 1, such as 8,8 4,11. By default two: the "
+            "middles of the largest known objects, else of the photograph and of its upper left quarter."
         },
     )
-    layers: list[int] | None = field(default=None, metadata={"help": "From 1; by default four, evenly spread."})
-    heads: list[int] | None = field(default=None, metadata={"help": "From 1; by default up to four, evenly spread."})
+    layers: list[int] | None = field(
+        default=None, metadata={"help": "Layers to draw, from 1; by default four, evenly spread."}
+    )
+    heads: list[int] | None = field(default=None, metadata={"help": "Heads to draw, from 1; by default up to four."})
     device: str | None = field(default=None, metadata={"help": "By default a GPU if there is one, else the CPU."})
 
 
@@ -362,13 +374,18 @@ def run(args: GalleryArguments, words: Sequence[str]) -> list[Path]:
         folders = [Path(name).resolve().parent.name for name in names]
         models = [replace(viewed, name=f"{folder}/{viewed.name}") for folder, viewed in zip(folders, models)]
     photos, left_out = load_photos(args, models)
+    drawn = " and ".join(viewed.name for viewed in models)
+    print(
+        f"Drawing what {drawn} sees in {counted(len(photos[0]), 'photograph')}, on {device}. Output folder: {folder}.",
+        flush=True,
+    )
     sections: dict[str, list[Picture]] = {}
     for heading, picture in draw(args, models, photos, folder):
         sections.setdefault(heading, []).append(picture)
     command = hide_folders({"command": hide_tokens(["c2fmae", "visualize", *words])})["command"]
     notes = describe(models, photos[0], args) + [f"Left out: {message}." for message in left_out]
     page = folder / "index.html"
-    write_gallery(page, " and ".join(viewed.name for viewed in models), sections, command, notes)
+    write_gallery(page, drawn, sections, command, notes)
     return [page, *(picture.path for pictures in sections.values() for picture in pictures)]
 
 
@@ -388,9 +405,7 @@ def main(words: list[str] | None = None) -> list[Path]:
     """Returns the page and the pictures."""
     words = sys.argv[1:] if words is None else words
     (args,) = parse(words)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     written = run(args, words)
-    logger.info(f"\n{len(written) - 1} pictures, and all of them in\n  {written[0]}")
+    print_results([f"{written[0]}: {counted(len(written) - 1, 'picture')}"], [f"open {written[0]} in a browser"])
     return written

@@ -1,4 +1,4 @@
-"""The callback that tells the data where training stands."""
+"""The callback that passes training progress to the data."""
 
 from __future__ import annotations
 

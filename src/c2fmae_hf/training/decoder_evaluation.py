@@ -1,4 +1,4 @@
-"""How right the decoder's own maps are, in the field's terms rather than as losses."""
+"""Mean IoU and panoptic quality of the decoder's predicted maps."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def evaluate_decoder(
     batch_size: int = 16,
 ) -> dict[str, float]:
     """
-    Scores of the predicted maps on the label grid, where patches were masked; what was visible is not counted, so that
-    an instance is judged by its masked part.
+    Scores of the predicted maps on the label grid. Only masked patches count: an instance is scored on its masked
+    part.
 
     Args:
         model ([`C2FMAEForPreTraining`]): Put into evaluation mode for the call.

@@ -61,6 +61,11 @@ def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
 
 
+def counted(number: int | float, noun: str, plural: str | None = None) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{number if isinstance(number, int) else f'{number:g}'} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def readable_time(seconds: float) -> str:
     """`45 s`, `12 min` or `3.5 h`."""
     if seconds < 90:
@@ -119,11 +124,11 @@ class AnnouncementCallback(TrainerCallback):
         self.first_step, self.started = state.global_step, time.perf_counter()
         if state.is_world_process_zero:
             batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            epochs = "" if args.max_steps > 0 else f" ({args.num_train_epochs:g} epochs)"
+            epochs = "" if args.max_steps > 0 else f" ({counted(args.num_train_epochs, 'epoch')})"
             begun = f", of which {state.global_step} are done," if state.global_step else ""
             tqdm.write(
-                f"{self.facts} {state.max_steps} steps of {batch} images{epochs}{begun} on {args.device}, learning "
-                f"rate {args.learning_rate:.2g}."
+                f"{self.facts} {counted(state.max_steps, 'step')} of {counted(batch, 'image')}{epochs}{begun} on "
+                f"{args.device}, learning rate {args.learning_rate:.2g}. Output folder: {args.output_dir}."
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:

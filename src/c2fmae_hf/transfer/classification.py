@@ -25,7 +25,7 @@ from ..configuration_c2fmae import C2FMAEConfig, resize_before_crop
 from ..constants import IMAGENET_MEAN, IMAGENET_STD
 from ..data.rows import undecoded
 from ..images import open_image, to_rgb
-from .encoders import encoder_config
+from .encoders import encoder_config, load_with_new_parts
 from .fine_tuning import FineTuningTrainer, named_classes
 
 
@@ -47,8 +47,8 @@ def build_classifier(
         name (`str`): As for [`~c2fmae_hf.transfer.encoders.load_encoder`].
         id2label: Names of the classes.
         from_scratch (`bool`): Random weights instead of the saved ones.
-        image_size (`int`, *optional*): Side of the images; of C2FMAE and for an architecture of timm.
-        pooling (`str`, *optional*): `mean` or `cls`; of C2FMAE and timm. By default the model's own.
+        image_size (`int`, *optional*): Side of the images, for C2FMAE and architectures of timm.
+        pooling (`str`, *optional*): `mean` or `cls`, for C2FMAE and timm. By default the model's own.
         drop_path_rate (`float`): Stochastic depth, where the model has it.
 
     Raises:
@@ -61,7 +61,7 @@ def build_classifier(
         config.image_size = image_size
     if from_scratch:
         return AutoModelForImageClassification.from_config(config)
-    return AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+    return load_with_new_parts(AutoModelForImageClassification, name, config=config, ignore_mismatched_sizes=True)
 
 
 def name_classes(
@@ -183,8 +183,7 @@ def classification_transforms(
 
 def ranked_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """
-    Tells the best epoch: the higher top-1 accuracy and, among equal ones, the lower cross-entropy. Accuracies of few
-    images are often equal.
+    A score that ranks epochs by top-1 accuracy, then by cross-entropy, since accuracies on few images are often equal.
 
     Args:
         logits (`np.ndarray` of shape `(N, num_classes)`).

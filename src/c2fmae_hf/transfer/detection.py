@@ -60,15 +60,16 @@ NARROW_MASK2FORMER: dict[str, Any] = {
 
 
 def with_defaults(options: dict[str, Any], backbone_config: Any, narrow: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a detector, completed for a narrow encoder, which the log says."""
+    """A detector's options; for a narrow encoder completed by smaller sizes, which are logged."""
     if backbone_config.hidden_size >= NARROW:
         return options
-    logger.info("The detector is small, as the encoder is; --detector_options sets its sizes: %s.", dict(narrow))
+    sizes = ", ".join(f"{name} {value}" for name, value in narrow.items())
+    logger.info("The detector is small, as the encoder is: %s. --detector_options changes them.", sizes)
     return {**narrow, **options}
 
 
 def check_options(config_class: type[PreTrainedConfig], options: Mapping[str, Any]) -> None:
-    """Raises `ValueError` for what is no field of the configuration, which would take it without effect."""
+    """Raise `ValueError` for unknown fields, which the configuration would silently accept."""
     unknown = sorted(set(options) - set(config_class().to_dict()))
     if unknown:
         raise ValueError(f"detector_options: expected fields of {config_class.__name__}, got {unknown}")

@@ -1,4 +1,4 @@
-"""Features of photographs in Parquet files, a shard at a time, so that an interrupted job goes on."""
+"""Features of photographs in Parquet files, written shard by shard, so that an interrupted job can continue."""
 
 from __future__ import annotations
 
@@ -50,8 +50,7 @@ def embed_images(
     """
     Write features of every image of a source.
 
-    A shard is a part of the source; a shard that is there already is not computed again, as long as model, source and
-    settings are the same.
+    Finished shards are kept and not computed again, provided that model, source and settings are the same.
 
     Args:
         model: From [`~c2fmae_hf.transfer.encoders.load_encoder`], on the device that computes.

@@ -1,9 +1,10 @@
-"""Any encoder that `AutoModel` or timm builds: its configuration, weights, tokens and pooled features."""
+"""Encoders that `AutoModel` or timm builds: configuration, weights, tokens and pooled features."""
 
 from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 POOLINGS = ("cls", "mean")
-#: Encoders of less width get small heads: full ones cost a hundred times what such an encoder does. Our choice.
+#: Encoders narrower than this get small heads: full ones cost a hundred times as much as such an encoder. Our choice.
 NARROW = 384
 
 
@@ -46,8 +47,7 @@ def encoder_config(
     **options: Any,
 ) -> PreTrainedConfig:
     """
-    The configuration of an encoder, wherever it comes from, ready for images of any size. A ViTMAE, which would mask
-    its input, becomes the ViT that it trains.
+    The configuration of an encoder, set up for images of any size. A ViTMAE, which masks its input, becomes a ViT.
 
     Args:
         name (`str`): As for [`load_encoder`].
@@ -98,10 +98,10 @@ def encoder_config(
 
 def own_image_size(config: PreTrainedConfig) -> int:
     """
-    Side in pixels of the square images that an encoder was made for; 224 if its configuration does not say.
+    Side in pixels of the square images that an encoder expects; 224 if its configuration does not say.
 
     Raises:
-        `ValueError`: if they are no squares.
+        `ValueError`: if it expects other images than squares.
     """
     size = getattr(config, "image_size", None)
     if isinstance(config, TimmWrapperConfig):
@@ -153,8 +153,43 @@ def load_encoder(name: str, from_scratch: bool = False, **options: Any) -> PreTr
     return AutoModel.from_pretrained(name, config=config)
 
 
+def load_with_new_parts(auto_class: Any, name: str, new: Sequence[str] = (), **options: Any) -> PreTrainedModel:
+    """
+    `from_pretrained` of a model with a new head. transformers' report on weights is shown only if other weights are
+    missing, do not fit or are left over.
+
+    Args:
+        auto_class: With `from_pretrained`.
+        name (`str`): A folder or a name on the Hub.
+        new: Prefixes of the new weights; by default all weights outside the base model, and timm's heads.
+        options: Of `from_pretrained`.
+    """
+    source, reports = logging.getLogger("transformers.modeling_utils"), []
+
+    def hold_back(record: logging.LogRecord) -> bool:
+        is_report = "LOAD REPORT" in record.getMessage()
+        reports.extend([record] * is_report)
+        return not is_report
+
+    is_expected = False
+    source.addFilter(hold_back)
+    try:
+        model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
+        prefix = f"{model.base_model_prefix}."
+        heads = tuple(new) or tuple(f"{prefix}{head}." for head in ("head", "fc", "classifier"))  # of timm's models
+        lacking = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+        others = [key for key in lacking if not key.startswith(heads) and (new or key.startswith(prefix))]
+        left_over = [key for key in info["unexpected_keys"] if "pooler." not in key]  # a ViT's, which no head reads
+        is_expected = not others and not left_over
+    finally:
+        source.removeFilter(hold_back)
+        for record in [] if is_expected else reports:
+            source.handle(record)
+    return model
+
+
 def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel, for pixels in [0, 1], that an encoder expects; else ImageNet's."""
+    """An encoder's mean and standard deviation per channel, for pixels in [0, 1]; ImageNet's if it has none."""
     try:
         processor = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError):
@@ -196,7 +231,7 @@ def build_processor(name: str, config: PreTrainedConfig, image_size: int, crop_p
 
 
 def encode_images(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """`(B, tokens, width)` of the last layer, at any image size that the model can be given."""
+    """Tokens of the last layer, `(B, tokens, width)`, at any image size that the model takes."""
     options = {}
     if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
         options["interpolate_pos_encoding"] = True

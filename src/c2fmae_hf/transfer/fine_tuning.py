@@ -1,4 +1,4 @@
-"""What fine-tuning for every task shares: layer-wise learning rates and an average of the weights."""
+"""The trainer for all fine-tuning tasks: layer-wise learning rates and an average of the weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def layer_indices(model: nn.Module) -> dict[str, int]:
 
 
 def _blocks(model: nn.Module) -> dict[str, int]:
-    """The block that each parameter of a block belongs to."""
+    """Block number by parameter name, for the parameters of blocks."""
     blocks = {name: int(match[1]) for name, _ in model.named_parameters() if (match := _BLOCK.search(name))}
     if not blocks:
         raise ValueError("layer_decay: expected a model with blocks named blocks.N, layers.N or layer.N, got none")
@@ -125,8 +125,8 @@ def named_classes(id2label: Mapping[int, str]) -> dict[str, Any]:
 
 class FineTuningTrainer(PublishingTrainer):
     """
-    `Trainer` with layer-wise learning rates and, if wanted, an exponential moving average of the weights. Its
-    `push_to_hub` publishes in one commit, with a card.
+    `Trainer` with layer-wise learning rates and an optional exponential moving average of the weights. `push_to_hub`
+    publishes in one commit, with a card.
 
     Args:
         model, args: Of `Trainer`; [`FineTuningArguments`] have defaults that suit.
@@ -153,8 +153,7 @@ class FineTuningTrainer(PublishingTrainer):
         if isinstance(args, FineTuningArguments):
             args.choose_best_model(has_average=ema_decay is not None)
         super().__init__(model, args, *others, **kwargs)
-        # The losses here are means over a batch, whatever arguments a model's forward takes: they are to be divided by
-        # the number of accumulated batches.
+        # Losses are means over a batch, so the Trainer must divide them by the number of accumulated batches.
         self.model_accepts_loss_kwargs = False
         self.encoder, self.layer_decay = encoder, layer_decay
         self.average: ModelEmaV3 | None = None
@@ -214,7 +213,7 @@ class FineTuningTrainer(PublishingTrainer):
 
 
 class _AverageCallback(TrainerCallback):
-    """Keeps the average up to date, takes it from a checkpoint, and puts it in the model's place at the end."""
+    """Updates the average, restores it from a checkpoint, and copies it into the model at the end."""
 
     def __init__(self, average: ModelEmaV3) -> None:
         self.average = average

@@ -1,4 +1,4 @@
-"""Arguments of fine-tuning: those of transformers, with defaults with which a few photographs are learnt."""
+"""Arguments of fine-tuning: transformers', with defaults that work for small datasets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class FineTuningArguments(TrainingArguments):
 
     - `learning_rate=None`: `base_learning_rate` times the square root of the batch over 256, with the batch over all
       devices and accumulation steps. The square root is Adam's scaling rule (Malladi et al., 2022). MAE's linear rule
-      is made for batches of a thousand; at 8 images it leaves a rate with which nothing is learnt.
+      is meant for batches of a thousand; at 8 images its rate is too low to learn anything.
     - `num_train_epochs=20`, `weight_decay=0.05`, `lr_scheduler_type="cosine"`, `warmup_steps=0.1` (of all steps).
     - `eval_strategy="epoch"`, `save_strategy="epoch"`, `save_total_limit=1`: the best epoch and the last are kept.
     - `load_best_model_at_end=None`: wherever every epoch is both saved and evaluated, but for an average of the
@@ -44,7 +44,7 @@ class FineTuningArguments(TrainingArguments):
         default=None, metadata={"help": "Keep the best epoch; by default wherever each is saved and evaluated."}
     )
     metric_for_best_model: str | None = field(
-        default="loss", metadata={"help": "What tells the best epoch: a name in the evaluation's log."}
+        default="loss", metadata={"help": "Score that selects the best epoch, as named in the evaluation's log."}
     )
     logging_steps: float = field(
         default=0.01, metadata={"help": "Log every so many steps, or a share of all below 1."}

@@ -1,4 +1,4 @@
-"""A nearest-neighbour probe of the encoder during pre-training: whether it learns anything that classes show."""
+"""A nearest-neighbour probe that measures the encoder's accuracy during pre-training."""
 
 from __future__ import annotations
 

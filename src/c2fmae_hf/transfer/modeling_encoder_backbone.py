@@ -26,7 +26,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ..configuration_c2fmae import C2FMAEConfig
 from ..modeling_c2fmae import C2FMAEBackbone, FeaturePyramid
-from .encoders import encoder_config, patch_size_of
+from .encoders import encoder_config, load_with_new_parts, patch_size_of
 
 
 # Names of the last norm in the vision transformers of transformers.
@@ -179,7 +179,9 @@ def build_backbone(
     if isinstance(config, C2FMAEConfig):
         config = AutoConfig.from_pretrained(name, add_fpn=True, out_indices=out_indices, out_features=None)
         config.drop_path_rate = drop_path_rate
-        return C2FMAEBackbone(config) if from_scratch else C2FMAEBackbone.from_pretrained(name, config=config)
+        if from_scratch:
+            return C2FMAEBackbone(config)
+        return load_with_new_parts(C2FMAEBackbone, name, new=["fpn."], config=config)
     encoder = AutoModel.from_config(config) if from_scratch else AutoModel.from_pretrained(name, config=config)
     hidden_size = encoder.timm_model.embed_dim if isinstance(encoder, TimmWrapperModel) else config.hidden_size
     backbone = EncoderBackbone(

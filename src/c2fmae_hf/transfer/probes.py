@@ -1,4 +1,4 @@
-"""The two protocols that judge frozen features: weighted k-nearest neighbours and the linear probe."""
+"""Two evaluations of frozen features: weighted k-nearest neighbours and the linear probe."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from ..data.rows import undecoded
 from ..image_processing_c2fmae import rounded_size
 from ..images import expand_label_map, open_image, to_label_map, to_rgb
 from ..metrics.scores import confusion_matrix, iou_scores
-from .encoders import NARROW, encoder_config
+from .encoders import NARROW, encoder_config, load_with_new_parts
 from .fine_tuning import FineTuningTrainer, named_classes
 from .modeling_encoder_backbone import build_backbone
 
@@ -76,7 +76,8 @@ def build_segmenter(
         config.segmentation_head_channels = head_channels or config.segmentation_head_channels
         if from_scratch:
             return AutoModelForSemanticSegmentation.from_config(config)
-        return AutoModelForSemanticSegmentation.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+        options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True}
+        return load_with_new_parts(AutoModelForSemanticSegmentation, name, **options)
     if head != "upernet":
         raise ValueError(f"head: expected 'upernet' or 'light', got {head!r}")
     backbone = build_backbone(name, from_scratch, out_indices, image_size, drop_path_rate)

@@ -139,7 +139,7 @@ class ClassicalLabeller(Labeller):
             except SafetensorError as error:
                 raise ValueError(f"{path}: expected the fitted classes, got a damaged file: {error}") from None
         sample = itertools.islice(images, self.fit_images)
-        self.fit(tqdm(sample, desc="Finding classes", unit=" images", total=self.fit_images, mininterval=1))
+        self.fit(tqdm(sample, desc="Finding classes", unit=" images", mininterval=1))
         folder.mkdir(parents=True, exist_ok=True)
         assert self.fitted is not None  # by fit()
         with replace_file(path) as temporary:
