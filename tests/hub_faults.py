@@ -228,7 +228,7 @@ def shown_lines(result: Finished, scene: Scene) -> list[str]:
         lines += errors[-1][error.start() :].splitlines()
     if result.code < 0:
         lines.append("Killed")
-    lines += result.out.splitlines()
+    lines += [line.strip() for line in result.out.splitlines() if "/commit/" in line]
     return [shown for line in lines if (shown := _normalized(line, scene)).strip()]
 
 

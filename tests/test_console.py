@@ -170,6 +170,20 @@ logging.getLogger("c2fmae_hf.data.splits").warning("rows are held out")
     assert processes.run(script).err == "Skipped: row 7\n"
 
 
+def test_a_line_of_a_log_is_printed_once(processes):
+    script = """
+import logging
+from c2fmae_hf.commands.console import set_up_output
+set_up_output()
+set_up_output()
+for name in ("c2fmae_hf", "huggingface_hub", "datasets", "transformers", "timm"):
+    __import__(name)
+    logging.getLogger(f"{name}.anything").warning("from %s", name)
+"""
+    names = ("c2fmae_hf", "huggingface_hub", "datasets", "transformers", "timm")
+    assert [line.split("] ")[-1] for line in processes.run(script).err.splitlines()] == [f"from {n}" for n in names]
+
+
 def test_a_head_that_is_new_is_no_warning_but_other_weights_are(folder, tmp_path, caplog):
     load_with_new_parts(C2FMAEBackbone, str(folder / "c2fmae"), new=["fpn."], add_fpn=True)
     load_with_new_parts(AutoModelForImageClassification, str(folder / "vit"))

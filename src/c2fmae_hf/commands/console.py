@@ -18,11 +18,13 @@ from transformers.utils import logging as transformers_logging
 
 def set_up_output() -> None:
     """
-    Print the package's log as plain lines, warnings of other libraries, and no bars for what takes a second. If there
-    are several processes, only the first one prints, except for errors and bad rows.
+    Print the package's log as plain lines, and no bars for what takes a second. If there are several processes, only the
+    first one prints, except for errors and bad rows.
     """
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("c2fmae_hf").setLevel(logging.INFO)
+    own = logging.getLogger("c2fmae_hf")
+    own.setLevel(logging.INFO)
+    if not own.handlers:
+        own.addHandler(logging.StreamHandler())  # not to the root: libraries with handlers would print twice
     for client in ("httpx", "httpx2"):  # the Hub's client, by its version, logs addresses that are signed
         logging.getLogger(client).setLevel(logging.WARNING)
     hides_downloads = are_progress_bars_disabled()
