@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.transforms import v2
 
+from c2fmae_hf.data import rows as data_rows
+from c2fmae_hf.data.dataset import C2FMAEDataset
+from c2fmae_hf.data.sampling import SampleKey
 from c2fmae_hf.data.transforms import JointTransform, evaluation_transform, training_transform
+from c2fmae_hf.images import open_photograph
 from c2fmae_hf.targets import reduce_label_map
 
 
@@ -147,3 +153,55 @@ def test_pixels_are_those_of_torchvision_s_own_pipeline(seed, image_size):
     assert torch.equal((exact * 255).round(), (scaled * 255).round())
     pixels = training_transform(size, scale=(0.1, 1.0), **statistics)(image, None, None, seed)["pixel_values"]
     torch.testing.assert_close(pixels, v2.functional.normalize(scaled, **statistics), atol=2e-6, rtol=0)
+
+
+def large_row(orientation: int, size: tuple[int, int]) -> dict:
+    """A smooth JPEG as a camera stores it, and a map of it as it is displayed."""
+    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
+    shown = np.stack([255 * x, 255 * y, 127 * (1 + np.sin(9 * x * y))], axis=-1).astype(np.uint8)
+    ids = (8 * y).astype(np.uint8) * 8 + (8 * x).astype(np.uint8)
+    stored, exif = Image.fromarray(shown), Image.Exif()
+    if orientation != 1:  # what turning it back makes of the stored pixels
+        back = {6: Image.Transpose.ROTATE_90, 3: Image.Transpose.ROTATE_180, 5: Image.Transpose.TRANSPOSE}
+        stored = stored.transpose(back[orientation])
+        exif[ExifTags.Base.Orientation] = orientation
+    files = [io.BytesIO() for _ in range(2)]
+    stored.save(files[0], "JPEG", quality=95, exif=exif)
+    Image.fromarray(ids).save(files[1], "PNG")
+    return {"image": files[0].getvalue(), "semantic": files[1].getvalue(), "instance": None}
+
+
+@pytest.mark.parametrize(
+    ("orientation", "width", "height", "decoded"),
+    [(1, 1203, 901, 301), (3, 1203, 901, 1203), (3, 1204, 900, 301), (5, 1204, 900, 301), (6, 1204, 900, 301)],
+)
+def test_a_large_jpeg_is_decoded_smaller_and_gives_the_same_sample(orientation, width, height, decoded, monkeypatch):
+    rows, opened = [large_row(orientation, (width, height))], []
+    transform = training_transform((32, 48))
+    monkeypatch.setattr(
+        data_rows, "open_photograph", lambda *args: opened.append(open_photograph(*args)) or opened[-1]
+    )
+    dataset = C2FMAEDataset(rows, transform)
+    fast = [dataset[SampleKey(0, epoch, 0.0)] for epoch in range(6)]
+    assert all(max(image.size) <= decoded and size == (height, width) for image, size in opened)
+    monkeypatch.setattr(transform, "reduction", lambda *args: 1)
+    for epoch, sample in enumerate(fast):
+        exact = dataset[SampleKey(0, epoch, 0.0)]
+        assert opened[-1][0].size == (width, height)
+        assert torch.equal(sample["semantic"], exact["semantic"])
+        levels = 58 * (sample["pixel_values"] - exact["pixel_values"])  # of 255
+        assert levels.abs().max() < 4
+        assert levels[:2].mean(dim=(1, 2)).abs().max() < 0.2  # a shift by 1 of 1203 pixels is 0.2 levels
+
+
+def test_what_is_decoded_smaller():
+    transform = training_transform((32, 32), scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    for side, divisor in ((127, 1), (128, 2), (255, 2), (256, 4), (511, 4), (512, 8), (9000, 8)):
+        assert transform.reduction((side, side), seed=0) == divisor
+    row = large_row(1, (1203, 901))
+    given = Image.open(io.BytesIO(row["image"]))
+    assert open_photograph(given, lambda size: 8)[0].size == (1203, 901)  # not ours to change
+    png = io.BytesIO()
+    given.save(png, "PNG")
+    assert open_photograph(png.getvalue(), lambda size: 8)[0].size == (1203, 901)
+    assert evaluation_transform((32, 32)).reduction((9000, 9000), seed=0) == 1

@@ -18,8 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 def set_up_output() -> None:
     """
-    Print the package's log as plain lines, and no bars for what takes a second. If there are several processes, only the
-    first one prints, except for errors and bad rows.
+    Print the package's log as plain lines, and no bars for what takes a second. If there are several processes, only
+    the first one prints, except for errors and bad rows.
     """
     own = logging.getLogger("c2fmae_hf")
     own.setLevel(logging.INFO)

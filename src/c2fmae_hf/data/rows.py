@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..constants import IGNORE_INDEX
-from ..images import expand_label_map, open_image, to_label_map, to_rgb
+from ..images import expand_label_map, open_image, open_photograph, to_label_map
 from .randomness import sample_seeds
 from .sampling import SampleKey
 from .transforms import JointTransform
@@ -69,22 +69,22 @@ class RowReader:
         index = key.index if index is None else index
         label = f"row {index}" + (f" ({row['image_id']})" if row.get("image_id") else "")
         column = "image"
+        # torch's seeds are signed.
+        seed = int(sample_seeds(self.seed, [key.epoch], [key.index])[0]) >> 1
         try:
-            image = to_rgb(open_image(row["image"]))
+            image, size = open_photograph(row["image"], lambda size: self.transform.reduction(size, seed))
             maps = {}
             for column in self.map_columns:
                 if row[column] is None:
                     continue
-                label_map = to_label_map(open_image(row[column], image_size=(image.height, image.width)))
+                label_map = to_label_map(open_image(row[column], image_size=size))
                 if column == "semantic":
                     self._check_classes(label_map)
-                maps[column] = expand_label_map(label_map, (image.height, image.width))
+                maps[column] = expand_label_map(label_map, size)
         except ValueError as error:
             raise ValueError(f"{label}, column {column!r}: {error}") from error
-        # torch's seeds are signed.
-        seed = int(sample_seeds(self.seed, [key.epoch], [key.index])[0]) >> 1
         return {
-            **self.transform(image, maps.get("semantic"), maps.get("instance"), seed),
+            **self.transform(image, maps.get("semantic"), maps.get("instance"), seed, size),
             "sample_key": key,
             "image_id": str(row.get("image_id") or f"row {index}"),
             "num_skipped": num_skipped,

@@ -18,6 +18,10 @@ from ..constants import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD
 from ..targets import reduce_label_map
 
 
+# An image is decoded smaller only if that leaves this many times the pixels that a side needs.
+REDUCTION_MARGIN = 2
+
+
 class JointTransform:
     """
     Draws a geometry once, applies it to the image (antialiased bicubic) and both maps (nearest), then normalises the
@@ -45,8 +49,22 @@ class JointTransform:
         # For 8-bit pixels: saves the pass that scales them to [0, 1].
         self._mean_255, self._std_255 = (255 * torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
 
+    def reduction(self, size: tuple[int, int], seed: int) -> int:
+        """
+        By how much an image may be decoded smaller (1, 2, 4 or 8) before [`__call__`] with the same seed.
+
+        Args:
+            size (`tuple[int, int]`): `(height, width)` of the image.
+        """
+        return 1
+
     def __call__(
-        self, image: Image.Image, semantic: np.ndarray | None, instance: np.ndarray | None, seed: int
+        self,
+        image: Image.Image,
+        semantic: np.ndarray | None,
+        instance: np.ndarray | None,
+        seed: int,
+        size: tuple[int, int] | None = None,
     ) -> dict[str, torch.Tensor]:
         """
         Args:
@@ -54,13 +72,16 @@ class JointTransform:
             semantic, instance: `(height, width)` label maps of the image's size, -100 = ignore; `None` = no map, which
                 gives a map of -100.
             seed (`int`): Seed of everything random in the transform. torch's global generator is left as it was.
+            size (`tuple[int, int]`, *optional*): `(height, width)` of the image and of the maps, if the image was
+                decoded smaller, see [`reduction`].
 
         Returns:
             `pixel_values` `(3, height, width)` float32, `semantic` and `instance` `(height / s, width / s)` int64.
         """
         maps = {"semantic": semantic, "instance": instance}
         with _seeded(seed):
-            pixels, grids = self.apply_geometry(image, {name: ids for name, ids in maps.items() if ids is not None})
+            given = {name: ids for name, ids in maps.items() if ids is not None}
+            pixels, grids = self.apply_geometry(image, given, size or (image.height, image.width))
         result = {"pixel_values": pixels.to(torch.float32).sub_(self._mean_255).div_(self._std_255)}
         for name in maps:
             if name in grids:
@@ -70,7 +91,7 @@ class JointTransform:
         return result
 
     def apply_geometry(
-        self, image: Image.Image, maps: dict[str, np.ndarray]
+        self, image: Image.Image, maps: dict[str, np.ndarray], image_size: tuple[int, int]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Pixels `(3, height, width)` uint8 of the size `size`, and maps on the label grid."""
         sample: dict[str, torch.Tensor] = {"image": tv_tensors.Image(tvF.pil_to_tensor(image))}
@@ -104,15 +125,31 @@ class RandomResizedCropAndFlip(JointTransform):
         super().__init__(v2.Compose([crop, v2.RandomHorizontalFlip()]), size, **options)
         self.crop = crop
 
+    def draw(self, image_size: tuple[int, int]) -> dict[str, int]:
+        """The next crop of an image of this `(height, width)`: `top`, `left`, `height` and `width`."""
+        return self.crop.make_params([torch.empty((1, *image_size), device="meta")])
+
+    def reduction(self, size: tuple[int, int], seed: int) -> int:
+        with _seeded(seed):
+            box = self.draw(size)
+        shrinks = min(box["height"] / self.size[0], box["width"] / self.size[1])
+        return max(divisor for divisor in (1, 2, 4, 8) if divisor == 1 or divisor * REDUCTION_MARGIN <= shrinks)
+
     def apply_geometry(
-        self, image: Image.Image, maps: dict[str, np.ndarray]
+        self, image: Image.Image, maps: dict[str, np.ndarray], image_size: tuple[int, int]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        box = self.crop.make_params([image])
+        box = self.draw(image_size)
         is_flipped = bool(torch.rand(1) < 0.5)
         left, top = box["left"], box["top"]
-        # Crop first: there is less to copy to a tensor.
-        pixels = tvF.pil_to_tensor(image.crop((left, top, left + box["width"], top + box["height"])))
-        pixels = tvF.resize(pixels, list(self.size), self.crop.interpolation, antialias=True)
+        sides = (left, top, left + box["width"], top + box["height"])
+        divisor = round(max(image_size) / max(image.size))
+        if divisor == 1:
+            # Crop first: there is less to copy to a tensor.
+            pixels = tvF.pil_to_tensor(image.crop(sides))
+            pixels = tvF.resize(pixels, list(self.size), self.crop.interpolation, antialias=True)
+        else:  # sides between two pixels, which torchvision has not
+            sides = tuple(side / divisor for side in sides)
+            pixels = tvF.pil_to_tensor(image.resize(self.size[::-1], Image.Resampling.BICUBIC, box=sides))
         centres = []
         for start, side, length in zip(("top", "left"), ("height", "width"), self.size):
             cells = length // self.label_stride
