@@ -296,7 +296,7 @@ def test_side_by_side_with_other_sizes_and_classes(visualize, pretrained, config
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--images", "nowhere"], "images: expected a file or a folder at 'nowhere', found nothing"),
+        (["--images", "nowhere"], "images: expected a file or folder, found nothing at 'nowhere'"),
         (["--images", "photos/broken.jpg"], "broken.jpg, image: cannot be opened: none of the formats"),
         (
             ["--images", "photos/broken.jpg", "--on_bad_row", "skip"],

@@ -205,7 +205,7 @@ def shares_right(runs: Sequence[dict[str, Any]], variant: str) -> dict[str, np.n
 
 def compare_photographs(runs: Sequence[dict[str, Any]], rows: dict[str, Any]) -> str | None:
     """
-    Like [`compare`], for variants with stored answers. Intervals cover new seeds and new photographs of the same kinds:
+    Like [`compare`], for variants with stored answers. Intervals cover new seeds and new photographs of the same kind:
     the variances over seeds and photographs are added. Seed noise is in both, so the intervals are somewhat too wide;
     the choice of the probes' training photographs is in neither.
 
@@ -283,8 +283,8 @@ def draw(rows: dict[str, Any], path: Path) -> None:
 def draw_compute(groups: dict[str, dict[str, Any]], path: Path) -> None:
     """
     Draw scores over compute for the variants in `LINES`, one point per group; hollow points have one seed. The unit
-    is the compute that MAE spends on a photograph. Points of a fleet are not joined by lines, since their scores come from
-    other photographs.
+    is the compute that MAE spends on a photograph. Points of a fleet are not joined by lines, since their scores come
+    from other photographs.
     """
     figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 3.4))
     for panel, metric in zip(panels, DRAWN):
