@@ -64,7 +64,7 @@ def test_from_scratch(folders):
     model = load_encoder("vit_tiny_patch16_224", from_scratch=True)
     assert patch_size_of(model) == 16
     assert encode_images(model.eval(), torch.randn(1, 3, 224, 224)).shape == (1, 197, 192)
-    with pytest.raises(ValueError, match=r"architecture without weights; give 'timm/vit_tiny_patch16_224'"):
+    with pytest.raises(ValueError, match=r"architecture without weights; pass 'timm/vit_tiny_patch16_224'"):
         load_encoder("vit_tiny_patch16_224")
 
 

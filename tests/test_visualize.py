@@ -263,13 +263,13 @@ def test_every_colour_of_the_regions_is_in_the_legend(pretrained, tmp_path, monk
     assert {tuple(colour) for colour in regions.reshape(-1, 3)} - {UNKNOWN_COLOUR} <= legend
 
 
-def test_encoder_says_that_it_predicts_nothing(visualize, config, saved_rows, tmp_path):
+def test_the_page_of_an_encoder_has_attention_and_features_only(visualize, config, saved_rows, tmp_path):
     folder = tmp_path / "models" / "encoder"
     C2FMAEForPreTraining(config).image_encoder().save_pretrained(folder)
     args = ["--model", str(folder), "--dataset_name", saved_rows, "--indices", "0", "--patches", "1,1", "2,2"]
     written = visualize.main([*args, "--output_dir", str(tmp_path / "out")])
     page = check_page(written)
-    assert "an encoder without a decoder: it predicts nothing" in page.text
+    assert "an encoder without a decoder, so only attention and features" in page.text
     assert {path.name for path in written} == {
         *("index.html", "features.png", "01-r0-attention.png", "01-r0-heads-1-1.png", "01-r0-heads-2-2.png")
     }
