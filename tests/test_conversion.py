@@ -427,7 +427,7 @@ def test_other_weights_than_the_architecture_s():
 
 def test_unknown_sources():
     for state in (timm_vit().state_dict(), vit().state_dict(), c2fmae(C2FMAEForImageClassification).state_dict()):
-        with pytest.raises(ValueError, match=r"architecture: expected timm's name .*, got None for \['"):
+        with pytest.raises(ValueError, match=r"architecture: expected timm's name, .*, got None for \['"):
             build_timm(state)
     with pytest.raises(ValueError, match="got Linear"):
         convert_to_c2fmae(nn.Linear(2, 2))
