@@ -1,4 +1,4 @@
-"""Checkpoints that were moved, copied in part or given up; runs that are ended, or stand in each other's way."""
+"""Incomplete, damaged and moved checkpoints; runs that are ended by signals or share a folder."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(path.name.partition("-")[2]) for path in folder.glob("checkpoint-*"))
 
 
-def test_only_so_many_checkpoints_are_kept(config, rows, tmp_path):
+def test_save_total_limit_keeps_the_latest_checkpoints(config, rows, tmp_path):
     arguments = {**SAVES, "save_total_limit": 2}
     make_trainer(config, rows, tmp_path, **{**arguments, "max_steps": 12}).train()
     assert steps_in(tmp_path) == [9, 12]
-    # A run that goes back keeps its own checkpoints, not those of the one that was given up.
+    # A run resumed from an earlier checkpoint keeps its own checkpoints, not the later ones of the old run.
     make_trainer(config, rows, tmp_path, **{**SAVES, "max_steps": 3}).train()
     make_trainer(config, rows, tmp_path, **arguments).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert 6 in steps_in(tmp_path)
 
 
-def test_the_newest_checkpoint_is_kept_whatever_the_clock_says(config, rows, tmp_path):
+def test_the_newest_checkpoint_is_kept_despite_a_wrong_clock(config, rows, tmp_path):
     make_trainer(config, rows, tmp_path, **SAVES).train()
-    for path in tmp_path.glob("checkpoint-*"):  # from a machine whose clock is ahead
+    for path in tmp_path.glob("checkpoint-*"):  # written by a machine whose clock is ahead
         os.utime(path, (time.time() + 9999,) * 2)
     arguments = {**SAVES, "max_steps": 12, "save_total_limit": 2}
     make_trainer(config, rows, tmp_path, **arguments).train(resume_from_checkpoint=True)
@@ -49,11 +49,11 @@ def test_the_newest_checkpoint_is_kept_whatever_the_clock_says(config, rows, tmp
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_checkpoint_is_of_one_run(config, rows, tmp_path, streaming):
+def test_a_checkpoint_is_refused_with_another_seed_or_rows(config, rows, tmp_path, streaming):
     arguments = {**SAVES, "streaming": streaming}
     make_trainer(config, rows, tmp_path, **arguments).train()
     last = str(tmp_path / "checkpoint-3")
-    with pytest.raises(ValueError, match=r"run's seed, 42, got 7: .*--model_name_or_path .*checkpoint-3"):
+    with pytest.raises(ValueError, match=r"run's seed, 42, got 7, .*--model_name_or_path .*checkpoint-3"):
         make_trainer(config, rows, tmp_path, seed=7, **arguments).train(resume_from_checkpoint=last)
     if streaming:
         return
@@ -74,7 +74,7 @@ def test_a_finished_run_trains_nothing_more(config, rows, tmp_path, streaming):
     assert steps_in(tmp_path) == [3, 6]
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
-    assert again.state.log_history[:-1] == trainer.state.log_history[:-1]  # the last is the time it took
+    assert again.state.log_history[:-1] == trainer.state.log_history[:-1]  # the last entry is the run time
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "files.json"])
@@ -90,14 +90,14 @@ def test_a_file_that_was_cut_off_is_named(config, rows, tmp_path):
     weights = tmp_path / "checkpoint-6/model.safetensors"
     size = weights.stat().st_size
     os.truncate(weights, 100)
-    with pytest.raises(ValueError, match=f"expected model.safetensors with {size} bytes, got 100. Copy"):
+    with pytest.raises(ValueError, match=f"expected model.safetensors with {size} bytes, got 100 bytes. Copy"):
         make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=True)
-    with pytest.raises(ValueError, match="nowhere: expected the folder of a checkpoint, found none"):
+    with pytest.raises(ValueError, match="nowhere: expected the folder of a checkpoint, found no such folder"):
         make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=str(tmp_path / "nowhere"))
 
 
 class Kill(TrainerCallback):
-    """A signal to the process itself, in a step."""
+    """Sends a signal to this process during a step."""
 
     def __init__(self, number: int = signal.SIGTERM) -> None:
         self.number = number
@@ -107,7 +107,7 @@ class Kill(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
-def test_what_nohup_has_a_run_ignore_it_ignores(config, rows, tmp_path):
+def test_signals_that_nohup_ignores_stay_ignored(config, rows, tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         trainer = make_trainer(config, rows, tmp_path, callbacks=[Kill(signal.SIGHUP)], max_steps=6)
@@ -125,7 +125,7 @@ def test_sigterm_saves_and_then_ends_the_process(config, rows, tmp_path):
         trainer.train()
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert asked == [signal.SIGTERM]  # passed on, once, when all was saved
+    assert asked == [signal.SIGTERM]  # passed on once, after saving
     assert steps_in(tmp_path) == [5]
     assert make_trainer(config, rows, tmp_path).train(resume_from_checkpoint=True).global_step == 9
 
@@ -167,7 +167,7 @@ def test_a_run_within_a_run_does_not_share_its_folder(config, rows, tmp_path, mo
     assert len(messages) == 1
 
 
-def test_a_disk_without_room_for_a_checkpoint_is_told_at_the_start(config, rows, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_at_the_start(config, rows, tmp_path, monkeypatch):
     trainer = make_trainer(config, rows, tmp_path, **{**SAVES, "max_steps": 1})
     needed = 3 * 4 * sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     needed += 4 * sum(p.numel() for p in trainer.model.parameters() if not p.requires_grad)
@@ -183,16 +183,16 @@ def test_a_disk_without_room_for_a_checkpoint_is_told_at_the_start(config, rows,
     assert files["model.safetensors"] + files["optimizer.pt"] < 1.2 * needed
 
 
-def test_rows_that_fill_no_batch_are_told_at_the_start(config, rows, tmp_path):
+def test_too_few_rows_for_a_batch_are_reported_at_the_start(config, rows, tmp_path):
     for number in ({"max_steps": 1}, {"num_train_epochs": 1, "max_steps": -1}):
         trainer = make_trainer(
             config, rows, tmp_path, per_device_train_batch_size=64, dataloader_drop_last=True, **number
         )
-        with pytest.raises(ValueError, match="expected the rows of one batch, 64, got 12, and dataloader_drop_last"):
+        with pytest.raises(ValueError, match="at least the rows of one batch, 64, got 12, and dataloader_drop_last"):
             trainer.train()
 
 
-def test_what_a_killed_save_left_is_not_in_the_next_checkpoint(config, rows, tmp_path):
+def test_files_of_a_killed_save_are_not_in_the_next_checkpoint(config, rows, tmp_path):
     left = tmp_path / STAGING_FOLDER / "checkpoint-3"
     left.mkdir(parents=True)
     (left / "rng_state_1.pth").write_text("of another number of processes")
@@ -204,7 +204,7 @@ def test_what_a_killed_save_left_is_not_in_the_next_checkpoint(config, rows, tmp
     assert not (tmp_path / STAGING_FOLDER).exists()
 
 
-def test_the_best_checkpoint_is_named_where_it_is(config, rows, tmp_path):
+def test_the_best_checkpoint_is_recorded_with_its_final_path(config, rows, tmp_path):
     arguments = {**SAVES, "eval_strategy": "steps", "eval_steps": 3, "metric_for_best_model": "loss"}
     trainer = make_trainer(config, rows, tmp_path, load_best_model_at_end=True, **arguments)
     trainer.train()
@@ -218,7 +218,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     for text in ("first", "second"):
         with replace_folder(target) as folder:
             (folder / "weights").write_text(text)
-    (tmp_path / ".model.tmp-1").mkdir()  # left by a process that was killed
+    (tmp_path / ".model.tmp-1").mkdir()  # left by a killed process
     with pytest.raises(IsADirectoryError), replace_folder(target) as folder:
         folder.write_text("no file")
     assert (target / "weights").read_text() == "second"
@@ -228,7 +228,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_other_pixels_under_the_same_ids_are_another_dataset(config, rows, tmp_path):
+def test_other_pixels_under_the_same_ids_are_refused(config, rows, tmp_path):
     make_trainer(config, rows, tmp_path, **SAVES).train()
     last = str(tmp_path / "checkpoint-3")
     other = [dict(row) for row in rows.cast_column("image", datasets.Image(decode=False))]
@@ -236,21 +236,21 @@ def test_other_pixels_under_the_same_ids_are_another_dataset(config, rows, tmp_p
     other = datasets.Dataset.from_list(other, features=rows.features)
     with pytest.raises(ValueError, match="expected its run's contents"):
         make_trainer(config, other, tmp_path, **SAVES).train(resume_from_checkpoint=last)
-    # The same rows from elsewhere are the same dataset.
+    # The same rows in another folder are accepted.
     rows.save_to_disk(tmp_path / "saved")
     copied = datasets.load_from_disk(tmp_path / "saved")
     assert make_trainer(config, copied, tmp_path, **SAVES).train(resume_from_checkpoint=last).global_step == 6
 
 
-def test_other_settings_are_named_once(config, rows, tmp_path, caplog):
+def test_changed_settings_are_logged_once(config, rows, tmp_path, caplog):
     make_trainer(config, rows, tmp_path, **SAVES).train()
     last = str(tmp_path / "checkpoint-3")
     make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=last)
-    assert "other settings" not in caplog.text
+    assert "changed settings" not in caplog.text
     changed = with_fields(config, mask_ratio=0.5, loss_weights={"semantic": 2.0, "instance": 1.0, "image": 1.0})
     others = {"weight_decay": 0.1, "curriculum": "constant", "max_steps": 9}
     make_trainer(changed, rows, tmp_path, **{**SAVES, **others}).train(resume_from_checkpoint=last)
-    (said,) = [line for line in caplog.messages if "other settings" in line]
+    (said,) = [line for line in caplog.messages if "changed settings" in line]
     for part in (
         "weight_decay 0.05 -> 0.1",
         "curriculum linear -> constant",
@@ -263,7 +263,7 @@ def test_other_settings_are_named_once(config, rows, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "scheduler.pt"])
-def test_a_file_that_was_damaged_at_its_size_is_named(config, rows, tmp_path, name):
+def test_a_damaged_file_of_the_right_size_is_named(config, rows, tmp_path, name):
     make_trainer(config, rows, tmp_path, **SAVES).train()
     file = tmp_path / "checkpoint-6" / name
     content = bytearray(file.read_bytes())
@@ -275,7 +275,7 @@ def test_a_file_that_was_damaged_at_its_size_is_named(config, rows, tmp_path, na
     for shorter in ({}, {"trainer_state.json": listed["trainer_state.json"]}):
         (tmp_path / "checkpoint-6/files.json").write_text(json.dumps(shorter))
         with pytest.raises(
-            ValueError, match=r"files\.json: expected a list of the checkpoint's files, \['config\.json'"
+            ValueError, match=r"files\.json: expected all files of the checkpoint, but \['config\.json'"
         ):
             make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=True)
     (tmp_path / "checkpoint-6/files.json").write_text("[1]")

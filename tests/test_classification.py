@@ -197,7 +197,7 @@ def test_only_the_head_is_new(folders, model):
     assert timm_model(torch.randn(2, 3, 64, 64)).logits.shape == (2, 3)
     with pytest.raises(ValueError, match="architecture without weights"):
         build_classifier("vit_tiny_patch16_224", NAMES)
-    with pytest.raises(ValueError, match="classes: expected a name of its own for each"):
+    with pytest.raises(ValueError, match="classes: expected a unique name for each"):
         build_classifier(folders["vit"], {0: "a", 1: "b", 2: "b"})
 
 
@@ -312,7 +312,7 @@ def test_without_any_option_a_few_photographs_are_learnt(folders, dataset_folder
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "classify").glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipes_are_understood(example, path):
+def test_recipes_are_valid(example, path):
     args, training_args, _ = example.parse([str(path), "--use_cpu", "true"])
     assert args.model
     assert args.image_size % 8 == 0

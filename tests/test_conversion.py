@@ -427,7 +427,7 @@ def test_other_weights_than_the_architecture_s():
 
 def test_unknown_sources():
     for state in (timm_vit().state_dict(), vit().state_dict(), c2fmae(C2FMAEForImageClassification).state_dict()):
-        with pytest.raises(ValueError, match=r"architecture: expected timm's name .*, got None for \['"):
+        with pytest.raises(ValueError, match=r"architecture: expected timm's name, .*, got None for \['"):
             build_timm(state)
     with pytest.raises(ValueError, match="got Linear"):
         convert_to_c2fmae(nn.Linear(2, 2))
@@ -605,7 +605,7 @@ def test_the_command_says_what_it_changes_or_does_not_know(command, tmp_path, ca
         command.main([str(tmp_path / "vit"), str(tmp_path / "timm"), *options[:2]])
     assert command.main([str(tmp_path / "vit"), str(tmp_path / "timm"), *options]) < 1e-5
     printed = caplog.text
-    assert "layer_norm_eps is 1e-06, as asked for, and not the source's 0.01: features change slightly" in printed
+    assert "layer_norm_eps is 1e-06 instead of the source's 0.01: features change slightly" in printed
     assert "size: the source's image processor has {'height': 40, 'width': 40}, the model" in printed
     assert f"Results:\n  {tmp_path}/timm: VisionTransformer\n" in capsys.readouterr().out
     command.main([str(tmp_path / "vit"), str(tmp_path / "c2fmae")])

@@ -1,4 +1,4 @@
-"""Detection: objects from maps and from COCO's files, Mask R-CNN, Mask2Former, average precision."""
+"""Detection: objects from label maps and COCO files, Mask R-CNN, Mask2Former, average precision."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_objects_of_maps():
     instance[1:4, 2:5], semantic[1:4, 2:5] = 1, 3
     instance[5:8, 0:10], semantic[5:8, 0:10] = 2, 7
     instance[0, 9], semantic[0, 9] = -100, 3  # a crowd of class 3
-    instance[0, 8], semantic[0, 8] = -100, -100  # simply unknown
+    instance[0, 8], semantic[0, 8] = -100, -100  # unknown
     semantic[4, :] = 5  # stuff
     objects = objects_from_maps(semantic, instance, {3: 0, 7: 1})
     assert objects["class_labels"].tolist() == [0, 1, 0]
@@ -114,7 +114,7 @@ def test_objects_of_maps():
 def test_thing_classes_and_names():
     rows = make_rows(6)
     classes = find_thing_classes(rows)
-    assert classes == [1, 2, 3, 4]  # 0 is the ground
+    assert classes == [1, 2, 3, 4]  # 0 is the background
     objects = MapObjects(rows, {class_id: DISC_CLASSES[class_id] for class_id in (2, 4)})
     assert objects.id2label == {0: "green", 1: "white"}
     image, found = objects[0]
@@ -143,7 +143,7 @@ def test_bad_rows_are_named():
 
 @pytest.fixture
 def coco_folder(tmp_path):
-    """Three photographs: a polygon and a crowd, an outline that overlaps, and nothing."""
+    """Three photographs: one with a polygon and a crowd, one with overlapping outlines, one without objects."""
     generator = np.random.default_rng(0)
     crowd = np.zeros((40, 60), dtype=np.uint8, order="F")
     crowd[30:, :] = 1
@@ -174,7 +174,7 @@ def coco_folder(tmp_path):
 
 def test_coco_files(coco_folder):
     objects = CocoObjects(coco_folder / "val2017", coco_folder / "annotations" / "instances_val2017.json")
-    assert objects.id2label == {0: "disc", 1: "square"}  # in the order of COCO's ids, without gaps
+    assert objects.id2label == {0: "disc", 1: "square"}  # in the order of COCO's ids, but without gaps
     _, first = objects[0]
     assert first["class_labels"].tolist() == [0, 1]
     assert first["iscrowd"].tolist() == [False, True]
@@ -184,7 +184,7 @@ def test_coco_files(coco_folder):
     assert (second["masks"].sum(axis=0) == 2).any()  # outlines may overlap
     assert objects[2][1]["masks"].shape == (0, 40, 60)
     content = json.loads((coco_folder / "annotations" / "instances_val2017.json").read_text())
-    content["categories"] = content["categories"][:1]  # the validation part may know fewer classes
+    content["categories"] = content["categories"][:1]  # the validation split may have fewer classes
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 90]
     fewer = coco_folder / "annotations" / "fewer.json"
     fewer.write_text(json.dumps(content))
@@ -193,10 +193,10 @@ def test_coco_files(coco_folder):
     assert part[1][1]["class_labels"].tolist() == [1]
     content["categories"][0]["name"] = "circle"
     fewer.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"fewer\.json: expected the training part's classes"):
+    with pytest.raises(ValueError, match=r"fewer\.json: expected the training split's classes"):
         CocoObjects(coco_folder / "val2017", fewer, objects)
     training = DetectionDataset(objects, detection_transform())
-    assert len(training[0]["labels"]["boxes"]) == 1  # no crowds to learn from
+    assert len(training[0]["labels"]["boxes"]) == 1  # crowds are left out in training
     assert len(DetectionDataset(objects)[0]["labels"]["boxes"]) == 2
 
 
@@ -212,7 +212,7 @@ def test_augmentation_moves_boxes_with_masks():
         assert torch.equal(labels["boxes"], boxes_of(labels["masks"]))
         assert len(labels["boxes"]) == len(labels["class_labels"]) == len(labels["iscrowd"])
         numbers.add(len(labels["boxes"]))
-    assert len(numbers) > 1  # some are cut away
+    assert len(numbers) > 1  # some objects are cut away
 
 
 # Models
@@ -231,7 +231,7 @@ def test_mask_rcnn_learns_and_the_result_is_a_pipeline(example, encoders, discs,
     assert again["results"] == pytest.approx(results["results"], abs=1e-6)
 
     model = AutoModelForObjectDetection.from_pretrained(tmp_path / "out").eval()
-    photo = make_rows(1, size=57)[0]["image"]  # no multiple of the patch size
+    photo = make_rows(1, size=57)[0]["image"]  # not a multiple of the patch size
     detect = pipeline("object-detection", model=str(tmp_path / "out"), device="cpu")
     assert isinstance(detect(photo.convert("L")), list)
     found = detect(photo, threshold=0.2)
@@ -269,7 +269,7 @@ def test_coco_folder_as_dataset(example, encoders, coco_folder, tmp_path):
 
 
 def test_a_fresh_process_loads_detectors(encoders, tmp_path):
-    """Importing the package is enough, also for a peer's backbone."""
+    """Importing the package is enough, also for another model's backbone."""
     build_mask_rcnn(encoders["vit"], NAMES, image_size=32, **SMALL).save_pretrained(tmp_path)
     code = (
         "import sys, c2fmae_hf; from transformers import AutoModelForObjectDetection as Auto\n"
@@ -301,7 +301,7 @@ def test_training_takes_images_without_objects(encoders):
 
 
 def test_boxes_stay_exact_in_mixed_precision(encoders):
-    """Boxes in bfloat16 would lie on a grid of several pixels."""
+    """Boxes in bfloat16 would be off by several pixels."""
     model = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL).train()
     seen = []
     model.detector.rpn.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[0][0]))
@@ -347,11 +347,11 @@ def test_pipeline_takes_batches(encoders, monkeypatch):
     assert all(alone)
     for found, expected in zip(detect(photos, batch_size=2), alone):
         assert [entry["box"] for entry in found] == [entry["box"] for entry in expected]
-    assert not errors  # such as that the class is not supported
+    assert not errors  # such as an unsupported class
 
 
-def test_what_was_seen_before_makes_no_difference(encoders):
-    """torchvision guesses strides from its first batch; ours are known."""
+def test_detections_do_not_depend_on_earlier_batches(encoders):
+    """torchvision infers strides from the first batch; ours are fixed."""
     torch.manual_seed(0)
     model = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL).eval()
     fresh = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL).eval()
@@ -369,12 +369,12 @@ def test_mistakes_in_options(encoders, tmp_path):
         build_mask_rcnn(encoders["c2fmae"], NAMES, channels=3)
     config = C2FMAEConfig.from_size("tiny", num_hidden_layers=1, patch_size=14, label_stride=7)
     C2FMAEModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"backbone_config: expected patches of 4, 8, 12, .*got 14"):
+    with pytest.raises(ValueError, match=r"backbone_config: expected a patch size divisible by 4, .*got 14"):
         build_mask_rcnn(str(tmp_path), NAMES, **SMALL)
 
 
 def test_patches_of_twelve_pixels(tmp_path):
-    """Strides that are no powers of two are those of the maps, of the anchors and of what is pooled."""
+    """Maps, anchors and RoIAlign use the same strides, even if these are not powers of two."""
     config = C2FMAEConfig.from_size("tiny", num_hidden_layers=1, image_size=48, patch_size=12, label_stride=4)
     C2FMAEModel(config).save_pretrained(tmp_path)
     torch.manual_seed(0)
@@ -387,10 +387,10 @@ def test_patches_of_twelve_pixels(tmp_path):
     strides = [3, 6, 12, 24, 48]
     anchors = detector.rpn.anchor_generator(images, maps)[0].split([3 * level[0, 0].numel() for level in maps])
     for stride, boxes in zip(strides, anchors):
-        assert (boxes[3] - boxes[0]).tolist() == [stride, 0, stride, 0]  # three of a cell, then the next cell's
+        assert (boxes[3] - boxes[0]).tolist() == [stride, 0, stride, 0]  # three anchors per cell
     align = detector.roi_heads.box_roi_pool
     assert align.scales == [1 / stride for stride in strides[:4]]
-    # Of maps that hold the pixel where a column starts, a box reads its own centre, at every size.
+    # Each map holds the pixel where its column starts, so pooling a box of any size gives the box's centre.
     columns = {
         str(index): (stride * torch.arange(level.shape[3])).float().expand(1, 1, *level.shape[2:])
         for index, (stride, level) in enumerate(zip(strides, maps))
@@ -442,7 +442,7 @@ def random_objects(generator, number: int, size: int = 40) -> dict[str, torch.Te
 
 
 class Answers(torch.nn.Module):
-    """Returns given detections, image by image, in place of a network."""
+    """A fake network that returns given detections, image by image."""
 
     def __init__(self, config, detections):
         super().__init__()
@@ -455,7 +455,7 @@ class Answers(torch.nn.Module):
 
 
 def reference_scores(samples, detections) -> dict[str, torch.Tensor]:
-    """By torchmetrics."""
+    """Scores computed by torchmetrics."""
     metric = MeanAveragePrecision(iou_type=("bbox", "segm"), class_metrics=True)
     metric.update(
         [{**found, "masks": found["masks"] > 0.5} for found in detections],
@@ -482,7 +482,7 @@ def test_average_precision_agrees_with_torchmetrics(encoders, tmp_path, with_cro
             labels["iscrowd"][0] = True
         samples.append({"pixel_values": torch.zeros(3, 40, 40), "labels": labels})
         wrong = random_objects(generator, 3)
-        # Some right, shifted by a pixel or two, and some wrong.
+        # Some detections are right but shifted by a pixel or two, and some are wrong.
         shifted = torch.roll(labels["masks"], tuple(generator.integers(-2, 3, 2)), dims=(1, 2))
         masks = torch.cat([shifted, wrong["masks"]])
         count = len(masks)
@@ -534,7 +534,7 @@ def test_average_precision_at_its_limits(encoders, tmp_path):
     nothing_found = evaluate(encoders, tmp_path, samples, [empty, empty])
     assert nothing_found["eval_segm_map"] == 0
     none = [{"pixel_values": torch.zeros(3, 40, 40), "labels": random_objects(generator, 0)}] * 2
-    assert evaluate(encoders, tmp_path, none, [empty, empty])["eval_segm_map"] == -1  # pycocotools' "no such thing"
+    assert evaluate(encoders, tmp_path, none, [empty, empty])["eval_segm_map"] == -1  # undefined
 
 
 def test_collation():
@@ -546,7 +546,7 @@ def test_collation():
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "detect").glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipes_are_understood(example, path):
+def test_recipes_are_valid(example, path):
     args, training_args, _ = example.parse([str(path), "--use_cpu", "true"])
     assert example.find_mistake(args) is None
     if args.detector == "mask_rcnn" and args.detector_options:
@@ -567,7 +567,7 @@ def test_wrong_arguments(example, encoders, discs, tmp_path, capsys):
 
 @pytest.mark.parametrize("detector", ["mask_rcnn", "mask2former"])
 def test_defaults_follow_the_encoder(example, encoders, detector):
-    """Its own image size, and heads in proportion to its width; options come first."""
+    """Image size and width of the heads follow the encoder; options override them."""
     words = [encoders["c2fmae"], "dataset", "--use_cpu", "--detector", detector]
     args, training_args, _ = example.parse(words)
     model, _, options = example.build(args, {0: "disc"})
@@ -604,7 +604,7 @@ def test_detections_above_a_score():
 
 
 def coco_annotations() -> list[dict]:
-    """Of two images, 20 x 30 and 24 x 16 (height x width): a polygon, run lengths of both kinds, a crowd."""
+    """Two images, 20 x 30 and 24 x 16 (height x width), with a polygon, both kinds of run lengths, and a crowd."""
     square = np.zeros((20, 30), np.uint8, order="F")
     square[4:10, 5:12] = 1
     runs = coco_mask.encode(square)
@@ -662,8 +662,8 @@ def test_bad_annotations_are_named(change, message):
         MaskRCNNImageProcessor()(Image.new("RGB", (30, 20)), annotations=coco_annotations())
 
 
-def test_the_stock_trainer_s_batches_train_and_padding_changes_no_detection(encoders, tmp_path):
-    """As the object-detection script puts them together: stacked images, a mask of the padding, a list of labels."""
+def test_stock_batches_train_and_padding_changes_no_detection(encoders, tmp_path):
+    """Batches as in transformers' object-detection script: stacked images, a padding mask, a list of labels."""
     torch.manual_seed(0)
     model = build_mask_rcnn(encoders["c2fmae"], {0: "a", 1: "b"}, image_size=32, max_image_size=64, **SMALL)
     model.save_pretrained(tmp_path)
@@ -685,9 +685,9 @@ def test_the_stock_trainer_s_batches_train_and_padding_changes_no_detection(enco
         assert torch.allclose(found["boxes"], expected["boxes"], atol=1e-3)
 
 
-def test_what_the_model_does_by_itself_is_refused_of_the_processor():
+def test_the_processor_refuses_steps_that_the_model_does():
     for step in ("do_resize", "do_center_crop", "do_normalize"):
-        with pytest.raises(ValueError, match=f"{step}: expected False, got True; Mask R-CNN resizes"):
+        with pytest.raises(ValueError, match=f"{step}: expected False, got True. The model resizes"):
             MaskRCNNImageProcessor(**{step: True}, size={"height": 9, "width": 9})
         with pytest.raises(ValueError, match=f"{step}: expected False, got True"):
             MaskRCNNImageProcessor()(Image.new("RGB", (30, 20)), **{step: True})
@@ -702,7 +702,7 @@ def test_what_the_model_does_by_itself_is_refused_of_the_processor():
         MaskRCNNImageProcessor()(Image.new("RGB", (30, 20)), annotations={"annotations": []})
 
 
-def test_class_ids_beyond_the_named_ones_are_errors_and_maps_may_have_two_strides():
+def test_class_ids_out_of_range_are_errors_and_maps_may_have_two_strides():
     rows = make_rows(3)
     assert find_thing_classes(rows, 5) == find_thing_classes(rows)
     with pytest.raises(ValueError, match=r"row \d: expected class ids in \[0, 3\), got 4"):
@@ -710,4 +710,4 @@ def test_class_ids_beyond_the_named_ones_are_errors_and_maps_may_have_two_stride
     with pytest.raises(ValueError, match=r"row 0, column 'semantic': expected class ids in \[0, 2\), got [34]"):
         MapObjects(rows, {1: "red"}, 2)[0]
     halved = rows.map(lambda row: {"semantic": row["semantic"].resize((24, 24), Image.Resampling.NEAREST)})
-    assert set(find_thing_classes(halved)) >= set(find_thing_classes(rows))  # edges fall into other cells
+    assert set(find_thing_classes(halved)) >= set(find_thing_classes(rows))  # edges may fall into other cells

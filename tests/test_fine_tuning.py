@@ -1,4 +1,4 @@
-"""Averaged weights and layer-wise learning rates of the trainers."""
+"""Fine-tuning trainers: averaged weights and layer-wise learning rates."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def make_trainer(encoder, folder, ema_decay=0.5, **arguments):
     )
 
 
-def test_the_average_is_that_of_the_steps(encoder, tmp_path):
-    """Followed by hand from the weights after each step."""
+def test_the_average_follows_the_weights_of_the_steps(encoder, tmp_path):
+    """Compute the average by hand from the weights after each step."""
     trainer = make_trainer(encoder, tmp_path)
     name, seen = "classifier.weight", []
 
@@ -65,7 +65,7 @@ def test_the_average_is_that_of_the_steps(encoder, tmp_path):
     trainer.train()
     saved = [load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors")["head.weight"] for step in (2, 4)]
     averages = [load_file(tmp_path / f"checkpoint-{step}" / EMA_FILE)[name] for step in (2, 4)]
-    after = [*seen[1:], saved[-1]]  # what a step begins with is what the one before left
+    after = [*seen[1:], saved[-1]]  # a step begins with the weights that the step before left
     assert torch.equal(after[1], saved[0])
     # timm's decay with warm-up: 1 - steps^(-2/3) for the steps before, at most the decay; the first step is copied.
     average = after[0]
@@ -74,7 +74,7 @@ def test_the_average_is_that_of_the_steps(encoder, tmp_path):
         average = decay * average + (1 - decay) * weight
         if index in (1, 3):
             assert torch.allclose(average, averages[index // 2], atol=1e-6)
-    assert torch.equal(trainer.model.state_dict()[name], averages[1])  # what is left to save and evaluate
+    assert torch.equal(trainer.model.state_dict()[name], averages[1])  # the model ends with the average
     assert not torch.allclose(averages[1], saved[1])
 
 
@@ -92,7 +92,7 @@ def test_evaluation_uses_the_average_and_training_goes_on_without_it(encoder, tm
     assert logged[-1] != pytest.approx(plain_loss, abs=1e-6)
 
 
-def test_a_resumed_average_goes_on(encoder, tmp_path):
+def test_a_resumed_run_continues_the_average(encoder, tmp_path):
     whole = make_trainer(encoder, tmp_path / "whole")
     whole.train()
     shutil.rmtree(tmp_path / "whole" / "checkpoint-4")
@@ -171,8 +171,8 @@ def test_defaults_evaluate_log_and_keep_the_best_epoch(encoder, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
 
 
-def test_layers_of_heads_do_not_count():
-    """Only the encoder's blocks set learning rates, however a head names its own layers."""
+def test_numbered_layers_of_heads_do_not_count():
+    """Only the encoder's blocks determine learning rates, whatever a head calls its layers."""
     model = nn.ModuleDict(
         {
             "encoder": nn.ModuleDict({"embed": nn.Linear(2, 2), "blocks": nn.ModuleList([nn.Linear(2, 2)] * 1)}),
@@ -227,8 +227,8 @@ class Eight(Images):
 
 @pytest.mark.parametrize("kind", ["c2fmae", "vit"])
 @pytest.mark.parametrize("task", ["classification", "segmentation"])
-def test_accumulated_batches_weigh_as_one(tmp_path_factory, tmp_path, kind, task):
-    """Also for models whose forward takes any arguments, for which Trainer would not divide."""
+def test_accumulated_batches_train_like_one_batch(tmp_path_factory, tmp_path, kind, task):
+    """Also for models whose forward takes any keyword arguments, for which `Trainer` would not divide losses."""
     name = save_encoders(tmp_path_factory.mktemp("encoders"))[kind]
     results = []
     for batch_size in (8, 2):
@@ -237,7 +237,7 @@ def test_accumulated_batches_weigh_as_one(tmp_path_factory, tmp_path, kind, task
             model, trainer, dataset = build_classifier(name, {0: "a", 1: "b"}), ImageClassificationTrainer, Eight()
         else:
             model = build_segmenter(name, {0: "a", 1: "b"}, head_channels=16)
-            for module in model.modules():  # so that the batch's size makes no difference
+            for module in model.modules():  # so that the batch size makes no difference
                 if isinstance(module, nn.BatchNorm2d):
                     module.forward = nn.Identity()
             trainer, dataset = SemanticSegmentationTrainer, Maps()
@@ -247,7 +247,7 @@ def test_accumulated_batches_weigh_as_one(tmp_path_factory, tmp_path, kind, task
 
 
 def test_a_share_of_logging_steps_becomes_a_number(encoder, tmp_path):
-    """Before the run, so that a resumed one has the same."""
+    """The share is converted before training, so that a resumed run has the same number."""
     arguments = make_arguments(tmp_path, num_train_epochs=100, max_steps=300)
     trainer = ImageClassificationTrainer(
         build_classifier(encoder, {0: "a", 1: "b"}), arguments, train_dataset=Images(), eval_dataset=Images()

@@ -1,4 +1,4 @@
-"""Train, publish, load by name: with this package and without it, over HTTP, from a Hub on loopback."""
+"""Train, publish and load by name, with and without this package, over HTTP from a Hub on loopback."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TOKEN = TOKENS["writer"]
 
 
 def run(scene, script, *arguments, token=TOKEN, **options):
-    """A script that must end well, and leave a Hub on which all is well."""
+    """Run a script that must succeed, and check the Hub afterwards."""
     result = scene.clients.run(script, *arguments, token=token, **options)
     assert result.code == 0, result.err[-3000:]
     assert not any(secret in result.out + result.err for secret in TOKENS.values())
@@ -87,7 +87,7 @@ def write_recipe(folder, **values):
     return folder / "recipe.yaml"
 
 
-def test_what_was_trained_is_loaded_by_name(hub_scene, tmp_path, python_without_package):
+def test_trained_models_load_by_name(hub_scene, tmp_path, python_without_package):
     recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="me/trained")
     run(hub_scene, command("pretrain"), recipe)
     folder = tmp_path / "run/c2fmae-vit-tiny-pretraining"
@@ -220,7 +220,7 @@ assert found and {one["label"] for one in found} <= {"cat", "dog", "owl"}
 def test_all_classes_are_published_and_loaded_by_name(hub_scene, tmp_path):
     run(hub_scene, PUBLISH, hub_scene.folder, tmp_path / "expected.safetensors")
     out = run(hub_scene, LOAD_ALL, tmp_path / "expected.safetensors", token=None)
-    assert "Do you wish to run the custom code" not in out  # with the package there is nothing to ask
+    assert "Do you wish to run the custom code" not in out  # with the package installed, no remote code is needed
     assert "decode_head.safetensors" in hub_scene.hub.repositories["me/segmenter"].files
     assert "image-segmentation" in hub_scene.hub.repositories["me/segmenter"].files["README.md"].decode()
 
@@ -243,7 +243,7 @@ if at != "not timm":
 
 @dataclass(frozen=True)
 class Saved:
-    """An encoder in a folder, and what `LOAD_NAME` prints of it."""
+    """An encoder in a folder, and what `LOAD_NAME` prints for it."""
 
     folder: Path
     fingerprint: str
@@ -252,7 +252,7 @@ class Saved:
 
 @pytest.fixture(scope="module")
 def encoders(hub_scene) -> list[Saved]:
-    """Two of the same shape with different weights."""
+    """Two encoders of the same shape with different weights."""
     found = []
     for number in range(2):
         torch.manual_seed(number)
@@ -270,16 +270,16 @@ def load(scene, name: str, at: str = "", *, token: str | None = TOKEN, **options
 
 
 def test_a_name_without_an_owner(hub_scene, encoders):
-    """As the Hub's oldest models have. No account can make one, so that it is put there."""
+    """The Hub's oldest models have such names. Accounts cannot create one, so the test adds it to the server."""
     run(hub_scene, PUSH, encoders[0].folder, "c2fmae-vit-base")
-    made = hub_scene.hub.repositories["me/c2fmae-vit-base"]  # of the account that asks
+    made = hub_scene.hub.repositories["me/c2fmae-vit-base"]  # in the namespace of the account
     repository = hub_scene.hub.add(Repository("c2fmae-vit-base"))
     repository.add_commit("main", made.at("main").files, "moved")
     del hub_scene.hub.repositories["me/c2fmae-vit-base"]
     assert load(hub_scene, "c2fmae-vit-base", token=None) == [encoders[0].fingerprint, encoders[0].timm_sum]
 
 
-def test_private_repositories_open_to_their_owner_alone(hub_scene, encoders):
+def test_private_repositories_open_only_for_their_owner(hub_scene, encoders):
     expected = [encoders[0].fingerprint, encoders[0].timm_sum]
     run(hub_scene, PUSH, encoders[0].folder, "me/private", "--private")
     assert hub_scene.hub.repositories["me/private"].private
@@ -290,7 +290,7 @@ def test_private_repositories_open_to_their_owner_alone(hub_scene, encoders):
             assert "me/private is not a local folder and is not a valid model identifier" in result.err
     assert load(hub_scene, "me/private") == expected
     assert load(hub_scene, "me/private", token=TOKENS["reader"]) == expected
-    # By argument, and of a repository that is not in the cache yet.
+    # With the token as an argument, and a repository that is not cached yet.
     run(hub_scene, PUSH, encoders[1].folder, "me/private-too", "--private")
     options = json.dumps({"token": TOKEN})
     out = run(hub_scene, LOAD_NAME, "me/private-too", "not timm", options, token=None)
@@ -306,11 +306,11 @@ def test_branches_commits_and_folders(hub_scene, encoders):
     assert repository.at("main").oid == oldest
     assert load(hub_scene, "lab/versions") == [first.fingerprint, first.timm_sum]
     assert load(hub_scene, "lab/versions", "@v2", revision="v2") == [second.fingerprint, second.timm_sum]
-    # The next version, on main, leaves the first one under its hash.
+    # After the next version on main, the first is still there under its hash.
     run(hub_scene, PUSH, second.folder, "lab/versions")
     assert load(hub_scene, "lab/versions") == [second.fingerprint, second.timm_sum]
     assert load(hub_scene, "lab/versions", f"@{oldest}", revision=oldest) == [first.fingerprint, first.timm_sum]
-    # A folder beside it: timm looks at the root alone.
+    # A subfolder: timm reads only the root.
     before = repository.at("main").files
     run(hub_scene, PUSH, first.folder, "lab/versions", "--subfolder", "small/one")
     after = repository.at("main").files
@@ -330,7 +330,7 @@ def test_branches_commits_and_folders(hub_scene, encoders):
     ],
     ids=["root", "branch", "folder"],
 )
-def test_the_code_of_a_card_loads_what_it_is_of(hub_scene, tmp_path, request, model_class, where, said):
+def test_the_code_in_a_card_loads_the_card_s_model(hub_scene, tmp_path, request, model_class, where, said):
     whole = C2FMAEForPreTraining.from_pretrained(hub_scene.folder / "whole")
     if model_class is C2FMAEForPreTraining:
         model = whole
@@ -357,8 +357,8 @@ def test_the_code_of_a_card_loads_what_it_is_of(hub_scene, tmp_path, request, mo
     assert all(f'"{name}"{said}' in line for line in calls)
 
 
-def test_the_guide_s_code_runs(hub_scene, tmp_path, encoders, repository):
-    """The blocks of docs/hub.md that need a network, in their order."""
+def test_the_code_in_the_guide_runs(hub_scene, tmp_path, encoders, repository):
+    """Run the blocks of docs/hub.md that need a network, in order."""
     text = (repository / "docs/hub.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^<!-- needs a network: [^\n]* -->\n```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 3
@@ -374,8 +374,9 @@ def test_the_guide_s_code_runs(hub_scene, tmp_path, encoders, repository):
     assert hub_scene.hub.repositories["me/flowers"].private
 
 
-def test_a_new_version_replaces_what_is_ours_in_one_commit(hub_scene, encoders):
-    """A pre-training checkpoint, then an encoder: the decoder goes, others' files stay, nothing is sent twice."""
+def test_a_new_version_replaces_our_files_in_one_commit(hub_scene, encoders):
+    """Publish a pre-training checkpoint, then an encoder: the decoder is deleted, other people's files are kept, and
+    nothing is uploaded twice."""
     run(hub_scene, PUSH, hub_scene.folder / "whole", "me/shrinks")
     repository = hub_scene.hub.repositories["me/shrinks"]
     assert "decoder.safetensors" in repository.files
@@ -388,7 +389,7 @@ def test_a_new_version_replaces_what_is_ours_in_one_commit(hub_scene, encoders):
     assert len(repository.commits) == 4
     assert set(theirs) <= set(repository.files)
     assert not {"decoder.safetensors", "model.safetensors.index.json"} & set(repository.files)
-    assert [name for name in repository.files if name.endswith(".py")] == ["my_c2fmae.py"]  # ours went with the option
+    assert [name for name in repository.files if name.endswith(".py")] == ["my_c2fmae.py"]  # ours was deleted
     hub_scene.hub.requests.clear()
     run(hub_scene, PUSH, encoders[0].folder, "me/shrinks", "--no_custom_code")
     assert len(repository.commits) == 4
@@ -418,12 +419,12 @@ for name, token in zip(sys.argv[3::2], sys.argv[4::2]):
         assert error.__cause__ is None and error.__context__ is None
         assert token not in repr(error) + repr(vars(error))
         print(error)
-# An argument goes before the environment.
+# An argument overrides the environment.
 print(model.push_to_hub("argument", token=sys.argv[2]).commit_url)
 """
 
 
-def test_errors_hold_no_token_and_an_argument_goes_first(hub_scene):
+def test_errors_hold_no_token_and_an_argument_overrides_the_environment(hub_scene):
     failing = [("me/a", TOKENS["mistyped"]), ("me/b", TOKENS["reader"]), ("me/c", TOKENS["outsider"])]
     words = [word for pair in failing for word in pair]
     before = set(hub_scene.hub.repositories)
@@ -457,7 +458,7 @@ def test_no_log_holds_a_token(hub_scene, token, code):
     assert TOKENS[token] not in result.out + result.err
 
 
-def test_the_trainer_says_before_training_what_would_fail_after_it(hub_scene, tmp_path):
+def test_the_trainer_reports_before_training_what_would_fail_after_it(hub_scene, tmp_path):
     recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="other/not-ours", hub_token=TOKEN)
     script = command("pretrain")
     for token, expected in (
@@ -491,7 +492,7 @@ print(list(pipe.model.config.image_height_width), len(classes))
 def test_fine_tuning_publishes_once_and_nothing_of_the_machine(hub_scene, tmp_path, encoders, protocol):
     rows = make_rows(8, size=72).select_columns("image").add_column("label", [0, 1] * 4)
     datasets.DatasetDict({"train": rows, "validation": rows.select(range(4))}).save_to_disk(tmp_path / "rows")
-    # Other images than the encoder was pre-trained on.
+    # Not the images of pre-training.
     options = ["--image_size", 64, "--probe_epochs", 2, "--output_dir", tmp_path / "run", "--use_cpu", "true"]
     options += ["--max_steps", 2, "--save_steps", 1, "--per_device_train_batch_size", 4, "--disable_tqdm", "true"]
     options += [f"--{protocol}"] if protocol == "linear_probe" else []
@@ -516,7 +517,7 @@ C2FMAEModel.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2], push_to_hu
 """
 
 
-def test_saving_with_publishing_is_publishing(hub_scene, tmp_path, encoders):
+def test_save_pretrained_with_push_to_hub_publishes(hub_scene, tmp_path, encoders):
     run(hub_scene, SAVE_AND_PUSH, encoders[0].folder, tmp_path / "by-saving")
     repository = hub_scene.hub.repositories["me/by-saving"]
     assert repository.private
@@ -539,7 +540,7 @@ def test_converted_weights_are_not_published_as_ours(hub_scene, tmp_path):
     files = hub_scene.hub.repositories["me/converted"].files
     assert files["LICENSE"] == b"no commerce"
     assert "base_model: others/vit" in files["README.md"].decode()
-    # A run from them says before it what would fail after it.
+    # A run that starts from them reports before training what would fail after it.
     recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="me/converted-too")
     recipe_options = ("--config_overrides", json.dumps({"num_hidden_layers": 1, "converted_from": "others/vit"}))
     result = hub_scene.clients.run(command("pretrain"), recipe, *recipe_options, token=TOKEN)
@@ -564,7 +565,7 @@ for model, facts in cases:
     except HubError as error:
         print(error)
 print(push_to_hub(theirs, "me/licensed", facts=CardFacts(license="mit"), license_text="Permission").commit_url)
-# What is made of published weights, whose card says what they are under.
+# A model made from published weights, whose card names their licence.
 theirs.name_or_path = "me/licensed"
 try:
     prepare_repository(theirs, "me/early", facts=CardFacts(license="apache-2.0"), license_text="Free")
@@ -578,7 +579,7 @@ for license in ("apache-2.0", "mit"):
 """
 
 
-def test_weights_of_others_need_a_licence_and_it_its_text(hub_scene):
+def test_weights_of_others_need_a_licence_with_its_text(hub_scene):
     lines = run(hub_scene, LICENSES, hub_scene.folder / "encoder").splitlines()
     assert "license_text: expected the text of mit, got None. Nothing was published" in lines[0]
     assert "license: expected that of others/encoder, from which the weights were made" in lines[1]
@@ -592,7 +593,7 @@ def test_weights_of_others_need_a_licence_and_it_its_text(hub_scene):
     assert len(lines) == 8
 
 
-def test_a_token_among_the_arguments_is_written_nowhere(hub_scene, tmp_path):
+def test_a_token_in_the_arguments_is_never_written(hub_scene, tmp_path):
     recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="me/by-argument", hub_private_repo=True)
     run(hub_scene, command("pretrain"), recipe, "--hub_token", TOKEN, token=None)
     repository = hub_scene.hub.repositories["me/by-argument"]
@@ -604,10 +605,10 @@ def test_a_token_among_the_arguments_is_written_nowhere(hub_scene, tmp_path):
     assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
 
 
-# The server itself
+# The local server
 
 
-def test_the_server_has_the_rules_of_the_hub():
+def test_the_local_server_follows_the_rules_of_the_hub():
     me = Account("me")
     hub = HubState({"token": me})
     repository = hub.create("name", "models", me)
@@ -658,7 +659,7 @@ tell(timm.create_model, "c2fmae_vit_base_patch16_224", pretrained=True)
 """
 
 
-def test_the_questions_quote_the_messages_of_names_that_do_not_load(config, tmp_path, repository):
+def test_the_faq_quotes_the_messages_for_names_that_do_not_load(config, tmp_path, repository):
     C2FMAEModel(config).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("{}")
     text = (repository / "docs/faq.md").read_text(encoding="utf-8")
@@ -668,7 +669,7 @@ def test_the_questions_quote_the_messages_of_names_that_do_not_load(config, tmp_
     for how in ("plain", "imported"):
         command = [sys.executable, "-c", NAMES, str(tmp_path), how]
         said += subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    # The first of them needs the Hub.
+    # One of the messages needs the Hub.
     assert {line for line in quoted if line in said} == quoted - {
         min(quoted, key=lambda line: "not a valid" not in line)
     }
@@ -677,7 +678,7 @@ def test_the_questions_quote_the_messages_of_names_that_do_not_load(config, tmp_
 
 
 @pytest.mark.parametrize("of", [C2FMAEConfig, C2FMAEModel, C2FMAEForImageClassification, C2FMAEImageProcessor])
-def test_a_name_without_weights_is_told_which_there_are(of, tmp_path, monkeypatch, repository):
+def test_the_error_for_a_name_without_weights_lists_those_with_weights(of, tmp_path, monkeypatch, repository):
     with pytest.raises(
         OSError, match=r"c2fmae-vit-base: expected a folder .* c2fmae-vit-tiny-stl10, .* tiny, small, base"
     ):
@@ -686,9 +687,9 @@ def test_a_name_without_weights_is_told_which_there_are(of, tmp_path, monkeypatc
     if issubclass(of, C2FMAEModel):
         with pytest.raises(OSError, match="expected a folder or a repository"):
             of.from_pretrained("c2fmae-vit-base", config=C2FMAEConfig.from_size("base"))
-    if of is not C2FMAEConfig:  # the library takes an empty folder's configuration to be the default one
+    if of is not C2FMAEConfig:  # transformers takes an empty folder for the default configuration
         monkeypatch.chdir(tmp_path)
         (tmp_path / "empty").mkdir()
-        with pytest.raises(OSError, match="empty") as caught:  # a folder that is there is the library's to speak of
+        with pytest.raises(OSError, match="empty") as caught:  # for an existing folder, the message is the library's
             of.from_pretrained("empty")
         assert "found no folder" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What goes wrong between a user and a Hub: nothing is lost or half published, and the table says what is seen."""
+"""Faults between a user and a Hub: nothing is lost or half published, and the table shows what the user sees."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def test_the_table_has_a_row_for_each_case(table):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind.replace(" ", "-"))
 def test_fault(case, hub_scene, table):
     found, expected = observe(case, hub_scene).row, table[case.kind]
-    if Version(huggingface_hub.__version__) < Version("2"):  # which says some of it in other words
+    if Version(huggingface_hub.__version__) < Version("2"):  # which words some messages differently
         found, expected = (re.sub(r"`.*`", "", row) for row in (found, expected))
     assert found == expected

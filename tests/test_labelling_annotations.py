@@ -1,4 +1,4 @@
-"""Every layout of annotations gives back the maps that it was made from."""
+"""Annotation layouts: reading each of them gives the maps that it was written from."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def save_map(path: Path, label_map: np.ndarray, ignore: int = 255) -> None:
 
 
 def write_coco(root: Path, examples: list[Example], num_classes: int) -> Path:
-    """Instances as run lengths; ids of categories and images with gaps; what is ignored as a crowd."""
+    """Write instances as run lengths, with gaps in category and image ids, and ignored pixels as a crowd."""
     write_images(root / "images", examples)
     images, annotations = [], []
     for index, example in enumerate(examples):
@@ -130,7 +130,7 @@ def write_panoptic(root: Path, examples: list[Example], things: set[int], num_cl
 
 
 def label(labeller, source, output: Path) -> dict[str, dict]:
-    """Rows of the finished dataset by the file name of the photograph, maps as arrays."""
+    """Rows of the finished dataset by file name, with maps as arrays."""
     summary = label_images(source, labeller, output, options=OutputOptions(label_stride=1))
     assert summary.rejects == 0
     rows = datasets.load_dataset(str(output), split="train")
@@ -153,7 +153,7 @@ def assert_same(found: dict, examples: list[Example], semantic_change=lambda sem
 
 
 def drop_ignored(examples: list[Example]) -> list[Example]:
-    """For formats that cannot say so."""
+    """Set ignored pixels to 0, for formats that cannot mark them."""
     for example in examples:
         example.semantic = np.where(example.semantic == -100, 0, example.semantic)
         example.instance = np.where(example.semantic == 0, 0, example.instance)
@@ -194,7 +194,7 @@ def test_coco_polygons_crowds_and_overlaps(tmp_path):
     labeller = CocoInstancesLabeller(tmp_path / "images", tmp_path / "instances.json")
     assert labeller.id2label == {0: "background", 1: "lid", 2: "box"}
     maps = label(labeller, labeller.source(), tmp_path / "out")["r0"]
-    # The lid, though first, lies over the larger box.
+    # The smaller lid covers the larger box, although it comes first.
     assert (maps["semantic"][15, 15], maps["instance"][15, 15]) == (1, 1)
     assert (maps["semantic"][6, 6], maps["instance"][6, 6]) == (2, 2)
     assert (maps["semantic"][30, 45], maps["instance"][30, 45]) == (2, -100)
@@ -264,7 +264,7 @@ def test_mirrored_folders(tmp_path, examples):
         MirroredFoldersLabeller(tmp_path)
     (tmp_path / "classes.txt").write_text("ground\nred\nred\n\nblue\n")
     labeller = MirroredFoldersLabeller(tmp_path)
-    # A ClassLabel takes no name twice.
+    # A ClassLabel does not accept a name twice.
     assert list(labeller.id2label.values()) == ["ground", "red", "red (2)", "class 3", "blue"]
     assert_same(label(labeller, labeller.source(), tmp_path / "out"), examples)
 
@@ -299,7 +299,7 @@ def test_images_without_annotation_or_with_one_of_another_size_are_rejected(tmp_
     assert "expected a single-channel" in reasons["r3.jpg"]
 
 
-def test_a_file_that_is_no_coco_json(tmp_path):
+def test_a_file_that_is_not_coco_json(tmp_path):
     (tmp_path / "a.json").write_text('{"images": 3}')
     with pytest.raises(ValueError, match=r"annotations: expected COCO's instances format in .*a\.json"):
         CocoInstancesLabeller(tmp_path, tmp_path / "a.json")
@@ -349,7 +349,7 @@ def test_real_photographs_in_columns(tmp_path, shared_data):
 
 
 def rejected(labeller, output: Path) -> dict[str, str]:
-    """Reasons by the name of the image."""
+    """Reasons of rejection by image name."""
     label_images(labeller.source(), labeller, output)
     lines = (output / "rejects.jsonl").read_text().splitlines()
     return {entry["image_id"]: entry["reason"] for entry in map(json.loads, lines)}
@@ -377,7 +377,7 @@ PANOPTIC = {
 
 
 @pytest.mark.parametrize("change", PANOPTIC.values(), ids=list(PANOPTIC))
-def test_a_panoptic_entry_that_does_not_fit_rejects_its_image_alone(tmp_path, change):
+def test_an_invalid_panoptic_entry_rejects_only_its_image(tmp_path, change):
     examples = drop_ignored(read_examples(make_rows(3)))
     path = write_panoptic(tmp_path, examples, things={1, 2, 3, 4}, num_classes=5)
     content = json.loads(path.read_text())
@@ -411,7 +411,7 @@ FILES = {
 
 
 @pytest.mark.parametrize(("change", "message"), FILES.values(), ids=list(FILES))
-def test_a_file_that_cannot_be_read_as_one_is_refused_at_once(tmp_path, change, message):
+def test_an_unreadable_annotation_file_is_refused_at_once(tmp_path, change, message):
     path = write_panoptic(tmp_path, drop_ignored(read_examples(make_rows(2))), things={1}, num_classes=5)
     content = json.loads(path.read_text())
     change(content)
@@ -435,7 +435,7 @@ def test_annotations_of_unknown_images_are_counted_and_images_without_one_reject
     assert "expected one annotation in panoptic.json, got 2" in reasons["r1.jpg"]
 
 
-def test_names_that_lead_out_of_the_folder_are_not_read(tmp_path):
+def test_file_names_outside_the_folder_are_not_read(tmp_path):
     examples = drop_ignored(read_examples(make_rows(3)))
     path = write_coco(tmp_path, examples, 5)
     content = json.loads(path.read_text())
@@ -484,7 +484,7 @@ def test_ade20k_maps_and_names_that_do_not_fit(tmp_path, examples):
     assert "expected ids as colours" in reasons["r2.jpg"]
     assert "has no annotation" in reasons["r3.jpg"]
     (row,) = datasets.load_dataset(str(tmp_path / "out"), split="train").cast_column("semantic", datasets.Image(False))
-    stored = to_label_map(open_image(row["semantic"]))  # 255 is no class
+    stored = to_label_map(open_image(row["semantic"]))  # 255 is not a class
     assert set(np.unique(stored)) <= {-100, 0, 1, 2, 3, 4}
     for line in ("x\t0.1\t9\t9\tname", "9000000000\t0.1\t9\t9\tname", "1"):
         (tmp_path / "objectInfo150.txt").write_text(f"{lines[0]}\n{line}\n")

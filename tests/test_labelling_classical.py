@@ -33,7 +33,7 @@ def test_regions_become_classes_and_instances(regions):
 
 
 def test_a_class_means_the_same_in_every_photograph():
-    # Two photographs of a red, a green and a blue third, in other places.
+    # Two photographs with a red, a green and a blue third, in different positions.
     red, green, blue = (
         np.full((60, 30, 3), colour, np.uint8) for colour in ((200, 30, 30), (30, 180, 30), (30, 30, 200))
     )
@@ -47,13 +47,13 @@ def test_a_class_means_the_same_in_every_photograph():
     assert len(np.unique(a)) == 3
 
 
-def test_what_was_fitted_is_kept(tmp_path):
+def test_a_fit_is_saved_and_reused(tmp_path):
     labeller = ClassicalLabeller(6, fit_images=4)
     labeller.prepare(iter(PHOTOS), tmp_path / "labeller")
     again = ClassicalLabeller(6, fit_images=4)
     again.prepare(iter(()), tmp_path / "labeller")
     assert all((labeller.fitted[name] == again.fitted[name]).all() for name in labeller.fitted)
-    # Not for other settings.
+    # Other settings are fitted anew.
     other = ClassicalLabeller(5, fit_images=4)
     other.prepare(iter(PHOTOS), tmp_path / "labeller")
     assert len(other.fitted["centres"]) == 5

@@ -17,7 +17,7 @@ from hub_server import HubServer
 from labelling_utils import write_photographs
 
 
-# In a process of its own: the libraries read their endpoint when they are imported.
+# In its own process: the libraries read their endpoint when they are imported.
 SCRIPT = """
 import sys
 import datasets, huggingface_hub, numpy as np
@@ -40,7 +40,7 @@ for name in ("me/pushed", "me/uploaded"):
                 assert (np.asarray(ours[column]) == np.asarray(theirs[column])).all()
         assert count == len(rows["train"])
 
-# A dataset on a hub is a source in its turn.
+# Label again, with the dataset on the hub as the source.
 from c2fmae_hf.labelling.labellers.annotations import ColumnsLabeller
 from c2fmae_hf.labelling.job import label_images
 from c2fmae_hf.labelling.sources.open import open_source

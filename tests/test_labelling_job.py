@@ -1,4 +1,4 @@
-"""A labelling job: what it writes, what it rejects, how it goes on, on which engine."""
+"""Labelling jobs: output, rejects, resuming and engines."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SMALL = OutputOptions(rows_per_shard=5)
 
 
 class Halves(Labeller):
-    """The left half is class 0, the right one class 1 and an instance."""
+    """Labels the left half as class 0, and the right half as class 1 and an instance."""
 
     name = "halves"
     summary = "For tests."
@@ -56,7 +56,7 @@ class Halves(Labeller):
 
 
 class Fussy(Halves):
-    """Refuses some images, and stops at one."""
+    """Refuses some images, and raises another error at one."""
 
     refused: tuple[str, ...] = ()
     fatal: str | None = None
@@ -81,7 +81,7 @@ def rejects(root: Path) -> dict[str, str]:
     return {entry["image_id"]: entry["reason"] for entry in entries}
 
 
-def test_the_dataset_is_what_it_should_be(photos, tmp_path):
+def test_the_written_dataset(photos, tmp_path):
     out = tmp_path / "out"
     summary = label_images(FolderSource(photos, class_folders=True), Halves(), out, options=SMALL)
     assert (summary.records, summary.rows, summary.rejects, summary.shards) == (23, 23, 0, 5)
@@ -101,7 +101,7 @@ def test_the_dataset_is_what_it_should_be(photos, tmp_path):
     original = photos / found[0]["image_id"]
     stored = rows.cast_column("image", datasets.Image(decode=False))
     assert next(iter(stored))["image"]["bytes"] == original.read_bytes()
-    # Small groups of rows, whole shards, a manifest that is right.
+    # Row groups are small, shards complete, and the manifest correct.
     entries = list(map(json.loads, (out / "manifest.jsonl").read_text().splitlines()))
     assert sum(entry["rows"] for entry in entries) == 23
     for entry in entries:
@@ -140,7 +140,7 @@ def test_every_image_is_either_labelled_or_rejected(photos, tmp_path):
     assert set(found) == expected
 
 
-def test_what_the_labeller_refuses_is_rejected_alone(photos, tmp_path):
+def test_only_images_that_the_labeller_refuses_are_rejected(photos, tmp_path):
     labeller = Fussy()
     labeller.refused = ("folder_0/photo_003.jpg", "folder_1/photo_010.jpg")
     summary = label_images(FolderSource(photos), labeller, tmp_path / "out", options=SMALL)
@@ -148,7 +148,7 @@ def test_what_the_labeller_refuses_is_rejected_alone(photos, tmp_path):
     assert rejects(tmp_path / "out") == dict.fromkeys(labeller.refused, "cannot be labelled: I do not like it")
 
 
-def test_a_job_stops_where_something_else_is_wrong(tmp_path):
+def test_a_job_stops_if_too_many_images_are_rejected(tmp_path):
     paths = write_photographs(tmp_path / "photos", 80)
     source = FolderSource(tmp_path / "photos")
     for path in paths:
@@ -163,7 +163,7 @@ def test_a_job_stops_where_something_else_is_wrong(tmp_path):
     assert label_images(source, Halves(), tmp_path / "out", options=options, max_reject_share=1.0).rejects == 26
 
 
-def test_an_error_of_the_labeller_stops_the_job_and_keeps_what_is_done(photos, tmp_path):
+def test_an_error_of_the_labeller_stops_the_job_and_keeps_finished_shards(photos, tmp_path):
     whole = tmp_path / "whole" / "out"
     label_images(FolderSource(photos), Fussy(), whole, options=SMALL)
     labeller = Fussy()
@@ -212,14 +212,14 @@ def test_a_shard_or_its_note_that_changed_is_made_again(photos, tmp_path, caplog
 
 
 def other_pixels(path: Path) -> None:
-    """Another image of the same size in bytes."""
+    """Change pixels, but not the size of the file."""
     content = bytearray(path.read_bytes())
     content[-20] ^= 1
     path.write_bytes(content)
 
 
-def test_a_job_does_not_go_on_with_other_maps_or_fewer_images(photos, tmp_path):
-    """Maps in columns of the rows; and a tar file of the same size that has an image less."""
+def test_a_job_does_not_resume_with_other_maps_or_fewer_images(photos, tmp_path):
+    """Changed maps in columns, and a tar file of the same size that lost an image."""
     labeller = ColumnsLabeller(dict(enumerate("abcde")))
     options = OutputOptions(rows_per_shard=4)
     for name, changed in (("a", None), ("b", "semantic"), ("c", "instance")):
@@ -250,8 +250,8 @@ def test_a_job_does_not_go_on_with_other_maps_or_fewer_images(photos, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "parquet", "rows", "annotations"])
-def test_a_job_does_not_go_on_with_other_images(photos, tmp_path, kind):
-    """Of the same number, names and sizes."""
+def test_a_job_does_not_resume_with_other_images(photos, tmp_path, kind):
+    """The number, names and file sizes of the images stay the same."""
     victim, labeller = sorted(photos.rglob("*.jpg"))[7], Halves()
     maps = tmp_path / "maps"
 
@@ -294,7 +294,7 @@ def test_a_job_does_not_go_on_with_other_images(photos, tmp_path, kind):
 
 @pytest.mark.parametrize("loss", ["shard", "note", "bytes", "cut", "first and last"])
 @pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_what_is_lost_of_a_part_of_several_shards_is_made_again(photos, tmp_path, loss, num_workers):
+def test_lost_shards_of_a_part_are_made_again(photos, tmp_path, loss, num_workers):
     subprocess.run(["tar", "cf", tmp_path / "a.tar", "--sort=name", "-C", photos, "."], check=True)
     for name in "12":
         label_images(open_source(str(tmp_path / "a.tar")), Halves(), tmp_path / name / "out", options=SMALL)
@@ -346,7 +346,7 @@ def test_a_second_split_needs_the_classes_of_the_first(photos, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["parquet", "tar"])
-def test_parts_of_several_shards_go_on_in_the_middle(tmp_path, ending, photos, monkeypatch):
+def test_a_part_of_several_shards_resumes_in_the_middle(tmp_path, ending, photos, monkeypatch):
     if ending == "parquet":
         make_rows(12).to_parquet(tmp_path / "source.parquet")
     else:
@@ -388,7 +388,7 @@ def test_splits_lie_side_by_side(photos, tmp_path):
     assert "| validation | 4 |" in (out / "README.md").read_text()
 
 
-def test_what_was_made_differently_is_not_mixed(photos, tmp_path):
+def test_shards_of_different_settings_are_not_mixed(photos, tmp_path):
     out = tmp_path / "out"
     label_images(FolderSource(photos), Halves(), out, options=SMALL)
     with pytest.raises(ValueError, match=r"made with another output .*label_stride: 2 then, 4 now"):
@@ -463,7 +463,7 @@ def test_ray_writes_the_same_bytes(photos, tmp_path):
     )
     assert summary.rows == 23
     assert tree_checksums(tmp_path / "1" / "out") == tree_checksums(tmp_path / "2" / "out")
-    # Nothing is left to do, and nothing is started.
+    # Nothing is left to do, so no engine is started.
     again = label_images(
         FolderSource(photos), labeller, tmp_path / "2" / "out", engine="ray", num_workers=2, **options
     )
@@ -492,7 +492,7 @@ def test_a_killed_job_ends_with_the_same_bytes(tmp_path, workers):
             assert time.monotonic() < deadline
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.01)
-        # The job alone: its workers must notice.
+        # Kill only the main process: the workers must notice.
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
@@ -514,7 +514,7 @@ def _group_lives(group: int) -> bool:
     return True
 
 
-def test_the_command_tells_what_it_did(tmp_path):
+def test_the_command_reports_its_results(tmp_path):
     write_photographs(tmp_path / "photos", 8)
     (tmp_path / "photos" / "notes.txt").write_text("")
     bad = tmp_path / "photos" / "bad.jpg"
@@ -523,7 +523,7 @@ def test_the_command_tells_what_it_did(tmp_path):
     output = process.communicate()[0]
     assert process.returncode == 3, output
     assert "8 of 9 images labelled in 3 shards, 1 rejected" in output
-    assert "skipped, since their names do not end like an image's: 1 files .txt" in output
+    assert "skipped, since these are not image files: 1 files .txt" in output
     assert "rejects.jsonl" in output
     bad.unlink()
     process = run_label(tmp_path / "photos", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The labellers that run models: real classes of transformers, small and random, through their real processors."""
+"""Labellers that run models: small random models of transformers with their real processors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from labelling_models import MASK_GENERATORS, NAMES, UNIVERSAL, save_checkpoint
 from labelling_utils import encode, photograph, write_photographs
 
 
-# A random model is sure of nothing: take whatever it says.
+# A random model is not confident, so accept every prediction.
 ANYTHING = {"threshold": 0.0, "mask_threshold": 0.0, "overlap_mask_area_threshold": 0.0}
 
 
@@ -43,7 +43,7 @@ def prepare(image: Image.Image, name: str = "x") -> object:
 
 @pytest.mark.parametrize("kind", UNIVERSAL)
 def test_panoptic_end_to_end(kind, checkpoints, tmp_path):
-    # Of different sizes, so that batches are padded.
+    # Different sizes, so that batches are padded.
     for index, (width, height) in enumerate([(64, 48), (48, 64), (96, 40), (56, 56), (40, 40)]):
         (tmp_path / "photos").mkdir(exist_ok=True)
         (tmp_path / "photos" / f"{index}.png").write_bytes(encode(photograph(index, width, height), "PNG"))
@@ -63,7 +63,7 @@ def test_panoptic_end_to_end(kind, checkpoints, tmp_path):
         assert (np.isin(semantic, (0, 1)) == ((instance > 0) & (instance < 255))).all()
         for name in np.unique(instance[(instance > 0) & (instance < 255)]):
             assert len(np.unique(semantic[instance == name])) == 1
-    # Started again, in another folder, from a pickled labeller: the same.
+    # A pickled labeller gives the same result in another folder.
     labeller = pickle.loads(pickle.dumps(labeller))
     label_images(FolderSource(tmp_path / "photos"), labeller, tmp_path / "again")
     name = "data/train-00000-0000.parquet"
@@ -73,7 +73,7 @@ def test_panoptic_end_to_end(kind, checkpoints, tmp_path):
 
 
 class SeesBrightness(torch.nn.Module):
-    """Stands in for a trained model: query 0 masks what is bright, query 1 what is dark, at a quarter of the input."""
+    """A fake trained model: query 0 masks bright pixels, query 1 dark ones, at a quarter of the input size."""
 
     dtype, device = torch.float32, torch.device("cpu")
 
@@ -91,7 +91,7 @@ class SeesBrightness(torch.nn.Module):
 
 @pytest.mark.parametrize("kind", UNIVERSAL)
 def test_maps_lie_on_the_image_however_batches_are_padded(kind, checkpoints):
-    """The processors' own resizing, padding and post-processing around a model whose answer is known."""
+    """Check the processors' resizing, padding and post-processing with a model whose output is known."""
     labeller = PanopticLabeller(checkpoints(kind), thing_classes="car", batch_size=4)
     labeller.start()
     labeller.model = SeesBrightness(kind)
@@ -107,7 +107,7 @@ def test_maps_lie_on_the_image_however_batches_are_padded(kind, checkpoints):
         assert maps.semantic.shape == place.shape
         assert (maps.semantic == np.where(place, 1, 3)).mean() > 0.9
         assert (maps.instance == place).mean() > 0.9
-        # Its edges are where they are in the image, to a few pixels.
+        # Edges are where they are in the image, to a few pixels.
         rows = np.flatnonzero((maps.semantic == 1).mean(axis=1) > 0.25)
         assert abs(rows.max() + 1 - place.any(axis=1).sum()) <= 5
         columns = np.flatnonzero((maps.semantic == 1).mean(axis=0) > 0.25)
@@ -160,8 +160,8 @@ def test_overlapping_masks():
     assert (maps.instance[2:4, 6:8] == maps.instance[2, 6]).all()
     assert maps.instance[2, 6] != maps.instance[6, 6] != 0
     assert maps.instance[1, 1] == 0  # stuff
-    assert maps.instance[0, 5] == 0  # painted over by a speck that is too small
-    assert maps.instance[8, 0] == 0  # half of each class: neither
+    assert maps.instance[0, 5] == 0  # covered by a speck that is too small
+    assert maps.instance[8, 0] == 0  # half of each class, so not an instance
     assert maps.semantic[9, 9] == -100
     # The outline of a mask corrects the semantics under it.
     wide = np.zeros((10, 10), bool)
@@ -194,7 +194,7 @@ def test_things_of_known_datasets(id2label, number, some_thing, some_stuff):
     assert some_stuff not in things
 
 
-def test_things_that_are_named():
+def test_things_given_by_name_id_or_range():
     assert find_things(NAMES, "all") == {0, 1, 2, 3}
     assert find_things(NAMES, "none") == frozenset()
     assert find_things(NAMES, "Sky; 0-1") == {0, 1, 2}

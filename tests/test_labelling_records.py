@@ -61,7 +61,7 @@ def test_a_map_of_another_shape_belongs_to_another_image(map_size):
 
 
 def test_maps_of_another_resolution_stay_aligned():
-    # A vertical edge at 3/8 of the width, seen at four resolutions.
+    # A vertical edge at 3/8 of the width, at four resolutions.
     for width in (64, 128, 640, 200):
         label_map = np.zeros((width // 2, width), np.int32)
         label_map[:, : width * 3 // 8] = 1
@@ -95,7 +95,7 @@ def test_a_palette_where_it_makes_a_map_smaller():
     assert image.mode == "P"
     assert len(encoded) < len(grey.getvalue())
     assert (to_label_map(image) == label_map).all()
-    assert len(image.convert("RGB").getcolors()) == len(np.unique(label_map))  # what a viewer shows
+    assert len(image.convert("RGB").getcolors()) == len(np.unique(label_map))  # as an image viewer shows it
 
 
 @pytest.mark.parametrize("wrong", [65535, -1])
@@ -174,7 +174,7 @@ def test_large_images_are_made_smaller():
     assert prepare_image(record(small), OutputOptions(shortest_edge=50)).encoded == small
 
 
-def test_a_row_keeps_to_the_contract():
+def test_a_row_follows_the_data_contract():
     prepared = prepare_image(record(encode(photograph(0, 64, 48)), label=3), OutputOptions())
     semantic = np.zeros((48, 64), np.int32)
     semantic[:, 32:] = 2

@@ -1,4 +1,4 @@
-"""Sources yield every image once, in an order that does not change, from wherever a part is taken up."""
+"""Sources yield every image once, in a fixed order, and can resume anywhere in a part."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def records_of(path: Path) -> list:
     return [record for part in source.parts(100) for record in source.read(part)]
 
 
-def test_folders_are_searched_to_their_depths(tmp_path):
+def test_folders_are_searched_recursively(tmp_path):
     paths = write_photographs(tmp_path / "photos", 10)
     (tmp_path / "photos" / "notes.txt").write_text("no image")
     (tmp_path / "photos" / "LICENSE").write_text("no image")
@@ -56,7 +56,7 @@ def test_folders_are_searched_to_their_depths(tmp_path):
     assert source.num_records(4) == 12
 
 
-def test_a_source_can_be_taken_up_anywhere_and_sent_elsewhere(tmp_path):
+def test_a_source_can_be_pickled_and_resumed_at_any_image(tmp_path):
     write_photographs(tmp_path / "photos", 10)
     rows = make_rows(10)
     rows.to_parquet(tmp_path / "rows.parquet")
@@ -112,7 +112,7 @@ def test_webdataset_tar_files(tmp_path, ending):
             for index in range(5):
                 kind = ("jpg", "png", "webp")[index % 3]
                 encoded = encode(photograph(index), {"jpg": "JPEG"}.get(kind, kind.upper()))
-                # The label before the image or behind it.
+                # The label comes before or after the image.
                 files = [(f"n/{index:04d}.{kind}", encoded), (f"n/{index:04d}.cls", str(index % 2).encode())]
                 for name, content in files[:: 1 if index % 2 else -1]:
                     add(tar, name, content)
@@ -127,8 +127,8 @@ def test_webdataset_tar_files(tmp_path, ending):
     assert [prepare_image(record, OutputOptions()).image.size for record in records] == [(64, 48)] * 10
 
 
-def test_a_tar_file_reaches_nothing_outside_of_it(tmp_path):
-    """Names that climb out of a folder are names of images, links are left out, and nothing is written."""
+def test_a_tar_file_cannot_reach_outside_files(tmp_path):
+    """Names with `..` are plain image names, links are left out, and no file is written."""
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(encode(photograph(9)))
     (tmp_path / "tars").mkdir()
@@ -167,7 +167,7 @@ def test_members_of_tar_files_have_a_limit(tmp_path, monkeypatch):
     assert (large.value, large.error) == (None, "expected at most 100000 bytes, got 1000000")
 
 
-def test_what_is_left_of_a_damaged_tar_file_is_kept(tmp_path):
+def test_images_before_the_damage_of_a_tar_file_are_kept(tmp_path):
     with tarfile.open(tmp_path / "whole.tar", "w") as tar:
         for index in range(6):
             add(tar, f"{index}.jpg", encode(photograph(index, 96, 96)))
@@ -204,7 +204,7 @@ def test_a_damaged_header_is_not_the_end_of_a_tar_file(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
-def test_what_is_left_of_a_damaged_compressed_tar_file_is_kept(tmp_path, share):
+def test_images_before_the_damage_of_a_compressed_tar_file_are_kept(tmp_path, share):
     with tarfile.open(tmp_path / "whole.tar.gz", "w:gz") as tar:
         for index in range(6):
             add(tar, f"{index}.jpg", encode(photograph(index, 96, 96)))
@@ -217,7 +217,7 @@ def test_what_is_left_of_a_damaged_compressed_tar_file_is_kept(tmp_path, share):
     assert "cannot be read on" in rest.error
 
 
-def test_labels_of_tar_files_that_are_no_numbers_of_64_bits(tmp_path):
+def test_labels_of_tar_files_that_are_not_64_bit_integers(tmp_path):
     texts = ["7", " 12\n", "²", "-1", "", "9" * 64, str(2**63)]
     with tarfile.open(tmp_path / "photos.tar", "w") as tar:
         for index, text in enumerate(texts):
@@ -232,7 +232,7 @@ def test_columns_of_datasets(tmp_path):
     datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match=r"source split: expected one of \['test', 'train'\], got 'validation'"):
         open_source(str(tmp_path / "saved"), split="validation")
-    # Three columns of images: that called `image`, or the first.
+    # Of three image columns, `image` is used, or else the first.
     source = open_source(str(tmp_path / "saved"))
     assert source.read_row.image == "picture"
     assert source.label_feature.names == list("abc")
@@ -257,7 +257,7 @@ def test_parquet_is_read_in_place(tmp_path):
         assert records[0].value["bytes"]
 
 
-def test_parquet_files_may_differ_in_what_is_not_needed(tmp_path):
+def test_parquet_files_may_differ_in_unused_columns(tmp_path):
     make_rows(4).to_parquet(tmp_path / "a.parquet")
     make_rows(3).remove_columns(["semantic", "instance"]).to_parquet(tmp_path / "b.parquet")
     source = open_source(f"{tmp_path}/*.parquet")
@@ -270,7 +270,7 @@ def test_parquet_files_may_differ_in_what_is_not_needed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "/no/*.parquet", "/no/*.tar", "./nothing"])
-def test_what_is_not_there(name):
+def test_a_source_that_does_not_exist_is_an_error(name):
     with pytest.raises(FileNotFoundError, match="source: expected"):
         open_source(name)
 

@@ -1,4 +1,4 @@
-"""What validation finds in a dataset."""
+"""Validation of datasets, and the contact sheet."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_whole_dataset(labelled):
     assert "13 rows, 0 broken" in str(report)
 
 
-def test_shards_that_are_not_as_the_manifest_says(labelled):
+def test_shards_that_differ_from_the_manifest(labelled):
     shards = sorted((labelled / "data").iterdir())
     shutil.copy(shards[0], labelled / "data" / "train-00009-0000.parquet")
     shards[2].unlink()
@@ -93,7 +93,7 @@ def test_instances_that_span_classes():
     semantic = np.zeros((10, 20), np.int32)
     semantic[:, 10:] = 3
     instance = np.zeros((10, 20), np.int32)
-    instance[:5, 5:15] = 1  # half and half
+    instance[:5, 5:15] = 1  # half in each class
     instance[5:, :10] = 2  # in one class
     instance[5:, 12:] = 3
     assert count_spanning(semantic, instance) == 1
@@ -102,7 +102,7 @@ def test_instances_that_span_classes():
     assert count_spanning(semantic, np.zeros_like(instance)) == 0
 
 
-def test_what_is_not_there(labelled):
+def test_a_missing_split_or_folder_is_an_error(labelled):
     with pytest.raises(ValueError, match=r"split: expected one of \['train'\], got 'test'"):
         validate_dataset(str(labelled), split="test")
     with pytest.raises(FileNotFoundError):

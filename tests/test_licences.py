@@ -1,4 +1,4 @@
-"""The licence of weights goes with what is made of them."""
+"""Models made from weights keep the licence of these weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from testing_utils import load_command, with_fields
 
 @pytest.fixture
 def source(config, tmp_path):
-    """A small model laid out as the weights of the repository: a licence of its own, named in its card."""
+    """A small model with its own licence, named in its card, like the weights in the repository."""
     model = C2FMAEForPreTraining(with_fields(config, num_hidden_layers=4))
     folder = tmp_path / "source"
     model.save_pretrained(folder)
@@ -35,13 +35,13 @@ def source(config, tmp_path):
 
 
 def published(model, folder, **options) -> tuple[dict, str]:
-    """The card's head, and the licence's text."""
+    """Publish a model to a folder; return the metadata of its card, and the licence text."""
     write_repository(model, folder, "me/derived", **options)
     head = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
     return head, (folder / "LICENSE").read_text()
 
 
-def test_what_is_made_of_the_shipped_weights_is_under_their_licence(repository, tmp_path):
+def test_models_made_from_the_shipped_weights_keep_their_licence(repository, tmp_path):
     shipped = repository / "model_cards/c2fmae-vit-tiny-stl10"
     model = AutoModelForImageClassification.from_pretrained(shipped, num_labels=2)
     head, text = published(model, tmp_path / "published")
@@ -70,7 +70,7 @@ def test_a_stock_trainer_carries_the_text(source, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["encoder", "further pre-training", "detector", "segmenter"])
-def test_every_way_to_other_weights_keeps_it(source, config, tmp_path, kind):
+def test_every_derived_model_keeps_the_licence(source, config, tmp_path, kind):
     if kind == "encoder":
         model = C2FMAEForPreTraining.from_pretrained(source).image_encoder()
     elif kind == "further pre-training":
@@ -91,7 +91,7 @@ def test_a_conversion_carries_the_text(source, tmp_path, format):
     assert (tmp_path / "out/LICENSE").read_text() == "For research alone. Pass this text on."
 
 
-def test_a_text_that_others_gave_a_vit_comes_with_its_conversion(tmp_path):
+def test_a_conversion_of_a_vit_keeps_its_licence_text(tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8), add_pooling_layer=False).save_pretrained(
         tmp_path / "vit"
@@ -102,24 +102,24 @@ def test_a_text_that_others_gave_a_vit_comes_with_its_conversion(tmp_path):
     assert load_starting_point(str(tmp_path / "vit")).license_text == "Theirs."
 
 
-def test_a_later_card_cannot_make_a_text_apache(source, tmp_path):
+def test_a_later_card_cannot_turn_a_restrictive_text_into_apache(source, tmp_path):
     (source / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     head, text = published(C2FMAEModel.from_pretrained(source), tmp_path / "published")
     assert (head["license"], text) == ("other", "For research alone. Pass this text on.")
 
 
-def test_a_model_of_one_s_own_is_under_apache(config, tmp_path):
+def test_a_new_model_is_under_apache(config, tmp_path):
     model = C2FMAEModel(config)
     assert inherited_license(model) is None
     head, text = published(model, tmp_path / "first")
     assert (head["license"], text.split()) == ("apache-2.0", own_license().split())
-    again = C2FMAEModel.from_pretrained(tmp_path / "first")  # beside whose weights lies Apache-2.0
+    again = C2FMAEModel.from_pretrained(tmp_path / "first")  # with Apache-2.0 beside the weights
     assert inherited_license(again) is None
     again.save_pretrained(tmp_path / "second")
     assert not (tmp_path / "second/LICENSE").exists()
 
 
-def test_the_records_beside_published_weights_go_with_them(repository, tmp_path, capsys):
+def test_records_beside_published_weights_are_published_too(repository, tmp_path, capsys):
     shipped = repository / "model_cards/c2fmae-vit-tiny-stl10"
     load_command("push").main([str(shipped), "me/again", "--preview", str(tmp_path / "again")])
     for path in sorted(shipped.glob("runs/*/*.json")):
@@ -127,7 +127,7 @@ def test_the_records_beside_published_weights_go_with_them(repository, tmp_path,
     card = (tmp_path / "again/README.md").read_text()
     assert "linear probe" in card
     assert (tmp_path / "again/LICENSE").read_text() == (shipped / "LICENSE").read_text()
-    # Records of weights that have changed since are left out, with a word.
+    # Records of weights that have changed since are left out, with a message.
     model = C2FMAEForPreTraining.from_pretrained(shipped)
     with torch.no_grad():
         model.decoder.mask_token.add_(1)
@@ -139,7 +139,7 @@ def test_the_records_beside_published_weights_go_with_them(repository, tmp_path,
     assert not (tmp_path / "preview/runs").exists()
 
 
-def test_the_record_of_a_run_knows_the_licence_when_its_text_is_gone(source, tmp_path):
+def test_the_record_of_a_run_names_the_licence_without_its_text(source, tmp_path):
     model = C2FMAEForPreTraining.from_pretrained(source)
     record = RunRecord("pretraining", (), {"train": 1}, {"train": "train"}, starting_model=model)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_a_card_alone_names_the_licence(source, tmp_path):
     assert text == "The model card of the weights that these were made from names their licence: cc-by-nc-4.0.\n"
     with pytest.raises(HubError, match=r"expected cc-by-nc-4\.0, .*got apache-2\.0"):
         write_repository(model, tmp_path / "free", "me/x", facts=CardFacts(license="apache-2.0"))
-    model.save_pretrained(tmp_path / "derived")  # where there is no card
+    model.save_pretrained(tmp_path / "derived")  # without a card
     assert (tmp_path / "derived/LICENSE").read_text() == text
     _, text = published(model, tmp_path / "b", facts=CardFacts(license="CC-BY-NC-4.0"), license_text="Its text.")
     assert text == "Its text."
@@ -194,8 +194,8 @@ def test_a_text_in_another_encoding_is_read(source, tmp_path, encoding):
     assert text == "© for research alone"
 
 
-def test_what_is_free_stays_free(source, tmp_path):
-    """Apache-2.0 with a name in its appendix, an empty file, and the owner's name for a text that no card names."""
+def test_free_licences_are_recognised(source, tmp_path):
+    """Apache-2.0 with a filled-in appendix, an empty file, and a text that only the caller names."""
     card(source, license="apache-2.0")
     (source / "LICENSE").write_text(own_license().replace("[yyyy] [name of copyright owner]", "2024 Somebody"))
     head, _ = published(C2FMAEForPreTraining.from_pretrained(source), tmp_path / "a")
@@ -213,13 +213,13 @@ def test_what_is_free_stays_free(source, tmp_path):
 
 
 @pytest.mark.parametrize("value", [5, ["mit"], {"a": 1}])
-def test_odd_words_of_a_card_are_not_passed_on(source, tmp_path, value):
+def test_invalid_licence_fields_of_a_card_are_ignored(source, tmp_path, value):
     card(source, license=value, license_name=value)
     head, _ = published(C2FMAEForPreTraining.from_pretrained(source), tmp_path / "published")
     assert (head["license"], head["license_name"]) == ("other", "as-its-source")
 
 
-def test_names_and_texts_that_do_not_fit_are_refused(source, tmp_path):
+def test_names_and_texts_of_another_licence_are_refused(source, tmp_path):
     model = C2FMAEForPreTraining.from_pretrained(source)
     with pytest.raises(HubError, match=r"expected research-alone, .* got free-for-all"):
         write_repository(model, tmp_path / "a", "me/x", facts=CardFacts(license="other", license_name="free-for-all"))
@@ -227,7 +227,7 @@ def test_names_and_texts_that_do_not_fit_are_refused(source, tmp_path):
         write_repository(model, tmp_path / "a", "me/x", facts=CardFacts(license="other"), license_text="Free.")
 
 
-def test_a_folder_with_another_licence_gets_that_of_its_new_weights(source, tmp_path, caplog):
+def test_saving_replaces_the_licence_of_the_folder(source, tmp_path, caplog):
     target = tmp_path / "target"
     target.mkdir()
     (target / "LICENSE").write_text(FREE)
@@ -241,7 +241,7 @@ def test_an_export_has_the_licence_beside_it(source, tmp_path):
     assert (tmp_path / "out/LICENSE").read_text() == "For research alone. Pass this text on."
 
 
-def test_other_folders_in_runs_do_not_stand_in_the_way(repository, tmp_path, capsys):
+def test_other_folders_in_runs_are_ignored(repository, tmp_path, capsys):
     shutil.copytree(repository / "model_cards/c2fmae-vit-tiny-stl10", tmp_path / "model")
     (tmp_path / "model/runs/Nov28_host").mkdir()  # TensorBoard's
     (tmp_path / "model/runs/Nov28_host/events.out.tfevents").touch()
@@ -257,8 +257,8 @@ def test_other_folders_in_runs_do_not_stand_in_the_way(repository, tmp_path, cap
 
 
 @pytest.mark.parametrize("role", ["encoder", "start"])
-def test_the_record_of_the_run_behind_a_model_knows_the_licence_too(source, tmp_path, role):
-    """Of which the model is another class, or was trained further."""
+def test_the_record_of_an_earlier_run_names_the_licence_too(source, tmp_path, role):
+    """The model of the run was loaded as another class, or trained further."""
     start = C2FMAEForPreTraining.from_pretrained(source)
     record = RunRecord("pretraining", (), {"train": 1}, {"train": "train"}, starting_model=start)
     write_json(tmp_path / "first/run.json", record.finish(start))

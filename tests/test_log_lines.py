@@ -190,7 +190,7 @@ def test_mistakes_are_named_at_the_start(config, labelled, tmp_path, capsys):
             "label", [0, 1] * 3 + [1, -1]
         ),
         r"column 'label': expected class names or integers, got": rows.add_column("label", list("abababab")),
-        r"expected images of two classes or more, got one": rows.add_column("label", [0] * 8),
+        r"expected images of at least two classes, got one": rows.add_column("label", [0] * 8),
     }
     for index, (message, labels) in enumerate(cases.items()):
         labels.save_to_disk(tmp_path / f"rows{index}")

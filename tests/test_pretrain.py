@@ -36,7 +36,7 @@ def saved_rows(tmp_path) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path, saved_rows) -> Path:
-    """A small recipe as a user would write it."""
+    """A small recipe, as a user would write it."""
     values = {
         "dataset_name": str(saved_rows),
         "output_dir": str(tmp_path / "run"),
@@ -59,7 +59,7 @@ def recipe(tmp_path, saved_rows) -> Path:
     return path
 
 
-def test_pretraining_writes_what_it_says(pretrain, recipe, tmp_path):
+def test_pretraining_writes_the_files_that_it_announces(pretrain, recipe, tmp_path):
     pretrain.main([str(recipe), "--base_learning_rate", "1e-2"])
     run = tmp_path / "run"
     names = {path.name for path in run.iterdir()}
@@ -122,7 +122,7 @@ def test_variants_by_options_alone(pretrain, recipe, options, tmp_path):
 
 
 def test_parquet_files_and_a_held_out_share(pretrain, recipe, tmp_path):
-    """Another source by one argument; without a validation split a share of the rows is held out."""
+    """One argument selects another source; without a validation split, a share of the rows is held out."""
     make_rows(20, size=72).to_parquet(tmp_path / "mine-train.parquet")
     source = str(tmp_path / "mine-*.parquet")
     trainer = pretrain.main([str(recipe), "--dataset_name", source, "--validation_share", "0.2"])
@@ -135,7 +135,7 @@ def test_a_picture_that_cannot_be_drawn_loses_nothing(pretrain, recipe, tmp_path
 
     monkeypatch.setattr("c2fmae_hf.pictures.reconstruction.draw_reconstruction", fail)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "reconstruction.png").touch()  # of an earlier run, and no result of this one
+    (tmp_path / "run" / "reconstruction.png").touch()  # from an earlier run, so not a result of this one
     with caplog.at_level("INFO"):
         pretrain.main([str(recipe)])
     run = tmp_path / "run"
@@ -217,7 +217,7 @@ def test_a_folder_of_photographs_is_labelled_and_trained_on(pretrain, photos, tm
     printed = capsys.readouterr().out
     assert "2 steps of 16 images on cpu" in printed
     assert f"\nNext:\n  c2fmae embed {tmp_path}/run/c2fmae-vit-tiny {photos} --output features.parquet\n" in printed
-    # Again: the labels are there, the run goes on.
+    # Run again: labels are reused, and training resumes.
     again = pretrain.main([*words, "--max_steps", "3", "--resume_from_checkpoint", "last"])
     assert again.state.global_step == 3
 
@@ -240,14 +240,14 @@ def test_the_number_of_steps_follows_from_the_number_of_photographs(pretrain, ph
     assert photographs.choose_steps(1_000, 256) == 391
 
 
-def test_what_is_no_folder_of_photographs(pretrain, saved_rows, tmp_path):
+def test_other_datasets_are_not_taken_for_a_folder_of_photographs(pretrain, saved_rows, tmp_path):
     (tmp_path / "empty").mkdir()
     for name in (saved_rows, tmp_path / "empty", tmp_path / "absent", "me/on-the-hub", None):
         assert photographs.open_photographs(name if name is None else str(name)) is None
     assert pretrain.parse([str(saved_rows), "--use_cpu", "true"])[1].size is None
 
 
-def test_the_folder_of_a_run_is_no_folder_of_photographs(pretrain, photos):
+def test_the_folder_of_a_run_is_refused_as_photographs(pretrain, photos):
     (photos / "run.json").write_text("{}")
     with pytest.raises(ValueError, match=r"got the folder of a run; is .*dataset meant\?"):
         pretrain.parse([str(photos), "--use_cpu", "true"])
@@ -260,7 +260,7 @@ def test_one_photograph_is_not_enough(pretrain, photos, tmp_path):
         pretrain.main([str(photos), "--output_dir", str(tmp_path / "run"), *SMALL])
 
 
-def test_a_dataset_without_maps_says_what_to_do(pretrain, tmp_path):
+def test_the_error_for_a_dataset_without_maps_says_what_to_do(pretrain, tmp_path):
     make_rows(4).select_columns(["image"]).to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(ValueError, match=r"c2fmae label SOURCE OUTPUT_DIR"):
         pretrain.main(
@@ -277,9 +277,9 @@ def test_a_dataset_without_maps_says_what_to_do(pretrain, tmp_path):
         )
 
 
-@pytest.mark.slow  # tests/test_kill_and_resume.py has more of them, in less time
+@pytest.mark.slow  # tests/test_kill_and_resume.py tests more cases in less time
 def test_a_killed_process_resumes_to_the_same_weights(recipe, tmp_path):
-    """SIGKILL in the middle of training, and the same command again."""
+    """Kill training with SIGKILL, then run the same command again."""
     options = ["--max_steps", "30", "--save_steps", "5", "--eval_strategy", "no", "--num_drawn", "0"]
     options += ["--dataloader_num_workers", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

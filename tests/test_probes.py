@@ -64,7 +64,7 @@ def test_from_scratch(folders):
     model = load_encoder("vit_tiny_patch16_224", from_scratch=True)
     assert patch_size_of(model) == 16
     assert encode_images(model.eval(), torch.randn(1, 3, 224, 224)).shape == (1, 197, 192)
-    with pytest.raises(ValueError, match=r"architecture without weights; give 'timm/vit_tiny_patch16_224'"):
+    with pytest.raises(ValueError, match=r"architecture without weights; pass 'timm/vit_tiny_patch16_224'"):
         load_encoder("vit_tiny_patch16_224")
 
 
@@ -154,7 +154,7 @@ def test_own_image_size(folders, tmp_path):
     assert [own_image_size(encoder_config(name, from_scratch=True)) for name in timm_names] == [384, 224]
     load_encoder("vit_tiny_patch16_384", from_scratch=True, image_size=64).save_pretrained(tmp_path / "timm")
     assert own_image_size(encoder_config(str(tmp_path / "timm"))) == 64
-    with pytest.raises(ValueError, match="image_size: expected it, as the model's own is no square: 32 x 48"):
+    with pytest.raises(ValueError, match="expected a value, since the model's own size is not square: 32 x 48"):
         own_image_size(C2FMAEConfig(image_size=[32, 48], patch_size=8))
 
 

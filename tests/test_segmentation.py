@@ -1,4 +1,4 @@
-"""Semantic segmentation: inference at any size, scores of whole sets, fine-tuning of C2FMAE, ViT and timm."""
+"""Semantic segmentation: inference at any size, scores of whole datasets, fine-tuning of C2FMAE, ViT and timm."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def test_fine_tuning_learns_and_the_result_is_a_pipeline(example, encoders, disc
     assert again["results"] == pytest.approx(results["results"], abs=1e-6)
     assert not (tmp_path / "again" / "model.safetensors").exists()
 
-    # The pipeline sees what evaluation sees: the same score, with an evaluator of `evaluate`.
+    # The pipeline gets the same score as evaluation.
     rows = load_splits(str(discs))["validation"]
     scores = evaluator("image-segmentation").compute(
         str(tmp_path / "out"), data=rows, metric=load_metric("mean_iou"), device=-1
     )
     assert scores["mean_iou"] == pytest.approx(results["results"]["mean_iou"], abs=0.01)
     segment_image = pipeline("image-segmentation", model=str(tmp_path / "out"), device="cpu")
-    odd = Image.fromarray(np.full((37, 61), 90, np.uint8))  # grey, and no multiple of the patch size
+    odd = Image.fromarray(np.full((37, 61), 90, np.uint8))  # grey, and not a multiple of the patch size
     segments = segment_image(odd, subtask="semantic")
     assert all(part["mask"].size == (61, 37) and part["label"] in DISC_CLASSES for part in segments)
 
@@ -116,7 +116,7 @@ def test_only_the_head_is_new(encoders):
 
 
 class PointwiseModel(nn.Module):
-    """Scores that depend on a pixel alone, so that windows must not change them."""
+    """A model whose scores depend on single pixels, so that windows must not change them."""
 
     def forward(self, pixel_values: torch.Tensor):
         logits = torch.cat([pixel_values, -pixel_values], dim=1)
@@ -136,14 +136,14 @@ def test_sliding_windows_cover_the_image(size, stride):
 
 
 def test_windows_that_do_not_fit():
-    with pytest.raises(ValueError, match="window: expected at most the image's side"):
+    with pytest.raises(ValueError, match="window: expected at most the image's shorter side"):
         segment(PointwiseModel(), torch.randn(1, 3, 8, 20), window=16)
     with pytest.raises(ValueError, match="stride=17"):
         segment(PointwiseModel(), torch.randn(1, 3, 20, 20), window=16, stride=17)
 
 
-def test_evaluation_is_of_the_whole_set_at_the_labels_size(encoders, tmp_path):
-    """Images of several sizes and in any batches give the score of all their pixels, and padding is not counted."""
+def test_evaluation_scores_the_whole_set_at_the_size_of_the_labels(encoders, tmp_path):
+    """The score counts all pixels of all images, whatever their sizes and batches, and no padding."""
     rows = make_rows(5, size=40)
     rows = [*rows, *make_rows(2, size=56)]
     rows[0]["image"] = rows[0]["image"].crop((0, 0, 27, 40))
@@ -194,7 +194,7 @@ def test_sums_of_batches_start_anew():
 
 
 def test_training_crops_keep_image_and_labels_together():
-    """The image of a map is the map: after any crop, scale and flip, pixels still say their class."""
+    """The image shows the label map, so after any crop, scale and flip its pixels must match the labels."""
     training, evaluation = segmentation_transforms(32, 8, photometric=False, scale_range=(0.5, 2.0))
     generator = np.random.default_rng(0)
     label_map = np.kron(generator.integers(0, 2, (6, 8)), np.ones((10, 10))).astype(np.int32)
@@ -208,7 +208,7 @@ def test_training_crops_keep_image_and_labels_together():
         bright = sample["pixel_values"][0] > 0
         assert (bright[known] == (sample["labels"][known] == 1)).float().mean() > 0.85
         assert (sample["pixel_values"][:, ~known].abs() < 0.02).all()  # padding has the mean colour
-    assert padded > 0  # at half the size
+    assert padded > 0  # at small scales
     sample = evaluation(image, label_map)
     assert sample["pixel_values"].shape == (3, 32, 40)  # 60 x 80 at a shorter side of 32 is 32 x 42.7
     assert sample["labels"].shape == (60, 80)
@@ -245,7 +245,7 @@ def test_bad_rows_are_named():
         dataset[2]
 
 
-def test_a_batch_without_labels_is_no_nan(encoders, tmp_path):
+def test_a_batch_without_labels_gives_no_nan(encoders, tmp_path):
     model = build_segmenter(encoders["c2fmae"], NAMES, head_channels=16)
     args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     trainer = SemanticSegmentationTrainer(model, args)
@@ -270,7 +270,7 @@ def test_mistakes(example, encoders, discs, tmp_path):
 
 
 def test_batches_of_one_image_are_left_out_or_refused(example, encoders, tmp_path):
-    """UperNet's pooled branch cannot be normalised over one image: 9 rows in batches of 4 leave one over."""
+    """UperNet's pooled branch cannot normalise a batch of one image, which 9 rows in batches of 4 leave."""
     data = save_discs(tmp_path / "discs", num_train=9, num_validation=5)
     options = ("--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--learning_rate", "1e-3")
     results = run(example, encoders["c2fmae"], data, tmp_path / "out", *options)
@@ -294,7 +294,7 @@ def test_a_class_absent_from_validation(example, encoders, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "segment").glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipes_are_understood(example, path):
+def test_recipes_are_valid(example, path):
     args, training_args, _ = example.parse([str(path), "--use_cpu", "true"])
     assert args.model
     assert args.image_size % 16 == 0

@@ -76,7 +76,7 @@ def logged(trainer, *keys) -> list[tuple]:
 
 
 class StopAt(TrainerCallback):
-    """Ends a run as a crash does: no clean-up, no last checkpoint."""
+    """Ends a run like a crash: no clean-up, no last checkpoint."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -101,7 +101,7 @@ def test_logs_hold_the_losses_and_the_curriculum(config, rows, tmp_path):
         assert entry["loss"] == pytest.approx(sum(parts), rel=1e-4)
         shares = [entry[f"masked_{name}"] for name in ("semantic", "instance", "random", "fallback")]
         assert sum(shares) == pytest.approx(1)
-    # Progress runs on within a step, from t = 0 to 1/9 in the first.
+    # Progress advances within a step, from t = 0 to 1/9 in the first.
     assert training[0]["masked_semantic"] >= 0.5
     assert training[0]["masked_random"] == 0.0
     assert training[-1]["masked_semantic"] == 0.0
@@ -127,7 +127,7 @@ def test_evaluation_is_the_mean_over_images_and_always_the_same(config, rows, tm
         assert first[f"eval_{name}"] == pytest.approx(outputs[name].item(), rel=1e-5)
 
 
-def test_evaluation_in_between_does_not_touch_training_logs(config, rows, tmp_path):
+def test_evaluation_during_training_does_not_change_training_logs(config, rows, tmp_path):
     plain = make_trainer(config, rows, tmp_path / "plain", logging_steps=3)
     plain.train()
     evaluated = make_trainer(
@@ -160,7 +160,7 @@ def test_losses_fall(config, rows, tmp_path):
 
 
 def plain_trainer(config, rows, folder, *, callbacks=(), parts=None, **arguments) -> C2FMAETrainer:
-    """From `datasets` alone, with no part but those that are given."""
+    """A trainer on plain rows, with default parts except for `parts`."""
     torch.manual_seed(7)
     defaults = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "save_strategy": "no"}
     defaults |= {"base_learning_rate": 0.05, "disable_tqdm": True, "use_cpu": True}
@@ -190,10 +190,10 @@ def test_plain_rows_follow_the_curriculum(config, rows, tmp_path, workers):
     evaluations = logged(trainer, "eval_loss")
     assert len(evaluations) == 3
     assert trainer.eval_dataset.progress is None
-    assert trainer.evaluate()["eval_loss"] == evaluations[-1][0]  # whose masks do not move
+    assert trainer.evaluate()["eval_loss"] == evaluations[-1][0]  # its masks are always the same
 
 
-def test_plain_rows_are_what_the_parts_make_of_them(config, rows, tmp_path):
+def test_plain_rows_give_the_same_batches_as_wrapped_ones(config, rows, tmp_path):
     config = C2FMAEConfig(**{**config.to_dict(), "label_stride": 8})
     arguments = {"curriculum": "linear", "seed": 3, "min_crop_scale": 0.7, "evaluation_masking": "semantic"}
     trainer = plain_trainer(config, rows, tmp_path, parts={"eval_dataset": {"mine": rows}}, **arguments)
@@ -229,7 +229,7 @@ def test_each_part_can_be_passed(config, rows, tmp_path):
     assert trainer.train_dataset.read_row.transform.mean == [0.1, 0.2, 0.3]
 
 
-def test_a_dataset_without_progress_gets_that_of_the_trainer(config, rows, tmp_path):
+def test_a_dataset_without_progress_gets_the_trainer_s(config, rows, tmp_path):
     own = C2FMAEDataset(rows, training_transform(config.image_height_width), num_semantic_classes=5)
     trainer = plain_trainer(config, own, tmp_path, parts={"eval_dataset": own}, curriculum="linear")
     trainer.train()
@@ -276,7 +276,7 @@ def test_maps_that_only_guide_masks_are_read_where_there_are_any(config, rows, t
     assert not caplog.text
     trainer = plain_trainer(config, rows.remove_columns(["semantic", "instance"]), tmp_path)
     assert trainer.train_dataset.read_row.map_columns == ()
-    assert "no column semantic and instance: masks that it would guide are random" in caplog.text
+    assert "no column semantic and instance: the masks it would guide are random" in caplog.text
     trainer.train()
     shares = [sum(entry) for entry in logged(trainer, "masked_random", "masked_fallback")]
     assert shares == pytest.approx([1.0] * len(shares))
@@ -302,7 +302,7 @@ def test_plain_rows_resume_to_the_same_weights(config, rows, tmp_path, streaming
 
 @pytest.mark.parametrize(("num_workers", "resumed_workers"), [(0, 0), (2, 2), (2, 0)])
 def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(config, rows, tmp_path, num_workers, resumed_workers):
-    """Three steps an epoch, stopped in the third epoch after a checkpoint in the second."""
+    """Three steps per epoch; stopped in the third epoch, after a checkpoint in the second."""
     config = C2FMAEConfig(**{**config.to_dict(), "decoder_prediction_ratio": 0.5, "drop_path_rate": 0.1})
     arguments = {"save_strategy": "steps", "save_steps": 5}
     whole = make_trainer(config, rows, tmp_path / "whole", dataloader_num_workers=num_workers, **arguments)
@@ -334,7 +334,7 @@ def test_persistent_workers_train_the_same(config, rows, tmp_path, context):
     assert started
     del trainer, workers
     gc.collect()
-    for child in started:  # which a loader ends by SIGTERM
+    for child in started:  # a loader ends its workers by SIGTERM
         child.join(timeout=20)
         assert not child.is_alive()
 
@@ -357,7 +357,7 @@ def test_streaming_resumes_to_the_same_weights(config, rows, tmp_path):
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 8), (4, 2)])
 def test_accumulation_changes_nothing(config, rows, tmp_path, batch_size, accumulation):
-    """With plain gradient descent, so that weights differ as gradients do."""
+    """Uses plain gradient descent, so that differences of gradients show in the weights."""
     arguments = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant"}
     arguments |= {"warmup_steps": 0, "max_grad_norm": 0.0}
     rows = rows.select(range(8))
@@ -379,7 +379,7 @@ def test_accumulation_changes_nothing(config, rows, tmp_path, batch_size, accumu
         assert torch.allclose(value, other, atol=1e-5), name
 
 
-def test_what_decays(config, rows, tmp_path):
+def test_which_parameters_decay(config, rows, tmp_path):
     trainer = make_trainer(config, rows, tmp_path)
     decayed = set(trainer.get_decay_parameter_names(trainer.model))
     for name, parameter in trainer.model.named_parameters():
@@ -390,7 +390,7 @@ def test_what_decays(config, rows, tmp_path):
     assert groups[0]["betas"] == (0.9, 0.95)
 
 
-def test_the_default_rate_is_mae_s_by_the_root_of_the_batch(tmp_path):
+def test_the_default_rate_scales_mae_s_with_the_root_of_the_batch(tmp_path):
     def rate(**options):
         return C2FMAETrainingArguments(str(tmp_path), use_cpu=True, **options).learning_rate
 
@@ -420,7 +420,7 @@ def test_the_papers_curriculum_is_the_one_default(config):
     assert arguments.probabilities(torch.tensor([0.0, 0.5, 1.0])).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
-def test_what_the_trainer_is_given(config, rows, tmp_path):
+def test_arguments_of_the_trainer(config, rows, tmp_path):
     with pytest.raises(ValueError, match="args: expected C2FMAETrainingArguments, got TrainingArguments"):
         C2FMAETrainer(C2FMAEForPreTraining(config), TrainingArguments(str(tmp_path), use_cpu=True))
     both = datasets.DatasetDict({"train": rows, "test": rows})
@@ -437,7 +437,7 @@ def test_what_the_trainer_is_given(config, rows, tmp_path):
 
 def test_a_collator_with_another_curriculum_is_refused(config, rows, tmp_path):
     other = DataCollatorForC2FMAE(config, MaskingCurriculum("constant", weights=(1, 0, 0)))
-    with pytest.raises(ValueError, match=r"expected that of the arguments, .*'linear'.*, got .*'constant'"):
+    with pytest.raises(ValueError, match=r"expected the arguments' curriculum, .*'linear'.*, got .*'constant'"):
         plain_trainer(config, rows, tmp_path, parts={"data_collator": other})
     same = {"curriculum": "constant", "curriculum_weights": [1.0, 0.0, 0.0]}
     plain_trainer(config, rows, tmp_path, parts={"data_collator": other}, **same)
@@ -460,7 +460,7 @@ def test_a_subset_follows_the_curriculum(config, rows, tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("told", [False, True])
-def test_another_trainer_that_begins_no_epoch_is_warned(config, rows, tmp_path, caplog, streaming, told):
+def test_training_without_an_epoch_start_warns(config, rows, tmp_path, caplog, streaming, told):
     progress = SharedProgress()
     options = {"progress": progress, "num_semantic_classes": 5}
     transform = training_transform(config.image_height_width)
@@ -506,7 +506,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, rows, tmp_path):
 
 
 class SetBias(TrainerCallback):
-    """Damages the model, as a faulty machine would, when training has come to a step."""
+    """Damages the model at a step, as a faulty machine would."""
 
     def __init__(self, step: int, value: float) -> None:
         self.step, self.value = step, value
@@ -516,7 +516,7 @@ class SetBias(TrainerCallback):
             model.decoder.stages["semantic"].head.bias.data.fill_(self.value)
 
 
-def test_the_report_names_the_images_and_the_weights_before_are_saved(config, rows, tmp_path):
+def test_the_report_names_the_images_and_the_weights_are_saved(config, rows, tmp_path):
     arguments = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     trainer = make_trainer(config, rows, tmp_path, callbacks=[SetBias(3, float("inf"))], **arguments)
     with pytest.raises(FloatingPointError, match=r"step 3: .*'r\d"):
@@ -556,7 +556,7 @@ def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(config, rows, 
     assert (tmp_path / "non-finite-0/model.safetensors").is_file()
 
 
-def test_weights_that_are_not_finite_push_no_checkpoint_out(config, rows, tmp_path):
+def test_weights_that_are_not_finite_replace_no_checkpoint(config, rows, tmp_path):
     arguments = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
     trainer = make_trainer(config, rows, tmp_path, callbacks=[SetBias(5, float("nan"))], **arguments)
     with pytest.raises(FloatingPointError, match=r"weights before this step are in .*non-finite-5"):
@@ -565,7 +565,7 @@ def test_weights_that_are_not_finite_push_no_checkpoint_out(config, rows, tmp_pa
     assert make_trainer(config, rows, tmp_path, **arguments).train(resume_from_checkpoint=True).global_step == 9
 
 
-def test_a_bad_batch_pushes_no_checkpoint_out(config, rows, tmp_path):
+def test_a_bad_batch_replaces_no_checkpoint(config, rows, tmp_path):
     arguments = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
     trainer = make_trainer(config, rows, tmp_path, **arguments)
     image = trainer.model.decoder.stages["image"].head
@@ -587,7 +587,7 @@ def test_an_evaluation_that_is_not_finite_is_saved_and_reported(config, rows, tm
     assert (tmp_path / "non-finite-3/optimizer.pt").is_file()
 
 
-def test_evaluation_names_its_images(config, rows, tmp_path):
+def test_a_failed_evaluation_names_its_images(config, rows, tmp_path):
     trainer = make_trainer(config, rows, tmp_path)
     trainer.model.decoder.stages["instance"].head.bias.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"evaluation at step 0: .*'instance_loss': 'nan'.*'r0', .*'r4'\]"):
@@ -602,7 +602,7 @@ def test_the_saved_encoder(config, rows, tmp_path, batch):
     trainer.train()
     folder = tmp_path / "encoder"
     trainer.save_encoder(folder)
-    trainer.save_encoder(folder)  # in place of the earlier one
+    trainer.save_encoder(folder)  # replaces the earlier one
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
         "model.safetensors",

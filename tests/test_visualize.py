@@ -149,7 +149,7 @@ def test_labelled_dataset(visualize, config, saved_rows, tmp_path):
         *(f"01-r0-{name}.png" for name in own),
         *(f"02-r4-{name}.png" for name in own),
     ]
-    for words in ("36 of 48 patches (75%)", "the maps of the dataset", "through 4 masks", "seed"):
+    for words in ("36 of 48 patches (75%)", "come from the dataset's maps", "through 4 masks", "seed"):
         assert words in page.text
     command = page.text[page.text.index("c2fmae visualize ") :]
     assert "--patches 1,2" in command
@@ -161,7 +161,7 @@ def test_photographs_without_maps(visualize, pretrained, photos_folder, tmp_path
     args = ["--model", pretrained, "--images", photos_folder, "--patches", "1,4", "--layers", "1", "--heads", "2"]
     written = visualize.main([*args, "--output_dir", str(tmp_path / "out")])
     page = check_page(written)
-    assert "predicted by whole itself" in page.text
+    assert "come from the model's own predictions" in page.text
     assert "not the checkpoint's" not in page.text
     assert "attention_in_objects.png" not in {path.name for path in written}  # nobody knows the objects
     assert sum(path.name.endswith("strategies.png") for path in written) == 6
@@ -263,13 +263,13 @@ def test_every_colour_of_the_regions_is_in_the_legend(pretrained, tmp_path, monk
     assert {tuple(colour) for colour in regions.reshape(-1, 3)} - {UNKNOWN_COLOUR} <= legend
 
 
-def test_encoder_says_that_it_predicts_nothing(visualize, config, saved_rows, tmp_path):
+def test_the_page_of_an_encoder_has_attention_and_features_only(visualize, config, saved_rows, tmp_path):
     folder = tmp_path / "models" / "encoder"
     C2FMAEForPreTraining(config).image_encoder().save_pretrained(folder)
     args = ["--model", str(folder), "--dataset_name", saved_rows, "--indices", "0", "--patches", "1,1", "2,2"]
     written = visualize.main([*args, "--output_dir", str(tmp_path / "out")])
     page = check_page(written)
-    assert "an encoder without a decoder: it predicts nothing" in page.text
+    assert "an encoder without a decoder, so only attention and features" in page.text
     assert {path.name for path in written} == {
         *("index.html", "features.png", "01-r0-attention.png", "01-r0-heads-1-1.png", "01-r0-heads-2-2.png")
     }
@@ -296,9 +296,12 @@ def test_side_by_side_with_other_sizes_and_classes(visualize, pretrained, config
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--images", "nowhere"], "images: expected a file or a folder at 'nowhere', found nothing"),
+        (["--images", "nowhere"], "images: expected a file or folder, found nothing at 'nowhere'"),
         (["--images", "photos/broken.jpg"], "broken.jpg, image: cannot be opened: none of the formats"),
-        (["--images", "photos/broken.jpg", "--on_bad_row", "skip"], "expected photographs that can be read, got none"),
+        (
+            ["--images", "photos/broken.jpg", "--on_bad_row", "skip"],
+            "expected at least one readable photograph, got none",
+        ),
         (["--images", "empty"], "expected images in 'empty', found none"),
         (["--dataset_name", "rows", "--split", "train"], "split: expected one of \\['validation'\\], got 'train'"),
         (["--dataset_name", "rows", "--indices", "5"], "indices: expected numbers from 0 to 4, got \\[5\\]"),
@@ -433,7 +436,7 @@ def test_strategies_hide_regions(viewed, photo):
     bare = replace(photo, semantic=torch.full((8, 8), IGNORE_INDEX), instance=torch.full((8, 8), IGNORE_INDEX))
     assert strategy_mask(bare, viewed.config, "semantic")[1] == "random"
     regions = with_predicted_maps(viewed, bare)
-    assert regions.maps_from == "predicted by whole itself"
+    assert regions.maps_from == "the model's own predictions"
     assert not regions.has_objects
     assert strategy_mask(regions, viewed.config, "semantic")[1] == "semantic"
 

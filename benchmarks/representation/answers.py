@@ -1,4 +1,4 @@
-"""Which photographs an encoder classified correctly, in the format of the result files."""
+"""Compact storage, for result files, of which photographs an encoder classified correctly."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def pack_answers(right: np.ndarray) -> Answers:
 
 
 def unpack_answers(answers: Answers) -> np.ndarray:
-    """`(photographs,)` bool."""
+    """Whether each photograph was classified correctly, `(photographs,)` bool."""
     packed = np.frombuffer(bytes.fromhex(answers["right"]), dtype=np.uint8)
     return np.unpackbits(packed, count=answers["photographs"]).astype(bool)

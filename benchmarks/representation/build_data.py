@@ -9,10 +9,10 @@ Build the study's photographs from the public files of STL-10 (binary files), it
 (https://github.com/semihyagli/STL10_Segmentation), `--caltech101` a folder per class with `image_0001.jpg`, ...
 (https://data.caltech.edu/records/mzrjq-6wc02).
 
-`split.json` lists the photographs of each file in order. About a fifth of each source, and near-duplicates, are left
-out. Photographs are stored as JPEG (quality 95; Caltech-101's with a shorter side of at most 144 pixels, quality 90),
-so they may differ from ours by an encoder's rounding. This script does not build the scenes of `--source scenes`
-(COCO, CamVid).
+`split.json` lists the photographs of each file in order. It leaves out about a fifth of each source, and
+near-duplicates. Photographs are stored as JPEG (quality 95; for Caltech-101 quality 90 and a shorter side of at most
+144 pixels), so pixels may differ slightly from ours with another JPEG encoder. This script does not build the scenes
+of `--source scenes` (COCO, CamVid).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from c2fmae_hf.utils.files import replace_file
 
 
 SPLIT = Path(__file__).parent / "split.json"
-# In the order of STL-10's labels, which count from 1.
+# In the order of STL-10's labels, which start at 1.
 STL10_CLASSES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 STL10_SIDE = 96
 MARKS_PER_SIDE = 16
@@ -55,7 +55,7 @@ def encode_map(squares: np.ndarray) -> dict[str, Any]:
 
 
 class STL10:
-    """One part, `train` or `test`, of STL-10."""
+    """One split, `train` or `test`, of STL-10."""
 
     def __init__(self, folder: Path, part: str) -> None:
         self.part = part
@@ -67,7 +67,7 @@ class STL10:
                 f"{folder / part}_X.bin: expected {expected} bytes, three channels of {STL10_SIDE} x {STL10_SIDE} of "
                 f"{len(self.labels)} photographs, got {len(pixels)}"
             )
-        # Stored by columns.
+        # STL-10 stores images column by column.
         self.images = pixels.reshape(-1, 3, STL10_SIDE, STL10_SIDE).transpose(0, 3, 2, 1)
 
     def row(self, index: int) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def read_bytes(path: Path) -> np.ndarray:
 
 
 class Marks:
-    """Marked squares of the objects in one part of STL-10."""
+    """Marked squares of the objects in one split of STL-10."""
 
     def __init__(self, folder: Path, part: str) -> None:
         self.part = part
@@ -95,7 +95,8 @@ class Marks:
         Classes and instances `(16, 16)` of a photograph's squares. Where marks overlap, the smaller object is on top.
 
         Raises:
-            `FileNotFoundError`, `ValueError`: naming the file, and the photograph without marks.
+            `FileNotFoundError`: if the class has no file of marks.
+            `ValueError`: if the photograph has no marks.
         """
         name = STL10_CLASSES[label]
         path = self.folder / f"stl10_{self.part}_{name}.json"

@@ -1,7 +1,7 @@
 """
-Photographs of the study, decoded once: STL-10 with its masks, Caltech-101 for transfer to classes that no mask names,
-and scenes with many regions (COCO and CamVid) as other data to pre-train on. All are Parquet files with the columns
-`image`, `semantic`, `instance`, `label` and `image_id`.
+Photographs of the study, decoded once: STL-10 with masks, Caltech-101 for transfer to classes without masks, and
+scenes with many regions (COCO and CamVid) as other pre-training data. All are Parquet files with the columns `image`,
+`semantic`, `instance`, `label` and `image_id`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from c2fmae_hf.images import open_image, to_rgb
 
 
 IMAGE_SIZE = 96
-# STL-10's masks are squares of six pixels; finer scores would mean nothing.
+# STL-10's masks consist of squares of six pixels, so finer scores would be meaningless.
 GRID = 16
 NUM_CLASSES = 11
-# To pre-train on, with the number of semantic classes. Of the scenes: COCO's 133 and 0, and eleven of CamVid.
+# Pre-training sources with their number of semantic classes. Scenes: 0 and COCO's 133, and eleven of CamVid.
 SOURCES = {"stl10": NUM_CLASSES, "scenes": 145}
 CAMVID_OFFSET = 134
 
@@ -57,8 +57,8 @@ class StudyData:
         source (`str`): Source of `pretraining`, one of `SOURCES`.
         pretraining: Decoded rows for [`C2FMAEDataset`]: STL-10's photographs with masks, without the test photographs,
             or the scenes.
-        train, test: STL-10 with classes: photographs to train probes on (a part of STL-10's `pretraining`), and
-            photographs that no variant has seen.
+        train, test: STL-10 with classes. Probes train on `train`, a part of STL-10's `pretraining`; no variant has
+            seen `test`.
         other_train, other_test: Caltech-101 with classes.
         mask_train, mask_test: STL-10 with masks: a part of its `pretraining`, and unseen photographs.
     """
@@ -83,7 +83,7 @@ def load_study_data(folder: Path, source: str = "stl10", with_pretraining: bool 
         with_pretraining (`bool`): Whether to load `pretraining`; otherwise it is empty.
 
     Raises:
-        `FileNotFoundError`: naming a missing file.
+        `FileNotFoundError`: if a file is missing.
     """
     train, test, val = (_rows(folder, f"stl10_seg_{name}.parquet") for name in ("train", "test", "val"))
     unmasked = _rows(folder, "stl10_images_train.parquet")
@@ -124,8 +124,8 @@ def _decoded(row: dict[str, Any]) -> dict[str, Any]:
 
 def _scenes(folder: Path) -> Iterator[dict[str, Any]]:
     """
-    Two squares of each photograph, its ends, at 96 pixels. Photographs of COCO with panoptic maps take those: in the
-    others all that is no thing is class 0.
+    Crop two squares of 96 pixels from each photograph, one at each end. COCO photographs use panoptic maps if they
+    have them; in the others, everything that is not a thing is class 0.
     """
     panoptic, things = (_rows(folder, f"coco_{name}_train.parquet") for name in ("panoptic", "things"))
     known = set(panoptic["image_id"])
@@ -148,7 +148,7 @@ def _squares(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
-    """`(3, 96, 96)` uint8: shorter side resized, then the centre crop, as for classification."""
+    """Resize the shorter side and take the centre crop, as for classification: `(3, 96, 96)` uint8."""
     image = to_rgb(image)
     if min(image.size) != IMAGE_SIZE:
         image = tvF.resize(image, IMAGE_SIZE, tvF.InterpolationMode.BICUBIC)

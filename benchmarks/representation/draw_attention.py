@@ -1,11 +1,11 @@
 """
-Draw the attention of one patch in each variant, on three embedded photographs that no variant has seen. An object in
-each is outlined by hand.
+Draw the attention of one patch in each variant, on three embedded photographs that no variant has seen. In each, one
+object is outlined by hand.
 
     python benchmarks/representation/draw_attention.py --data shared/data --figure docs/figures/evidence/attention.png
 
-Reads the encoders that `study.py` left in its `--work` folder. Attention is the mean over the heads of the last two
-layers, as in `protocols.judge_attention`, whose scores on held-out photographs of STL-10 are printed.
+Reads the encoders in the `--work` folder of `study.py`. Attention is the mean over the heads of the last two layers,
+as in `protocols.judge_attention`, whose scores on held-out photographs of STL-10 are printed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from c2fmae_hf.pictures.figures import draw_grid
 from c2fmae_hf.pictures.photographs import embedded_photographs
 
 
-# By name, in hundredths of the photograph's middle square (x, y): the outline of the object, and a point inside it.
+# The outline of an object and a point inside it, by photograph, as (x, y) in hundredths of its central square.
 OUTLINES = {
     "flower": ([(48 + 33 * np.cos(angle), 52 + 32 * np.sin(angle)) for angle in np.arange(0, 6.2, 0.2)], (32, 40)),
     "coffee": (

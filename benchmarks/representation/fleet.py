@@ -1,7 +1,7 @@
 """
-Run many of the study's runs at once on a GPU. A step of such a small model consists of a thousand tiny kernels, which
-take longer to start than to run. So runs of the same architecture (seeds, and variants that differ in their masks) are
-trained as one model whose weights have a further dimension (`torch.vmap`), and its whole step (batch, forward,
+Train many of the study's runs at once on a GPU. A step of such a small model consists of a thousand tiny kernels that
+take longer to start than to run. So runs of the same architecture (seeds, and variants that differ only in masks) are
+trained as one model whose weights have an additional dimension (`torch.vmap`), and the whole step (batch, forward,
 backward, clipping, AdamW) is recorded once as a CUDA graph.
 
     python benchmarks/representation/fleet.py --data shared/data --variants mae cascade curriculum --seeds 0 1 2
@@ -50,14 +50,14 @@ from c2fmae_hf.utils.files import write_json
 
 
 WARM_UP = 3
-# Attention that can be batched once more. Under a name of its own: for "eager" the library makes masks that a graph
-# cannot record.
+# Attention that `torch.vmap` can batch. Registered under its own name, since for "eager" the library makes masks that
+# a graph cannot record.
 WRITTEN_OUT = "written_out"
 AttentionInterface.register(WRITTEN_OUT, eager_attention_forward)
 
 
 def signature(name: str) -> str:
-    """Layers, losses and learning rate, which models must share to be trained as one."""
+    """Layers, losses and learning rate, which models must share to be trained together."""
     variant = VARIANTS[name]
     rate = variant.training.get("base_learning_rate")
     layers = [variant.kind, variant.config, variant.maps, variant.feedback, variant.self_attention]
@@ -66,7 +66,7 @@ def signature(name: str) -> str:
 
 class Ensemble:
     """
-    Models of one architecture that are trained side by side, as one model whose weights have a further dimension.
+    Models of one architecture that are trained together, as one model whose weights have an additional dimension.
 
     Args:
         keys: Variant and seed of each model.
@@ -100,7 +100,7 @@ class Ensemble:
         args = arguments[0]
 
         models = [build_model(VARIANTS[name], seed, encoder, source) for name, seed in keys]
-        # The Trainer's own groups and schedule.
+        # Take parameter groups and schedule from the Trainer.
         trainer = (Trainer if self.kind == "supervised" else C2FMAETrainer)(model=models[0], args=args)
         trainer.create_optimizer_and_scheduler(steps)
         schedule = trainer.lr_scheduler
@@ -108,7 +108,7 @@ class Ensemble:
         self.rates = torch.tensor(rates, device=self.device)
         self.rate = torch.zeros((), device=self.device)
         self.max_norm = args.max_grad_norm
-        # The skeleton that weights are put into; nothing in these models depends on training or evaluation.
+        # The module that runs with each model's weights. Training and evaluation mode are the same in these models.
         self.model = trainer.model.to(self.device).eval()
         for module in self.model.modules():
             if hasattr(module, "config"):
@@ -140,7 +140,7 @@ class Ensemble:
 
         config, number = self.model.config, len(self.photographs[0])
         num_patches = (config.image_size // config.patch_size) ** 2
-        self.shared = ["pixel_values"]  # what models of one seed see alike
+        self.shared = ["pixel_values"]  # inputs that models of one seed share
         self.fixed: dict[str, Any] = {}
         self.masks: torch.Tensor | None = None
         if self.kind == "supervised":
@@ -154,7 +154,7 @@ class Ensemble:
             self.fixed["num_masked"] = config.num_masked_patches(num_patches)
 
     def _flatten(self, models: Sequence[nn.Module], named: Sequence[tuple[str, torch.Tensor]]) -> torch.Tensor:
-        """Join these weights of all models in one tensor with its gradient; `parameters` become views of it."""
+        """Join these weights of all models in one tensor with a gradient; `parameters` become views of it."""
         states = [dict(model.named_parameters()) for model in models]
         number = sum(value.numel() for _, value in named)
         flat = torch.empty(len(models), number, device=self.device)
@@ -176,7 +176,7 @@ class Ensemble:
         return len(self.photographs[0]) // BATCH_SIZE
 
     def draw_masks(self, epoch: int) -> None:
-        """Draw the masks of an epoch, in place. A sample's progress is that of its step."""
+        """Draw the masks of an epoch in place. The progress of a sample is that of its step."""
         if self.masks is None:
             return
         number = len(self.masks)
@@ -226,14 +226,14 @@ class Ensemble:
         return parameters, {name: value[index] for name, value in batch.items()}
 
     def step(self) -> None:
-        """One step of training; nothing in it waits for the GPU, or depends on what the CPU knows of it."""
+        """Do one training step. It never waits for the GPU and uses no values on the CPU, so it can be recorded."""
         step, batch = self.counter.view(1), self.batch()
         self.rate.copy_(self.rates.index_select(0, step)[0])
         for weights in self.weights:
             weights.grad.zero_()
         if self.device.type == "cuda":
             losses = torch.vmap(self.loss_of)(self.parameters, batch)
-        else:  # where the models look at their inputs
+        else:  # on the CPU, models check the values of their inputs, which vmap does not allow
             losses = torch.stack([self.loss_of(*self.one(index, batch)) for index in range(len(self.keys))])
         losses.sum().backward()
         norms = sum(weights.grad.square().sum(dim=1) for weights in self.weights).sqrt()
@@ -245,7 +245,7 @@ class Ensemble:
         self.counter.add_(1)
 
     def record(self) -> None:
-        """Record a step as a graph, and put everything back to where it was."""
+        """Record a step as a graph, then restore weights and optimizer."""
         start = [weights.clone() for weights in self.weights]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -272,7 +272,7 @@ class Ensemble:
         self.done += 1
 
     def encoders(self) -> Iterator[tuple[str, int, C2FMAEModel, dict[str, Any]]]:
-        """Of each model: variant, seed, encoder, and what is recorded of its training."""
+        """Yield variant, seed, encoder and facts about the training of each model."""
         for index, (name, seed) in enumerate(self.keys):
             model = build_model(VARIANTS[name], seed, self.encoder, self.source)
             state = {key: value[index].detach().cpu() for key, value in self.parameters.items()}
@@ -290,13 +290,13 @@ class Ensemble:
 
 def train(ensembles: Sequence[Ensemble], seconds: float | None = None) -> int:
     """
-    All ensembles to their last step.
+    Train all ensembles to their last step.
 
     Args:
-        seconds (`float`, *optional*): Stop after the epoch in which so much time has passed.
+        seconds (`float`, *optional*): Stop after the epoch in which this time has passed.
 
     Returns:
-        Steps that were made, of all models together.
+        The number of steps of all models together.
     """
     synchronize()
     started, epoch, made = time.perf_counter(), 0, 0
@@ -341,7 +341,7 @@ def evaluate_in_worker(folder: Path, seed: int, fine_tune: bool, device: str) ->
 
 @contextmanager
 def evaluators(data: Path, number: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that load the photographs at once, and wait for encoders."""
+    """Start processes that load the photographs immediately and wait for encoders."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(number, context, load_in_worker, (data,)) as pool:
         for _ in range(number):
@@ -359,7 +359,9 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--encoder", choices=list(ENCODERS), default="small")
     parser.add_argument("--fine_tune", action="store_true", help="also fine-tune each encoder for segmentation")
     parser.add_argument("--num_evaluators", type=int, default=max((os.cpu_count() or 2) - 2, 1), help="processes")
-    parser.add_argument("--seconds", type=float, help="stop training after so long, without results: to time it")
+    parser.add_argument(
+        "--seconds", type=float, help="stop training after this time, without results, to measure the speed"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/fleet"), help="encoders")
     parser.add_argument("--output", type=Path, default=Path("runs/representation/results"))
     options = parser.parse_args(args)
@@ -393,7 +395,7 @@ def main(arguments: list[str] | None = None) -> None:
             steps = round(args.epochs * (len(theirs[0]) // BATCH_SIZE))
             ensembles.append(Ensemble(members, theirs, steps, args.encoder, args.work, args.source))
         if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # of what is recorded; crops stay exact
+            torch.set_float32_matmul_precision("high")  # for the recorded steps only; crops stay exact
             for ensemble in ensembles:
                 ensemble.draw_masks(0)
                 ensemble.record()

@@ -1,5 +1,5 @@
 """
-The study's photographs on a GPU, cropped an epoch at a time: the crops, flips and label grids of
+The study's photographs on a GPU, cropped one epoch at a time. Crops, flips and label grids are those of
 [`c2fmae_hf.data.transforms.RandomResizedCropAndFlip`], with another random generator.
 """
 
@@ -32,7 +32,7 @@ class Boxes(NamedTuple):
 
 
 def draw_boxes(number: int, size: int, generator: torch.Generator) -> Boxes:
-    """Boxes of `RandomResizedCrop` for square photographs: the first of ten draws that fits, or all of it."""
+    """Draw boxes of `RandomResizedCrop` for square photographs: the first of ten draws that fits, or the whole."""
     device = generator.device
 
     def uniform(*shape: int) -> torch.Tensor:
@@ -54,14 +54,14 @@ def draw_boxes(number: int, size: int, generator: torch.Generator) -> Boxes:
 
 def crop_images(images: torch.Tensor, boxes: Boxes) -> torch.Tensor:
     """
-    Crops of `images` `(N, 3, S, S)` uint8, resized to the images' size and normalised, `(N, 3, S, S)` float32. They
-    differ from torchvision's, which are computed with integers, by at most two grey levels.
+    Crop `images` `(N, 3, S, S)` uint8, resize the crops to the images' size and normalise them: `(N, 3, S, S)`
+    float32. They differ from torchvision's, which uses integers, by at most two grey levels.
     """
     size = images.shape[-1]
     rows = _cubic_weights(boxes.top, boxes.height, size)
     columns = _cubic_weights(boxes.left, boxes.width, size)
     columns = torch.where(boxes.flipped[:, None, None], columns.flip(1), columns)
-    # Columns first, as the library does, which rounds in between.
+    # Columns first, then rows, with rounding in between, as in torchvision.
     pixels = (images.float() @ columns[:, None].transpose(-1, -2)).round_().clamp_(0, 255)
     pixels = (rows[:, None] @ pixels).round_().clamp_(0, 255)
     mean, std = 255 * torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=images.device)[:, :, None, None]
@@ -69,7 +69,7 @@ def crop_images(images: torch.Tensor, boxes: Boxes) -> torch.Tensor:
 
 
 def _cubic_weights(start: torch.Tensor, length: torch.Tensor, size: int) -> torch.Tensor:
-    """Weights of the source pixels for `size` output pixels `(N, output, source)`; crops are only enlarged."""
+    """Weights of source pixels for `size` output pixels, `(N, output, source)`; never downscales."""
     source = torch.arange(size, device=start.device, dtype=torch.float32)
     centre = (source + 0.5) * length[:, None] / size - 0.5 + start[:, None]
     distance = (centre[:, :, None] - source).abs()
@@ -95,13 +95,13 @@ def crop_maps(maps: torch.Tensor, boxes: Boxes, cells: int) -> torch.Tensor:
 
 class Photographs:
     """
-    Samples of an epoch on the device, drawn anew for each epoch; several models may read them.
+    The samples of an epoch on the device, drawn again for every epoch. Several models can share them.
 
     Args:
         rows: Photographs and maps from [`data.StudyData`].
-        seed (`int`): Crops and order are a function of (seed, epoch).
+        seed (`int`): Crops and order depend only on seed and epoch.
         cells (`int`): Cells along a side of the label grid.
-        device: Where all of it is kept.
+        device: Device for all tensors.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]], seed: int, cells: int, device: torch.device) -> None:

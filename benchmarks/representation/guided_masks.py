@@ -29,7 +29,7 @@ LABEL_STRIDE = 4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", help="as for `c2fmae pretrain` --dataset_name")
+    parser.add_argument("dataset", help="as for c2fmae pretrain --dataset_name")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument(
         "--cells_per_side", type=int, default=4, help=f"label cells of {LABEL_STRIDE} pixels per side of a patch"

@@ -1,4 +1,4 @@
-"""Pre-training of one variant with one seed, for as many steps as its compute allows."""
+"""Pre-train one variant with one seed, for the number of steps that its compute allows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from c2fmae_hf.training.training_args import C2FMAETrainingArguments
 BATCH_SIZE = 32
 TRAINING = {
     "per_device_train_batch_size": BATCH_SIZE,
-    # Small batches and a high rate: in a thousand steps of 128 photographs no model learns to look at patches.
+    # Small batches and a high rate: in a thousand steps of 128 photographs no model learns to use the patches.
     "base_learning_rate": 4e-3,
     "logging_steps": 100,
     "save_total_limit": 1,
@@ -88,9 +88,9 @@ class SelfAttentiveBlock(C2FMAEDecoderBlock):
 @torch.no_grad()
 def initialise_as_authors(model: ViTMAEForPreTraining) -> None:
     """
-    Initialise as the authors of MAE do, and as we do. In transformers' model without pre-trained weights the position
-    tables of encoder and decoder and both tokens stay zero, so it cannot tell one masked patch from another, and its
-    normal weights are three times smaller at this width.
+    Initialise as MAE's authors do, and as we do. transformers' model without pre-trained weights keeps position tables
+    and both tokens at zero, so it cannot tell masked patches apart, and its normal weights are three times smaller at
+    this width.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -113,7 +113,7 @@ def encoder_of(model: nn.Module) -> C2FMAEModel:
 
 
 class LabelDataset(Dataset):
-    """The same crops, with the class of the whole image."""
+    """The same crops with the class of the image."""
 
     def __init__(self, rows: C2FMAEDataset) -> None:
         self.rows = rows
@@ -198,12 +198,12 @@ def pretrain(
     **arguments: Any,
 ) -> tuple[C2FMAEModel, dict[str, Any]]:
     """
-    The encoder, and what is known of its training. A run that was interrupted goes on from its last checkpoint.
+    Pre-train; return the encoder and facts about its training. An interrupted run resumes from its last checkpoint.
 
     Args:
-        steps (`int`): Of `BATCH_SIZE` photographs each.
-        folder: Of the checkpoints.
-        encoder (`str`): Of `ENCODERS`.
+        steps (`int`): Number of steps, each of `BATCH_SIZE` photographs.
+        folder: Folder of the checkpoints.
+        encoder (`str`): One of `ENCODERS`.
     """
     trainer = make_trainer(variant, seed, data, steps, folder, num_workers, encoder, **arguments)
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
@@ -213,7 +213,7 @@ def pretrain(
         "steps": steps,
         "images": steps * BATCH_SIZE,
         "epochs": round(steps * BATCH_SIZE / len(data.pretraining), 2),
-        # Of a run that went on from a checkpoint, the last part's alone would be known.
+        # For a resumed run only the last part's time is known.
         "seconds": None if checkpoint else round(output.metrics["train_runtime"], 1),
         "resumed": checkpoint is not None,
         "parameters": sum(value.numel() for value in trainer.model.parameters()),

@@ -1,6 +1,6 @@
 """
-Protocols for a frozen encoder: linear probe and k nearest neighbours (on the package's own `features`), a linear layer
-that segments patches, and the share of attention that stays inside the object.
+Evaluations of a frozen encoder: linear probe, k nearest neighbours, a linear layer that segments patches, and the
+share of attention that stays inside objects.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ ATTENTION_LAYERS = 2
 class Judged(TypedDict):
     """
     Args:
-        results: Shares in [0, 1] by name.
-        answers: Of the probes and neighbours, by name.
+        results: Scores in [0, 1] by name.
+        answers: Answers of the probes and neighbours, by name.
     """
 
     results: dict[str, float]
@@ -35,8 +35,10 @@ class Judged(TypedDict):
 
 def evaluate(encoder: C2FMAEModel, data: StudyData, seed: int, fine_tune: bool = False) -> Judged:
     """
+    Evaluate an encoder by all protocols.
+
     Args:
-        encoder: On the device to compute on.
+        encoder: The encoder, on the device to use.
         fine_tune (`bool`): Whether to fine-tune the encoder for segmentation at the end, which changes it.
     """
     results: dict[str, float] = {}
@@ -56,8 +58,8 @@ def evaluate(encoder: C2FMAEModel, data: StudyData, seed: int, fine_tune: bool =
 
 def judge_classes(encoder: C2FMAEModel, train: Labelled, test: Labelled, seed: int) -> dict[str, torch.Tensor]:
     """
-    Which photographs of `test` the probe, trained on plain and mirrored photographs, and the neighbours classify
-    correctly, on mean-pooled features.
+    Find the photographs of `test` that a linear probe and nearest neighbours classify correctly from mean-pooled
+    features. The probe is trained on plain and mirrored photographs.
     """
 
     def features(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -127,7 +129,7 @@ def judge_patches(encoder: C2FMAEModel, train: Masked, test: Masked, seed: int, 
 
 
 def mean_iou(scores: torch.Tensor, expected: torch.Tensor) -> float:
-    """Of class scores `(..., classes)` against classes `(...)`."""
+    """Mean IoU of class scores `(..., classes)` against classes `(...)`."""
     found = scores.argmax(dim=-1).cpu()
     return float(iou_scores(confusion_matrix(found.numpy(), expected.numpy(), NUM_CLASSES))["mean_iou"])
 
@@ -135,7 +137,7 @@ def mean_iou(scores: torch.Tensor, expected: torch.Tensor) -> float:
 def judge_fine_tuning(
     encoder: C2FMAEModel, train: Masked, test: Masked, seed: int, epochs: int = 8, batch_size: int = 64
 ) -> float:
-    """The same linear layer, trained together with the encoder, on photographs that are mirrored at random."""
+    """Mean IoU of the same linear layer, trained together with the encoder, on randomly mirrored photographs."""
     side, device = encoder.config.grid_size[0], encoder.device
     squares = (GRID // side) ** 2
     torch.manual_seed(seed)
@@ -165,19 +167,19 @@ def judge_fine_tuning(
 @torch.inference_mode()
 def judge_attention(encoder: C2FMAEModel, data: Masked) -> dict[str, float]:
     """
-    The attention of the last layers, over all heads, that stays inside an object, and what even attention gives; and
-    what the three patches of a photograph get that get most: much more than their share means that the encoder keeps
-    there what it knows of the whole.
+    Scores of the attention of the last layers, averaged over heads: the share that stays inside an object; the share
+    that even attention would give; and the share that the three most attended patches of a photograph receive. If this
+    is much more than their area, the encoder stores global information in these patches.
     """
     side = encoder.config.grid_size[0]
-    # A patch belongs to the instance that most of its squares have.
+    # A patch belongs to the instance of most of its squares.
     instances = to_patches(data.instance, side).mode(dim=-1).values
     found, most = [], []
     for images, ids in zip(data.images.split(EVALUATION_BATCH), instances.split(EVALUATION_BATCH)):
         maps = attention_maps(encoder, normalise(images.to(encoder.device)))[-ATTENTION_LAYERS:, :, :, 1:, 1:]
         mean = maps.mean(dim=(0, 2)).cpu()
         found.append(torch.stack(attention_in_objects(mean, ids)))
-        received = (mean / mean.sum(dim=-1, keepdim=True)).mean(dim=1)  # by each patch, of all that is given
+        received = (mean / mean.sum(dim=-1, keepdim=True)).mean(dim=1)  # by each patch, as a share of all attention
         most.append(received.topk(3).values.sum(dim=-1))
     share, area = torch.cat(found, dim=1).double().mean(dim=1).tolist()
     three = torch.cat(most).double().mean().item()

@@ -1,17 +1,16 @@
 """
-Does coarse-to-fine learning work? Pre-train the variants of one table with several seeds and equal compute, and
-evaluate their encoders.
+Does coarse-to-fine learning work? Pre-train variants with several seeds and equal compute, then evaluate encoders.
 
     python benchmarks/representation/study.py --data shared/data
     python benchmarks/representation/study.py --data shared/data --variants mae cascade curriculum --seeds 0 1 2
     python benchmarks/representation/study.py --data shared/data --calibrate
 
-Every variant gets the compute of `--epochs` of MAE. The time of its step relative to MAE's is measured first, in
-turns, on an otherwise idle machine (`calibration.json`), and sets its number of steps. `--equal steps` gives all
-variants the same number of steps instead.
+Every variant gets the compute of `--epochs` of MAE. `--calibrate` measures the time of its step relative to MAE's, in
+turns, on an otherwise idle machine (`calibration.json`); this ratio sets its number of steps. `--equal steps` gives
+all variants the same number of steps instead.
 
 Each run writes `<output>/<variant>-<seed>-<source>-<encoder>-<epochs>.json` (at equal steps `-steps.json`) and is
-skipped if that file exists; an interrupted run continues. `summarise.py` makes the tables and figures. The results of
+skipped if that file exists; an interrupted run resumes. `summarise.py` makes the tables and figures. The results of
 docs/evidence.md are in `results` beside this script, with the step times that are used unless `--calibrate` has
 measured others.
 """
@@ -46,7 +45,7 @@ PUBLISHED = Path(__file__).parent / "results"
 
 
 def step_of(variant: str, data: StudyData, folder: Path) -> Callable[[], None]:
-    """One training step on one batch, without data loading."""
+    """Make a function that runs one training step on one batch, without data loading."""
     trainer = make_trainer(VARIANTS[variant], 0, data, 10, folder, num_workers=0)
     model = trainer.model.train()
     batch = next(iter(trainer.get_train_dataloader()))
@@ -64,7 +63,7 @@ def step_of(variant: str, data: StudyData, folder: Path) -> Callable[[], None]:
 
 
 def calibrate(args: argparse.Namespace, data: StudyData) -> dict[str, Any]:
-    """Median over the turns of a step's time relative to MAE's in the same turn."""
+    """Measure step times relative to MAE's in the same turn, as medians over the turns."""
     names = [name for name in VARIANTS if VARIANTS[name].maps == "annotated"]
     small = replace(data, pretraining=data.pretraining[: 2 * BATCH_SIZE])
     seconds = in_turns({name: step_of(name, small, args.work / "calibration") for name in names}, args.rounds, 2)
@@ -72,7 +71,7 @@ def calibrate(args: argparse.Namespace, data: StudyData) -> dict[str, Any]:
         name: float(torch.tensor([own / mae for own, mae in zip(values, seconds["mae"])]).median())
         for name, values in seconds.items()
     }
-    for name, variant in VARIANTS.items():  # other maps cost what the annotators' do
+    for name, variant in VARIANTS.items():  # variants with other maps cost the same
         ratios.setdefault(name, ratios["cascade"] if variant.kind == "c2fmae" else 1.0)
     medians = {name: float(torch.tensor(values).median()) for name, values in seconds.items()}
     return {"machine": machine("cpu"), "seconds": medians, "times_mae": ratios, "rounds": args.rounds}

@@ -1,5 +1,5 @@
 """
-The study's tables and figures, from the files of `study.py` and `fleet.py`.
+Make the study's tables and figures from the result files of `study.py` and `fleet.py`.
 
     python benchmarks/representation/summarise.py
 
@@ -37,15 +37,15 @@ METRICS = {
     "fine_tuned_mean_iou": "mean IoU, fine-tuned",
     "attention_in_object": "attention in object",
 }
-# Metrics whose spread differs too much between variants to be pooled.
+# Metrics whose spread differs too much between variants to pool it.
 UNEQUAL = ("attention_in_object",)
-# Metrics with an answer for every photograph.
+# Metrics that store an answer for every photograph.
 CLASSED = ("linear_probe", "knn", "caltech101_linear_probe", "caltech101_knn")
 DRAWN = ("linear_probe", "knn", "caltech101_linear_probe", "patch_mean_iou")
-# Okabe and Ito's colours, which colour-blind people tell apart.
+# Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 LINES = {"mae": "o-", "parallel": "^:", "cascade": "s-", "curriculum": "D--"}
-# A question, the variant that would be better, and what it is held against.
+# A question, the variant that should be better, and the variant to compare it with.
 COMPARISONS = (
     ("the paper's method, cascade with curriculum, against MAE", "curriculum", "mae"),
     ("cascade with random masks, against MAE", "cascade", "mae"),
@@ -86,7 +86,7 @@ COMPARISONS = (
 
 
 def load(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The runs by group."""
+    """Load the runs, by group."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -105,7 +105,7 @@ def cell(values: Sequence[float]) -> dict[str, Any]:
 
 
 def summarise(runs: Sequence[dict[str, Any]], ratios: dict[str, float]) -> dict[str, Any]:
-    """Results by variant in the table's order; variants that can no longer be run come last."""
+    """Results by variant, in the order of `VARIANTS`; variants that no longer exist come last."""
     rows = {}
     for name in dict.fromkeys([*VARIANTS, *(run["variant"] for run in runs)]):
         found = [run for run in runs if run["variant"] == name]
@@ -145,7 +145,7 @@ def table(rows: dict[str, Any]) -> str:
 
 
 def table_by_class(rows: dict[str, Any]) -> str | None:
-    """Mean accuracies over classes, for variants that have them, if there are several."""
+    """Table of mean accuracies over classes, if at least two variants have them."""
     lines = [
         [row["words"], *(shown(row[f"{metric}_balanced"]) for metric in CLASSED)]
         for row in rows.values()
@@ -167,7 +167,7 @@ def pairs(rows: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def compare_by_class(rows: dict[str, Any]) -> str | None:
-    """As [`compare`], for mean accuracies over classes."""
+    """Like [`compare`], for mean accuracies over classes."""
     known = {name: row for name, row in rows.items() if f"{CLASSED[0]}_balanced" in row}
     lines = [
         [words, *(difference(known, one, other, f"{metric}_balanced") for metric in CLASSED)]
@@ -196,7 +196,7 @@ def compare(rows: dict[str, Any]) -> str | None:
 
 
 def shares_right(runs: Sequence[dict[str, Any]], variant: str) -> dict[str, np.ndarray] | None:
-    """By metric, the share of a variant's seeds that class each photograph rightly; `None` if a run has no answers."""
+    """Share of a variant's seeds that classify each photograph correctly, by metric; `None` without answers."""
     found = [run.get("answers") for run in runs if run["variant"] == variant]
     if not found or None in found:
         return None
@@ -205,9 +205,9 @@ def shares_right(runs: Sequence[dict[str, Any]], variant: str) -> dict[str, np.n
 
 def compare_photographs(runs: Sequence[dict[str, Any]], rows: dict[str, Any]) -> str | None:
     """
-    As [`compare`], of the variants whose answers are known, with intervals over seeds and photographs, whose variances
-    are added: for other seeds and other photographs of the same kinds. The seeds' own noise is in both, so that the
-    intervals are rather too wide; the draw of the photographs that probes learn from is in neither.
+    Like [`compare`], for variants with stored answers. Intervals cover new seeds and new photographs of the same kind:
+    the variances over seeds and photographs are added. Seed noise is in both, so the intervals are somewhat too wide;
+    the choice of the probes' training photographs is in neither.
 
     Raises:
         `ValueError`: if runs have scored different numbers of photographs.
@@ -239,7 +239,7 @@ def difference(rows: dict[str, Any], one: str, other: str, metric: str) -> str:
 
 
 def told(value: float, width: float) -> str:
-    """In points, bold if zero is outside the interval."""
+    """A difference in percentage points as text, bold if zero is outside the interval."""
     words = f"{100 * value:+.1f} ± {100 * width:.1f}"
     return f"**{words}**" if abs(value) > width else words
 
@@ -266,7 +266,7 @@ def draw(rows: dict[str, Any], path: Path) -> None:
     names = list(rows)
     for panel, metric, colour in zip(panels, DRAWN, COLOURS):
         means = [100 * rows[name][metric]["mean"] for name in names]
-        # No whisker where there is one seed.
+        # With one seed there is no whisker.
         spreads = [100 * (rows[name][metric]["deviation"] or float("nan")) for name in names]
         panel.barh(names, means, xerr=spreads, color=colour, height=0.7, capsize=2)
         panel.set_title(METRICS[metric] + ", %", fontsize=10)
@@ -282,9 +282,9 @@ def draw(rows: dict[str, Any], path: Path) -> None:
 
 def draw_compute(groups: dict[str, dict[str, Any]], path: Path) -> None:
     """
-    Scores over compute, of the variants that several groups have, each of another length; hollow where there is one
-    seed. The unit is the compute that MAE spends on a photograph. Points of a fleet, which were scored by other
-    photographs, are joined to none.
+    Draw scores over compute for the variants in `LINES`, one point per group; hollow points have one seed. The unit
+    is the compute that MAE spends on a photograph. Points of a fleet are not joined by lines, since their scores come
+    from other photographs.
     """
     figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 3.4))
     for panel, metric in zip(panels, DRAWN):
@@ -343,7 +343,7 @@ def main(args: list[str] | None = None) -> None:
         ):
             if more is not None:
                 print(f"{more}\n")
-    # Of one length, runs of study.py, which are at equal compute, rather than a fleet's.
+    # For each length, prefer runs of study.py, which have equal compute, to those of a fleet.
     lengths = {
         name.rpartition("-")[2]: name
         for name, rows in sorted(groups.items())

@@ -1,4 +1,4 @@
-"""The study's variants: one table. All have the same encoder, data, crops and optimiser."""
+"""The table of the study's variants. All have the same encoder, data, crops and optimiser."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DECODER = {
     "decoder_intermediate_size": 512,
 }
 RANDOM = {"curriculum": "constant", "curriculum_weights": [0.0, 0.0, 1.0]}
-# The recorded results masked each region as a whole.
+# The recorded results were made with whole-region masking.
 LINEAR = {"curriculum": "linear", "region_masking": "whole"}
 
 
@@ -44,7 +44,7 @@ class Variant:
         config: Fields of [`C2FMAEConfig`], or of `ViTMAEConfig`, that differ from the study's.
         training: Fields of [`C2FMAETrainingArguments`] that differ.
         kind: `c2fmae`; `vit_mae`, transformers' model with its own decoder; or `supervised`, a classifier.
-        maps: Label maps of the annotators, maps of objects without classes, or maps of the classical labeller.
+        maps: Annotated label maps, maps of objects without classes, or maps of the classical labeller.
         feedback: Whether a stage's prediction is passed to the next with its gradient, without it, or not at all
             (only the refined queries are).
         self_attention (`tuple[str, ...]`): Stages whose queries also attend to each other.
@@ -123,6 +123,6 @@ MAIN = ("mae", "image", "parallel", "cascade", "curriculum", "reversed")
 
 
 def check_variants(parser: argparse.ArgumentParser, names: Sequence[str], source: str) -> None:
-    """What needs the class of a photograph can be trained on those alone that have one."""
+    """Refuse the supervised variant for photographs without classes."""
     if source != "stl10" and "supervised" in names:
         parser.error(f"--variants supervised: the photographs of --source {source} have no class")

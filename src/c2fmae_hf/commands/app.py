@@ -4,7 +4,7 @@ Try a pre-trained model in the browser: hide parts of a photograph, and see what
     c2fmae app runs/mine/c2fmae-vit-tiny-pretraining
     c2fmae app runs/mine/c2fmae-vit-tiny-pretraining --port 7861
 
-Everything comes from the local folder: nothing is downloaded, and the page loads nothing from elsewhere. Needs
+Nothing is downloaded: the model is a local folder, and the page loads nothing from other sites. Needs
 `pip install "c2fmae-hf[app]"`.
 """
 
@@ -22,9 +22,9 @@ def main(args: list[str] | None = None) -> None:
         "model",
         nargs="?",
         default=os.environ.get("C2FMAE_CHECKPOINT"),
-        help="folder of a pre-training model; by default that of the variable C2FMAE_CHECKPOINT",
+        help="folder of a pre-training model; by default the environment variable C2FMAE_CHECKPOINT",
     )
-    parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
+    parser.add_argument("--port", type=int, help="port of the page; by default the first free one from 7860")
     options = parser.parse_args(args)
     if options.model is None:
         parser.error("expected the folder of a pre-training model")

@@ -9,8 +9,8 @@ Convert an encoder or a classifier to C2FMAE, or from C2FMAE to timm or transfor
 SOURCE is a folder or a Hub name of C2FMAE, timm, ViT or ViTMAE; or a .safetensors, .pth, .pt or .bin file with MAE's
 or timm's names. OUTPUT is a folder; timm loads its own with timm.create_model("local-dir:OUTPUT").
 
-Source and result are run on a random image, and nothing is written if their features differ. The image processor and
-the names of classes go along.
+Source and result are compared on a random image, and nothing is written if their features differ. The image processor
+and the names of classes are converted too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .console import model_in_words, print_results, type_in
 
 logger = logging.getLogger(__name__)
 
-# Rounding in float32, relative to the largest feature.
+# Tolerance for rounding in float32, relative to the largest feature.
 TOLERANCE = 1e-4
 
 
@@ -50,30 +50,32 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("source", help="folder, Hub name or file to convert")
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--format", choices=("c2fmae", *FORMATS), default="c2fmae", help="what to write")
-    parser.add_argument("--architecture", help="timm's name of the model whose weights a file holds")
-    parser.add_argument("--num_attention_heads", type=int, help="for a file, if not its size's usual number")
-    parser.add_argument("--image_size", type=int, nargs=2, metavar=("H", "W"), help="for a file, if not a square")
-    parser.add_argument("--layer_norm_eps", type=float, help="timm and MAE have 1e-6, ViT usually 1e-12")
-    parser.add_argument("--pooling", choices=("mean", "cls"), help="what a head reads, or pooler_output is made of")
-    parser.add_argument("--encoder_only", action="store_true", help="leave a classifier out")
+    parser.add_argument("--architecture", help="for a file, timm's name of its model")
+    parser.add_argument("--num_attention_heads", type=int, help="for a file, if unusual for its size")
+    parser.add_argument("--image_size", type=int, nargs=2, metavar=("H", "W"), help="for a file, if not square")
+    parser.add_argument(
+        "--layer_norm_eps", type=float, help="epsilon of the norms; 1e-6 in timm and MAE, usually 1e-12 in ViT"
+    )
+    parser.add_argument("--pooling", choices=("mean", "cls"), help="features that a head or pooler_output uses")
+    parser.add_argument("--encoder_only", action="store_true", help="leave out the classifier")
     parser.add_argument("--image_mean", type=float, nargs="+", help="by default the source's, else ImageNet's")
     parser.add_argument("--image_std", type=float, nargs="+", help="by default the source's, else ImageNet's")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     options = parser.parse_args(args)
     if options.output.exists():
         if not options.overwrite:
-            parser.error(f"output: expected a new name or --overwrite, got {options.output}, which exists")
+            parser.error(f"output: {options.output} exists; choose a new name or pass --overwrite")
         if options.output.resolve() == Path(options.source).resolve():
-            parser.error(f"output: expected another folder than the source's, got {options.output}")
+            parser.error(f"output: expected a folder other than the source, got {options.output}")
         if not (options.output / "config.json").is_file():
-            parser.error(f"output: expected an earlier output to overwrite, got {options.output}, which is none")
+            parser.error(f"output: expected an earlier output to overwrite, got {options.output}")
     check_writable(options.output.parent, "output")
     return options
 
 
 @torch.no_grad()
 def outputs_of(model: Any, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-    """Tokens `(1, 1 + N, width)` of the encoder and, of a classifier, logits."""
+    """Tokens `(1, 1 + N, width)` of the encoder and, for a classifier, logits."""
     if isinstance(model, VisionTransformer):
         tokens = model.forward_features(pixel_values)
         return [tokens, model.forward_head(tokens)] if model.num_classes else [tokens]
@@ -83,14 +85,14 @@ def outputs_of(model: Any, pixel_values: torch.Tensor) -> list[torch.Tensor]:
 
 def compare(source: nn.Module, target: nn.Module, config: C2FMAEConfig) -> float:
     """
-    Run both on a random image, with the result's epsilon; return the largest difference of their outputs.
+    Run both models on a random image, with the result's epsilon, and return the largest difference of their outputs.
 
     Raises:
         `ValueError`: if it is larger than rounding.
     """
     norms = [module for module in source.modules() if isinstance(module, nn.LayerNorm)]
     if norms[0].eps != config.layer_norm_eps:
-        text = "layer_norm_eps is %g, as asked for, and not the source's %g: features change slightly."
+        text = "layer_norm_eps is %g instead of the source's %g: features change slightly."
         logger.warning(text, config.layer_norm_eps, norms[0].eps)
     for norm in norms:
         norm.eps = config.layer_norm_eps
@@ -99,8 +101,8 @@ def compare(source: nn.Module, target: nn.Module, config: C2FMAEConfig) -> float
     pairs = list(zip(outputs_of(source, pixel_values), outputs_of(target, pixel_values)))
     difference = torch.stack([(expected - got).abs().max() for expected, got in pairs]).max().item()
     largest = max(expected.abs().max().item() for expected, _ in pairs)
-    if not difference <= TOLERANCE * max(1.0, largest):  # NaN is not
-        raise ValueError(f"source: expected features equal to {TOLERANCE}, got a difference of {difference:.1e}")
+    if not difference <= TOLERANCE * max(1.0, largest):  # also true for NaN
+        raise ValueError(f"source: expected the same features to {TOLERANCE}, got a difference of {difference:.1e}")
     return difference
 
 
@@ -114,7 +116,7 @@ def write(output: Path, model: PreTrainedModel, target: nn.Module, processor: C2
         else:
             save_file(target.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
             config = model.config.timm_keys(target.num_classes)
-        if "pretrained_cfg" in config:  # by which timm knows how to prepare images
+        if "pretrained_cfg" in config:  # timm prepares images by these keys
             config["pretrained_cfg"].update(convert_processor_to_timm(processor))
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         carry_license(model, folder)

@@ -4,8 +4,8 @@ Export a saved encoder, classifier or semantic segmenter to ONNX and torch.expor
     c2fmae export runs/demo/c2fmae-vit-tiny runs/exported
     c2fmae export runs/demo/classifier runs/exported --format onnx --image_size 256 320
 
-Writes model.onnx and model.pt2, each once its outputs agree with the model's to 1e-4 on random images, at several
-batch sizes, and on the photograph of --image. ONNX needs pip install "c2fmae-hf[all]".
+Writes model.onnx and model.pt2. Each is written only if its outputs match the model's to 1e-4, on random images at
+several batch sizes and on the photograph of --image. ONNX needs pip install "c2fmae-hf[all]".
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def export(options: argparse.Namespace) -> dict[str, float]:
     model, processor = load_saved(options.model)
     if not isinstance(model, C2FMAEPreTrainedModel):
         raise ValueError(f"{options.model}: expected a model of c2fmae_hf, got {type(model).__name__}")
-    if isinstance(model, C2FMAEForPreTraining):
-        print("Pre-training masks at random, which cannot be exported; its encoder is exported.")
-        model = model.image_encoder()
     config = model.config
     formats = " and ".join(options.format)
     print(f"Exporting {model_in_words(options.model, model)} to {formats}. Output folder: {options.output_dir}.")
+    if isinstance(model, C2FMAEForPreTraining):
+        print("Random masking cannot be exported, so of this pre-training model only its encoder is exported.")
+        model = model.image_encoder()
     height, width = options.image_size or config.image_height_width
     pixel_values = None
     if options.image is not None:
@@ -78,7 +78,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("output_dir", type=Path, help="folder to write")
     parser.add_argument("--format", nargs="+", choices=sorted(USES), default=sorted(USES), help="files to write")
     parser.add_argument("--image_size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="by default the model's")
-    parser.add_argument("--image", type=Path, help="photograph to compare the outputs on, too")
+    parser.add_argument("--image", type=Path, help="photograph on which outputs are compared too")
     options = parser.parse_args(args)
     if "onnx" in options.format:
         for package in ("onnx", "onnxscript", "onnxruntime"):

@@ -49,12 +49,16 @@ LAYOUTS = ("coco", "coco_panoptic", "ade20k", "voc", "folders", "columns")
 class SourceArguments:
     """Source."""
 
-    source: str | None = field(default=None, metadata={"help": "Images, see above."})
+    source: str | None = field(default=None, metadata={"help": "Images; see above."})
     source_split: str | None = field(
         default=None, metadata={"help": "Split of a dataset, ADE20K or VOC; by default the only one, or train."}
     )
-    source_config_name: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
-    streaming: bool = field(default=False, metadata={"help": "Do not download a dataset on the Hub first."})
+    source_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration name of a dataset on the Hub."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Stream a dataset on the Hub instead of downloading it first."}
+    )
     class_folders: bool = field(
         default=False, metadata={"help": "The first folder below SOURCE is the class of the image."}
     )
@@ -76,18 +80,20 @@ class LabellerArguments:
         default=None,
         metadata={
             "help": "Classes that have instances: 'all', 'none', or names, ids and ranges separated by ';'. "
-            "By default known for models of COCO, ADE20K and Cityscapes."
+            "Not needed for models of COCO, ADE20K and Cityscapes."
         },
     )
-    threshold: float | None = field(default=None, metadata={"help": "panoptic: least score of a segment."})
-    mask_threshold: float | None = field(default=None, metadata={"help": "panoptic: least probability of a pixel."})
+    threshold: float | None = field(default=None, metadata={"help": "panoptic: minimum score of a segment."})
+    mask_threshold: float | None = field(default=None, metadata={"help": "panoptic: minimum probability of a pixel."})
     overlap_mask_area_threshold: float | None = field(
-        default=None, metadata={"help": "panoptic: share of a mask that must remain visible."}
+        default=None, metadata={"help": "panoptic: minimum visible share of a mask."}
     )
     points_per_side: int = field(default=32, metadata={"help": "semantic+masks: points per side of the grid."})
-    pred_iou_thresh: float | None = field(default=None, metadata={"help": "semantic+masks: least quality of a mask."})
+    pred_iou_thresh: float | None = field(
+        default=None, metadata={"help": "semantic+masks: minimum quality of a mask."}
+    )
     stability_score_thresh: float | None = field(
-        default=None, metadata={"help": "semantic+masks: least stability of a mask."}
+        default=None, metadata={"help": "semantic+masks: minimum stability of a mask."}
     )
     batch_size: int = field(default=8, metadata={"help": "Images per forward pass."})
     device: str | None = field(default=None, metadata={"help": "Device; by default an accelerator, if there is one."})
@@ -100,7 +106,7 @@ class LabellerArguments:
     annotations: str | None = field(default=None, metadata={"help": "coco, coco_panoptic: the JSON file."})
     class_names: str | None = field(
         default=None,
-        metadata={"help": "columns: file of class names, one per line, if the dataset has none."},
+        metadata={"help": "columns: text file of class names, one per line, if the dataset has none."},
     )
 
 
@@ -109,15 +115,17 @@ class OutputArguments:
     """Output."""
 
     output_dir: str | None = field(default=None, metadata={"help": "The dataset's folder."})
-    split: str = field(default="train", metadata={"help": "Split to write; other splits in the folder stay."})
+    split: str = field(default="train", metadata={"help": "Split to write; other splits in the folder are kept."})
     label_stride: int = field(default=2, metadata={"help": "Pixels per cell of the stored label maps."})
     shortest_edge: int | None = field(
         default=None,
-        metadata={"help": "Resize larger images to this shorter side, as JPEG; by default images stay as they are."},
+        metadata={"help": "Resize larger images to this shorter side, as JPEG; by default images are unchanged."},
     )
     jpeg_quality: int = field(default=90, metadata={"help": "JPEG quality of resized images."})
-    min_side: int = field(default=16, metadata={"help": "Images with a shorter side are rejected."})
-    max_pixels: int = field(default=OutputOptions.max_pixels, metadata={"help": "Larger images are rejected."})
+    min_side: int = field(default=16, metadata={"help": "Images with a side below this are rejected."})
+    max_pixels: int = field(
+        default=OutputOptions.max_pixels, metadata={"help": "Images with more pixels are rejected."}
+    )
     rows_per_shard: int = field(default=1000, metadata={"help": "Images per Parquet file."})
     overwrite: bool = field(default=False, metadata={"help": "Delete the split first."})
 
@@ -127,14 +135,16 @@ class EngineArguments:
     """Engine."""
 
     engine: str = field(default="local", metadata={"help": "local, or ray for a cluster."})
-    num_workers: int = field(default=1, metadata={"help": "Processes (local) or actors (ray), a labeller in each."})
+    num_workers: int = field(default=1, metadata={"help": "Processes (local) or actors (ray), each with a labeller."})
     num_threads: int = field(default=2, metadata={"help": "Threads per process that decode and encode."})
     max_reject_share: float = field(default=0.5, metadata={"help": "Stop if a larger share of a shard is rejected."})
     ray_address: str | None = field(
         default=None,
-        metadata={"help": "Address of a cluster, 'auto' on one of its machines; by default Ray starts here."},
+        metadata={"help": "Address of a cluster, or 'auto' on a machine in it; by default Ray starts locally."},
     )
-    ray_num_gpus: float | None = field(default=None, metadata={"help": "GPUs per actor; by default 1 if any."})
+    ray_num_gpus: float | None = field(
+        default=None, metadata={"help": "GPUs per actor; by default 1 if there are any."}
+    )
     ray_num_cpus: float | None = field(default=None, metadata={"help": "CPUs per actor; by default 1."})
 
 
@@ -157,7 +167,7 @@ def find_mistake(_, labeller_args: LabellerArguments, *others) -> str | None:
 
 
 def build_annotations(source_args: SourceArguments, args: LabellerArguments) -> tuple[AnnotationLabeller, ImageSource]:
-    """An annotation labeller and its images."""
+    """Build an annotation labeller and the source of its images."""
     root = source_args.source
     if args.layout == "columns":
         source = open_source(
@@ -168,7 +178,7 @@ def build_annotations(source_args: SourceArguments, args: LabellerArguments) -> 
             columns=("semantic", "instance"),
         )
         if args.class_names is not None:
-            names = dict(enumerate(read_lines(args.class_names, "class_names: expected names, one in a line,")))
+            names = dict(enumerate(read_lines(args.class_names, "class_names: expected names, one per line,")))
         else:
             names = semantic_id2label(source.features)
         if not names:
@@ -270,7 +280,7 @@ def main(args: list[str] | None = None) -> LabellingSummary:
     lines = [output_args.output_dir, *str(summary).splitlines()]
     if source.passed_over:
         kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(source.passed_over.items()))
-        lines.append(f"skipped, since their names do not end like an image's: {kinds}")
+        lines.append(f"skipped, since these are not image files: {kinds}")
     if summary.rejects:
         lines.append(f"rejected: see {Path(output_args.output_dir) / 'rejects.jsonl'}")
     next_steps = [

@@ -1,11 +1,11 @@
 """
-Validate a multi-granular dataset: read every row, report what is in it, and draw a contact sheet.
+Validate a multi-granular dataset: read every row, report what it contains, and draw a contact sheet.
 
     c2fmae validate runs/mine
     c2fmae validate "data/*.parquet" --split validation --output_dir runs/checked
 
-Prints the report and writes it as validation-<split>.json beside contact_sheet-<split>.png. Exit code: 0 if every row
-can be used and every shard matches the manifest, else 1.
+Prints the report, and writes validation-<split>.json and contact_sheet-<split>.png. Exit code: 0 if every row can be
+used and every shard matches the manifest, else 1.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def main(args: list[str] | None = None) -> ValidationReport:
     parser.add_argument(
         "--num_semantic_classes", type=int, help="Class ids must be below it; by default the dataset's number."
     )
-    parser.add_argument("--num_threads", type=int, default=2, help="Threads that decode.")
-    parser.add_argument("--num_drawn", type=int, default=12, help="Rows of the contact sheet; 0 draws none.")
+    parser.add_argument("--num_threads", type=int, default=2, help="Threads that decode images.")
+    parser.add_argument("--num_drawn", type=int, default=12, help="Rows on the contact sheet; 0 for no contact sheet.")
     parsed = parser.parse_args(args)
     if parsed.num_drawn > 0:
         require("matplotlib", "the contact sheet", " or pass --num_drawn 0")

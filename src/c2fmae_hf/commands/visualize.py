@@ -1,5 +1,5 @@
 """
-Draw what a checkpoint sees, predicts and attends to, on photographs or a labelled dataset: PNGs, and one page of them.
+Draw what a checkpoint sees, predicts and attends to, for photographs or a labelled dataset: PNGs, and a page with all.
 
     c2fmae visualize --model runs/demo/c2fmae-vit-tiny-pretraining --images photos/ --output_dir runs/1
     c2fmae visualize --model runs/demo/c2fmae-vit-tiny-pretraining --dataset_name "data/*.parquet" ...
@@ -7,11 +7,12 @@ Draw what a checkpoint sees, predicts and attends to, on photographs or a labell
 
 A pre-training checkpoint gives reconstructions under each masking strategy, the masking curriculum as a film strip,
 predicted semantics and instances with and without gaps, attention of chosen patches by layer and head, attention
-inside known objects, and features as colours. An encoder, which has no decoder, gives attention and features.
+inside known objects, and features as colours. An encoder has no decoder and gives attention and features only.
 
-Semantic and instance masking need regions: the dataset's maps, else (`--maps auto`) those that the model itself
-predicts, else those of the classical labeller, which knows nothing of objects. Captions say which. Eight photographs
-with a ViT-Tiny take 16 seconds of one CPU core's time. Needs `pip install "c2fmae-hf[all]"`.
+Semantic and instance masking need regions. They come from the dataset's maps; without maps (`--maps auto`) from the
+model's own predictions, or, if it predicts no semantics, from the classical labeller, which finds regions of similar
+colour rather than objects. Captions say which. Eight photographs with a ViT-Tiny take 16 seconds on one CPU core.
+Needs `pip install "c2fmae-hf[all]"`.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ from .console import print_results
 
 logger = logging.getLogger(__name__)
 # Where a photograph's maps come from, as captions say it.
-FROM_DATASET = "of the dataset"
-FROM_CLASSICAL = "of the classical labeller (regions of similar colour, not objects)"
+FROM_DATASET = "the dataset's maps"
+FROM_CLASSICAL = "the classical labeller's maps (regions of similar colour, not objects)"
 
 
 @dataclass
@@ -75,9 +76,9 @@ class GalleryArguments:
     model: str | None = field(
         default=None, metadata={"help": "Folder or Hub name of a pre-training checkpoint, or of an encoder."}
     )
-    compare_model: str | None = field(default=None, metadata={"help": "Another one, to be drawn side by side."})
+    compare_model: str | None = field(default=None, metadata={"help": "Another model to draw side by side."})
     images: list[str] | None = field(
-        default=None, metadata={"help": "Photographs: files, and folders of them with all folders below."}
+        default=None, metadata={"help": "Photographs: files, and folders, searched with their subfolders."}
     )
     dataset_name: str | None = field(
         default=None,
@@ -87,18 +88,18 @@ class GalleryArguments:
         },
     )
     split: str | None = field(
-        default=None, metadata={"help": "Split of the dataset; by default validation, else test, else the first one."}
+        default=None, metadata={"help": "Split of the dataset; by default validation, else test, else the first."}
     )
     output_dir: str | None = field(default=None, metadata={"help": "Folder for the pictures and the page."})
     num_images: int = field(
-        default=8, metadata={"help": "Number of photographs, evenly spread over the folder or the split."}
+        default=8, metadata={"help": "Number of photographs, spread evenly over the folder or the split."}
     )
     indices: list[int] | None = field(
-        default=None, metadata={"help": "Instead of num_images: which photographs, counted from 0."}
+        default=None, metadata={"help": "Photographs to draw instead of num_images, counted from 0."}
     )
     on_bad_row: str = field(
         default="raise",
-        metadata={"help": "Stop at a photograph that cannot be read, or leave it out.", "choices": ["raise", "skip"]},
+        metadata={"help": "Stop at a photograph that cannot be read, or skip it.", "choices": ["raise", "skip"]},
     )
     seed: int = field(default=0, metadata={"help": "Seed of the masks."})
     mask_ratio: float | None = field(
@@ -110,21 +111,23 @@ class GalleryArguments:
     maps: str = field(
         default="auto",
         metadata={
-            "help": "Regions for photographs without label maps: what the model predicts, or the classical labeller.",
+            "help": "Source of regions for photographs without label maps: the model or the classical labeller.",
             "choices": ["auto", "predicted", "classical"],
         },
     )
     patches: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Patches whose attention is drawn, as ROW,COLUMN from 1, such as 8,8 4,11. By default two: the "
-            "middles of the largest known objects, else of the photograph and of its upper left quarter."
+            "help": "Patches whose attention is drawn, as ROW,COLUMN from 1, such as 8,8 4,11. By default two: in the "
+            "middle of the largest known objects, else of the photograph and of its upper left quarter."
         },
     )
     layers: list[int] | None = field(
-        default=None, metadata={"help": "Layers to draw, from 1; by default four, evenly spread."}
+        default=None, metadata={"help": "Layers to draw, from 1; by default four, evenly spaced."}
     )
-    heads: list[int] | None = field(default=None, metadata={"help": "Heads to draw, from 1; by default up to four."})
+    heads: list[int] | None = field(
+        default=None, metadata={"help": "Heads to draw, counted from 1; by default up to four."}
+    )
     device: str | None = field(default=None, metadata={"help": "By default a GPU if there is one, else the CPU."})
 
 
@@ -145,7 +148,7 @@ def find_mistake(args: GalleryArguments) -> str | None:
 
 
 def find_files(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Names for captions and paths."""
+    """Pairs of a name for captions and a path."""
     found = []
     for name in names:
         path = Path(name).expanduser()
@@ -155,12 +158,12 @@ def find_files(names: Sequence[str]) -> list[tuple[str, str]]:
         elif path.is_file():
             found.append((path.name, str(path)))
         else:
-            raise FileNotFoundError(f"images: expected a file or a folder at {name!r}, found nothing")
+            raise FileNotFoundError(f"images: expected a file or folder, found nothing at {name!r}")
     return found
 
 
 def read_rows(args: GalleryArguments) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """Undecoded rows with a `name`, and the names of the dataset's classes."""
+    """Read undecoded rows, each with a `name`, and the names of the dataset's classes."""
     if args.images is not None:
         files = [{"name": name, "image": path} for name, path in find_files(args.images)]
         return [files[index] for index in choose(len(files), args)], {}
@@ -179,7 +182,7 @@ def read_rows(args: GalleryArguments) -> tuple[list[dict[str, Any]], dict[int, s
 
 
 def choose(number: int, args: GalleryArguments) -> list[int]:
-    """Indices of the rows or files to draw, of so many."""
+    """Choose the indices of the rows or files to draw among `number`."""
     if args.indices is None:
         return spread(number, args.num_images)
     if wrong := [index for index in args.indices if not 0 <= index < number]:
@@ -189,7 +192,7 @@ def choose(number: int, args: GalleryArguments) -> list[int]:
 
 @dataclass
 class Original:
-    """A photograph as it was read, before it is prepared for a model, and where its maps come from."""
+    """A decoded photograph, not yet prepared for a model, with its maps and where they come from."""
 
     name: str
     image: Image.Image
@@ -198,7 +201,7 @@ class Original:
 
 
 def read_originals(rows: Sequence[dict[str, Any]], on_bad_row: str) -> tuple[list[Original], list[str]]:
-    """Decoded photographs and maps, and what was left out and why; errors name the row and the column."""
+    """Decode photographs and maps. Returns them, and a message for each row that was left out."""
     found, left_out = [], []
     for row in tqdm(rows, desc="Reading", unit=" images", mininterval=1):
         column = "image"
@@ -212,18 +215,18 @@ def read_originals(rows: Sequence[dict[str, Any]], on_bad_row: str) -> tuple[lis
         except ValueError as error:
             message = f"{row['name']}, {column}: {error}"
             if on_bad_row == "raise":
-                raise ValueError(f"{message} (--on_bad_row skip leaves it out)") from error
+                raise ValueError(f"{message}. To skip such rows, pass --on_bad_row skip") from error
             logger.warning("Left out: %s", message)
             left_out.append(message)
             continue
         found.append(Original(row["name"], image, maps, FROM_DATASET if maps else ""))
     if not found:
-        raise ValueError("images: expected photographs that can be read, got none")
+        raise ValueError("images: expected at least one readable photograph, got none")
     return found, left_out
 
 
 def label_classically(originals: Sequence[Original]) -> None:
-    """Give maps to photographs that have none."""
+    """Add maps of the classical labeller to photographs."""
     labeller = ClassicalLabeller(num_classes=8)
     labeller.fit(original.image for original in originals)
     for original in originals:
@@ -235,8 +238,8 @@ def label_classically(originals: Sequence[Original]) -> None:
 
 def prepare(originals: Sequence[Original], viewed: ViewedModel, label_names: dict[int, str]) -> list[Photo]:
     """
-    The photographs for one model. Classes that are not the model's are numbered after the model's, so that they have
-    colours and names of their own.
+    Prepare photographs for one model. Classes that the model does not have get ids after the model's, so that they
+    have their own colours and names.
     """
     config = viewed.config
     highest = max((int(own.maps["semantic"].max()) for own in originals if "semantic" in own.maps), default=0)
@@ -270,8 +273,8 @@ def prepare(originals: Sequence[Original], viewed: ViewedModel, label_names: dic
 
 def load_photos(args: GalleryArguments, models: Sequence[ViewedModel]) -> tuple[list[list[Photo]], list[str]]:
     """
-    The photographs, prepared for each model, and what was left out. The first model decides where photographs without
-    maps get their regions from.
+    Load the photographs and prepare them for each model. Returns them, and messages for those that were left out. For
+    photographs without maps, the first model determines where regions come from.
     """
     rows, label_names = read_rows(args)
     originals, left_out = read_originals(rows, args.on_bad_row)
@@ -307,7 +310,7 @@ def file_stem(position: int, name: str) -> str:
 def draw(
     args: GalleryArguments, models: Sequence[ViewedModel], photos: Sequence[Sequence[Photo]], folder: Path
 ) -> Iterator[tuple[str, Picture]]:
-    """Every picture with the heading of its section."""
+    """Draw every picture, and yield it with the heading of its section."""
     first = models[0]
     config = first.config
     layers = zero_based("layers", args.layers, config.num_hidden_layers)
@@ -345,12 +348,12 @@ def draw(
 
 
 def describe(models: Sequence[ViewedModel], photos: Sequence[Photo], args: GalleryArguments) -> list[str]:
-    """The head of the page."""
-    notes = ["Photographs are shown as a model sees them: their middle, at its size."]
+    """Notes for the top of the page."""
+    notes = ["Photographs are shown as the model sees them: the central crop, at its input size."]
     for viewed in models:
         config = viewed.config
         height, width = config.image_height_width
-        predicts = "an encoder without a decoder: it predicts nothing, so only attention and features are shown."
+        predicts = "an encoder without a decoder, so only attention and features are shown."
         if viewed.whole is not None:
             masked = f"{count_masked(config, args.mask_ratio)} of {config.num_patches} patches"
             predicts = f"predicts {', '.join(viewed.granularities)}; masks {masked}."
@@ -359,8 +362,9 @@ def describe(models: Sequence[ViewedModel], photos: Sequence[Photo], args: Galle
             f"pixels, patches of {config.patch_size}; {predicts}"
         )
     if models[0].whole is not None:
-        origins = dict.fromkeys(photo.maps_from for photo in photos if photo.maps_from)
-        notes.append(f"Label maps, whose regions guide masking: {'; '.join(origins) or 'none, all masks are random'}.")
+        origins = list(dict.fromkeys(photo.maps_from for photo in photos if photo.maps_from))
+        regions = f"Regions for masking come from {', or '.join(origins)}."
+        notes.append(regions if origins else "There are no label maps, so all masks are random.")
     return notes
 
 
@@ -370,7 +374,7 @@ def run(args: GalleryArguments, words: Sequence[str]) -> list[Path]:
     check_writable(folder)
     names = [name for name in (args.model, args.compare_model) if name is not None]
     models = [load_viewed_model(name, device) for name in names]
-    if len({viewed.name for viewed in models}) < len(models):  # the same name in two folders
+    if len({viewed.name for viewed in models}) < len(models):
         folders = [Path(name).resolve().parent.name for name in names]
         models = [replace(viewed, name=f"{folder}/{viewed.name}") for folder, viewed in zip(folders, models)]
     photos, left_out = load_photos(args, models)

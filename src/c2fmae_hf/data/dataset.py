@@ -65,7 +65,7 @@ class C2FMAEDataset(Dataset):
             index = int(key)
             key = SampleKey(index, 0, None)
             if self.progress is not None:
-                self.progress.warn_if_standing_still()
+                self.progress.warn_if_no_epoch_started()
                 key = SampleKey(index, self.progress.epoch, self.progress.current)
         for num_skipped in range(len(self.rows)):
             index = (key.index + num_skipped) % len(self.rows)

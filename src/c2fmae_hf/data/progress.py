@@ -56,7 +56,7 @@ class SharedProgress:
         """Whether an epoch was started or progress set, in any process that shares this memory."""
         return bool(self._state[4])
 
-    def warn_if_standing_still(self) -> None:
+    def warn_if_no_epoch_started(self) -> None:
         """Warn, once per process, if samples are read before an epoch was started."""
         if not self.has_begun and not self._has_warned:
             self._has_warned = True

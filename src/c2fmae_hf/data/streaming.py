@@ -79,7 +79,7 @@ class C2FMAEIterableDataset(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self.progress is None:
             return self._read_once()
-        self.progress.warn_if_standing_still()
+        self.progress.warn_if_no_epoch_started()
         return self._read_on()
 
     def _read_once(self) -> Iterator[dict[str, Any]]:

@@ -60,7 +60,8 @@ class LabellingSummary:
             speed = self.labelled_now / self.seconds
             now = f"this run: {self.labelled_now} images in {self.seconds:.1f} s ({speed:.2f} images/s)"
         return (
-            f"{self.rows} of {self.records} images labelled in {self.shards} shards, {self.rejects} rejected\n"
+            f"{self.rows} of {self.records} images labelled in {self.shards} shard{'s' * (self.shards != 1)}, "
+            f"{self.rejects} rejected\n"
             f"{(self.image_bytes + self.map_bytes) / self.rows:.0f} bytes per image, of which maps "
             f"{self.map_bytes / self.rows:.0f}: they add {self.map_bytes / self.image_bytes:.1%}\n{now}"
         )

@@ -159,7 +159,7 @@ def draw_attention_in_objects(
     save_figure(figure, path)
     caption = sentences(
         "Share of attention that an object's patches give to the same object, of all that they give to patches. It is "
-        f"averaged over heads and over the objects of at least {MIN_OBJECT_PATCHES} patches in the instance maps "
+        f"averaged over heads and over the objects of at least {MIN_OBJECT_PATCHES} patches in "
         f"{shown[0].maps_from}. Dashed lines: even attention, which gives each object its share of the image.",
         *spoken,
     )

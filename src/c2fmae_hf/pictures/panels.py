@@ -141,7 +141,7 @@ def draw_strategies(
     missing = [name for name in MASKING_STRATEGIES if name not in rows]
     caption = sentences(
         "What the decoder predicts under each masking strategy. Semantic masking leaves a part of every class "
-        "visible, instance masking a part of every instance, random masking any patches. The regions are the maps "
+        "visible, instance masking a part of every instance, random masking any patches. Regions come from "
         f"{photo.maps_from}."
         if photo.maps_from
         else "What the decoder predicts for randomly hidden patches.",
@@ -223,7 +223,7 @@ def draw_curriculum(
         f"What the encoder sees as training progresses from t = 0 to t = 1, with the {curriculum.schedule} schedule. "
         "Each row is one sample with fixed random numbers; borders have the colour of the strategy. Below: the "
         "probability of each strategy.",
-        f"Regions come from the maps {photo.maps_from}."
+        f"Regions come from {photo.maps_from}."
         if photo.maps_from
         else "Without maps every strategy falls back to random masks.",
     )
@@ -268,8 +268,8 @@ def draw_maps(
         + (", shown at the lower left." if len(cells) > 1 else "."),
         about_gaps(viewed),
         unmasked,
-        f"Known: the map {photo.maps_from}." if photo.are_known else "",
-        "Its classes are not the checkpoint's and have other colours."
+        f"Known: {photo.maps_from}." if photo.are_known else "",
+        "Their classes are not the checkpoint's and have other colours."
         if photo.are_known and not photo.shares_classes
         else "",
         f"{NO_INSTANCE_IS_BLACK} Colours of instances have no meaning." if "instance" in granularities else "",

@@ -104,7 +104,7 @@ class Photo:
         pixel_values (`torch.FloatTensor` of shape `(3, H, W)`): Normalised.
         semantic, instance (`torch.LongTensor` of shape `(H / s, W / s)`): Label maps, -100 = ignore; all -100 if there
             are none.
-        maps_from (`str`): Where the maps come from, in words; empty without maps.
+        maps_from (`str`): Where the maps come from, such as `the dataset's maps`; empty without maps.
         are_known (`bool`): Whether the maps are the dataset's own, with which predictions are compared.
         class_names (`dict[int, str]`): Names of classes in `semantic` that are not the model's.
         shares_classes (`bool`): Whether the classes in `semantic` are the model's.
@@ -416,5 +416,5 @@ def with_predicted_maps(viewed: ViewedModel, photo: Photo, seed: int = 0) -> Pho
         semantic = torch.from_numpy(found.semantic).long()
     if found.instance is not None:
         instance = torch.from_numpy(found.instance).long()
-    origin = f"predicted by {viewed.name} itself"
+    origin = "the model's own predictions"
     return replace(photo, semantic=semantic, instance=instance, maps_from=origin, class_names={}, shares_classes=True)

@@ -11,11 +11,11 @@ from ..data.progress import SharedProgress
 
 class CurriculumCallback(TrainerCallback):
     """
-    Writes training progress, `global_step / max_steps`, into shared memory. [`C2FMAETrainer`] adds it; another trainer
-    needs it in its `callbacks`.
+    Writes training progress, `global_step / max_steps`, into shared memory. [`C2FMAETrainer`] adds it by itself; for
+    another trainer, pass it in `callbacks`.
 
     Args:
-        progress ([`SharedProgress`]): The one that the training dataset reads.
+        progress ([`SharedProgress`]): The object that the training dataset reads.
     """
 
     def __init__(self, progress: SharedProgress) -> None:
@@ -25,12 +25,12 @@ class CurriculumCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader=None, **kwargs
     ) -> None:
-        """Runs before the epoch's iterator exists, and so before workers prepare any of its samples."""
+        """Start the epoch. This runs before workers prepare the epoch's samples."""
         try:
             steps_per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
         except TypeError:  # a stream is one endless epoch
             steps_per_epoch, self.is_stream = state.max_steps, True
-        # A resumed run enters in the middle of an epoch; its sampler still counts from the epoch's start.
+        # A resumed run may begin in the middle of an epoch, but its sampler counts from the start of the epoch.
         epoch = state.global_step // steps_per_epoch
         batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.progress.start_epoch(
@@ -40,7 +40,7 @@ class CurriculumCallback(TrainerCallback):
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        if self.is_stream:  # of which a resumed run has not read the beginning
+        if self.is_stream:  # the library would count only batches that were read since the run was resumed
             state.epoch = state.global_step / state.max_steps
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:

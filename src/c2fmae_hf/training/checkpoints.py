@@ -1,4 +1,4 @@
-"""Runs that can be killed and resumed: checkpoints that appear whole, in a folder that no other run writes to."""
+"""A trainer whose runs can be killed and resumed: complete checkpoints, and a lock on the output folder."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ STAGING_FOLDER = ".checkpoint-being-written"
 LOCK_FILE = ".lock"
 MANIFEST_FILE = "files.json"
 SETTINGS_FILE = "settings.json"
-# Endings of what a resumed run reads.
+# File types that a resumed run reads.
 _CHECKED = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".json")
-# Arguments of the library that change what is trained; and fields of a model's configuration that do not.
+# Arguments of transformers that affect training, and fields of a model's configuration that do not.
 _ARGUMENTS = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"),
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "label_smoothing_factor"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16"),
 )
 _NO_SETTINGS = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path")
-# Data-loading workers inherit the lock, and notice within 5 seconds that their parent was killed.
+# Data-loading workers inherit the lock, and take up to 5 seconds to notice that their parent was killed.
 LOCK_SECONDS = 10
 # Sent by schedulers, by Ctrl-C and by a terminal that is closed; Windows has no SIGHUP.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
@@ -53,15 +53,14 @@ class DurableTrainer(Trainer):
     """
     A `Trainer` for runs that are killed and resumed:
 
-    - A checkpoint gets its name when all processes have written their files to the disk. Until then it is in the
+    - A checkpoint gets its name only when all processes have written their files to disk. Until then it is in the
       folder `.checkpoint-being-written`, which the next run removes.
-    - A checkpoint lists its files in `files.json`, with their checksums; one that was copied in part, or has changed
-      since, is refused.
-    - A run that is resumed with other settings (`settings.json`) says which, before and now.
-    - A finished run that is resumed trains no further step.
-    - While it trains, no other run can train into `output_dir`.
-    - After SIGTERM, SIGINT (Ctrl-C) or SIGHUP, to the process or its whole group, it finishes the step, saves a
-      checkpoint and then ends as the signal asks.
+    - A checkpoint lists its files and their checksums in `files.json`. An incomplete or changed checkpoint is refused.
+    - A run resumed with other settings than in `settings.json` logs each changed setting, old and new.
+    - Resuming a finished run trains no further step.
+    - During training no other run can use the same `output_dir`.
+    - After SIGTERM, SIGINT (Ctrl-C) or SIGHUP, to the process or its group, the run finishes the step, saves a
+      checkpoint and then ends by that signal.
     """
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -77,7 +76,7 @@ class DurableTrainer(Trainer):
             resume_from_checkpoint = get_last_checkpoint(str(folder)) or True
         checkpoint = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         callback = CheckpointCallback(self)
-        with locked(folder) if self.args.should_save else contextlib.nullcontext(), noted_signals(callback):
+        with locked(folder) if self.args.should_save else contextlib.nullcontext(), record_signals(callback):
             if checkpoint is not None:
                 check_checkpoint(checkpoint)
                 self._compare_settings(Path(checkpoint))
@@ -85,7 +84,7 @@ class DurableTrainer(Trainer):
                 shutil.rmtree(folder / STAGING_FOLDER, ignore_errors=True)
                 self._check_room(folder)
             self._begin_run(checkpoint)
-            # Before callbacks that look for the checkpoint, such as those that upload it.
+            # First in the list: later callbacks, such as those that upload it, look for the finished checkpoint.
             self.callback_handler.callbacks.insert(0, callback)
             try:
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -94,14 +93,14 @@ class DurableTrainer(Trainer):
             self._end_run()
         if callback.received is not None:
             name = signal.Signals(callback.received).name
-            logger.warning(f"{name}: saved {PREFIX_CHECKPOINT_DIR}-{self.state.global_step} in {folder}, ending")
+            logger.warning(f"{name}: saved {PREFIX_CHECKPOINT_DIR}-{self.state.global_step} in {folder}, stopping")
             os.kill(os.getpid(), callback.received)
         return output
 
     def _check_room(self, folder: Path) -> None:
         """
         Raises:
-            `OSError`: if the disk has no room for one checkpoint: weights, and AdamW's two moments of them.
+            `OSError`: if the disk has no room for one checkpoint (the weights and AdamW's two moments).
         """
         parameters = list(self.accelerator.unwrap_model(self.model).parameters())
         needed = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in parameters)
@@ -109,11 +108,11 @@ class DurableTrainer(Trainer):
         if free < needed:
             raise OSError(
                 f"output_dir {folder}: expected room for a checkpoint, {needed / 1e9:.2f} GB, got {free / 1e9:.2f} GB "
-                "free. Free some, or choose another output_dir"
+                "free. Free disk space, or choose another output_dir"
             )
 
     def _settings(self) -> dict[str, Any]:
-        """The arguments and the fields of the model's configuration that training depends on, ready for JSON."""
+        """The arguments and configuration fields that affect training, ready for JSON."""
         config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
         settings = (
             {name: value for name, value in config.to_dict().items() if name not in _NO_SETTINGS} if config else {}
@@ -128,19 +127,19 @@ class DurableTrainer(Trainer):
         before, now = read_json(path) if path.is_file() else {}, self._settings()
         changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
         if changed:
-            logger.warning(f"{checkpoint}: goes on with other settings than it was trained with: {'; '.join(changed)}")
+            logger.warning(f"{checkpoint}: resuming with changed settings: {'; '.join(changed)}")
 
     def _begin_run(self, checkpoint: str | None) -> None:
-        """Hook for subclasses: runs before training, in a folder that is this run's alone."""
+        """Hook for subclasses: runs before training, once the output folder is locked."""
 
     def _end_run(self) -> None:
         """Hook for subclasses: runs after training that was not interrupted."""
 
     def _add_to_checkpoint(self, folder: Path) -> None:
-        """Hook for subclasses: writes further files into a checkpoint, in the process that saves."""
+        """Hook for subclasses: writes more files into a checkpoint, in the process that saves."""
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        # The library compares with max_steps after a step only, and would train a finished run by one step more.
+        # The library checks max_steps only after a step, so it would train a finished run for one more step.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return [], None
@@ -156,9 +155,10 @@ class DurableTrainer(Trainer):
         loader = super().get_train_dataloader()
         if isinstance(self.train_dataset, Sized) and len(loader) == 0:
             raise ValueError(
-                f"train_dataset: expected the rows of one batch, {self.args.train_batch_size * self.args.world_size}, "
-                f"got {len(self.train_dataset)}, and dataloader_drop_last drops an incomplete batch. Lower the batch "
-                "size, or leave dataloader_drop_last out"
+                "train_dataset: expected at least the rows of one batch, "
+                f"{self.args.train_batch_size * self.args.world_size}, got {len(self.train_dataset)}, and "
+                "dataloader_drop_last drops an incomplete batch. Lower the batch size, or leave dataloader_drop_last "
+                "out"
             )
         return shielded(loader)
 
@@ -166,18 +166,18 @@ class DurableTrainer(Trainer):
         return shielded(super().get_eval_dataloader(eval_dataset))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in transformers, but with `push_to_hub` it publishes nothing."""
+        """As in transformers, but saves the licence text too, and never publishes, even with `push_to_hub`."""
         super().save_model(output_dir, _internal_call=True)
         if self.args.should_save:
             carry_license(self.accelerator.unwrap_model(self.model), output_dir or str(self.args.output_dir))
 
     def _get_output_dir(self, trial: Any) -> str:
-        # Where the library writes a checkpoint; `finish_checkpoint` moves it.
+        # The library writes a checkpoint here; `finish_checkpoint` moves it.
         self._staging = Path(super()._get_output_dir(trial)) / STAGING_FOLDER
         return str(self._staging)
 
     def finish_checkpoint(self, name: str) -> None:
-        """Complete the checkpoint that was just written and give it its name, in all processes."""
+        """Complete the checkpoint that was just written and give it its name. All processes must call this."""
         written = self._staging / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         final = self._staging.parent / name
         self.accelerator.wait_for_everyone()
@@ -192,7 +192,7 @@ class DurableTrainer(Trainer):
             if final.exists():  # of an earlier run
                 os.replace(final, self._staging / "replaced")
             os.replace(written, final)
-            # The library keeps the latest by time: this one is, whatever the clock of another machine said.
+            # The library deletes the oldest by time. Clocks of machines differ, so make this one the newest.
             others = (path.stat().st_mtime + 2 for path in final.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
             os.utime(final, (max([time.time(), *others]),) * 2)
             sync_folder(final.parent)
@@ -201,7 +201,7 @@ class DurableTrainer(Trainer):
 
 
 class CheckpointCallback(TrainerCallback):
-    """Names and rotates the checkpoints of a [`DurableTrainer`], and ends training after a signal to any process."""
+    """Names and rotates the checkpoints of a [`DurableTrainer`], and stops training after a signal to any process."""
 
     def __init__(self, trainer: DurableTrainer) -> None:
         self.trainer = trainer
@@ -210,16 +210,16 @@ class CheckpointCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._is_to_end():
+        if self._must_stop():
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._is_to_end():
+        if self._must_stop():
             control.should_save = control.should_training_stop = True
 
-    def _is_to_end(self) -> bool:
+    def _must_stop(self) -> bool:
         if in_any_process(self.trainer.accelerator, self.received is not None):
             self.received = self.received or signal.SIGTERM
         return self.received is not None
@@ -229,12 +229,12 @@ class CheckpointCallback(TrainerCallback):
         if args.should_save:
             folder = str(self.trainer._staging.parent)
             rotate_checkpoints(folder, args.save_total_limit, state.best_model_checkpoint, use_mtime=True)
-        if self._is_to_end():
+        if self._must_stop():
             control.should_training_stop = True
 
 
 def in_any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether the flag is set in any process; all of them must call this."""
+    """Whether the flag is set in any process. All processes must call this."""
     if accelerator.num_processes == 1:
         return flag
     total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum")
@@ -242,7 +242,7 @@ def in_any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size in bytes and checksum of every file below a folder, by its path in the folder; without `files.json`."""
+    """Size in bytes and checksum of every file below a folder except `files.json`, by relative path."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
     return {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
@@ -252,12 +252,14 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 def check_checkpoint(checkpoint: str | os.PathLike) -> None:
     """
+    Check a checkpoint's files against its `files.json`.
+
     Raises:
-        `ValueError`: if files of a checkpoint are missing or too short, as after an interrupted copy, or damaged.
+        `ValueError`: if files are missing, incomplete (as after an interrupted copy) or damaged.
     """
     manifest = Path(checkpoint) / MANIFEST_FILE
     if not manifest.parent.is_dir():
-        raise ValueError(f"{checkpoint}: expected the folder of a checkpoint, found none")
+        raise ValueError(f"{checkpoint}: expected the folder of a checkpoint, found no such folder")
     if not manifest.is_file():
         raise ValueError(f"{checkpoint}: expected a checkpoint of this package, got a folder without {MANIFEST_FILE}")
     advice = "Copy the checkpoint again, or resume from another one"
@@ -266,28 +268,28 @@ def check_checkpoint(checkpoint: str | os.PathLike) -> None:
         expected = {name: (file["size"], file["sha256"]) for name, file in files.items()}
     except (TypeError, KeyError):
         raise ValueError(
-            f"{manifest}: expected sizes and checksums of the checkpoint's files, got others. {advice}"
+            f"{manifest}: expected the size and checksum of each file, got other content. {advice}"
         ) from None
     present = {path.relative_to(manifest.parent).as_posix() for path in manifest.parent.rglob("*") if path.is_file()}
     present = {name for name in present if name.endswith(_CHECKED)} - {MANIFEST_FILE}
     unlisted = sorted(present - expected.keys())
     if unlisted or TRAINER_STATE_NAME not in expected:
         names = unlisted or [TRAINER_STATE_NAME]
-        raise ValueError(f"{manifest}: expected a list of the checkpoint's files, {names[:5]} are not in it. {advice}")
+        raise ValueError(f"{manifest}: expected all files of the checkpoint, but {names[:5]} are not listed. {advice}")
     for name, (size, checksum) in expected.items():
         path = manifest.parent / name
         got = path.stat().st_size if path.is_file() else None
         if got != size:
-            there = "no such file" if got is None else got
+            there = "no such file" if got is None else f"{got} bytes"
             raise ValueError(f"{checkpoint}: expected {name} with {size} bytes, got {there}. {advice}")
         if file_sha256(path) != checksum:
-            raise ValueError(f"{checkpoint}: expected {name} as it was saved, got other content: damaged. {advice}")
+            raise ValueError(f"{checkpoint}: expected {name} as it was saved, got other content. {advice}")
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """
-    Keep other runs from training into a folder.
+    Lock a folder against other runs.
 
     Raises:
         `RuntimeError`: if another run holds the folder.
@@ -298,7 +300,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
         raise RuntimeError(
-            f"output_dir {folder}: another run is writing to it. Wait for its end, or choose another output_dir"
+            f"output_dir {folder}: another run is writing to it. Wait until it ends, or choose another output_dir"
         ) from None
     try:
         yield
@@ -309,23 +311,23 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def noted_signals(callback: CheckpointCallback) -> Iterator[None]:
+def record_signals(callback: CheckpointCallback) -> Iterator[None]:
     """
-    Tell the callback of a signal that asks the process to end, instead of ending it; a second Ctrl-C interrupts at
-    once. What the process was started to ignore, as `nohup` starts it, it ignores. In the main thread, which alone
-    gets signals.
+    Record signals that ask the process to end in the callback, instead of ending at once; a second Ctrl-C interrupts
+    immediately. Signals that the process was started to ignore, as by `nohup`, stay ignored. Does nothing outside the
+    main thread, the only one that receives signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def note(number: int, frame: Any) -> None:
+    def record(number: int, frame: Any) -> None:
         if number == signal.SIGINT and callback.received is not None:
             raise KeyboardInterrupt
         callback.received = number
 
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in heard}
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, record) for number in handled}
     try:
         yield
     finally:
@@ -335,11 +337,11 @@ def noted_signals(callback: CheckpointCallback) -> Iterator[None]:
 
 def shielded(loader: DataLoader) -> DataLoader:
     """
-    Let a loader's workers ignore signals that ask to end, unless they are the trainer's own: schedulers and terminals
-    send them to all processes of a group, and without its workers the trainer could not finish its step and save.
-    Where the system does not tell who sent a signal (macOS), SIGTERM ends workers as ever.
+    Let a loader's workers ignore signals that ask to end, unless the trainer sends them. Schedulers and terminals
+    signal all processes of a group, and without its workers the trainer could not finish its step and save. On systems
+    that do not say who sent a signal (macOS), SIGTERM still ends workers.
     """
-    inner = getattr(loader, "base_dataloader", loader)  # within accelerate's
+    inner = getattr(loader, "base_dataloader", loader)  # accelerate wraps the loader
     inner.worker_init_fn = functools.partial(_ignore_signals, inner.worker_init_fn)
     return loader
 
@@ -350,13 +352,13 @@ def _ignore_signals(then: Callable[[int], None] | None, worker: int) -> None:
     parent = multiprocessing.parent_process()
     if hasattr(signal, "sigwaitinfo") and parent is not None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told, args=(parent.pid,), daemon=True).start()
+        threading.Thread(target=_end_on_sigterm_of, args=(parent.pid,), daemon=True).start()
     if then is not None:
         then(worker)
 
 
-def _end_when_told(parent: int) -> None:
-    """A loader ends workers that it has no use for by SIGTERM."""
+def _end_on_sigterm_of(parent: int) -> None:
+    """End this worker when its parent sends SIGTERM: loaders stop their workers so."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

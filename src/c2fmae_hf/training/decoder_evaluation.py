@@ -25,20 +25,19 @@ def evaluate_decoder(
     batch_size: int = 16,
 ) -> dict[str, float]:
     """
-    Scores of the predicted maps on the label grid. Only masked patches count: an instance is scored on its masked
-    part.
+    Score the predicted maps on the label grid. Only masked patches count, so an instance is scored on its masked part.
 
     Args:
         model ([`C2FMAEForPreTraining`]): Put into evaluation mode for the call.
-        dataset: Of samples with `semantic` and `instance`; see [`~c2fmae_hf.data.dataset.C2FMAEDataset`].
+        dataset: Samples with `semantic` and `instance`; see [`~c2fmae_hf.data.dataset.C2FMAEDataset`].
         collator ([`DataCollatorForC2FMAE`]): Draws the masks.
         processor ([`C2FMAEImageProcessor`]): Turns outputs into maps.
-        batch_size (`int`): Samples at a time.
+        batch_size (`int`): Samples per forward pass.
 
     Returns:
-        As far as the decoder has these granularities: `semantic_mean_iou` and `semantic_accuracy`; `instance_pq`,
-        `instance_sq` and `instance_rq`, the panoptic quality of instances regardless of class. NaN where nothing is
-        labelled.
+        For a decoder with semantics, `semantic_mean_iou` and `semantic_accuracy`. For one with instances,
+        `instance_pq`, `instance_sq` and `instance_rq`, the panoptic quality of instances regardless of class. NaN
+        where nothing is labelled.
     """
     config = model.config
     if not {"semantic", "instance"} & set(config.granularities):

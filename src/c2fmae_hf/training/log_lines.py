@@ -13,7 +13,7 @@ from transformers.trainer_callback import TrainerControl
 from ..constants import GRANULARITIES, MASKING_STRATEGIES
 
 
-#: Steps after which the time of the others is estimated; the first ones are slower.
+#: Steps after which the remaining time is estimated; the first step, which is slower, is left out.
 FEW_STEPS = 5
 _LEFT_OUT = (
     *("loss", "learning_rate", "epoch", "step", "grad_norm", "total_flos"),
@@ -40,7 +40,7 @@ def format_log(logs: Mapping[str, Any], step: int, max_steps: int) -> str:
     values = {name.removeprefix("eval_"): value for name, value in logs.items() if isinstance(value, (int, float))}
     parts = [f"step {step}/{max_steps}"] + ["held out:"] * is_held_out
     parts += [f"{name} {_number(values[f'{name}_loss'])}" for name in GRANULARITIES if f"{name}_loss" in values]
-    if len(parts) == 1 + is_held_out:  # neither the sum of losses nor the schedule says more than these
+    if len(parts) == 1 + is_held_out:  # the sum of losses and the rate are shown only where these are missing
         parts += [f"loss {_number(values['loss'])}"] if "loss" in values else []
         parts += [f"rate {values['learning_rate']:.2g}"] if "learning_rate" in values else []
     shares = [values[f"masked_{name}"] for name in MASKING_STRATEGIES if f"masked_{name}" in values]
@@ -74,7 +74,7 @@ def readable_time(seconds: float) -> str:
 
 
 class LineProgressCallback(ProgressCallback):
-    """transformers' bar, with lines in place of dictionaries."""
+    """The progress bar of transformers, with readable lines instead of dictionaries."""
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -84,7 +84,7 @@ class LineProgressCallback(ProgressCallback):
 
 
 class LinePrinterCallback(PrinterCallback):
-    """The lines alone, where `disable_tqdm` is set."""
+    """Readable lines without a bar, for `disable_tqdm`."""
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -94,7 +94,7 @@ class LinePrinterCallback(PrinterCallback):
 
 
 def use_lines(trainer: Trainer) -> None:
-    """Let a trainer print lines. Its bar in a notebook stays."""
+    """Let a trainer print readable lines. In a notebook its bar stays."""
     for old, new in ((ProgressCallback, LineProgressCallback), (PrinterCallback, LinePrinterCallback)):
         if any(type(callback) is old for callback in trainer.callback_handler.callbacks):
             trainer.remove_callback(old)
@@ -102,14 +102,14 @@ def use_lines(trainer: Trainer) -> None:
 
 
 def announce(trainer: Trainer, facts: str) -> None:
-    """Let a trainer say at its start what it is about to do; see [`AnnouncementCallback`]."""
-    # Before the bar begins.
+    """Let a trainer print what it is about to do; see [`AnnouncementCallback`]."""
+    # First in the list, so that it prints before the progress bar starts.
     trainer.callback_handler.callbacks.insert(0, AnnouncementCallback(facts))
 
 
 class AnnouncementCallback(TrainerCallback):
     """
-    Says at the start what a run is about to do, and after a few steps how long that takes.
+    Prints what a run is about to do, and after a few steps how long it will take.
 
     Args:
         facts (`str`): Sentences about model and data.

@@ -1,4 +1,4 @@
-"""Losses of an update or an evaluation, and the report on those that are not finite."""
+"""Checks that losses and gradients are finite, and reports those that are not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REPORT_FILE = "non_finite.json"
 
 
 class Watched:
-    """Losses and images of batches, kept on their device until [`report`] reads them."""
+    """The losses and image ids of batches, kept on their device until [`report`] reads them."""
 
     def __init__(self) -> None:
         self._batches: list[tuple[list[str], torch.Tensor, torch.Tensor | None]] = []
@@ -32,11 +32,12 @@ class Watched:
     def report(self, gradient_norm: torch.Tensor | None = None) -> dict[str, Any] | None:
         """
         Args:
-            gradient_norm (`torch.Tensor`, *optional*): Scalar. If it is sharded, all processes must call this.
+            gradient_norm (`torch.Tensor`, *optional*): Scalar. If it is sharded, all processes must make this call.
 
         Returns:
-            `None` if everything is finite; else `losses` and `image_ids` of the batches with a loss that is not, or of
-            all if only the gradient is not, and `gradient_norm`. Numbers that JSON lacks are words, such as `"nan"`.
+            `None` if everything is finite. Otherwise `gradient_norm`, and the `losses` and `image_ids` of the batches
+            whose loss is not finite, or of all batches if only the gradient is not. Values that JSON cannot hold are
+            strings, such as `"nan"`.
         """
         if isinstance(gradient_norm, DTensor):
             gradient_norm = gradient_norm.full_tensor()

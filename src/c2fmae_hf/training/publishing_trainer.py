@@ -17,17 +17,18 @@ from .log_lines import use_lines
 
 class PublishingTrainer(DurableTrainer):
     """
-    A [`DurableTrainer`] that publishes as [`~c2fmae_hf.publishing.hub.push_to_hub`] does: at the end, in one commit,
-    with a card of its records. `args.hub_strategy` becomes `end`: what transformers uploads while it trains
-    has no card, no licence and, in `training_args.bin`, the folders of this machine.
+    A [`DurableTrainer`] that publishes with [`~c2fmae_hf.publishing.hub.push_to_hub`] at the end of training: in one
+    commit, with a card made from its records. `args.hub_strategy` becomes `end`, since uploads of transformers during
+    training have no card and no licence, and their `training_args.bin` contains local paths.
 
-    `args.hub_token` is taken over and set to `None`: transformers saves the arguments beside the weights.
+    `args.hub_token` is moved into the trainer and set to `None`, since transformers saves the arguments beside the
+    weights.
 
     Args: those of [`~transformers.Trainer`], and
-        card_facts ([`CardFacts`], *optional*), license_text (`str`, *optional*): For `push_to_hub`.
+        card_facts ([`CardFacts`], *optional*), license_text (`str`, *optional*): Passed to `push_to_hub`.
 
     Raises:
-        [`HubError`]: if it is to publish at the end, and could not, or the weights are others' and have no licence.
+        [`HubError`]: with `push_to_hub`, if publishing would fail, or weights from elsewhere have no licence.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class PublishingTrainer(DurableTrainer):
         use_lines(self)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository before the training, and say now what would fail after it."""
+        """Create the repository before training, so that problems with publishing show at once."""
         if self.is_world_process_zero():
             self.hub_model_id = prepare_repository(  # type: ignore[assignment]
                 self.accelerator.unwrap_model(self.model),
@@ -61,12 +62,12 @@ class PublishingTrainer(DurableTrainer):
         **kwargs: Any,
     ) -> CommitInfo | None:
         """
-        Publish the model as it is now, with the records in `args.output_dir` that are of its weights.
+        Publish the model as it is now, with the records of its weights in `args.output_dir`.
 
         Args:
-            commit_message, token, revision, private (*optional*): Over those of the arguments.
+            commit_message, token, revision, private (*optional*): Override those of the training arguments.
             blocking (`bool`): Has no effect; the method always waits.
-            kwargs: Of [`push_to_hub`].
+            kwargs: Other arguments of [`push_to_hub`].
 
         Returns:
             `CommitInfo`, in the main process.

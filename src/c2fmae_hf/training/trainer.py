@@ -1,4 +1,4 @@
-"""The transformers Trainer with what pre-training adds: plain rows, the curriculum, logged losses, the encoder."""
+"""The trainer for pre-training: it accepts plain rows, follows the curriculum and logs every granularity's loss."""
 
 from __future__ import annotations
 
@@ -51,32 +51,34 @@ class C2FMAETrainer(PublishingTrainer):
     Pre-trains [`C2FMAEForPreTraining`] on the rows of a dataset.
 
     - The curriculum follows `global_step / max_steps` in every data-loading worker, and a resumed run continues it.
-    - A resumed stream continues where the checkpoint's `stream_state.json` says, without reading all before it again.
-    - Logs, and so `trainer_state.json`, hold each granularity's loss (means over the logged steps, images and
-      processes), the share of images masked by each strategy, counted from the masks, and, where bad rows are skipped,
-      how many were since the run was started or resumed.
-    - A checkpoint is resumed by its own run alone: with the same seed and rows.
-    - Norms, biases and tokens are not decayed. Weight decay, schedule and learning rate are the arguments'.
-    - `push_to_hub` publishes in one commit, in the layout that timm loads too, with a card.
-    - A loss or a gradient that is not finite raises `FloatingPointError` before it reaches the weights.
-      `non_finite.json` names the step, the losses and the images; `non-finite-<step>` holds the checkpoint of that
-      moment, which neither replaces another one nor is taken for the last. With float16, whose scaler skips such
-      gradients, only losses are watched.
+    - A resumed stream continues from the position in the checkpoint's `stream_state.json`, without reading the earlier
+      rows again.
+    - Logs and `trainer_state.json` hold each granularity's loss (averaged over the logged steps, images and
+      processes) and the share of images masked by each strategy. If bad rows are skipped, they also hold the number
+      of rows skipped since the run was started or resumed.
+    - A checkpoint can only be resumed with the same seed and rows. Otherwise a `ValueError` says what differs.
+    - Norms, biases and tokens get no weight decay.
+    - `push_to_hub` publishes in one commit, with a card, in a layout that timm loads too.
+    - A loss or gradient that is not finite raises `FloatingPointError` before the weights are updated.
+      `non_finite.json` names the step, the losses and the images. `non-finite-<step>` holds a checkpoint of that
+      moment; it replaces no other checkpoint and is not resumed from automatically. With float16 only losses are
+      checked, since its scaler skips such gradients.
 
     Args:
-        model ([`C2FMAEForPreTraining`]): Its configuration decides on transforms, maps and masks.
-        args ([`C2FMAETrainingArguments`], *optional*): By default they write to `tmp_trainer`, as in transformers.
+        model ([`C2FMAEForPreTraining`]): Its configuration determines transforms, maps and masks.
+        args ([`C2FMAETrainingArguments`], *optional*): By default the output folder is `tmp_trainer`, as in
+            transformers.
         data_collator (*optional*): By default a [`DataCollatorForC2FMAE`] with the curriculum of `args`.
         train_dataset (`datasets.Dataset` or `datasets.IterableDataset`, *optional*): Rows with the column `image` and,
-            where a granularity or a guided curriculum needs them, `semantic` and `instance`. The trainer makes a
-            [`C2FMAEDataset`] or [`C2FMAEIterableDataset`] of them; either can also be passed.
-        eval_dataset (*optional*): Likewise, or a dictionary of such datasets.
-        processing_class ([`C2FMAEImageProcessor`], *optional*): Saved with the model. By default from its
-            configuration.
-        kwargs: Of [`PublishingTrainer`].
+            where a granularity or a guided curriculum needs them, `semantic` and `instance`. The trainer wraps them
+            in a [`C2FMAEDataset`] or [`C2FMAEIterableDataset`]; either can also be passed.
+        eval_dataset (*optional*): The same, or a dictionary of such datasets.
+        processing_class ([`C2FMAEImageProcessor`], *optional*): Saved with the model. By default built from the
+            model's configuration.
+        kwargs: Arguments of [`PublishingTrainer`].
 
     Raises:
-        `ValueError`: if rows lack a column that is needed.
+        `ValueError`: if a required column is missing from the rows.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class C2FMAETrainer(PublishingTrainer):
                 data_collator = DataCollatorForC2FMAE(
                     config, args.get_curriculum(), args.seed, evaluation_masking=args.evaluation_masking
                 )
-            train_dataset = wrap_rows(look_through(train_dataset), config, args, processing_class, is_training=True)
+            train_dataset = wrap_rows(unwrap_subset(train_dataset), config, args, processing_class, is_training=True)
             if isinstance(eval_dataset, dict):
                 eval_dataset = {
                     name: wrap_rows(rows, config, args, processing_class) for name, rows in eval_dataset.items()
@@ -114,7 +116,7 @@ class C2FMAETrainer(PublishingTrainer):
                 eval_dataset = wrap_rows(eval_dataset, config, args, processing_class)
         check_curriculum(data_collator, args)
         if isinstance(train_dataset, (C2FMAEDataset, C2FMAEIterableDataset)) and train_dataset.progress is None:
-            train_dataset = copy.copy(train_dataset)  # the caller's may also be there to evaluate
+            train_dataset = copy.copy(train_dataset)  # the caller may also evaluate on it
             train_dataset.progress = SharedProgress()
         super().__init__(
             model=model,
@@ -135,7 +137,7 @@ class C2FMAETrainer(PublishingTrainer):
             self.add_callback(CurriculumCallback(progress))
         if isinstance(self.train_dataset, C2FMAEIterableDataset):
             self.train_dataset.batch_size = self.args.train_batch_size
-        # Steps and batches before this run's first, and the checkpoint whose random state it takes up.
+        # Steps and batches done before this run began, and the checkpoint whose random state is still to be restored.
         self._stream_start = (0, 0)
         self._resumed_from: str | None = None
         if isinstance(self.data_collator, DataCollatorForC2FMAE):
@@ -147,7 +149,7 @@ class C2FMAETrainer(PublishingTrainer):
         stream = self.train_dataset
         if isinstance(stream, C2FMAEIterableDataset):
             stream.check_workers(self.args.dataloader_num_workers)
-            # Workers of the other processes read ahead as well, but only this process's batches are used.
+            # Every process reads the stream, but only the main one's batches are used, so only its workers keep state.
             stream.state_folder = None
             if self.is_world_process_zero():
                 stream.state_folder = Path(str(self.args.output_dir)) / _STREAM_FOLDER
@@ -164,7 +166,7 @@ class C2FMAETrainer(PublishingTrainer):
             stream.state_folder = None
 
     def _identity(self) -> dict[str, Any]:
-        """What order, crops, masks and held-out images follow from; a stream keeps its own account of its rows."""
+        """Seeds and rows, which set order, crops, masks and held-out images; a stream records its rows itself."""
         identity: dict[str, Any] = {"seed": self.args.seed, "data_seed": self.args.data_seed}
         if isinstance(self.train_dataset, C2FMAEDataset):
             rows: Any = self.train_dataset.rows
@@ -173,7 +175,7 @@ class C2FMAETrainer(PublishingTrainer):
                 spread = undecoded(rows).select(sorted({index * (len(rows) - 1) // 63 for index in range(64)}))
                 if "image_id" in spread.column_names:
                     identity["image_ids"] = text_sha256("\n".join(map(str, spread["image_id"])))
-                # Not the library's own fingerprint, which follows where a dataset lies and how it was made.
+                # The fingerprint of `datasets` would change with the dataset's path and how it was built.
                 columns = [name for name in ("image", *MAP_COLUMNS) if name in spread.column_names]
                 contents = [_checksum(row[name]) for row in spread for name in columns]
                 identity["contents"] = text_sha256(" ".join(contents))
@@ -182,26 +184,26 @@ class C2FMAETrainer(PublishingTrainer):
     def _check_identity(self, path: Path) -> None:
         """
         Raises:
-            `ValueError`: if the checkpoint is of a run with another seed or other rows.
+            `ValueError`: if the checkpoint's run had another seed or other rows.
         """
         before, now = read_json(path) if path.is_file() else {}, self._identity()
         for name in now:
             if name in before and before[name] != now[name]:
                 raise ValueError(
-                    f"{path.parent}: expected its run's {name}, {before[name]!r}, got {now[name]!r}: order, masks and "
-                    "held-out images would be another run's. To begin a new run from its weights, leave out "
+                    f"{path.parent}: expected its run's {name}, {before[name]!r}, got {now[name]!r}, which changes "
+                    "order, masks and held-out images. To start a new run from these weights, leave out "
                     f"resume_from_checkpoint and pass --model_name_or_path {path.parent}"
                 )
 
     def _resume_stream(self, stream: C2FMAEIterableDataset, checkpoint: str) -> None:
         path = Path(checkpoint) / STREAM_FILE
         if not path.is_file():
-            raise ValueError(f"{path}: expected where the stream stood, found nothing")
+            raise ValueError(f"{path}: expected the position of the stream, found no such file")
         content = read_json(path)
         stream.load_state_dict(content)
         self._stream_start = (content["step"], content["num_batches"])
         self._resumed_from = checkpoint
-        # The stream starts there by itself, so the library must not skip any batches.
+        # The stream already starts at this position, so the library must not skip batches.
         self.args.ignore_data_skip = True
 
     def _add_to_checkpoint(self, folder: Path) -> None:
@@ -216,7 +218,7 @@ class C2FMAETrainer(PublishingTrainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches = super().get_batch_samples(*args, **kwargs)
         if self._resumed_from is not None:
-            # The loader drew a number when it started, which the checkpoint's random state is already past.
+            # Starting the loader drew a random number, and the checkpoint's state already includes that draw.
             self._load_rng_state(self._resumed_from)
             self._resumed_from = None
         return batches
@@ -229,7 +231,7 @@ class C2FMAETrainer(PublishingTrainer):
         return super()._get_train_sampler(train_dataset)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Names of matrices and filters: norms, biases and tokens are not decayed."""
+        """Names of the parameters with weight decay: matrices and filters, but no norms, biases or tokens."""
         names = super().get_decay_parameter_names(model)
         tokens = ("cls_token", "mask_token")
         return [name for name in names if not name.endswith(tokens)]
@@ -263,7 +265,7 @@ class C2FMAETrainer(PublishingTrainer):
     def check_update(self) -> None:
         """
         Raises:
-            `FloatingPointError`: in all processes, if a loss or gradient of this update is not finite.
+            `FloatingPointError`: in all processes, if a loss or gradient of this update is not finite in any.
         """
         norm = None
         if self.accelerator.scaler is None:
@@ -280,7 +282,7 @@ class C2FMAETrainer(PublishingTrainer):
         step, folder = self.state.global_step, Path(str(self.args.output_dir))
         checkpoint = None
         if self.is_in_train:
-            # Not named as others are, so that nothing resumes from it by itself and it replaces none of them.
+            # The name differs from other checkpoints', so that it replaces none and is not resumed from automatically.
             checkpoint = f"non-finite-{step}"
             self._save_checkpoint(self.model_wrapped, None)
             self.finish_checkpoint(checkpoint)
@@ -289,13 +291,13 @@ class C2FMAETrainer(PublishingTrainer):
         if self.is_world_process_zero():
             write_json(folder / REPORT_FILE, content)
         raise FloatingPointError(
-            f"{when}step {step}: expected finite losses and gradients, got {reports}. This report is in "
+            f"{when}step {step}: expected finite losses and gradients, got {reports}. The report is in "
             f"{folder / REPORT_FILE}"
             + (f", and the weights before this step are in {folder / checkpoint}" if checkpoint else "")
         )
 
     def add_to_log(self, **values: float) -> None:
-        """Values of this step, which the next record of training losses holds, too."""
+        """Add values to the next log record of training losses."""
         self._more_to_log.update(values)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -309,14 +311,14 @@ class C2FMAETrainer(PublishingTrainer):
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in transformers; plain rows are wrapped as those of `eval_dataset` at construction."""
+        """As in transformers. Plain rows are wrapped like the constructor's `eval_dataset`."""
         config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
         if isinstance(config, C2FMAEConfig) and isinstance(self.processing_class, C2FMAEImageProcessor):
             eval_dataset = wrap_rows(eval_dataset, config, self.args, self.processing_class)  # type: ignore[arg-type]
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        # Averages of the training steps since the last log are set aside.
+        # Set the averages of the training steps since the last log aside.
         training, (self._averages, self._watched) = (self._averages, self._watched), (RunningAverages(), Watched())
         try:
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -330,12 +332,12 @@ class C2FMAETrainer(PublishingTrainer):
 
     def save_encoder(self, output_dir: str | os.PathLike) -> None:
         """
-        Write the encoder alone, with timm's keys in its configuration, and the image processor: a folder for
-        `AutoModel.from_pretrained` and `timm.create_model("local-dir:...")`. It appears only when complete, in place
-        of an earlier encoder there.
+        Save the encoder and its image processor to a folder that `AutoModel.from_pretrained` and
+        `timm.create_model("local-dir:...")` load. The folder appears only when it is complete, and replaces an earlier
+        encoder there.
 
         Raises:
-            `FileExistsError`: if the folder holds anything but a model.
+            `FileExistsError`: if the folder is not empty and holds no model.
         """
         if not self.is_world_process_zero():
             return
@@ -350,7 +352,7 @@ class C2FMAETrainer(PublishingTrainer):
 
 
 def _checksum(value: Any) -> str:
-    """Checksum of an undecoded image: of its bytes, or of the file that its path names."""
+    """Checksum of an undecoded image, from its bytes or its file."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
@@ -359,7 +361,7 @@ def _checksum(value: Any) -> str:
 
 
 class FiniteCallback(TrainerCallback):
-    """Stops a [`C2FMAETrainer`] before an update that is not finite."""
+    """Stops a [`C2FMAETrainer`] before an update with a loss or gradient that is not finite."""
 
     def __init__(self, trainer: C2FMAETrainer) -> None:
         self.trainer = trainer
@@ -373,37 +375,38 @@ class FiniteCallback(TrainerCallback):
 def check_curriculum(data_collator: Any, args: C2FMAETrainingArguments) -> None:
     """
     Raises:
-        `ValueError`: if a collator masks by another curriculum than the arguments describe.
+        `ValueError`: if the collator's curriculum differs from the one in the arguments.
     """
     if isinstance(data_collator, DataCollatorForC2FMAE):
         described = args.get_curriculum()
         if data_collator.curriculum != described:
             raise ValueError(
-                f"data_collator.curriculum: expected that of the arguments, {described}, got "
+                f"data_collator.curriculum: expected the arguments' curriculum, {described}, got "
                 f"{data_collator.curriculum}. Pass DataCollatorForC2FMAE(config, args.get_curriculum()), or leave the "
                 "collator out"
             )
 
 
-def look_through(dataset: Any) -> Any:
+def unwrap_subset(dataset: Any) -> Any:
     """
-    The [`C2FMAEDataset`] of the chosen rows behind a `torch.utils.data.Subset`; anything else as it is.
+    Turn a `torch.utils.data.Subset` of a [`C2FMAEDataset`] into a [`C2FMAEDataset`] of the chosen rows. Anything else
+    is returned unchanged.
 
     Raises:
-        `ValueError`: for a `ConcatDataset` of such datasets, whose epochs nobody begins.
+        `ValueError`: for a `ConcatDataset` of such datasets, in which epochs would not advance.
     """
     if isinstance(dataset, Subset):
-        inner = look_through(dataset.dataset)
+        inner = unwrap_subset(dataset.dataset)
         if isinstance(inner, C2FMAEDataset):
             chosen, rows = list(dataset.indices), inner.rows
             inner = copy.copy(inner)
             inner.rows = rows.select(chosen) if isinstance(rows, datasets.Dataset) else [rows[i] for i in chosen]
             return inner
     parts = dataset.datasets if isinstance(dataset, ConcatDataset) else []
-    if any(isinstance(look_through(part), C2FMAEDataset) for part in parts):
+    if any(isinstance(unwrap_subset(part), C2FMAEDataset) for part in parts):
         raise ValueError(
-            "train_dataset: expected one C2FMAEDataset, got a ConcatDataset, in which masks and crops would stand "
-            "still. Pass datasets.concatenate_datasets([...]) of the rows"
+            "train_dataset: expected one C2FMAEDataset, got a ConcatDataset, in which masks and crops would never "
+            "change. Pass datasets.concatenate_datasets([...]) of the rows"
         )
     return dataset
 
@@ -416,11 +419,12 @@ def wrap_rows(
     is_training: bool = False,
 ) -> Any:
     """
-    A [`C2FMAEDataset`] or [`C2FMAEIterableDataset`] of plain rows, without progress; anything else as it is.
+    Wrap plain rows in a [`C2FMAEDataset`] or [`C2FMAEIterableDataset`] without progress. Anything else is returned
+    unchanged.
 
     Args:
         rows (`datasets.Dataset`, `datasets.IterableDataset`, a list of dictionaries with `image`, or anything else).
-        config, args, processor: Decide on the label maps that are read, the transform and the normalisation.
+        config, args, processor: Determine the label maps to read, the transform and the normalisation.
         is_training (`bool`): Whether crops and flips are random.
     """
     is_list = isinstance(rows, list) and bool(rows) and isinstance(rows[0], Mapping) and "image" in rows[0]
@@ -433,7 +437,7 @@ def wrap_rows(
         columns = rows[0] if is_list else rows.column_names or MAP_COLUMNS
         missing = [name for name in MAP_COLUMNS if name not in columns and name not in needed]
         if missing:
-            logger.warning("The rows have no column %s: masks that it would guide are random.", " and ".join(missing))
+            logger.warning("The rows have no column %s: the masks it would guide are random.", " and ".join(missing))
         needed.update(name for name in MAP_COLUMNS if name not in missing)
     scaling: dict[str, Any] = {
         "mean": processor.image_mean,
@@ -457,7 +461,7 @@ def wrap_rows(
 
 
 class RunningAverages:
-    """Weighted means of logged values, kept on their device until they are asked for."""
+    """Weighted means of logged values, kept on their device until they are read."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}

@@ -21,29 +21,29 @@ class C2FMAETrainingArguments(TrainingArguments):
     r"""
     Arguments of [`C2FMAETrainer`]. Defaults that differ from transformers', with their reasons:
 
-    - `learning_rate=None`: MAE's rate, 2.4e-3 at its batch of 4096, times the square root of the batch over 4096,
-      which is Adam's scaling rule (Malladi et al., 2022): 1.5e-4 at 16 images, where MAE's linear rule leaves 1e-5,
-      with which nothing is learnt in a short run.
+    - `learning_rate=None`: MAE's rate, 2.4e-3 at its batch of 4096, times the square root of the batch over 4096
+      (Adam's scaling rule, Malladi et al., 2022). For 16 images that is 1.5e-4; MAE's linear rule gives 1e-5, with
+      which a short run learns nothing.
     - `weight_decay=0.05`, `adam_beta2=0.95`, `lr_scheduler_type="cosine"`, `warmup_steps=0.05` (of all steps): MAE's.
     - `bf16=None`, `dataloader_pin_memory=None`: used where a GPU has them.
     - `remove_unused_columns=False`: the model's `forward` names none of a dataset's columns.
     - `label_names=["pixel_values"]`: the photograph is its own target, whatever the granularities, so that evaluation
-      always returns a loss; `prediction_loss_only=True`, since predictions are as large as the images.
+      always returns a loss. `prediction_loss_only=True`: predictions are as large as the images.
     - `ddp_find_unused_parameters=False`: every parameter gets a gradient in every step.
     - `logging_steps=10`: a short run is logged too.
     - `logging_nan_inf_filter=False`: a loss that is not finite stops the run instead of vanishing from the logs.
 
     Args:
-        base_learning_rate (`float`, *optional*): MAE's linear rule instead, `learning_rate = base_learning_rate *
-            batch size / 256`; MAE has 1.5e-4. Batches are over all devices and accumulation steps.
+        base_learning_rate (`float`, *optional*): Use MAE's linear rule instead, `learning_rate = base_learning_rate *
+            batch size / 256`, with the batch over all devices and accumulation steps. MAE's value is 1.5e-4.
         curriculum, curriculum_weights, curriculum_order, curriculum_length, region_masking (*optional*): Fields of
-            [`MaskingCurriculum`], which has their defaults: the paper's curriculum, from semantic over instance to
-            random masks. Random masks throughout are `curriculum="constant", curriculum_weights=[0, 0, 1]`.
+            [`MaskingCurriculum`]. The default is the paper's curriculum, from semantic over instance to random
+            masks. For random masks only, use `curriculum="constant", curriculum_weights=[0, 0, 1]`.
         evaluation_masking (`str`, defaults to `"random"`): The strategy that masks evaluation images.
         min_crop_scale (`float`, defaults to 0.2): Smallest area of a training crop, as a share of the image.
-        on_bad_row (`str`, defaults to `"raise"`): What a row that cannot be used does: `"raise"` stops the run,
+        on_bad_row (`str`, defaults to `"raise"`): How to handle a row that cannot be used: `"raise"` stops the run,
             `"skip"` takes the next row.
-        shuffle_rows (`int`, defaults to 8192): Rows that a stream shuffles among each other and holds in memory.
+        shuffle_rows (`int`, defaults to 8192): Size of a stream's shuffle buffer, which is held in memory.
 
     The last three apply to plain rows that [`C2FMAETrainer`] wraps.
     """
@@ -54,17 +54,15 @@ class C2FMAETrainingArguments(TrainingArguments):
     base_learning_rate: float | None = field(
         default=None, metadata={"help": "Instead, the rate is this times the total batch / 256 (MAE's rule)."}
     )
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, not of norms, biases and tokens."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay; norms, biases and tokens have none."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW (MAE's value)."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: float = field(
-        default=0.05, metadata={"help": "Warm-up, in steps, or below 1 as a share of all steps."}
-    )
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up steps; below 1, a share of all steps."})
     bf16: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Mixed bfloat16 precision; by default wherever a GPU has it."}
+        default=None, metadata={"help": "Mixed bfloat16 precision; by default if the GPU supports it."}
     )
     dataloader_pin_memory: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Pinned memory for batches; by default wherever there is a GPU."}
+        default=None, metadata={"help": "Pinned memory for batches; by default if there is a GPU."}
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: the model's forward names none of the columns."}
@@ -79,7 +77,7 @@ class C2FMAETrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Whether DistributedDataParallel looks for parameters without a gradient."}
     )
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or a share of all below 1."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between logs; below 1, a share of all steps."})
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Must stay False: a loss that is not finite stops the run."}
     )
@@ -101,12 +99,12 @@ class C2FMAETrainingArguments(TrainingArguments):
     )
     curriculum_length: float = field(
         default=_CURRICULUM.length,
-        metadata={"help": "Share of the run that the curriculum takes; then the last strategy stays."},
+        metadata={"help": "Share of the run that the curriculum takes; the last strategy is used after it."},
     )
     region_masking: str = field(
         default=_CURRICULUM.region_masking,
         metadata={
-            "help": "Guided masks show an equal share of every region, or whole regions.",
+            "help": "Whether guided masks show an equal share of every region, or whole regions.",
             "choices": list(get_args(RegionMasking)),
         },
     )
@@ -117,10 +115,10 @@ class C2FMAETrainingArguments(TrainingArguments):
     min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest area of a training crop."})
     on_bad_row: str = field(
         default="raise",
-        metadata={"help": "When a row cannot be used, stop or take the next.", "choices": ["raise", "skip"]},
+        metadata={"help": "Stop at a row that cannot be used, or skip it.", "choices": ["raise", "skip"]},
     )
     shuffle_rows: int = field(
-        default=8192, metadata={"help": "Rows that streaming shuffles among each other, and holds in memory."}
+        default=8192, metadata={"help": "Size of the shuffle buffer for streaming, held in memory."}
     )
 
     def __post_init__(self) -> None:
@@ -130,7 +128,7 @@ class C2FMAETrainingArguments(TrainingArguments):
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = torch.cuda.is_available() and not self.use_cpu
         super().__post_init__()
-        self.get_curriculum()  # says at once what is wrong with it
+        self.get_curriculum()  # raises if the curriculum is invalid
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns: expected False, got True; it would drop the image and its maps")
         if self.learning_rate is None:

@@ -41,23 +41,24 @@ def build_classifier(
     drop_path_rate: float = 0.0,
 ) -> PreTrainedModel:
     """
-    A classifier on an encoder; the head is new.
+    Build a classifier with a new head on an encoder.
 
     Args:
         name (`str`): As for [`~c2fmae_hf.transfer.encoders.load_encoder`].
         id2label: Names of the classes.
         from_scratch (`bool`): Random weights instead of the saved ones.
-        image_size (`int`, *optional*): Side of the images, for C2FMAE and architectures of timm.
+        image_size (`int`, *optional*): Side of the images, for C2FMAE and bare names of timm
+            architectures.
         pooling (`str`, *optional*): `mean` or `cls`, for C2FMAE and timm. By default the model's own.
-        drop_path_rate (`float`): Stochastic depth, where the model has it.
+        drop_path_rate (`float`): Stochastic depth, if the model supports it.
 
     Raises:
-        `ValueError`: for an architecture of timm without `from_scratch`, or two classes of one name.
+        `ValueError`: for a bare timm architecture without `from_scratch`, or two classes with the same name.
     """
     options: dict[str, Any] = {"image_size": image_size, "pooling": pooling, "drop_path_rate": drop_path_rate}
     config = encoder_config(name, from_scratch, **options, **named_classes(id2label))
     if image_size is not None and isinstance(config, C2FMAEConfig):
-        # So that pipelines, timm and the published model take what it was trained on.
+        # Pipelines, timm and the published model then use the size of the training images.
         config.image_size = image_size
     if from_scratch:
         return AutoModelForImageClassification.from_config(config)
@@ -68,10 +69,10 @@ def name_classes(
     train: datasets.Dataset, validation: datasets.Dataset
 ) -> tuple[datasets.Dataset, datasets.Dataset, dict[int, str]]:
     """
-    Both splits with integer labels, and the names of the classes: those of a `ClassLabel`, else `class 0`, ...
+    Return both splits with integer labels, and the class names: those of a `ClassLabel`, else `class 0`, ...
 
     Raises:
-        `ValueError`: if labels are no integers, are missing or negative, or the splits have other classes.
+        `ValueError`: if labels are missing, negative or not integers, or the classes of the splits differ.
     """
     feature, other = train.features["label"], validation.features["label"]
     if getattr(feature, "names", None) != getattr(other, "names", None):
@@ -88,7 +89,7 @@ def name_classes(
         if bad:
             raise ValueError(
                 f"dataset, column 'label': expected a class in every row, got {values[bad[0]]} in {len(bad)} of "
-                f"{len(values)} {split} rows; leave these out: rows.filter(lambda row: row['label'] >= 0)"
+                f"{len(values)} {split} rows; remove these: rows.filter(lambda row: row['label'] >= 0)"
             )
     if hasattr(feature, "names"):
         return train, validation, dict(enumerate(feature.names))
@@ -96,7 +97,7 @@ def name_classes(
     occurring = len({label for values in labels.values() for label in values})
     if occurring < number:
         logger.warning(
-            "The highest label is %d, so that there are %d classes, of which %d occur.",
+            "The highest label is %d, which makes %d classes, but only %d occur.",
             *(number - 1, number, occurring),
         )
     return train, validation, {index: f"class {index}" for index in range(number)}
@@ -104,15 +105,15 @@ def name_classes(
 
 class ImageLabelDataset(Dataset):
     """
-    Rows with an image and the class of the whole image.
+    A dataset of images with one class each.
 
     Args:
         rows (`datasets.Dataset`): Columns `image` and `label`.
-        transform: From an RGB PIL image to `pixel_values`.
+        transform: Turns an RGB PIL image into `pixel_values`.
         image_column, label_column (`str`): Names of the columns.
 
     Raises:
-        `ValueError`: if columns are missing; on access, if an image cannot be decoded or has no class, naming the row.
+        `ValueError`: if columns are missing. On access, if an image cannot be decoded or has no class; names the row.
     """
 
     def __init__(
@@ -149,16 +150,16 @@ def classification_transforms(
     random_erasing: float = 0.0,
 ) -> tuple[v2.Transform, v2.Transform]:
     """
-    The field's usual transforms: for training a random resized crop, a flip and, if wanted, RandAugment and random
+    The usual transforms: for training a random resized crop, a random flip and optional RandAugment and random
     erasing; for evaluation the central crop.
 
     Args:
         image_size (`int`): Side of the result.
-        mean, std: Per channel, for pixels in [0, 1].
+        mean, std: Statistics per channel, for pixels in [0, 1].
         min_crop_scale (`float`): Smallest area of a training crop.
         crop_pct (`float`): Side of the central crop relative to the resized image's shorter side.
-        rand_augment (`bool`): timm's `rand-m9-mstd0.5-inc1`, MAE's and BEiT's choice.
-        random_erasing (`float`): Share of the images of which a rectangle becomes noise; MAE's recipe has 0.25.
+        rand_augment (`bool`): Whether to use timm's `rand-m9-mstd0.5-inc1`, as MAE and BEiT do.
+        random_erasing (`float`): Share of images in which a rectangle becomes noise; 0.25 in MAE's recipe.
     """
     interpolation = v2.InterpolationMode.BICUBIC
     finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
@@ -183,14 +184,14 @@ def classification_transforms(
 
 def ranked_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """
-    A score that ranks epochs by top-1 accuracy, then by cross-entropy, since accuracies on few images are often equal.
+    Score to rank epochs by top-1 accuracy, then by cross-entropy, since accuracies on few images are often equal.
 
     Args:
         logits (`np.ndarray` of shape `(N, num_classes)`).
         labels (`np.ndarray` of shape `(N,)`): Class ids.
 
     Returns:
-        The accuracy, less a part of `1 / N` that grows with the loss.
+        The accuracy, minus a fraction of `1 / N` that grows with the loss.
     """
     scores, targets = torch.from_numpy(logits).double(), torch.from_numpy(labels)
     loss = nn.functional.cross_entropy(scores, targets).item()
@@ -203,10 +204,10 @@ class ImageClassificationTrainer(FineTuningTrainer):
     [`FineTuningTrainer`] with mixup and cutmix (torchvision's), and label smoothing in training only.
 
     Args:
-        mixup_alpha, cutmix_alpha (`float`): Of the beta distributions; 0 switches one off. With both on, each batch
-            takes one of them.
-        label_smoothing (`float`): Of the training loss.
-        kwargs: Of [`FineTuningTrainer`].
+        mixup_alpha, cutmix_alpha (`float`): Parameters of the beta distributions; 0 turns mixup or cutmix off. With
+            both on, each batch uses one of them.
+        label_smoothing (`float`): Label smoothing of the training loss.
+        kwargs: Arguments of [`FineTuningTrainer`].
     """
 
     def __init__(
@@ -229,7 +230,7 @@ class ImageClassificationTrainer(FineTuningTrainer):
         self.mix = v2.RandomChoice(mixes) if mixes else None
         self.forward_options = {}
         if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
-            # Any image size, also another than the encoder was pre-trained with.
+            # Image sizes may differ from pre-training.
             self.forward_options["interpolate_pos_encoding"] = True
 
     def compute_loss(

@@ -1,6 +1,6 @@
 """
-Fine-tuning for detection and instance segmentation: the detectors, their trainers, and COCO's average precision. Needs
-the `detection` extra (pycocotools).
+Fine-tuning for detection and instance segmentation: detectors, trainers, and COCO's average precision. Needs the
+`detection` extra (pycocotools).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 # Models
 
-# Heads for encoders narrower than `NARROW`. Our choice; the caller's options come first.
+# Heads for encoders narrower than `NARROW`, chosen by us. Options of the caller override them.
 NARROW_MASK_RCNN: dict[str, Any] = {
     "pyramid_channels": 64,
     "num_box_convolutions": 1,
@@ -60,11 +60,11 @@ NARROW_MASK2FORMER: dict[str, Any] = {
 
 
 def with_defaults(options: dict[str, Any], backbone_config: Any, narrow: Mapping[str, Any]) -> dict[str, Any]:
-    """A detector's options; for a narrow encoder completed by smaller sizes, which are logged."""
+    """A detector's options, with smaller default sizes for a narrow encoder, which are logged."""
     if backbone_config.hidden_size >= NARROW:
         return options
     sizes = ", ".join(f"{name} {value}" for name, value in narrow.items())
-    logger.info("The detector is small, as the encoder is: %s. --detector_options changes them.", sizes)
+    logger.info("Small detector, since the encoder is narrow: %s. --detector_options overrides these.", sizes)
     return {**narrow, **options}
 
 
@@ -84,12 +84,12 @@ def build_mask_rcnn(
     **options: Any,
 ) -> MaskRCNNForObjectDetection:
     """
-    Mask R-CNN on an encoder; all but the encoder is new.
+    Build Mask R-CNN on an encoder. All other weights are new.
 
     Args:
         name (`str`), from_scratch (`bool`), drop_path_rate (`float`): As for [`build_backbone`].
-        id2label: Names of the classes, without a background.
-        out_indices (*optional*): Blocks that the pyramid is made of; by default the last one alone (ViTDet).
+        id2label: Names of the classes, without background.
+        out_indices (*optional*): Blocks that feed the pyramid; by default only the last one (ViTDet).
         options: Fields of [`MaskRCNNConfig`]; by default those of `NARROW_MASK_RCNN` for encoders narrower than
             `NARROW`.
     """
@@ -114,12 +114,12 @@ def build_mask2former(
     **options: Any,
 ) -> Mask2FormerForUniversalSegmentation:
     """
-    transformers' Mask2Former on an encoder's feature pyramid; all but the encoder is new.
+    Build transformers' Mask2Former on an encoder's feature pyramid. All other weights are new.
 
     Args:
         name (`str`), from_scratch (`bool`), drop_path_rate (`float`), image_size (`int`): As for [`build_backbone`].
-        id2label: Names of the classes, without a background.
-        out_indices (*optional*): Blocks that the pyramid is made of; by default four at equal distances.
+        id2label: Names of the classes, without background.
+        out_indices (*optional*): Blocks that feed the pyramid; by default four evenly spaced ones.
         options: Fields of `Mask2FormerConfig`; by default those of `NARROW_MASK2FORMER` for encoders narrower than
             `NARROW`.
     """
@@ -145,10 +145,10 @@ def build_mask2former(
 class DetectionTrainer(FineTuningTrainer):
     """
     [`FineTuningTrainer`] for [`MaskRCNNForObjectDetection`]. Evaluation reports COCO's average precision of boxes and
-    of masks: `eval_bbox_map`, `eval_bbox_map_50`, ..., `eval_segm_map`, ...; see
+    masks: `eval_bbox_map`, `eval_bbox_map_50`, ..., `eval_segm_map`, ...; see
     [`~c2fmae_hf.metrics.average_precision.average_precision`].
 
-    Args: of [`FineTuningTrainer`]; its `data_collator` is [`collate_lists`].
+    Args: those of [`FineTuningTrainer`]; `data_collator` is [`collate_lists`].
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -165,11 +165,11 @@ class DetectionTrainer(FineTuningTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: they depend on what is detected."""
+        """Return 0: the number depends on the detections, so it is not counted."""
         return 0
 
     def detect(self, model: nn.Module, inputs: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
-        """For each image `boxes`, `scores`, `labels` and `masks` `(N, height, width)`, bool."""
+        """Detections of each image: `boxes`, `scores`, `labels`, and `masks` `(N, height, width)`, bool."""
         detections = model(pixel_values=inputs["pixel_values"]).detections
         return [{**found, "masks": found["masks"] > 0.5} for found in detections]
 
@@ -192,7 +192,7 @@ class DetectionTrainer(FineTuningTrainer):
                 (encode_objects(labels), encode_objects(detections), tuple(image.shape[-2:]))
                 for labels, detections, image in zip(inputs["labels"], found, inputs["pixel_values"])
             ]
-            # From all processes, without the images that fill up the last batch.
+            # Gather from all processes, without the copies that fill up the last batch.
             for reference, prediction, size in self.accelerator.gather_for_metrics(records, use_gather_object=True):
                 references.append(reference)
                 predictions.append(prediction)
@@ -205,12 +205,12 @@ class DetectionTrainer(FineTuningTrainer):
 
 class Mask2FormerTrainer(DetectionTrainer):
     """
-    [`DetectionTrainer`] for `Mask2FormerForUniversalSegmentation`: its image processor resizes and pads images and
-    masks; detections are at most one per query, and masks do not overlap in training.
+    [`DetectionTrainer`] for `Mask2FormerForUniversalSegmentation`. The image processor resizes and pads images and
+    masks. There is at most one detection per query, and training masks do not overlap.
 
     Args:
-        processor (`Mask2FormerImageProcessor`): With `size` of `shortest_edge`, and `size_divisor`.
-        kwargs: Of [`DetectionTrainer`].
+        processor (`Mask2FormerImageProcessor`): With a `size` of `shortest_edge`, and `size_divisor`.
+        kwargs: Arguments of [`DetectionTrainer`].
     """
 
     def __init__(self, *args, processor: Mask2FormerImageProcessor, **kwargs) -> None:
@@ -227,7 +227,7 @@ class Mask2FormerTrainer(DetectionTrainer):
         maps, classes = [], []
         for labels in inputs["labels"]:
             label_map = np.zeros(tuple(labels["masks"].shape[-2:]), dtype=np.int64)
-            # Of objects that overlap, the later one lies on top.
+            # Where objects overlap, the later one covers the earlier.
             for instance_id, mask in enumerate(labels["masks"], start=1):
                 label_map[mask.bool().cpu().numpy()] = instance_id
             maps.append(label_map)
@@ -248,7 +248,7 @@ class Mask2FormerTrainer(DetectionTrainer):
         divisor = self.processor.size_divisor
         for image in inputs["pixel_values"]:
             own = tuple(image.shape[-2:])
-            # To whole multiples, rather than padded: what is predicted for padding would be stretched over the image.
+            # Resize to multiples of the divisor instead of padding, which would shift the predicted masks.
             size = rounded_size(image, self.processor.size, divisor)  # type: ignore[arg-type]  # a SizeDict by now
             batch = self.processor(
                 [image], size={"height": size.height, "width": size.width}, do_rescale=False, return_tensors="pt"

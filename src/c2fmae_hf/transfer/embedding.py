@@ -1,4 +1,4 @@
-"""Features of photographs in Parquet files, written shard by shard, so that an interrupted job can continue."""
+"""Write features of photographs to Parquet files, shard by shard, so that an interrupted job can continue."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from .encoders import encode_images, patch_size_of, pool_tokens
 
 logger = logging.getLogger(__name__)
 
-#: What is written of an image: the class token, the mean of the patch tokens, or all patch tokens.
+#: Kinds of features: the class token, the mean of the patch tokens, or all patch tokens.
 KINDS = ("cls", "mean", "patches")
-#: Within the folder of shards; `datasets` passes over names with a dot.
+#: In the folder of shards; `datasets` ignores names that start with a dot.
 STATE, SETTINGS_FILE = ".embedding", "settings.json"
 
 
@@ -48,29 +48,29 @@ def embed_images(
     settings: dict[str, Any] | None = None,
 ) -> tuple[int, list[str]]:
     """
-    Write features of every image of a source.
-
-    Finished shards are kept and not computed again, provided that model, source and settings are the same.
+    Write the features of every image of a source. With the same model, source and settings, finished shards are kept
+    and not computed again.
 
     Args:
-        model: From [`~c2fmae_hf.transfer.encoders.load_encoder`], on the device that computes.
+        model: From [`~c2fmae_hf.transfer.encoders.load_encoder`], on the device to use.
         processor: Its image processor.
         source: From [`~c2fmae_hf.labelling.sources.open.open_source`].
-        output: A `.parquet` file, which appears when all is done, or a folder of shards. Columns: `image_id` (string),
-            `label` (int64, if the source has classes), `features`: a list of `width` numbers, or for `patches` of as
-            many such lists as there are patches, row-major.
+        output: A `.parquet` file, which appears once it is complete, or a folder of shards. Columns: `image_id`
+            (string), `label` (int64, if the source has classes), `features`: a list of `width` numbers or, for
+            `patches`, one such list per patch, row-major.
         kind (`str`): One of `cls`, `mean`, `patches`.
-        batch_size (`int`): Images of a forward pass.
-        rows_per_shard (`int`): Images of a shard.
+        batch_size (`int`): Images per forward pass.
+        rows_per_shard (`int`): Images per shard.
         num_threads (`int`): Threads that decode images.
         half (`bool`): Whether to store float16 instead of float32.
-        settings (*optional*): What else the features depend on; kept beside the shards and in the files' metadata.
+        settings (*optional*): Everything else that determines the features; stored beside the shards and in the files'
+            metadata.
 
     Returns:
-        The number of rows, and a line for each image that could not be used.
+        The number of rows, and a message for each image that could not be used.
 
     Raises:
-        `ValueError`: for another kind, a class token that is not there, or an output begun with other settings.
+        `ValueError`: for an unknown kind, `cls` without a class token, or an output begun with other settings.
     """
     if kind not in KINDS:
         raise ValueError(f"features: expected one of {KINDS}, got {kind!r}")
@@ -130,30 +130,30 @@ def embed_images(
 def _begin(folder: Path, output: Path, described: dict[str, Any]) -> None:
     """
     Raises:
-        `FileExistsError`: if the output, or something else in its place, is there.
-        `ValueError`: if it was begun with other settings.
+        `FileExistsError`: if the output file exists or the folder holds other files.
+        `ValueError`: if the output was begun with other settings.
     """
     if output.suffix == ".parquet" and output.exists():
-        raise FileExistsError(f"{output}: expected a new file, got one that exists; remove it, or choose another name")
+        raise FileExistsError(f"{output}: expected a new file, but it exists; remove it or choose another name")
     path = folder / STATE / SETTINGS_FILE
     if path.is_file():
         before = read_json(path, f". Remove {folder} to begin again")
         changed = sorted(name for name in {*before, *described} if before.get(name) != described.get(name))
         if changed:
             raise ValueError(
-                f"{folder}: begun with other settings ({', '.join(changed)}); remove it, or choose another output"
+                f"{folder}: begun with other settings ({', '.join(changed)}); remove it or choose another output"
             )
         return
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: expected a new or an empty folder, got one with other files")
+        raise FileExistsError(f"{folder}: expected a new or empty folder, got one with other files")
 
 
-def _finished(path: Path, note: Path) -> dict[str, Any] | None:
-    """The note of a finished part; `None` if the note or the part is missing or damaged and must be made again."""
-    if not note.is_file():
+def _finished(path: Path, record: Path) -> dict[str, Any] | None:
+    """The recorded state of a finished part; `None` if the record or the part is missing or damaged."""
+    if not record.is_file():
         return None
     try:
-        state = read_json(note)
+        state = read_json(record)
         rows, rejected, contents = state["rows"], list(state["rejected"]), list(state["contents"])
         is_sound = rows + len(rejected) == len(contents)
         is_sound = is_sound and (rows == 0 or (path.is_file() and file_sha256(path) == state["sha256"]))
@@ -161,7 +161,7 @@ def _finished(path: Path, note: Path) -> dict[str, Any] | None:
         is_sound = False
     if is_sound:
         return state
-    logger.warning("%s or its note is damaged: it is made again.", path)
+    logger.warning("%s or its record is damaged; it is computed again.", path)
     return None
 
 
@@ -178,7 +178,7 @@ class _Embedder:
         self.dtype = np.float16 if half else np.float32
 
     def table(self, source: ImageSource, part: Part, bar: tqdm) -> tuple[pa.Table | None, list[str], list[str]]:
-        """The rows of a part, `None` if no image can be read, a line for each that cannot, and checksums of all."""
+        """Rows of a part (`None` if no image can be read), messages for unreadable images, and checksums of all."""
         ids: list[str] = []
         labels: list[int | None] = []
         features: list[np.ndarray] = []
@@ -208,7 +208,7 @@ class _Embedder:
         return pa.table(columns), missed, contents
 
     def _features(self, images: Sequence[Any]) -> np.ndarray:
-        """`(B, width)`, or for patches `(B, N, width)`."""
+        """Features `(B, width)`, or for patches `(B, N, width)`."""
         pixel_values = self.processor(images, return_tensors="pt")["pixel_values"].to(self.device)
         tokens = encode_images(self.model, pixel_values.to(self.model.dtype)).float()
         num_patches = (pixel_values.shape[2] // self.patch_size) * (pixel_values.shape[3] // self.patch_size)
@@ -220,13 +220,13 @@ class _Embedder:
         if not np.isfinite(features).all():
             raise ValueError(
                 f"features: expected finite numbers, got others in {features.dtype}. Check the weights and the image "
-                "processor's mean and standard deviation; float16 (half) holds no number above 65504"
+                "processor's mean and standard deviation; float16 (half) cannot hold numbers above 65504"
             )
         return features
 
 
 def _decode(record: SourceRecord) -> tuple[Any, str]:
-    """An RGB image, or the error, and the record's checksum."""
+    """The RGB image or the error, and the record's checksum."""
     record, checksum = load_record(record)
     try:
         if record.error is not None:
@@ -237,7 +237,7 @@ def _decode(record: SourceRecord) -> tuple[Any, str]:
 
 
 def _lists(values: np.ndarray) -> pa.Array:
-    """An array `(rows, ...)` as nested lists of fixed size."""
+    """Convert an array `(rows, ...)` to nested lists of fixed size."""
     array = pa.array(values.reshape(-1))
     for size in reversed(values.shape[1:]):
         array = pa.FixedSizeListArray.from_arrays(array, size)
@@ -245,7 +245,7 @@ def _lists(values: np.ndarray) -> pa.Array:
 
 
 def _join(files: Sequence[Path], output: Path) -> None:
-    """The shards as one file, a shard in memory at a time."""
+    """Join shards into one file, with one shard in memory at a time."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(output) as temporary, pq.ParquetWriter(temporary, pq.read_schema(files[0])) as writer:
         for file in files:

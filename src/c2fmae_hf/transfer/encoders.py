@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 POOLINGS = ("cls", "mean")
-#: Encoders narrower than this get small heads: full ones cost a hundred times as much as such an encoder. Our choice.
+#: Encoders narrower than this get small heads, since full ones cost a hundred times as much as the encoder.
 NARROW = 384
 
 
@@ -47,18 +47,18 @@ def encoder_config(
     **options: Any,
 ) -> PreTrainedConfig:
     """
-    The configuration of an encoder, set up for images of any size. A ViTMAE, which masks its input, becomes a ViT.
+    Load the configuration of an encoder, set up for images of any size. ViTMAE, which masks its input, becomes a ViT.
 
     Args:
         name (`str`): As for [`load_encoder`].
         from_scratch (`bool`): Whether its weights will be random.
-        image_size (`int`, *optional*): Side of the images, for the bare name of an architecture of timm.
-        drop_path_rate (`float`): Stochastic depth; a model without it is used as it is, with a warning.
-        pooling (`str`, *optional*): `mean` or `cls`, of C2FMAE and timm; likewise.
+        image_size (`int`, *optional*): Side of the images, for the bare name of a timm architecture.
+        drop_path_rate (`float`): Stochastic depth; ignored with a warning if the model does not support it.
+        pooling (`str`, *optional*): `mean` or `cls`, for C2FMAE and timm; else ignored with a warning.
         options: Further fields, such as `id2label`.
 
     Raises:
-        `ValueError`: for the bare name of an architecture of timm without `from_scratch`, or another pooling.
+        `ValueError`: for the bare name of a timm architecture without `from_scratch`, or an unknown pooling.
     """
     if pooling not in (None, *POOLINGS):
         raise ValueError(f"pooling: expected one of {POOLINGS}, got {pooling!r}")
@@ -66,8 +66,8 @@ def encoder_config(
     is_bare = not Path(name).exists() and "/" not in name and timm.is_model(name)
     if is_bare and not from_scratch:
         raise ValueError(
-            f"model: expected a folder or a name on the Hub, got {name!r}, an architecture without weights; give "
-            f"'timm/{name}', or choose to start from scratch"
+            f"model: expected a folder or a name on the Hub, got {name!r}, an architecture without weights; pass "
+            f"'timm/{name}', or train from scratch"
         )
     if is_bare:
         config = TimmWrapperConfig(architecture=name)
@@ -92,16 +92,16 @@ def encoder_config(
         if hasattr(config, field):
             setattr(config, field, value)
         else:
-            logger.warning("%s: a %s has none, so that %s is left out.", name, config.model_type, field)
+            logger.warning("%s: %s ignored, since a %s has none.", name, field, config.model_type)
     return config
 
 
 def own_image_size(config: PreTrainedConfig) -> int:
     """
-    Side in pixels of the square images that an encoder expects; 224 if its configuration does not say.
+    The side in pixels of the square images that an encoder expects; 224 if its configuration does not say.
 
     Raises:
-        `ValueError`: if it expects other images than squares.
+        `ValueError`: if it expects images that are not square.
     """
     size = getattr(config, "image_size", None)
     if isinstance(config, TimmWrapperConfig):
@@ -112,7 +112,7 @@ def own_image_size(config: PreTrainedConfig) -> int:
         return 224
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
-        raise ValueError(f"image_size: expected it, as the model's own is no square: {height} x {width}")
+        raise ValueError(f"image_size: expected a value, since the model's own size is not square: {height} x {width}")
     return height
 
 
@@ -136,16 +136,16 @@ def _configure_timm(
 
 def load_encoder(name: str, from_scratch: bool = False, **options: Any) -> PreTrainedModel:
     """
-    An encoder by name.
+    Load an encoder by name.
 
     Args:
-        name (`str`): A folder or a name on the Hub that `AutoModel` loads (C2FMAE's pre-training folders and ViTMAE's
-            too, and `timm/...`); or the bare name of an architecture of timm, which comes without weights.
+        name (`str`): A folder or a name on the Hub that `AutoModel` loads, including C2FMAE pre-training checkpoints,
+            ViTMAE and `timm/...`; or the bare name of a timm architecture, which has no weights.
         from_scratch (`bool`): Random weights instead of the saved ones.
-        options: Of [`encoder_config`].
+        options: Other arguments of [`encoder_config`].
 
     Raises:
-        `ValueError`: for an architecture of timm without `from_scratch`.
+        `ValueError`: for the bare name of a timm architecture without `from_scratch`.
     """
     config = encoder_config(name, from_scratch, **options)
     if from_scratch:
@@ -155,14 +155,14 @@ def load_encoder(name: str, from_scratch: bool = False, **options: Any) -> PreTr
 
 def load_with_new_parts(auto_class: Any, name: str, new: Sequence[str] = (), **options: Any) -> PreTrainedModel:
     """
-    `from_pretrained` of a model with a new head. transformers' report on weights is shown only if other weights are
-    missing, do not fit or are left over.
+    Load a model with a new head by `from_pretrained`. transformers' report on weights is shown only if other weights
+    are missing, unexpected or of another shape.
 
     Args:
-        auto_class: With `from_pretrained`.
+        auto_class: Class with `from_pretrained`.
         name (`str`): A folder or a name on the Hub.
         new: Prefixes of the new weights; by default all weights outside the base model, and timm's heads.
-        options: Of `from_pretrained`.
+        options: Arguments of `from_pretrained`.
     """
     source, reports = logging.getLogger("transformers.modeling_utils"), []
 
@@ -176,10 +176,10 @@ def load_with_new_parts(auto_class: Any, name: str, new: Sequence[str] = (), **o
     try:
         model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
         prefix = f"{model.base_model_prefix}."
-        heads = tuple(new) or tuple(f"{prefix}{head}." for head in ("head", "fc", "classifier"))  # of timm's models
+        heads = tuple(new) or tuple(f"{prefix}{head}." for head in ("head", "fc", "classifier"))  # timm's names
         lacking = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
         others = [key for key in lacking if not key.startswith(heads) and (new or key.startswith(prefix))]
-        left_over = [key for key in info["unexpected_keys"] if "pooler." not in key]  # a ViT's, which no head reads
+        left_over = [key for key in info["unexpected_keys"] if "pooler." not in key]  # no head reads ViT's pooler
         is_expected = not others and not left_over
     finally:
         source.removeFilter(hold_back)
@@ -206,11 +206,11 @@ def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
 
 def build_processor(name: str, config: PreTrainedConfig, image_size: int, crop_pct: float = 0.875) -> Any:
     """
-    The image processor of evaluation: C2FMAE's, or the model's own at this size, which may not crop.
+    The image processor for evaluation: C2FMAE's, or the model's own at this size, which may not crop.
 
     Args:
         name (`str`): As for [`load_encoder`].
-        config: Of the model.
+        config: The model's configuration.
         image_size (`int`): Side of the square input in pixels.
         crop_pct (`float`): Side of C2FMAE's central crop, as a share of the resized image's shorter side.
     """
@@ -224,14 +224,14 @@ def build_processor(name: str, config: PreTrainedConfig, image_size: int, crop_p
     except (OSError, ValueError):
         processor = None
     if processor is None or isinstance(processor, TimmWrapperImageProcessor):
-        # timm's processor has no size of its own, and is part of the model's configuration.
+        # timm's processor is part of the model's configuration and cannot take another size.
         mean, std = pixel_statistics(name)
         return ViTImageProcessor(size=size, image_mean=mean, image_std=std)
     return processor
 
 
 def encode_images(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Tokens of the last layer, `(B, tokens, width)`, at any image size that the model takes."""
+    """Tokens of the last layer, `(B, tokens, width)`, at any image size that the model accepts."""
     options = {}
     if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
         options["interpolate_pos_encoding"] = True
@@ -240,15 +240,15 @@ def encode_images(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.T
 
 def pool_tokens(tokens: torch.Tensor, num_patches: int, pooling: str) -> torch.Tensor:
     """
-    One vector per image.
+    Pool tokens to one vector per image.
 
     Args:
         tokens (`torch.Tensor` of shape `(batch_size, prefix + num_patches, width)`).
-        num_patches (`int`): Tokens at the end that are patches.
-        pooling (`str`): `cls`, the first token, or `mean`, that of the patches.
+        num_patches (`int`): Number of patch tokens, which come last.
+        pooling (`str`): `cls` for the first token, or `mean` over the patches.
 
     Raises:
-        `ValueError`: for an unknown pooling, or `cls` of a model without class token.
+        `ValueError`: for an unknown pooling, or `cls` without a class token.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling: expected one of {POOLINGS}, got {pooling!r}")
@@ -262,10 +262,10 @@ def pool_tokens(tokens: torch.Tensor, num_patches: int, pooling: str) -> torch.T
 
 def patch_size_of(model: PreTrainedModel) -> int:
     """
-    Side of a patch in pixels.
+    The side of a patch in pixels.
 
     Raises:
-        `ValueError`: if the model does not say.
+        `ValueError`: if the model has no patch size.
     """
     size = getattr(model.config, "patch_size", None)
     if size is None and isinstance(model, TimmWrapperModel):

@@ -1,4 +1,4 @@
-"""The trainer for all fine-tuning tasks: layer-wise learning rates and an average of the weights."""
+"""The trainer for all fine-tuning tasks, with layer-wise learning rates and an average of the weights."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _EMBEDDINGS = ("embed", "cls_token", "mask_token", "register_tokens", "reg_token
 
 def layer_indices(model: nn.Module) -> dict[str, int]:
     """
-    The layer of each parameter by its name: 0 for embeddings, `i + 1` for block `i`, one more than the last block for
-    everything behind the blocks (final norm, head).
+    The layer of each parameter by name: 0 for embeddings, `i + 1` for block `i`, and one more than the last block for
+    everything after the blocks (final norm, head).
 
     Raises:
         `ValueError`: if the model has no numbered blocks.
@@ -51,7 +51,7 @@ def layer_indices(model: nn.Module) -> dict[str, int]:
 
 
 def _blocks(model: nn.Module) -> dict[str, int]:
-    """Block number by parameter name, for the parameters of blocks."""
+    """The block number of each parameter in a block, by name."""
     blocks = {name: int(match[1]) for name, _ in model.named_parameters() if (match := _BLOCK.search(name))}
     if not blocks:
         raise ValueError("layer_decay: expected a model with blocks named blocks.N, layers.N or layer.N, got none")
@@ -66,16 +66,16 @@ def layer_decay_groups(
     encoder: nn.Module | None = None,
 ) -> list[dict]:
     """
-    Parameter groups for an optimizer: the learning rate of a layer is that of the next one times `layer_decay` (BEiT's
-    and MAE's recipe); vectors (biases, norms, tokens) are not decayed. Parameters that are frozen are left out.
+    Parameter groups for an optimizer. Each layer's learning rate is the next layer's times `layer_decay` (BEiT's and
+    MAE's recipe). Biases, norms and tokens get no weight decay. Frozen parameters are left out.
 
     Args:
         model: Any vision transformer with numbered blocks, or a model around one.
-        learning_rate (`float`): Of what lies behind the blocks.
-        weight_decay (`float`): Of matrices.
+        learning_rate (`float`): Learning rate after the last block.
+        weight_decay (`float`): Weight decay of matrices.
         layer_decay (`float`): In (0, 1]; 1 gives every layer the same rate.
-        encoder (*optional*): The part of `model` whose layers count; the rest, which may have numbered layers of its
-            own, lies behind them. By default all of it.
+        encoder (*optional*): The part of `model` whose layers count; the rest is treated as coming after them, even if
+            it has numbered layers. By default the whole model.
 
     Raises:
         `ValueError`: if `layer_decay` is out of range, or the model has no numbered blocks.
@@ -93,7 +93,7 @@ def layer_decay_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        # Position tables are matrices by shape only.
+        # Position tables have two dimensions but are not matrices.
         is_decayed = parameter.ndim > 1 and not name.endswith(_TOKENS_AND_POSITIONS)
         layer = indices.get(id(parameter), last)
         rate = learning_rate * layer_decay ** (last - layer)
@@ -102,7 +102,7 @@ def layer_decay_groups(
             {"params": [], "lr": rate, "weight_decay": weight_decay if is_decayed else 0.0},
         )
         group["params"].append(parameter)
-    # Behind the blocks first: the rate of the first group is the one that the Trainer logs.
+    # The head first: the Trainer logs the rate of the first group.
     return [groups[key] for key in sorted(groups, key=lambda key: (-key[0], key[1]))]
 
 
@@ -114,12 +114,12 @@ def named_classes(id2label: Mapping[int, str]) -> dict[str, Any]:
     `id2label` and `label2id` of a configuration.
 
     Raises:
-        `ValueError`: if two classes have one name, or ids are not 0, 1, 2, ...
+        `ValueError`: if two classes have the same name, or ids are not 0, 1, 2, ...
     """
     names = [id2label[index] for index in sorted(id2label)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or sorted(id2label) != list(range(len(names))):
-        raise ValueError(f"classes: expected a name of its own for each of 0, 1, 2, ..., got {dict(id2label)}")
+        raise ValueError(f"classes: expected a unique name for each of 0, 1, 2, ..., got {dict(id2label)}")
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
@@ -129,12 +129,12 @@ class FineTuningTrainer(PublishingTrainer):
     publishes in one commit, with a card.
 
     Args:
-        model, args: Of `Trainer`; [`FineTuningArguments`] have defaults that suit.
+        model, args: As in `Trainer`; [`FineTuningArguments`] have suitable defaults.
         encoder (`nn.Module`, *optional*): The part of the model whose layers `layer_decay` counts; by default all.
         layer_decay (`float`): See [`layer_decay_groups`].
-        ema_decay (`float`, *optional*): Decay of the average, in (0, 1), with timm's warm-up. The average is
-            what is evaluated and, after training, what the model holds and `save_model` writes. Checkpoints hold both.
-        others, kwargs: Of `Trainer`.
+        ema_decay (`float`, *optional*): Decay of the average, in (0, 1), with timm's warm-up. Evaluation uses the
+            average, and after training the model holds it. Checkpoints hold both.
+        others, kwargs: Arguments of `Trainer`.
 
     Raises:
         `ValueError`: for a decay out of range, or an average with sharded weights or `load_best_model_at_end`.
@@ -171,7 +171,8 @@ class FineTuningTrainer(PublishingTrainer):
             self.add_callback(self.average_callback)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        if 0 < self.args.logging_steps < 1:  # now: a resumed run would compare the share with the number it became
+        # Turn a share into a number now: a resumed run compares it with the number in the checkpoint.
+        if 0 < self.args.logging_steps < 1:
             steps = self.args.max_steps
             if steps <= 0:
                 batches = len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps
@@ -227,7 +228,7 @@ class _AverageCallback(TrainerCallback):
         if self.checkpoint is not None:
             file = Path(self.checkpoint) / EMA_FILE
             if not file.is_file():
-                raise FileNotFoundError(f"{file}: expected the average of the weights to go on with, found nothing")
+                raise FileNotFoundError(f"{file}: expected the average of the weights, found no such file")
             self.average.module.load_state_dict(load_file(file, device=str(device)))
 
     def on_step_end(

@@ -1,4 +1,4 @@
-"""The image processor of [`MaskRCNNForObjectDetection`]: photographs and COCO's annotations for the model."""
+"""The image processor of [`MaskRCNNForObjectDetection`], for photographs and COCO annotations."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ..utils.coco_annotations import check_object, object_mask
 
 class MaskRCNNImageProcessor(TorchvisionBackend):
     r"""
-    Image processor of Mask R-CNN. The model resizes and normalises by itself, so that images keep their size: pixels
-    in [0, 1], padded on the right and below, to the largest image of a batch or to `pad_size`.
+    Image processor of Mask R-CNN. It rescales pixels to [0, 1] and pads images on the right and below, to the largest
+    image of the batch or to `pad_size`. It does not resize or normalise, since the model does.
 
     Raises:
-        `ValueError`: where it is to resize, crop or normalise.
+        `ValueError`: if `do_resize`, `do_center_crop` or `do_normalize` is set.
     """
 
     model_input_names = ["pixel_values", "pixel_mask"]
@@ -51,18 +51,18 @@ class MaskRCNNImageProcessor(TorchvisionBackend):
 
         Args:
             images: One image or several, of any sizes.
-            annotations (*optional*): As many dictionaries, as COCO has them and as DETR's image processor takes them:
+            annotations (*optional*): One dictionary per image in COCO's format, as for DETR's image processor:
                 `image_id`, and `annotations`, a list of `bbox` (left, top, width, height in pixels), `category_id`,
                 `segmentation` (polygons or run lengths) and `iscrowd`. Crowds are left out.
 
         Returns:
-            [`BatchFeature`] with `pixel_values` `(B, 3, H, W)` float32 and `pixel_mask` `(B, H, W)` int64, 1 where
-            there is image (lists of each image's own size with `do_pad=False`), and, if there are annotations,
-            `labels`: for each image `boxes` `(N, 4)` float32 (left, top, right, bottom in its pixels),
+            [`BatchFeature`] with `pixel_values` `(B, 3, H, W)` float32 and `pixel_mask` `(B, H, W)` int64, 0 for
+            padding and 1 elsewhere (with `do_pad=False`, lists of tensors in each image's size), and, if there are
+            annotations, `labels`: for each image `boxes` `(N, 4)` float32 (left, top, right, bottom in its pixels),
             `class_labels` `(N,)` int64, `masks` `(N, height, width)` uint8, `image_id` `(1,)` and `orig_size` `(2,)`.
 
         Raises:
-            `ValueError`: if annotations do not fit the images or have no `segmentation`, naming the image and object.
+            `ValueError`: if annotations do not fit the images or lack `segmentation`; names the image and object.
         """
         _check_steps(kwargs)
         return super().preprocess(with_channels(images), annotations, **kwargs)
@@ -97,7 +97,7 @@ class MaskRCNNImageProcessor(TorchvisionBackend):
         sizes = [tuple(image.shape[-2:]) for image in prepared]
         prepared = [in_range(image, kwargs["do_rescale"], kwargs["do_normalize"]) for image in prepared]
         is_padded, pad_size = kwargs["do_pad"], kwargs.get("pad_size")
-        kwargs.update(do_pad=None, pad_size=None)  # to one size for both, below
+        kwargs.update(do_pad=None, pad_size=None)  # images and masks are padded below
         pixel_values = list(self._preprocess(prepared, return_tensors=None, **kwargs)["pixel_values"])
         pixel_mask = [image.new_ones(image.shape[-2:], dtype=torch.int64) for image in pixel_values]
         if is_padded:
@@ -125,24 +125,24 @@ class MaskRCNNImageProcessor(TorchvisionBackend):
         self, outputs: Any, threshold: float = 0.5, target_sizes: list[tuple[int, int]] | None = None
     ) -> list[dict[str, torch.Tensor]]:
         """
-        Keep detections above a score.
+        Keep the detections above a score.
 
         Args:
             outputs: Outputs of `MaskRCNNForObjectDetection`.
-            threshold (`float`): Lowest score.
-            target_sizes (*optional*): Not needed: boxes are in pixels of the images that the processor was given.
+            threshold (`float`): Detections need a higher score.
+            target_sizes (*optional*): Ignored, since boxes are already in pixels of the original images.
 
         Returns:
             For each image `scores` `(N,)`, `labels` `(N,)`, `boxes` `(N, 4)`: left, top, right, bottom; and `masks`
             `(N, height, width)`, bool.
 
         Raises:
-            `ValueError`: if there are no detections.
+            `ValueError`: if the outputs hold no detections, as in training mode.
         """
         detections = getattr(outputs, "detections", None)
         if detections is None:
             raise ValueError("outputs: expected detections, got none; was the model in training mode?")
-        if isinstance(detections, Mapping):  # one image's, as a pipeline takes it out of a batch
+        if isinstance(detections, Mapping):  # a pipeline passes one image's detections
             detections = [detections]
         results = []
         for found in detections:
@@ -156,13 +156,13 @@ def _check_steps(options: Mapping[str, Any]) -> None:
     for name in ("do_resize", "do_center_crop", "do_normalize"):
         if options.get(name):
             raise ValueError(
-                f"{name}: expected False, got True; Mask R-CNN resizes and normalises by itself, to image_size and "
-                "max_image_size of its configuration, and its boxes are in pixels of the images as they are"
+                f"{name}: expected False, got True. The model resizes and normalises images itself; set image_size "
+                "and max_image_size in its configuration instead"
             )
 
 
 def _labels(index: int, entry: Mapping[str, Any], size: tuple[int, ...]) -> BatchFeature:
-    """One image's annotations as labels of the model."""
+    """Convert one image's annotations to the model's labels."""
     if not isinstance(entry, Mapping) or not {"image_id", "annotations"} <= entry.keys():
         raise ValueError(f"annotations[{index}]: expected image_id and annotations, got {entry!r:.80}")
     height, width = size
@@ -173,8 +173,8 @@ def _labels(index: int, entry: Mapping[str, Any], size: tuple[int, ...]) -> Batc
         where = f"annotations[{index}], object {number}"
         if not one.get("segmentation"):
             raise ValueError(
-                f"{where}: expected a segmentation, polygons or run lengths, got none; Mask R-CNN learns masks, too. "
-                "From boxes alone DETR learns, with C2FMAEBackbone as its backbone"
+                f"{where}: expected a segmentation (polygons or run lengths), got none; Mask R-CNN also learns masks. "
+                "To train on boxes alone, use DETR with C2FMAEBackbone as its backbone"
             )
         try:
             check_object(one, (height, width), [one.get("category_id")])

@@ -1,4 +1,4 @@
-"""A nearest-neighbour probe that measures the encoder's accuracy during pre-training."""
+"""A k-NN probe that measures the encoder's accuracy during pre-training."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from .probes import extract_features, weighted_knn
 
 logger = logging.getLogger(__name__)
 
-#: At most so many training and so many held-out images are looked at, so that a probe takes seconds.
+#: Maximum number of training and of held-out images, so that a probe takes seconds.
 MOST_IMAGES = 2000
 
 
 def load_probe_rows(name: str, seed: int = 0) -> tuple[datasets.Dataset, datasets.Dataset]:
     """
-    Labelled rows to learn from and held-out ones, at most `MOST_IMAGES` each, drawn at random.
+    Load labelled training and held-out rows, at most `MOST_IMAGES` each, drawn at random.
 
     Args:
         name (`str`): A dataset with the columns `image` and `label`, or a folder with a subfolder of images for each
-            class; see [`~c2fmae_hf.data.splits.load_train_and_validation`]. Without a split `validation` a fifth is
-            held out.
-        seed (`int`): Of what is drawn and held out.
+            class; see [`~c2fmae_hf.data.splits.load_train_and_validation`]. Without a split `validation`, a
+            fifth of the rows is held out.
+        seed (`int`): Seed of the random choice.
 
     Raises:
-        `ValueError`: naming the probe's dataset, if it has no such columns, or fewer than two classes.
+        `ValueError`: if the dataset lacks these columns or has fewer than two classes.
     """
     parts = load_train_and_validation(name, seed=seed)
     try:
         for rows in parts:
             if not {"image", "label"} <= set(rows.column_names):
                 raise ValueError(
-                    f"expected the columns 'image' and 'label', got {rows.column_names}. A folder with a subfolder of "
-                    "images for each class has them"
+                    f"expected the columns 'image' and 'label', got {rows.column_names}. Pass a dataset with them, "
+                    "or a folder with a subfolder of images for each class"
                 )
         train, held_out, _ = name_classes(*parts)
         if len(set(train["label"])) < 2:
-            raise ValueError("expected images of two classes or more, got one")
+            raise ValueError("expected images of at least two classes, got one")
     except ValueError as error:
         raise ValueError(f"probe_dataset {name}: {error}") from None
     chosen = [rows.shuffle(seed=seed).select(range(min(MOST_IMAGES, len(rows)))) for rows in (train, held_out)]
@@ -55,17 +55,17 @@ def load_probe_rows(name: str, seed: int = 0) -> tuple[datasets.Dataset, dataset
 
 class KNNProbeCallback(TrainerCallback):
     """
-    Judges the encoder by [`weighted_knn`] (k = 20, or a fifth of the training images if that is less): before the
-    first step, every so many steps, and after the last. The share of held-out images that get their class right is
-    logged as `knn_accuracy`. Training itself is the same with a probe as without.
+    Evaluates the encoder with [`weighted_knn`] (k = 20, or a fifth of the training images if that is less): before the
+    first step, every `steps` steps, and after the last. The accuracy on held-out images is logged as `knn_accuracy`.
+    The probe does not change the training.
 
     Args:
-        trainer ([`C2FMAETrainer`]): The trainer of the model to judge. Add the callback to it.
-        train, held_out (`datasets.Dataset`): Of [`load_probe_rows`].
-        steps (`int`): Between probes.
+        trainer ([`C2FMAETrainer`]): The trainer of the model to evaluate. Add the callback to it.
+        train, held_out (`datasets.Dataset`): Rows from [`load_probe_rows`].
+        steps (`int`): Steps between probes.
 
     Raises:
-        `ValueError`: if weights are sharded, or the model is not for square images.
+        `ValueError`: if weights are sharded, or the model does not take square images.
     """
 
     def __init__(
@@ -103,19 +103,19 @@ class KNNProbeCallback(TrainerCallback):
 
     @torch.no_grad()
     def probe(self) -> float:
-        """Share of the held-out images that get their class right, in all processes; the main one computes it."""
+        """Accuracy on the held-out images. The main process computes it; all processes must call this."""
         trainer = self.trainer
         accuracy = torch.full((), math.nan, device=trainer.args.device)
         if trainer.is_world_process_zero():
             model = trainer.accelerator.unwrap_model(trainer.model)
-            encoder = model.image_encoder()  # whose mode is its own, unlike its weights
+            encoder = model.image_encoder()  # shares the weights, but not the training mode
             features = []
             for part in self.parts:
                 loader = DataLoader(
                     part,
                     batch_size=trainer.args.per_device_eval_batch_size,
                     num_workers=trainer.args.dataloader_num_workers,
-                    # A loader draws a number, which must not be one of the training's.
+                    # The loader draws a random number, which must not come from the training's generator.
                     generator=torch.Generator().manual_seed(0),
                 )
                 found, labels = extract_features(encoder, loader, description=None)

@@ -1,6 +1,6 @@
 """
-Any plain vision transformer that `AutoModel` or timm builds, as a backbone with a feature pyramid: what C2FMAE is
-compared with under the same heads. C2FMAE itself has `C2FMAEBackbone`.
+A backbone with a feature pyramid around any plain vision transformer that `AutoModel` or timm builds, so that other
+encoders can be compared with C2FMAE under the same heads. C2FMAE itself uses `C2FMAEBackbone`.
 """
 
 # No `from __future__ import annotations` here: `@strict` checks fields against their annotations' real types.
@@ -39,11 +39,11 @@ class EncoderBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
     Configuration of [`EncoderBackbone`].
 
     Args:
-        encoder_config: Of the vision transformer, of any kind that `AutoModel` knows.
-        num_hidden_layers (`int`): Its blocks.
+        encoder_config: Configuration of the vision transformer, of any type that `AutoModel` knows.
+        num_hidden_layers (`int`): Number of its blocks.
         hidden_size (`int`): Its width.
         patch_size (`int`): Side of its patches in pixels.
-        add_fpn (`bool`): Whether to make a feature pyramid of the one or four `out_features`.
+        add_fpn (`bool`): Whether to build a feature pyramid from the one or four `out_features`.
     """
 
     model_type = "encoder_backbone"
@@ -71,8 +71,8 @@ class EncoderBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
 
 class EncoderBackbone(BackboneMixin, PreTrainedModel):
     """
-    Feature maps of the blocks named in `out_features`, after the encoder's final norm, or a [`FeaturePyramid`] of
-    them. Made by [`build_backbone`].
+    Backbone that returns the feature maps of the blocks in `out_features`, after the encoder's final norm, or a
+    [`FeaturePyramid`] of them. Use [`build_backbone`] to create one.
     """
 
     config_class = EncoderBackboneConfig
@@ -104,20 +104,20 @@ class EncoderBackbone(BackboneMixin, PreTrainedModel):
     ) -> BackboneOutput:
         """
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): Sides are multiples of the
-                patch size.
-            output_attentions, output_hidden_states (`bool`, *optional*): Whether to return the encoder's; timm's
-                encoders return neither.
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): Sides must be multiples of
+                the patch size.
+            output_attentions, output_hidden_states (`bool`, *optional*): Whether to return the encoder's attentions
+                and hidden states. timm's encoders return neither.
 
         Returns:
-            [`~transformers.modeling_outputs.BackboneOutput`]: As of `C2FMAEBackbone`.
+            [`~transformers.modeling_outputs.BackboneOutput`]: The same as `C2FMAEBackbone` returns.
         """
         hidden_states = attentions = None
         size = self.config.patch_size
         grid = (pixel_values.shape[2] // size, pixel_values.shape[3] // size)
         chosen = [index for index, name in enumerate(self.stage_names) if name in self.out_features]
         if self.is_timm:
-            # timm's maps start with the first block, and are maps already.
+            # timm counts maps from the first block, and returns them as maps, not tokens.
             indices = [index - 1 for index in chosen]
             maps = list(self.encoder(pixel_values, output_hidden_states=indices, do_pooling=False, norm=True)[-1])
         else:
@@ -136,7 +136,7 @@ class EncoderBackbone(BackboneMixin, PreTrainedModel):
 
     @staticmethod
     def _as_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """Patches are the last tokens; class and register tokens come before them."""
+        """Reshape patch tokens, which follow class and register tokens, to a map `(B, width, rows, columns)`."""
         return tokens[:, tokens.shape[1] - grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid).contiguous()
 
 
@@ -148,20 +148,20 @@ def build_backbone(
     drop_path_rate: float = 0.0,
 ) -> PreTrainedModel:
     """
-    A backbone with a feature pyramid on any encoder.
+    Build a backbone with a feature pyramid on any encoder.
 
     Args:
-        name (`str`): As for [`~c2fmae_hf.transfer.encoders.load_encoder`]. C2FMAE's folders, of pre-training too,
-            become a `C2FMAEBackbone`, everything else an [`EncoderBackbone`].
+        name (`str`): As for [`~c2fmae_hf.transfer.encoders.load_encoder`]. C2FMAE checkpoints, including
+            pre-training ones, become a `C2FMAEBackbone`, everything else an [`EncoderBackbone`].
         from_scratch (`bool`): Random weights instead of the saved ones.
-        out_indices (*optional*): Blocks, counted from 1, or from the last with -1: one (ViTDet) or four (BEiT). By
-            default four at equal distances, the last among them.
-        image_size (`int`, *optional*): Side of the images that training sees, for an architecture of timm.
-        drop_path_rate (`float`): Stochastic depth, where the model has it.
+        out_indices (*optional*): One block (ViTDet) or four (BEiT), counted from 1, or from the end with -1. By
+            default four evenly spaced ones, including the last.
+        image_size (`int`, *optional*): Side of the training images, for the bare name of a timm architecture.
+        drop_path_rate (`float`): Stochastic depth, if the model supports it.
 
     Raises:
-        `ValueError`: for an architecture of timm without `from_scratch`, a model that is no plain vision transformer,
-            or blocks that are not there.
+        `ValueError`: for the bare name of a timm architecture without `from_scratch`, a model that is not a plain
+            vision transformer, or `out_indices` out of range.
     """
     config: Any = encoder_config(name, from_scratch, image_size, drop_path_rate)
     if isinstance(config, TimmWrapperConfig):

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN on a plain vision transformer, after ViTDet, as a model that transformers loads."""
+"""torchvision's Mask R-CNN on a plain vision transformer, as in ViTDet, as a transformers model."""
 
 # No `from __future__ import annotations` here: `@strict` checks fields against their annotations' real types.
 
@@ -22,30 +22,31 @@ from transformers.modeling_outputs import ModelOutput
 from ..constants import IMAGENET_MEAN, IMAGENET_STD
 
 
-NUM_LEVELS = 5  # of the pyramid: four maps of the backbone, and the last one halved
+NUM_LEVELS = 5  # levels of the pyramid: the backbone's four maps, and the last one at half its size
 
 
 @strict
 class MaskRCNNConfig(PreTrainedConfig):
     r"""
-    Configuration of [`MaskRCNNForObjectDetection`]. Defaults are ViTDet's where it differs from torchvision.
+    Configuration of [`MaskRCNNForObjectDetection`]. Where ViTDet and torchvision differ, the
+    defaults are ViTDet's.
 
     Args:
-        backbone_config: Of a backbone with four maps; see
+        backbone_config: Configuration of a backbone with four maps; see
             [`~c2fmae_hf.transfer.modeling_encoder_backbone.build_backbone`].
-        image_size (`int`): The shorter side that images are resized to.
-        max_image_size (`int`): The longer side that they do not exceed.
-        train_image_sizes (`list[int]`, *optional*): Shorter sides to choose from in training.
+        image_size (`int`): Shorter side of resized images.
+        max_image_size (`int`): Maximum longer side of resized images.
+        train_image_sizes (`list[int]`, *optional*): Shorter sides to choose from at random in training.
         pyramid_channels (`int`): Width of the pyramid and of the convolutional heads.
         num_box_convolutions, num_mask_convolutions, num_rpn_convolutions (`int`): Depths of the heads.
         box_hidden_size (`int`): Width of the box head's linear layer.
-        anchor_scale (`float`): Side of a level's anchors over its stride.
-        rpn_batch_size_per_image, box_batch_size_per_image (`int`): Anchors and boxes that a training image adds to the
-            losses.
+        anchor_scale (`float`): Side of a level's anchors, as a multiple of its stride.
+        rpn_batch_size_per_image, box_batch_size_per_image (`int`): Anchors and boxes sampled per training image for
+            the losses.
         rpn_pre_nms_top_n, rpn_post_nms_top_n (`int`): Proposals kept per level and per image.
-        score_threshold (`float`): Least score of a detection.
-        detections_per_image (`int`): At most so many are returned.
-        image_mean, image_std: Per channel, for pixels in [0, 1].
+        score_threshold (`float`): Minimum score of a detection.
+        detections_per_image (`int`): Maximum number of detections per image.
+        image_mean, image_std: Mean and standard deviation per channel, for pixels in [0, 1].
     """
 
     model_type = "vit_mask_rcnn"
@@ -83,11 +84,11 @@ class MaskRCNNConfig(PreTrainedConfig):
 class MaskRCNNOutput(ModelOutput):
     """
     Args:
-        loss (`torch.FloatTensor`, *optional*): Sum of `losses`; in training.
-        losses (`dict[str, torch.FloatTensor]`, *optional*): Its five parts.
-        detections (`list[dict[str, torch.Tensor]]`, *optional*): Otherwise, for each image `boxes` `(N, 4)` (left,
-            top, right, bottom in pixels of that image), `scores` `(N,)`, falling, `labels` `(N,)`, int64, from 0, and
-            `masks` `(N, height, width)`, probabilities.
+        loss (`torch.FloatTensor`, *optional*): Sum of `losses`, in training.
+        losses (`dict[str, torch.FloatTensor]`, *optional*): The five terms of the loss, in training.
+        detections (`list[dict[str, torch.Tensor]]`, *optional*): In evaluation, for each image `boxes` `(N, 4)` (left,
+            top, right, bottom in pixels of that image), `scores` `(N,)` in descending order, `labels` `(N,)`, int64,
+            from 0, and `masks` `(N, height, width)`, probabilities.
     """
 
     loss: torch.Tensor | None = None
@@ -96,12 +97,12 @@ class MaskRCNNOutput(ModelOutput):
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    """By group: batches of detectors are too small for their own statistics."""
+    """Group normalisation, since a detector's batches are too small for batch statistics."""
     return nn.GroupNorm(min(32, channels // 2), channels)
 
 
 def _roi_align(levels: list[str], strides: list[int], output_size: int) -> MultiScaleRoIAlign:
-    """With the true strides; torchvision guesses them from its first batch, wrongly if that is padded a lot."""
+    """RoIAlign with fixed strides. torchvision infers them from the first batch, wrongly if that has much padding."""
     align = MultiScaleRoIAlign(levels, output_size, sampling_ratio=0)
     align.scales = [1 / stride for stride in strides]
     align.map_levels = initLevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1)
@@ -109,7 +110,7 @@ def _roi_align(levels: list[str], strides: list[int], output_size: int) -> Multi
 
 
 class _Pyramid(nn.Module):
-    """The backbone's four maps at one width, and the last one halved once more, by level as torchvision expects it."""
+    """The backbone's four maps at one width and a halved copy of the last, by level, as torchvision expects them."""
 
     def __init__(self, backbone: PreTrainedModel, channels: int) -> None:
         super().__init__()
@@ -137,9 +138,9 @@ class _Pyramid(nn.Module):
 
 class MaskRCNNForObjectDetection(PreTrainedModel):
     """
-    Boxes, classes and masks of the objects in images. The encoder's maps at four resolutions, at one width, feed
-    torchvision's region proposals, box and mask heads, which are normalised by group. Attention is global in every
-    block, where ViTDet's is windowed in most.
+    Mask R-CNN: predicts boxes, classes and masks of objects. The encoder's maps at four resolutions, projected to one
+    width, feed torchvision's region proposals and box and mask heads, with group normalisation. Attention is global in
+    every block, unlike ViTDet, which uses windowed attention in most.
     """
 
     config_class = MaskRCNNConfig
@@ -147,7 +148,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True  # if the encoder does
     _no_split_modules = []
-    # Loaded in half precision, the encoder and its pyramid are; boxes would lie on a grid of several pixels.
+    # These stay in float32 when the model is loaded in half precision, where boxes would be off by several pixels.
     _keep_in_fp32_modules_strict = ["detector.rpn", "detector.roi_heads"]
 
     def __init__(self, config: MaskRCNNConfig) -> None:
@@ -156,11 +157,11 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         channels = config.pyramid_channels
         patch_size = int(config.backbone_config.patch_size)  # type: ignore[union-attr]
         if len(backbone.channels) != 4:
-            raise ValueError(f"backbone_config: expected a backbone of four maps, got {len(backbone.channels)}")
+            raise ValueError(f"backbone_config: expected a backbone with four maps, got {len(backbone.channels)}")
         if patch_size % 4:
             raise ValueError(
-                "backbone_config: expected patches of 4, 8, 12, ... pixels, since the finest map has four rows to a "
-                f"patch, each of whole pixels, got {patch_size}"
+                "backbone_config: expected a patch size divisible by 4, since the finest map has four rows per patch, "
+                f"got {patch_size}"
             )
         levels = [str(index) for index in range(NUM_LEVELS)]
         strides = [patch_size * 2**index // 4 for index in range(NUM_LEVELS)]
@@ -171,12 +172,12 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         num_classes = (config.num_labels or 0) + 1  # torchvision's class 0 is the background
         self.detector = MaskRCNN(
             _Pyramid(backbone, channels),
-            # In training torchvision takes one of these at random, in evaluation the last.
+            # torchvision picks one of these at random in training and the last one in evaluation.
             min_size=[*sizes, config.image_size] if config.train_image_sizes else sizes,
             max_size=config.max_image_size,
             image_mean=config.image_mean,
             image_std=config.image_std,
-            size_divisible=4 * patch_size,  # so that every level's stride is what its anchors take it for
+            size_divisible=4 * patch_size,  # so that the true stride of every level equals the one of its anchors
             rpn_anchor_generator=anchors,
             rpn_head=RPNHead(channels, 3, conv_depth=config.num_rpn_convolutions),
             rpn_pre_nms_top_n_train=config.rpn_pre_nms_top_n,
@@ -199,7 +200,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """torchvision's modules initialise themselves, and nothing may be missing from a saved model."""
+        """Do nothing: torchvision's modules initialise themselves, and a saved model has all weights."""
 
     @property
     def backbone(self) -> PreTrainedModel:
@@ -215,16 +216,16 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
     ) -> MaskRCNNOutput:
         """
         Args:
-            pixel_values: Images `(3, height, width)` of any sizes, in [0, 1]; they are resized, normalised and padded
-                here.
+            pixel_values: Images `(3, height, width)` of any sizes, in [0, 1]. The model resizes, normalises and pads
+                them.
             labels (*optional*): For each image `boxes` `(N, 4)` (left, top, right, bottom in its pixels),
-                `class_labels` `(N,)`, int64, from 0, and `masks` `(N, height, width)`, uint8. Required in
-                training, else not used.
-            pixel_mask (*optional*): For each image `(height, width)`, 1 where there is image; what was padded on the
-                right and below is cut off.
+                `class_labels` `(N,)`, int64, from 0, and `masks` `(N, height, width)`, uint8. Required in training,
+                ignored in evaluation.
+            pixel_mask (*optional*): For each image `(height, width)`, 0 for padding on the right and below, which is
+                cut off, and 1 elsewhere.
 
         Returns:
-            [`MaskRCNNOutput`]: In training the losses, else the detections.
+            [`MaskRCNNOutput`]: Losses in training, detections in evaluation.
 
         Raises:
             `ValueError`: in training without labels.
@@ -233,7 +234,7 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         if pixel_mask is not None:
             sides = [(int(mask[:, 0].sum()), int(mask[0].sum())) for mask in pixel_mask]
             images = [image[:, :height, :width] for image, (height, width) in zip(images, sides)]
-        # torchvision would compute boxes in the lower precision too, in steps of several pixels.
+        # In mixed precision torchvision would compute boxes in steps of several pixels.
         device = images[0].device.type
         enabled = torch.is_autocast_enabled(device)
         self.detector.backbone.autocast_dtype = torch.get_autocast_dtype(device) if enabled else None

@@ -1,10 +1,10 @@
 """
-Objects of images, from label maps or from COCO's annotations, and as samples for a detector. COCO's files need the
+Training samples for detectors: the objects of images, from label maps or COCO annotations. COCO files need the
 `detection` extra (pycocotools).
 
 The objects of an image are a dictionary of arrays: `masks` `(N, height, width)`, uint8; `class_labels` `(N,)`, int64,
-from 0; `iscrowd` `(N,)`, bool: regions that are neither one object nor background; `boxes` `(N, 4)`, float32: left,
-top, right, bottom.
+from 0; `iscrowd` `(N,)`, bool, true for regions that are neither one object nor background; `boxes` `(N, 4)`, float32:
+left, top, right, bottom.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ class ObjectSource(Protocol):
 
 
 def boxes_of(masks: torch.Tensor) -> torch.Tensor:
-    """The smallest boxes that hold masks `(N, height, width)`, none of them empty: `(N, 4)`, float32."""
+    """Bounding boxes `(N, 4)`, float32, of masks `(N, height, width)`, none of which may be empty."""
     if len(masks) == 0:
         return torch.zeros((0, 4))
     boxes = masks_to_boxes(masks).float()
-    boxes[:, 2:] += 1  # right and bottom edges of the last pixels, not their indices
+    boxes[:, 2:] += 1  # to the right and bottom edges of the last pixels
     return boxes
 
 
 def objects_from_maps(semantic: np.ndarray, instance: np.ndarray, labels: Mapping[int, int]) -> dict[str, np.ndarray]:
     """
-    The objects of an image's two label maps.
+    Extract the objects of an image from its two label maps.
 
     Args:
         semantic, instance: `(height, width)` ids, -100 = ignore.
-        labels: Which class of the map is which class of the detector; instances of other classes are left out.
+        labels: The detector's class by class id of the map. Instances of other classes are left out.
 
     Returns:
-        Objects as this module describes them. What has a class but an ignored instance is a crowd of that class.
+        Objects in the format of this module. Pixels with a class but an ignored instance become a crowd of that class.
     """
     masks, class_labels, iscrowd = [], [], []
     for instance_id in np.unique(instance):
@@ -92,16 +92,16 @@ def objects_from_maps(semantic: np.ndarray, instance: np.ndarray, labels: Mappin
 
 class MapObjects:
     """
-    Objects of a dataset with the columns `image`, `semantic` and `instance`.
+    The objects of a dataset with the columns `image`, `semantic` and `instance`.
 
     Args:
         rows (`datasets.Dataset`).
-        classes: Names by class id of the maps, of those classes that are to be detected; see [`find_thing_classes`].
+        classes: Names of the classes to detect, by class id of the maps; see [`find_thing_classes`].
         num_classes (`int`, *optional*): Class ids must be below it.
 
     Raises:
-        `ValueError`: if columns are missing; on access, if a row cannot be decoded or its maps do not fit, naming row
-            and column.
+        `ValueError`: if columns are missing. On access, if a row cannot be decoded or its maps do not fit; the message
+            names row and column.
     """
 
     def __init__(self, rows: datasets.Dataset, classes: Mapping[int, str], num_classes: int | None = None) -> None:
@@ -137,7 +137,7 @@ class MapObjects:
 def check_class_ids(semantic: np.ndarray, num_classes: int | None) -> None:
     """
     Raises:
-        `ValueError`: for an id of a class that there is not.
+        `ValueError`: if the map holds a class id that is not below `num_classes`.
     """
     if num_classes is not None and semantic.max() >= num_classes:
         raise ValueError(f"expected class ids in [0, {num_classes}), got {semantic.max()}")
@@ -145,14 +145,15 @@ def check_class_ids(semantic: np.ndarray, num_classes: int | None) -> None:
 
 def find_thing_classes(rows: datasets.Dataset, num_classes: int | None = None) -> list[int]:
     """
-    The classes that have instances, by reading all label maps once.
+    Find the classes that have instances, by reading all label maps once.
 
     Args:
         rows (`datasets.Dataset`): With the columns `semantic` and `instance`.
         num_classes (`int`, *optional*): Class ids must be below it.
 
     Raises:
-        `ValueError`: if no row has an instance, or a map cannot be decoded or has another class, naming the row.
+        `ValueError`: if no row has an instance, or a map cannot be decoded or has a class id out of range. The message
+            names the row.
     """
     found: set[int] = set()
     maps = undecoded(rows.select_columns(["semantic", "instance"]))
@@ -162,7 +163,7 @@ def find_thing_classes(rows: datasets.Dataset, num_classes: int | None = None) -
         try:
             semantic, instance = (to_label_map(open_image(row[name])) for name in ("semantic", "instance"))
             check_class_ids(semantic, num_classes)
-            size = max(semantic.shape, instance.shape)  # the other may be stored at a stride
+            size = max(semantic.shape, instance.shape)  # one of the two may be stored at a stride
             semantic, instance = expand_label_map(semantic, size), expand_label_map(instance, size)
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from error
@@ -175,17 +176,17 @@ def find_thing_classes(rows: datasets.Dataset, num_classes: int | None = None) -
 
 class CocoObjects:
     """
-    Objects of COCO's own annotations, outlines and boxes as they are there, as official scores need them. Images with
-    an entry that cannot be used are left out, which the log says.
+    The objects of COCO annotations, with outlines and boxes unchanged, as official scores require. Images with an
+    invalid entry are left out, with a warning.
 
     Args:
-        folder: Of the images.
+        folder: Folder of the images.
         annotations: `instances_*.json`.
-        training ([`CocoObjects`], *optional*): The training part, whose classes count.
+        training ([`CocoObjects`], *optional*): The training split, whose classes are used.
 
     Raises:
-        `ValueError`: for a file of another format, or a class that the training part does not have, or has by another
-            name; on access, for an image that cannot be read or has another size than its entry says.
+        `ValueError`: for a file of another format, or a class that the training split lacks or names differently. On
+            access, for an image that cannot be read or whose size differs from its entry.
     """
 
     def __init__(
@@ -199,7 +200,7 @@ class CocoObjects:
         own, images = content.names, content.images
         self.names: dict[int, str] = own if training is None else training.names
         if not own.items() <= self.names.items():
-            raise ValueError(f"{annotations}: expected the training part's classes, got {own} beside {self.names}")
+            raise ValueError(f"{annotations}: expected the training split's classes, {self.names}, got {own}")
         self.labels = {category_id: label for label, category_id in enumerate(sorted(self.names))}
         self.id2label = {label: self.names[category_id] for category_id, label in self.labels.items()}
         self.images: list[tuple[str, tuple[int, int], list[dict]]] = []
@@ -216,7 +217,7 @@ class CocoObjects:
             else:
                 self.images.append((image["file_name"], size, content.annotations[image_id]))
         if not self.images:
-            raise ValueError(f"{annotations}: expected images with entries that can be used, got none: {refused[0]}")
+            raise ValueError(f"{annotations}: expected at least one valid entry, got none: {refused[0]}")
         if refused:
             logger.warning(f"{annotations}: left out {len(refused)} of {len(images)} images: {'; '.join(refused[:5])}")
 
@@ -231,8 +232,8 @@ class CocoObjects:
             raise ValueError(f"{self.folder / name}: {error}") from error
         if (image.height, image.width) != size:
             raise ValueError(
-                f"{self.folder / name}: expected {size[1]} x {size[0]} pixels, as its annotations have it, got "
-                f"{image.width} x {image.height}, as it is displayed"
+                f"{self.folder / name}: expected {size[1]} x {size[0]} pixels, as in its annotations, got "
+                f"{image.width} x {image.height} (width x height as displayed)"
             )
         boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float32).reshape(-1, 4)
         masks = [object_mask(annotation, size) for annotation in annotations]
@@ -248,8 +249,9 @@ def detection_transform(
     jitter_size: int | None = None, jitter_range: tuple[float, float] = (0.1, 2.0)
 ) -> v2.Transform:
     """
-    Augmentation of an image and its masks together: a flip, and, if `jitter_size` is given, ViTDet's large-scale
-    jitter: scaled to fit that side times a random factor, then cropped or padded to a square of that side.
+    Augment an image together with its masks: a random flip and, if `jitter_size` is given, ViTDet's large-scale
+    jitter, which scales the image to fit that side times a random factor and then crops or pads it to a square of that
+    side.
     """
     fill = {tv_tensors.Image: [round(255 * value) for value in IMAGENET_MEAN], tv_tensors.Mask: 0}
     jitter = []
@@ -268,8 +270,8 @@ class DetectionDataset(Dataset):
 
     Args:
         source ([`MapObjects`] or [`CocoObjects`]).
-        transform (*optional*): For training. Objects that it cuts away, slivers and crowds are left out then, and
-            boxes follow the masks.
+        transform (*optional*): Augmentation for training. With it, crowds and objects narrower than two pixels after
+            the crop are left out, and boxes are computed from the masks.
     """
 
     def __init__(self, source: ObjectSource, transform: v2.Transform | None = None) -> None:
@@ -295,5 +297,5 @@ class DetectionDataset(Dataset):
 
 
 def collate_lists(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Images of any sizes and their objects, as lists."""
+    """Collate images of any sizes and their objects as lists."""
     return {name: [sample[name] for sample in samples] for name in ("pixel_values", "labels")}

@@ -1,4 +1,4 @@
-"""Two evaluations of frozen features: weighted k-nearest neighbours and the linear probe."""
+"""Evaluations of frozen features: weighted k-nearest neighbours and the linear probe."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def extract_features(
     model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]], description: str | None = "Extracting features"
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """
-    Pooled features of a set, on the CPU.
+    Extract pooled features of a dataset, returned on the CPU.
 
     Args:
-        model: From [`load_encoder`]; used in evaluation mode on the device that it is on.
+        model: From [`load_encoder`]; used in evaluation mode on its device.
         batches: `pixel_values` `(B, 3, H, W)` and `labels` `(B,)`.
-        description (`str`, *optional*): Of the progress bar; `None` shows none.
+        description (`str`, *optional*): Text of the progress bar; `None` shows no bar.
 
     Returns:
         Features `(N, width)`, float32, by pooling (`cls` only if the encoder has a class token), and labels `(N,)`.
@@ -55,16 +55,16 @@ def weighted_knn(
     chunk: int = 1024,
 ) -> torch.Tensor:
     """
-    Scores of a weighted k-nearest-neighbour classifier: each of the `k` training images nearest by cosine votes for
+    Scores of a weighted k-nearest-neighbour classifier. Each of the `k` nearest training images by cosine votes for
     its class with weight `exp(similarity / temperature)` (Wu et al., CVPR 2018; the protocol of DINO).
 
     Args:
         train_features (`torch.Tensor` of shape `(N, width)`), train_labels (`(N,)`).
         features (`torch.Tensor` of shape `(M, width)`).
         num_classes (`int`): Number of classes.
-        k (`int`): Neighbours; at most `N` are there.
-        temperature (`float`): Of the weights.
-        chunk (`int`): Rows that are compared at once.
+        k (`int`): Number of neighbours, at most `N`.
+        temperature (`float`): Temperature of the weights.
+        chunk (`int`): Rows of `features` compared at once.
 
     Returns:
         `torch.FloatTensor` of shape `(M, num_classes)`; rows sum to 1.
@@ -84,7 +84,7 @@ class LinearProbe(nn.Module):
     MAE's linear probe: batch normalisation without affine parameters, then a linear layer.
 
     Args:
-        width (`int`): Of the features.
+        width (`int`): Width of the features.
         num_classes (`int`): Number of classes.
     """
 
@@ -109,15 +109,15 @@ class LinearProbe(nn.Module):
         seed: int = 0,
     ) -> LinearProbe:
         """
-        Train on frozen features with SGD (momentum 0.9, no weight decay), a linear warm-up and a cosine decay: MAE's
-        settings, but for LARS, which serves batches of 16384, and for the features, which are extracted once.
+        Train on frozen features with SGD (momentum 0.9, no weight decay), a linear warm-up and a cosine decay. These
+        are MAE's settings, except that MAE uses LARS, for batches of 16384, and does not extract features only once.
 
         Args:
             features (`torch.Tensor` of shape `(N, width)`), labels (`(N,)`).
-            epochs, batch_size (`int`): Of the training.
+            epochs, batch_size (`int`): Length of training and rows per step.
             warmup_epochs (`int`): At most a fifth of `epochs`.
-            base_learning_rate (`float`): For a batch of 256; the rate is proportional to the batch size.
-            seed (`int`): Of the order of rows.
+            base_learning_rate (`float`): Rate at a batch of 256; it is proportional to the batch size.
+            seed (`int`): Seed of the order of rows.
         """
         batch_size = min(batch_size, len(features))
         generator = torch.Generator().manual_seed(seed)
@@ -145,7 +145,7 @@ class LinearProbe(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight `(num_classes, width)` and bias of the one linear layer that does the same in evaluation."""
+        """Weight `(num_classes, width)` and bias of a single linear layer equal to this probe in evaluation."""
         mean, variance = self.norm.running_mean, self.norm.running_var
         assert mean is not None
         assert variance is not None

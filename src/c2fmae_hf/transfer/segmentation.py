@@ -1,4 +1,4 @@
-"""Fine-tuning for semantic segmentation: models, joint transforms, inference at any size, the score of a whole set."""
+"""Fine-tuning for semantic segmentation: models, transforms, inference at any image size, and mean IoU."""
 
 from __future__ import annotations
 
@@ -48,31 +48,31 @@ def build_segmenter(
     drop_path_rate: float = 0.0,
 ) -> PreTrainedModel:
     """
-    A semantic segmenter on an encoder; the head is new.
+    Build a semantic segmenter with a new head on an encoder.
 
     Args:
         name (`str`): As for [`build_backbone`].
         id2label: Names of the classes, at least two.
-        head (`str`): `upernet`, transformers' `UperNetForSemanticSegmentation` on a feature pyramid, for every
-            encoder; `light`, `C2FMAEForSemanticSegmentation`.
+        head (`str`): `upernet` for transformers' `UperNetForSemanticSegmentation` on a feature pyramid, with any
+            encoder; `light` for `C2FMAEForSemanticSegmentation`.
         from_scratch (`bool`): Random weights instead of the saved ones.
-        image_size (`int`, *optional*): Side of the training crops, for an architecture of timm.
-        out_indices (*optional*): Blocks that UperNet sees; see [`build_backbone`].
+        image_size (`int`, *optional*): Side of the training crops, for the bare name of a timm architecture.
+        out_indices (*optional*): Blocks that UperNet reads; see [`build_backbone`].
         head_channels (`int`, *optional*): Width of the head; by default 512 for UperNet (64 for encoders narrower
             than 384), the model's own for `light`.
-        drop_path_rate (`float`): Stochastic depth, where the model has it.
+        drop_path_rate (`float`): Stochastic depth, if the model supports it.
 
     Raises:
-        `ValueError`: for fewer than two classes or two of one name, an unknown head, or the light head on another
-            model than C2FMAE.
+        `ValueError`: for fewer than two classes or two with the same name, an unknown head, or the light head on a
+            model other than C2FMAE.
     """
     if len(id2label) < 2:
-        raise ValueError(f"classes: expected at least two (background may be one), got {list(id2label.values())}")
+        raise ValueError(f"classes: expected at least two (background counts), got {list(id2label.values())}")
     labels = named_classes(id2label)
     if head == "light":
         config = encoder_config(name, from_scratch, drop_path_rate=drop_path_rate, **labels)
         if not isinstance(config, C2FMAEConfig):
-            raise ValueError(f"head: expected 'upernet' for a {config.model_type}, got 'light', which is C2FMAE's")
+            raise ValueError(f"head: expected 'upernet' for a {config.model_type}, got 'light', which only C2FMAE has")
         config.segmentation_head_channels = head_channels or config.segmentation_head_channels
         if from_scratch:
             return AutoModelForSemanticSegmentation.from_config(config)
@@ -98,7 +98,7 @@ def build_segmenter(
 
 
 def patch_size_of_segmenter(model: PreTrainedModel) -> int:
-    """Side of its encoder's patches in pixels."""
+    """Side of the encoder's patches in pixels."""
     return int(getattr(model.config, "backbone_config", model.config).patch_size)
 
 
@@ -106,17 +106,17 @@ def segment(
     model: nn.Module, pixel_values: torch.Tensor, window: int | None = None, stride: int | None = None
 ) -> torch.Tensor:
     """
-    Class scores of images of one size.
+    Predict class scores for images of one size.
 
     Args:
-        model: Returns `logits`.
+        model: A model that returns `logits`.
         pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`).
         window (`int`, *optional*): Side of a square that slides over the images in steps of `stride` (by default two
-            thirds of it); scores of overlapping squares are averaged. By default the images are taken whole.
+            thirds of it); scores of overlapping squares are averaged. By default the model sees whole images.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`; of whole images at the resolution of
-        the model's own `logits`.
+        `torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`; without `window` at the resolution of
+        the model's `logits`.
 
     Raises:
         `ValueError`: if the images are smaller than the window, or the stride is not in [1, window].
@@ -131,7 +131,7 @@ def segment(
     stride = max(window * 2 // 3, 1) if stride is None else stride
     if min(height, width) < window or not 1 <= stride <= window:
         raise ValueError(
-            f"window: expected at most the image's side and a stride in [1, window], got window={window}, "
+            f"window: expected at most the image's shorter side and a stride in [1, window], got window={window}, "
             f"stride={stride}, image {height} x {width}"
         )
     total, count = None, pixel_values.new_zeros((1, 1, height, width), dtype=torch.float32)
@@ -149,7 +149,7 @@ def segment(
 
 
 def window_starts(side: int, window: int, stride: int) -> list[int]:
-    """Where windows start so that they cover a side; the last one ends with it."""
+    """Start positions of windows that cover a side; the last window ends where the side ends."""
     return [*range(0, side - window, stride), side - window]
 
 
@@ -165,18 +165,20 @@ def segmentation_transforms(
     photometric: bool = True,
 ) -> tuple[SegmentationTransform, SegmentationTransform]:
     """
-    The field's usual transforms. Training: the shorter side becomes `image_size` times a random scale, then a random
-    crop of `image_size` (where the image is smaller, padded with the mean colour and the ignore index), a flip and, if
-    `photometric`, changes of colour. Evaluation: the shorter side becomes `image_size` and the longer one keeps the
-    aspect, both rounded to whole patches; labels keep their own size, at which scores are taken.
+    The usual transforms for training and evaluation.
+
+    Training: resize the shorter side to `image_size` times a random scale, take a random crop of `image_size` (smaller
+    images are padded with the mean colour and the ignore index), flip at random and, if `photometric`, jitter colours.
+    Evaluation: resize the shorter side to `image_size` and keep the aspect ratio, both sides rounded to whole patches;
+    labels keep their original size, at which predictions are scored.
     """
     fill = {
         tv_tensors.Image: [round(255 * value) for value in mean],
         tv_tensors.Mask: IGNORE_INDEX,
     }
-    # torchvision's RandomPhotometricDistort would swap colour channels too.
+    # Not RandomPhotometricDistort of torchvision, which swaps colour channels too.
     colour = v2.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)
-    # A few sizes stand for the range.
+    # RandomShortestSize takes a list of sizes, so sample the range.
     scales = np.linspace(*scale_range, 13) if scale_range[0] < scale_range[1] else [scale_range[0]]
     geometry = v2.Compose(
         [
@@ -194,13 +196,13 @@ def segmentation_transforms(
 
 class SegmentationTransform:
     """
-    An RGB PIL image and a label map `(height, width)` to `pixel_values` `(3, h, w)` and `labels`, int64.
+    Turns an RGB PIL image and a label map `(height, width)` into `pixel_values` `(3, h, w)` and `labels`, int64.
 
     Args:
-        mean, std: Per channel, for pixels in [0, 1].
+        mean, std: Statistics per channel, for pixels in [0, 1].
         geometry (*optional*): A torchvision v2 transform of image and labels together.
-        size (`int`, *optional*): Without it, the shorter side of the resized image; the labels stay as they are.
-        divisor (`int`): Sides are rounded to its multiples then.
+        size (`int`, *optional*): Without `geometry`, shorter side of the resized image; labels are not resized.
+        divisor (`int`): With `size`, sides are rounded to multiples of it.
     """
 
     def __init__(
@@ -231,16 +233,16 @@ class SegmentationTransform:
 
 class SemanticSegmentationDataset(Dataset):
     """
-    Rows with an image and a map of classes.
+    A dataset of images with maps of classes.
 
     Args:
         rows (`datasets.Dataset`): Columns `image` and `semantic` (see [`~c2fmae_hf.data.dataset`]).
         transform ([`SegmentationTransform`]).
-        num_labels (`int`): Class ids are checked against it.
+        num_labels (`int`): Number of classes; ids must be below it.
 
     Raises:
-        `ValueError`: if columns are missing; on access, if a row cannot be decoded or its map does not fit, naming row
-            and column.
+        `ValueError`: if columns are missing. On access, if a row cannot be decoded or its map does not fit; the
+            message names row and column.
     """
 
     def __init__(self, rows: datasets.Dataset, transform: SegmentationTransform, num_labels: int) -> None:
@@ -272,8 +274,8 @@ class SemanticSegmentationDataset(Dataset):
 
 def collate_padded(samples: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """
-    Samples of any sizes as one batch, padded at the right and below: images with 0, labels with the ignore index.
-    `sizes` `(batch_size, 2)` are the images' own heights and widths, `label_sizes` the labels'.
+    Collate samples of any sizes, padded on the right and below: images with 0, labels with the ignore index. `sizes`
+    and `label_sizes` `(batch_size, 2)` hold the heights and widths of images and labels before padding.
     """
     batch = {}
     for name, fill, sizes_name in (("pixel_values", 0.0, "sizes"), ("labels", IGNORE_INDEX, "label_sizes")):
@@ -294,18 +296,18 @@ def collate_padded(samples: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, t
 
 class MeanIoUOfBatches:
     """
-    `compute_metrics` of [`SemanticSegmentationTrainer`]: adds up the confusion matrices of images batch by batch, so
-    that the score is that of the whole set, without keeping the set's predictions.
+    `compute_metrics` of [`SemanticSegmentationTrainer`]: sums confusion matrices over batches, to score the whole set
+    without keeping its predictions.
 
     Args:
-        num_labels (`int`).
+        num_labels (`int`): Number of classes.
     """
 
     def __init__(self, num_labels: int) -> None:
         self.matrix = np.zeros((num_labels, num_labels), dtype=np.int64)
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = False) -> dict[str, Any]:
-        """`predictions` are confusion matrices `(batch_size, num_labels, num_labels)`, classes of the labels first."""
+        """Add confusion matrices `(batch_size, num_labels, num_labels)`, whose rows are the classes of the labels."""
         self.matrix += torch.as_tensor(prediction.predictions).sum(dim=0).cpu().numpy()
         if not compute_result:
             return {}
@@ -317,12 +319,11 @@ class MeanIoUOfBatches:
 class SemanticSegmentationTrainer(FineTuningTrainer):
     """
     [`FineTuningTrainer`] for models that return `logits` of classes. Evaluation predicts each image at its own aspect
-    and resizes scores to the labels' own size; what it keeps of an image, and exchanges between processes, is its
-    confusion matrix, which [`MeanIoUOfBatches`] takes.
+    ratio and resizes scores to the labels' size. It keeps only a confusion matrix per image, for [`MeanIoUOfBatches`].
 
     Args:
-        window, stride (`int`, *optional*): Of sliding-window evaluation; see [`segment`].
-        kwargs: Of [`FineTuningTrainer`]; its `data_collator` is [`collate_padded`].
+        window, stride (`int`, *optional*): For sliding-window evaluation; see [`segment`].
+        kwargs: Arguments of [`FineTuningTrainer`]; `data_collator` is [`collate_padded`].
     """
 
     def __init__(self, *args, window: int | None = None, stride: int | None = None, **kwargs) -> None:
@@ -334,7 +335,7 @@ class SemanticSegmentationTrainer(FineTuningTrainer):
             self._prepare_batch_norm()
 
     def _prepare_batch_norm(self) -> None:
-        """UperNet pools to one value per image and normalises over the batch, which therefore must hold several."""
+        """Prepare batch normalisation. UperNet pools each image to one value, so a batch needs several images."""
         if self.args.world_size > 1 and self.args.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
             self.model_wrapped = self.model
@@ -345,7 +346,7 @@ class SemanticSegmentationTrainer(FineTuningTrainer):
         own = self.args.dataloader_drop_last
         num_rows = len(self.train_dataset)  # type: ignore[arg-type]
         if self.has_batch_norm and num_rows >= self.args.train_batch_size:
-            # A last batch of one image could not be normalised. The option also concerns evaluation, which takes all.
+            # A last batch of one image could not be normalised. Reset below: evaluation must not drop any image.
             self.args.dataloader_drop_last = True
         try:
             return super().get_train_dataloader()
@@ -363,7 +364,7 @@ class SemanticSegmentationTrainer(FineTuningTrainer):
         if bool((labels != IGNORE_INDEX).any()):
             outputs = model(pixel_values=pixel_values, labels=labels)
             loss = outputs.loss
-        else:  # the mean over nothing would be NaN
+        else:  # without labelled pixels the mean loss would be NaN
             outputs = model(pixel_values=pixel_values)
             loss = outputs.logits.sum() * 0
         return (loss, outputs) if return_outputs else loss
@@ -375,7 +376,7 @@ class SemanticSegmentationTrainer(FineTuningTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """No loss; confusion matrices `(batch_size, num_labels, num_labels)`; and, since there must be some, sizes."""
+        """Return no loss, confusion matrices `(batch_size, num_labels, num_labels)`, and sizes in place of labels."""
         inputs = self._prepare_inputs(inputs)
         num_labels = int(self.model.config.num_labels)  # type: ignore
         matrices = [
@@ -386,9 +387,7 @@ class SemanticSegmentationTrainer(FineTuningTrainer):
         return None, torch.from_numpy(np.stack(matrices)).to(device), inputs["label_sizes"]
 
     def predict_maps(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """
-        Class maps of a batch from [`collate_padded`], as large as its `labels`; -100 where these are padding.
-        """
+        """Class maps of a batch from [`collate_padded`], as large as its `labels`, with -100 for padding."""
         maps = torch.full_like(inputs["labels"], IGNORE_INDEX)
         sizes = [tuple(size) for size in inputs["sizes"].tolist()]
         label_sizes = inputs["label_sizes"].tolist()
