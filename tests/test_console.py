@@ -56,7 +56,7 @@ PRETRAIN = ("--config_overrides", '{"num_hidden_layers": 1, "patch_size": 8}', "
             ["pretrain", "discs", *TINY, *PRETRAIN, "--output_dir", "p", "--num_drawn", "0"],
             r"Pre-training on 8 rows of discs, 4 held out, \d classes\. .*M parameters in the .* on cpu, .*: p\.",
             ["p/c2fmae-vit-tiny", "decoder on held-out rows: semantic_mean_iou"],
-            ["c2fmae embed p/c2fmae-vit-tiny photos", "c2fmae push p/c2fmae-vit-tiny NAME --preview p/preview"],
+            ["c2fmae embed p/c2fmae-vit-tiny photos", "c2fmae push p/c2fmae-vit-tiny-pretraining NAME --preview p/"],
         ),
         (
             ["classify", "c2fmae", "photos", "--output_dir", "c", *TINY],
@@ -93,13 +93,13 @@ PRETRAIN = ("--config_overrides", '{"num_hidden_layers": 1, "patch_size": 8}', "
             ["label", "photos", "l"],
             r"Labelling 12 images of photos with the classical labeller\. Output folder: l, split train\.",
             ["12 of 12 images labelled"],
-            ["c2fmae validate l", "c2fmae pretrain l"],
+            ["c2fmae validate l", "c2fmae pretrain l --recipe photographs --max_steps 400"],
         ),
         (
             ["validate", "discs", "--output_dir", "v"],
             r"Reading every row of discs, split train\. Output folder: v\.",
             ["v/validation-train.json", "v/contact_sheet-train.png"],
-            ["c2fmae pretrain discs"],
+            ["c2fmae pretrain discs --recipe photographs --max_steps 400"],
         ),
         (
             ["visualize", "c2fmae", "photos/a", "--output_dir", "w", "--num_images", "1"],

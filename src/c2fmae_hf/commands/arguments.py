@@ -104,7 +104,9 @@ class HubArguments:
         default=None,
         metadata={"help": "Licence of the weights, as the Hub names it; by default apache-2.0."},
     )
-    hub_license_file: str | None = field(default=None, metadata={"help": "Its text, for all but apache-2.0."})
+    hub_license_file: str | None = field(
+        default=None, metadata={"help": "Text of the licence, unless it is apache-2.0."}
+    )
 
     def publishing(self) -> dict[str, Any]:
         """Arguments of [`~c2fmae_hf.training.publishing_trainer.PublishingTrainer`]."""

@@ -5,9 +5,9 @@ Write features of photographs to Parquet: for each image its id and one vector, 
     c2fmae embed runs/mine/c2fmae-vit-tiny photos --output features.parquet --features patches --half
     c2fmae embed google/vit-base-patch16-224-in21k "data/*.parquet" --output features
 
-MODEL is whatever AutoModel loads (C2FMAE, ViT, DINOv2, timm/...). IMAGES is a folder, searched to its depths, tar or
+MODEL is whatever AutoModel loads (C2FMAE, ViT, DINOv2, timm/...). IMAGES is a folder and its subfolders, tar or
 Parquet files (wildcards in quotes), a folder written by save_to_disk, or a dataset on the Hub. An output that does not
-end in .parquet is a folder of shards. The same command again continues an interrupted job.
+end in .parquet is a folder of shards. After an interruption, run the same command again: it continues.
 
 Read the features with datasets.load_dataset("parquet", data_files="features.parquet") or pandas.read_parquet.
 Exit code: 3 if some images could not be read.
@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 def main(args: list[str] | None = None) -> list[str]:
     """Returns a line for each image that could not be used."""
     parser = CommandParser("embed", __doc__)
-    parser.add_argument("model", help="see above")
-    parser.add_argument("images", help="see above")
+    parser.add_argument("model", help="folder or Hub name of an encoder")
+    parser.add_argument("images", help="photographs: folder, files or dataset")
     parser.add_argument("--output", required=True, help="a .parquet file, or a folder of shards")
     parser.add_argument(
         "--features", choices=KINDS, default="mean", help="class token, mean of the patches, or all patches"

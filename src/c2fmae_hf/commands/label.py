@@ -1,8 +1,8 @@
 """
 Label images: turn photographs into a multi-granular dataset for pre-training.
 
-    c2fmae label photos runs/mine
-    c2fmae label photos runs/mine --labeller panoptic --checkpoint facebook/mask2former-swin-large-coco-panoptic
+    c2fmae label photos runs/labels
+    c2fmae label photos runs/labels --labeller panoptic --checkpoint facebook/mask2former-swin-large-coco-panoptic
     c2fmae label coco/val2017 runs/coco --labeller annotations --layout coco_panoptic \\
         --annotations coco/panoptic_val2017.json
 
@@ -39,6 +39,7 @@ from ..training.log_lines import counted
 from ..utils.files import read_lines
 from .arguments import parse_arguments
 from .console import print_results, type_in
+from .photographs import options_for
 
 
 LABELLERS = ("classical", "panoptic", "semantic+masks", "annotations")
@@ -49,7 +50,7 @@ LAYOUTS = ("coco", "coco_panoptic", "ade20k", "voc", "folders", "columns")
 class SourceArguments:
     """Source."""
 
-    source: str | None = field(default=None, metadata={"help": "Images; see above."})
+    source: str | None = field(default=None, metadata={"help": "Images: a folder, files or a dataset."})
     source_split: str | None = field(
         default=None, metadata={"help": "Split of a dataset, ADE20K or VOC; by default the only one, or train."}
     )
@@ -287,7 +288,7 @@ def main(args: list[str] | None = None) -> LabellingSummary:
         type_in(
             "validate", output_args.output_dir, *(("--split", output_args.split) * (output_args.split != "train"))
         ),
-        type_in("pretrain", output_args.output_dir, "--size", "tiny", "--output_dir", "runs/pretrained"),
+        type_in("pretrain", output_args.output_dir, *options_for(summary.rows), "--output_dir", "runs/pretrained"),
     ]
     print_results(lines, next_steps if summary.rows else ())
     return summary

@@ -12,6 +12,7 @@ from ..labelling.labellers.classical import ClassicalLabeller
 from ..labelling.sources.base import ImageSource
 from ..labelling.sources.folder import FolderSource
 from ..labelling.sources.open import open_source
+from .arguments import read_recipe
 
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,12 @@ def choose_steps(num_photographs: int, images_per_step: int) -> int:
     return math.ceil(min(max(PASSES * num_photographs, FEWEST_IMAGES), most) / images_per_step)
 
 
+def options_for(num_photographs: int) -> list[str]:
+    """Options that pre-train on a labelled dataset as on a folder of this many photographs."""
+    steps = choose_steps(num_photographs, read_recipe("pretrain", RECIPE)["per_device_train_batch_size"])
+    return ["--recipe", RECIPE, "--max_steps", str(steps)]
+
+
 def label_photographs(source: ImageSource, name: str, folder: Path) -> None:
     """
     Label with the classical labeller, or continue an interrupted job.
@@ -69,10 +76,10 @@ def label_photographs(source: ImageSource, name: str, folder: Path) -> None:
     # A few photographs have too few regions for 32 classes.
     labeller = ClassicalLabeller(32 if number is None else min(32, max(2, number // 2)))
     logger.warning(
-        "%s: %s photographs without label maps. They are labelled into %s by colour and texture, which knows no "
-        "objects. For better labels, stop and run: c2fmae label %s %s --labeller panoptic --checkpoint "
-        "facebook/mask2former-swin-large-coco-panoptic",
-        *(name, "an unknown number of" if number is None else number, folder, name, folder),
+        "%s: %s photographs without label maps. They are labelled into %s by colour and texture, which does not "
+        "recognise objects. For better labels, stop and label them into another folder with: c2fmae label %s FOLDER "
+        "--labeller panoptic --checkpoint facebook/mask2former-swin-large-coco-panoptic",
+        *(name, "an unknown number of" if number is None else number, folder, name),
     )
     summary: Any = label_images(source, labeller, folder)
     if summary.rejects:

@@ -6,8 +6,10 @@ Pre-train C2FMAE on a folder of photographs, or on images with semantic and inst
     c2fmae pretrain --recipe demo --dataset_name "mine/*.parquet" --output_dir runs/1
     torchrun --nproc_per_node 8 -m c2fmae_hf pretrain --recipe imagenet-vit-base
 
-Photographs without label maps are labelled first, into <output_dir>/dataset, and the number of steps follows from how
-many there are. The output folder then holds the encoder (c2fmae-vit-<size>, for AutoModel and timm), the whole model
+Photographs without label maps are labelled first, into <output_dir>/dataset. Their defaults are those of `--recipe
+photographs`, not the ones below: size tiny, batches of 16, and about 100 passes, at least 400 steps.
+
+The output folder then holds the encoder (c2fmae-vit-<size>, for AutoModel and timm), the whole model
 (c2fmae-vit-<size>-pretraining), trainer_state.json with every logged loss, decoder_results.json (mean IoU and panoptic
 quality of the decoder's maps on held-out images), run.json (what a model card is made of), reconstruction.png and
 curves.png.
@@ -83,7 +85,7 @@ class DataArguments:
     num_drawn: int = field(default=6, metadata={"help": "Rows of reconstruction.png; 0 draws no figures."})
     probe_dataset: str | None = field(
         default=None,
-        metadata={"help": "Labelled images, by which nearest neighbours judge the encoder while it trains."},
+        metadata={"help": "Labelled images for a k-NN score of the encoder during training."},
     )
     probe_steps: int = field(default=500, metadata={"help": "Steps between these probes."})
 
@@ -348,7 +350,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         next_steps = [
             type_in("embed", encoder_dir, images, "--output", "features.parquet"),
             type_in("classify", encoder_dir, "FOLDER_OF_CLASSES", "--knn"),
-            type_in("push", encoder_dir, "NAME", "--preview", output_dir / "preview"),
+            type_in("push", f"{encoder_dir}-pretraining", "NAME", "--preview", output_dir / "preview"),
         ]
         print_results(results, next_steps)
     return trainer

@@ -8,11 +8,11 @@ Publish a saved model on the Hub: an encoder, a pre-training checkpoint or a fin
 One commit holds the weights in the layout that transformers and timm both load, configuration, image processor, model
 card, the records of the runs that the card's results come from, licence, and code for use without this package. The
 card is made of the records beside the model (`run.json`, `trainer_state.json`, `results.json`, or `runs/` of a model
-that was published) and of `--results`. `--picture` adds the picture of predictions that
-the run left, if its photographs may be published.
+that was published) and of `--results`. `--picture` adds the run's picture of predictions; its photographs are then
+public.
 
-Look first: `--preview` writes all of it to a folder instead. Publishing needs a token that may write, from
-`hf auth login` or in HF_TOKEN. After an interruption run it again: what arrived is not sent twice.
+Look first: `--preview` writes all of it to a new folder instead. Publishing needs a token with write access, from
+`hf auth login` or in HF_TOKEN. After an interruption run the command again; files that arrived are not sent twice.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser = CommandParser("push", __doc__)
     parser.add_argument("model", type=Path, help="folder of a saved model")
     parser.add_argument("repo_id", help="name, or owner/name")
-    parser.add_argument("--preview", type=Path, help="write the repository to this folder, and publish nothing")
+    parser.add_argument("--preview", type=Path, help="write the repository to this new folder, and publish nothing")
     parser.add_argument("--run_folder", type=Path, help="records of the training; by default beside the model")
     parser.add_argument(
         "--pretraining_run", type=Path, help="records of the run that made the encoder it started from"

@@ -38,8 +38,8 @@ class TransferArguments:
     dataset_name: str | None = field(
         default=None, metadata={"help": "A folder, Parquet files (in quotes), or what datasets.load_dataset takes."}
     )
-    from_scratch: bool = field(default=False, metadata={"help": "Random weights: what pre-training must beat."})
-    evaluate_only: bool = field(default=False, metadata={"help": "Score a model that was fine-tuned before."})
+    from_scratch: bool = field(default=False, metadata={"help": "Start from random weights, as a baseline."})
+    evaluate_only: bool = field(default=False, metadata={"help": "Only score a fine-tuned model."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
     validation_share: float = field(

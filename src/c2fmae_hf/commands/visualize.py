@@ -11,7 +11,7 @@ inside known objects, and features as colours. An encoder has no decoder and giv
 
 Semantic and instance masking need regions. They come from the dataset's maps; without maps (`--maps auto`) from the
 model's own predictions, or, if it predicts no semantics, from the classical labeller, which finds regions of similar
-colour rather than objects. Captions say which. Eight photographs with a ViT-Tiny take 16 seconds on one CPU core.
+colour rather than objects. Captions say which. Eight photographs with a ViT-Ti take 14 seconds on one CPU core.
 Needs `pip install "c2fmae-hf[all]"`.
 """
 

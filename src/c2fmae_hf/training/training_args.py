@@ -52,7 +52,7 @@ class C2FMAETrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Learning rate; by default 2.4e-3 * sqrt(total batch / 4096)."}
     )
     base_learning_rate: float | None = field(
-        default=None, metadata={"help": "Instead, the rate is this times the total batch / 256 (MAE's rule)."}
+        default=None, metadata={"help": "Sets the rate to this times the total batch / 256 (MAE's rule)."}
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay; norms, biases and tokens have none."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW (MAE's value)."})
@@ -117,9 +117,7 @@ class C2FMAETrainingArguments(TrainingArguments):
         default="raise",
         metadata={"help": "Stop at a row that cannot be used, or skip it.", "choices": ["raise", "skip"]},
     )
-    shuffle_rows: int = field(
-        default=8192, metadata={"help": "Size of the shuffle buffer for streaming, held in memory."}
-    )
+    shuffle_rows: int = field(default=8192, metadata={"help": "Size of the shuffle buffer of a stream, in rows."})
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
