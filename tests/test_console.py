@@ -93,13 +93,13 @@ PRETRAIN = ("--config_overrides", '{"num_hidden_layers": 1, "patch_size": 8}', "
             ["label", "photos", "l"],
             r"Labelling 12 images of photos with the classical labeller\. Output folder: l, split train\.",
             ["12 of 12 images labelled"],
-            ["c2fmae validate l", "c2fmae pretrain l --recipe photographs --max_steps 400"],
+            ["c2fmae validate l", "c2fmae pretrain l --output_dir"],
         ),
         (
             ["validate", "discs", "--output_dir", "v"],
             r"Reading every row of discs, split train\. Output folder: v\.",
             ["v/validation-train.json", "v/contact_sheet-train.png"],
-            ["c2fmae pretrain discs --recipe photographs --max_steps 400"],
+            ["c2fmae pretrain discs --output_dir"],
         ),
         (
             ["visualize", "c2fmae", "photos/a", "--output_dir", "w", "--num_images", "1"],

@@ -82,7 +82,7 @@ def test_a_run_says_what_it_does_and_prints_lines(tmp_path, capsys, disable_tqdm
     assert re.search(
         r"Pre-training on 16 rows of \S+rows, 4 held out, 5 classes\. c2fmae-vit-tiny: patches of 8 at 32 x 32 "
         r"pixels, 0\.5 M parameters in the encoder and \d\.\d M in the decoder\. 6 steps of 8 images on cpu, "
-        r"learning rate 0\.00011\.",
+        r"learning rate 0\.0015\.",
         printed,
     )
     assert re.search(r"\d s a step: about \d s to go", printed)

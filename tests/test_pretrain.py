@@ -224,7 +224,10 @@ def test_a_folder_of_photographs_is_labelled_and_trained_on(pretrain, photos, tm
 
 def test_the_number_of_steps_follows_from_the_number_of_photographs(pretrain, photos, tmp_path):
     def arguments(*words: str):
-        return pretrain.parse([str(photos), "--use_cpu", "true", *words])[2]
+        words = [str(photos), "--use_cpu", "true", *words]
+        training_args = pretrain.parse(words)[2]
+        pretrain.set_length(words, training_args, 12)
+        return training_args
 
     assert (arguments().max_steps, arguments().train_batch_size) == (400, 16)
     assert arguments("--per_device_train_batch_size", "64").max_steps == 100
@@ -232,8 +235,7 @@ def test_the_number_of_steps_follows_from_the_number_of_photographs(pretrain, ph
     assert arguments("--num-train-epochs", "7").max_steps == -1
     assert arguments("--recipe", "demo").max_steps == 420
     assert arguments("--recipe", "photographs").max_steps == 400
-    continued = pretrain.parse([str(photos), "--use_cpu", "true", "--model_name_or_path", "model"])
-    assert continued[2].max_steps == 400
+    assert arguments("--model_name_or_path", "model").max_steps == 400
     # 100 passes, within bounds.
     numbers = {48: 6_400, 1_000: 100_000, 20_000: 1_000_000, 1_281_167: 12_811_670}
     assert {number: photographs.choose_steps(number, 1) for number in numbers} == numbers
@@ -244,13 +246,26 @@ def test_other_datasets_are_not_taken_for_a_folder_of_photographs(pretrain, save
     (tmp_path / "empty").mkdir()
     for name in (saved_rows, tmp_path / "empty", tmp_path / "absent", "me/on-the-hub", None):
         assert photographs.open_photographs(name if name is None else str(name)) is None
-    assert pretrain.parse([str(saved_rows), "--use_cpu", "true"])[1].size is None
+
+
+def test_labelled_rows_have_the_settings_of_photographs(pretrain, saved_rows):
+    def parse(*words: str) -> tuple[str | None, float, int]:
+        _, model, training, _ = pretrain.parse([str(saved_rows), "--use_cpu", "true", *words])
+        return model.size, round(training.learning_rate, 6), training.train_batch_size
+
+    assert parse() == ("tiny", 1.5e-3, 16)
+    assert parse("--per_device_train_batch_size", "256") == ("tiny", 1.5e-3, 256)  # not in proportion
+    assert parse("--size", "base") == ("base", 1.5e-4, 16)
+    assert parse("--base_learning_rate", "1.6e-3") == ("tiny", 1e-4, 16)
+    assert parse("--model_name_or_path", "model") == (None, 1.5e-3, 16)
+    assert parse("--streaming", "true", "--max_steps", "9")[::2] == (None, 8)
+    assert parse("--recipe", "imagenet-vit-base")[0] == "base"
 
 
 def test_the_folder_of_a_run_is_refused_as_photographs(pretrain, photos):
     (photos / "run.json").write_text("{}")
     with pytest.raises(ValueError, match=r"got the folder of a run; is .*dataset meant\?"):
-        pretrain.parse([str(photos), "--use_cpu", "true"])
+        pretrain.main([str(photos), "--use_cpu", "true"])
 
 
 def test_one_photograph_is_not_enough(pretrain, photos, tmp_path):

@@ -39,7 +39,6 @@ from ..training.log_lines import counted
 from ..utils.files import read_lines
 from .arguments import parse_arguments
 from .console import print_results, type_in
-from .photographs import options_for
 
 
 LABELLERS = ("classical", "panoptic", "semantic+masks", "annotations")
@@ -288,7 +287,7 @@ def main(args: list[str] | None = None) -> LabellingSummary:
         type_in(
             "validate", output_args.output_dir, *(("--split", output_args.split) * (output_args.split != "train"))
         ),
-        type_in("pretrain", output_args.output_dir, *options_for(summary.rows), "--output_dir", "runs/pretrained"),
+        type_in("pretrain", output_args.output_dir, "--output_dir", "runs/pretrained"),
     ]
     print_results(lines, next_steps if summary.rows else ())
     return summary

@@ -1,4 +1,4 @@
-"""For `c2fmae pretrain`, on photographs without label maps: label them and choose the number of steps."""
+"""For `c2fmae pretrain`: the number of steps, and labels for photographs without label maps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from ..labelling.labellers.classical import ClassicalLabeller
 from ..labelling.sources.base import ImageSource
 from ..labelling.sources.folder import FolderSource
 from ..labelling.sources.open import open_source
-from .arguments import read_recipe
 
 
 logger = logging.getLogger(__name__)
@@ -49,12 +48,6 @@ def choose_steps(num_photographs: int, images_per_step: int) -> int:
     """Number of steps for this many photographs."""
     most = max(MOST_IMAGES, FEWEST_PASSES * num_photographs)
     return math.ceil(min(max(PASSES * num_photographs, FEWEST_IMAGES), most) / images_per_step)
-
-
-def options_for(num_photographs: int) -> list[str]:
-    """Options that pre-train on a labelled dataset as on a folder of this many photographs."""
-    steps = choose_steps(num_photographs, read_recipe("pretrain", RECIPE)["per_device_train_batch_size"])
-    return ["--recipe", RECIPE, "--max_steps", str(steps)]
 
 
 def label_photographs(source: ImageSource, name: str, folder: Path) -> None:

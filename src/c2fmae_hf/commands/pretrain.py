@@ -6,8 +6,9 @@ Pre-train C2FMAE on a folder of photographs, or on images with semantic and inst
     c2fmae pretrain --recipe demo --dataset_name "mine/*.parquet" --output_dir runs/1
     torchrun --nproc_per_node 8 -m c2fmae_hf pretrain --recipe imagenet-vit-base
 
-Photographs without label maps are labelled first, into <output_dir>/dataset. Their defaults are those of `--recipe
-photographs`, not the ones below: size tiny, batches of 16, and about 100 passes, at least 400 steps.
+Photographs without label maps are labelled first, into <output_dir>/dataset. Without a recipe the settings are those
+of `--recipe photographs`, a ViT-Ti in batches of 16, and the run makes about 100 passes, at least 400 steps. Streams
+keep the defaults below and need --max_steps.
 
 The output folder then holds the encoder (c2fmae-vit-<size>, for AutoModel and timm), the whole model
 (c2fmae-vit-<size>-pretraining), trainer_state.json with every logged loss, decoder_results.json (mean IoU and panoptic
@@ -211,18 +212,23 @@ def parse(args: list[str] | None = None) -> tuple:
         )
 
     parsed = read()
-    source = open_photographs(parsed[0].dataset_name)
-    if source is None:
+    data_args, model_args = parsed[:2]
+    if has_recipe(words) or data_args.streaming:
         return parsed
-    defaults = {} if has_recipe(words) else read_recipe("pretrain", RECIPE)
-    if parsed[1].model_name_or_path is not None:  # which has its own
-        defaults = {name: value for name, value in defaults.items() if name not in ("size", "image_size")}
-    parsed = read(**defaults)
-    arguments, number = parsed[2], source.num_records(1000)
-    is_chosen = arguments.max_steps > 0 or arguments.num_train_epochs != C2FMAETrainingArguments.num_train_epochs
-    if number is None or is_chosen or has_option(words, "max_steps", "num_train_epochs"):
-        return parsed
-    return read(**defaults, max_steps=choose_steps(number, images_per_step(arguments)))
+    defaults = read_recipe("pretrain", RECIPE)
+    left_out: set[str] = set()
+    if model_args.model_name_or_path is not None:  # which has its own
+        left_out |= {"size", "image_size"}
+    if model_args.size not in (None, defaults["size"]) or has_option(words, "base_learning_rate"):
+        left_out.add("learning_rate")
+    return read(**{name: value for name, value in defaults.items() if name not in left_out})
+
+
+def set_length(words: list[str], args: C2FMAETrainingArguments, num_rows: int) -> None:
+    """Let the number of steps follow from the number of rows, unless the command line or its recipe sets it."""
+    is_set = args.max_steps > 0 or args.num_train_epochs != C2FMAETrainingArguments.num_train_epochs
+    if not is_set and not has_option(words, "max_steps", "num_train_epochs"):
+        args.max_steps = choose_steps(num_rows, images_per_step(args))
 
 
 def describe(model: C2FMAEForPreTraining, train_rows, held_out_rows, data_args: DataArguments) -> str:
@@ -252,7 +258,8 @@ def images_per_step(args: C2FMAETrainingArguments) -> int:
 
 
 def main(args: list[str] | None = None) -> C2FMAETrainer:
-    data_args, model_args, training_args, hub_args = parse(args)
+    words = list(sys.argv[1:] if args is None else args)
+    data_args, model_args, training_args, hub_args = parse(words)
     if data_args.num_drawn > 0:  # now, and not after the training
         require("matplotlib", "reconstruction.png", " or pass --num_drawn 0")
     transformers_logging.set_verbosity(training_args.get_process_log_level())
@@ -269,6 +276,8 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
             if training_args.process_index == 0:
                 label_photographs(source, photographs, output_dir / "dataset")
     train_rows, held_out_rows, held_out_name = load_rows(data_args, training_args.seed)
+    if not data_args.streaming:
+        set_length(words, training_args, len(train_rows))
     parts = [rows for rows in (train_rows, held_out_rows) if rows is not None]
     model = build_model(model_args, parts, training_args.on_bad_row)
     config = model.config

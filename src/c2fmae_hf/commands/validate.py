@@ -18,7 +18,6 @@ from ..utils.packages import require
 from .arguments import CommandParser
 from .console import print_results, type_in
 from .drawing import try_to_draw
-from .photographs import options_for
 
 
 def main(args: list[str] | None = None) -> ValidationReport:
@@ -53,7 +52,7 @@ def main(args: list[str] | None = None) -> ValidationReport:
         names = {entry["id"]: entry["name"] for entry in report.classes}
         if try_to_draw(sheet, lambda path: draw_contact_sheet(samples, path, names, title)):
             results.append(sheet)
-    pretrain = type_in("pretrain", parsed.dataset_name, *options_for(report.rows), "--output_dir", "runs/pretrained")
+    pretrain = type_in("pretrain", parsed.dataset_name, "--output_dir", "runs/pretrained")
     print_results(results, [pretrain] if report.is_valid and parsed.split == "train" else ())
     return report
 
