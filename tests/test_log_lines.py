@@ -76,6 +76,7 @@ def test_a_run_says_what_it_does_and_prints_lines(tmp_path, capsys, disable_tqdm
         *(str(tmp_path / "rows"), "--size", "tiny", "--image_size", "32", "--max_steps", "6", "--logging_steps", "3"),
         *("--config_overrides", '{"num_hidden_layers": 1, "patch_size": 8}', "--num_drawn", "0", "--use_cpu"),
         *("--output_dir", str(tmp_path / "run"), "--disable_tqdm", str(disable_tqdm), "--eval_strategy", "epoch"),
+        *("--per_device_train_batch_size", "8"),
     ]
     trainer = load_command("pretrain").main(words)
     printed = capsys.readouterr().out
