@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -296,9 +297,11 @@ def main(args: list[str] | None = None) -> dict:
         )
 
     number, lines = len(data[1]), []
+    commonest = max(Counter(data[1]["label"]).values())
     for pooling, values in scores.items():
         words = [f"{name} {value:.4f} ({round(value * number)} of {number})" for name, value in values.items()]
         lines.append(f"{args.protocol}, {pooling}: {', '.join(words)}")
+    lines.append(f"the commonest class alone: top1_accuracy {commonest / number:.4f} ({commonest} of {number})")
     return finish(
         args,
         training_args,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -21,6 +22,7 @@ class FineTuningArguments(TrainingArguments):
       used instead of the best epoch. The best epoch has the lowest loss; `classify` uses accuracy and then loss,
       `segment` mean IoU and `detect` the average precision of masks.
     - `logging_steps=0.01`: a hundred lines per run.
+    - `dataloader_pin_memory=None`: used if there is a GPU.
     - `remove_unused_columns=False`, `label_names=["labels"]`: the datasets return tensors, not columns.
 
     Args:
@@ -45,12 +47,17 @@ class FineTuningArguments(TrainingArguments):
         default="loss", metadata={"help": "Score that selects the best epoch, as named in the evaluation's log."}
     )
     logging_steps: float = field(default=0.01, metadata={"help": "Steps between logs; below 1, a share of all steps."})
+    dataloader_pin_memory: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Pinned memory for batches; by default if there is a GPU."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: rows are tensors."})
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "Inputs whose presence means that a loss is computed."}
     )
 
     def __post_init__(self) -> None:
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = torch.cuda.is_available() and not self.use_cpu
         super().__post_init__()
         if self.learning_rate is None:
             batch_size = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
