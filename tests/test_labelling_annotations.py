@@ -398,14 +398,14 @@ FILES = {
     "an image without an id": (lambda content: content["images"][0].pop("id"), "expected images with an id"),
     "a name in two spellings": (
         lambda content: content["images"][0].update(file_name="./r1.jpg"),
-        "got 'r1.jpg' 2 times",
+        "'r1.jpg' occurs 2 times",
     ),
     "a class's name that is no text": (
         lambda content: content["categories"][0].update(name="\ud800"),
         "expected categ",
     ),
     "an image twice": (lambda content: content["images"][0].update(id=1), "expected the id of images to be unique"),
-    "a name twice": (lambda content: content["images"][0].update(file_name="r1.jpg"), "got 'r1.jpg' 2 times"),
+    "a name twice": (lambda content: content["images"][0].update(file_name="r1.jpg"), "'r1.jpg' occurs 2 times"),
     "isthing as text": (lambda content: content["categories"][0].update(isthing="yes"), "isthing (0 or 1)"),
 }
 
