@@ -153,6 +153,6 @@ def test_a_turned_photograph_is_turned_or_refused(tmp_path):
             assert np.asarray(objects[0][0])[:, 30:].min() == 255  # the photograph's top is on the right
         else:
             with pytest.raises(
-                ValueError, match=r"turned\.png: expected 40 x 60 pixels, .* got 60 x 40, as it is disp"
+                ValueError, match=r"turned\.png: expected 40 x 60 pixels, .* got 60 x 40 \(width x height as disp"
             ):
                 objects[0]

@@ -206,17 +206,16 @@ def open_photograph(
         `ValueError`: if it cannot be decoded; the message says why.
     """
     image = _open(value, MAX_IMAGE_PIXELS)
-    turn = exif_turn(image)
-    size = (image.width, image.height) if turn in _SWAPS else (image.height, image.width)
-    divisor = 1
+    size = None
     if reduction is not None and image is not value and isinstance(image, JpegImageFile):
+        turn = exif_turn(image)
+        size = (image.width, image.height) if turn in _SWAPS else (image.height, image.width)
         divisor = reduction(size)
-    while turn is not None and any(side % divisor for side in size):  # turning would move the incomplete last pixels
-        divisor //= 2
-    if divisor > 1:
+        while turn is not None and any(side % divisor for side in size):  # turning would move incomplete last pixels
+            divisor //= 2
         image.draft(None, (image.width // divisor, image.height // divisor))  # type: ignore[arg-type]
     image = to_rgb(_load(image))
-    return image, size if divisor > 1 else (image.height, image.width)
+    return image, size or (image.height, image.width)
 
 
 def _open(value: Any, max_pixels: int) -> Image.Image:
