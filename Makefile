@@ -25,9 +25,9 @@ demo: $(VENV)/.installed-all
 	rm -rf runs/demo
 	$(BIN)/c2fmae demo
 
-## The tests, without those marked slow.
+## The tests, without those marked slow: a process for each core.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not slow" tests
 
 ## The same tests on other Pythons, with the newest and with the oldest versions that setup.py allows.
 test-matrix:

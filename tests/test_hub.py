@@ -325,7 +325,7 @@ def test_branches_commits_and_folders(hub_scene, encoders):
     ("where", "said"),
     [
         ((), ""),
-        (("--revision", "v2/small"), ', revision="v2/small"'),
+        pytest.param(("--revision", "v2/small"), ', revision="v2/small"', marks=pytest.mark.slow),
         (("--subfolder", "small/one/"), ', subfolder="small/one"'),
     ],
     ids=["root", "branch", "folder"],

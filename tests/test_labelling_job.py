@@ -452,6 +452,7 @@ def test_several_processes_write_the_same_bytes(photos, tmp_path):
     assert tree_checksums(tmp_path / "1" / "out") == tree_checksums(tmp_path / "2" / "out")
 
 
+@pytest.mark.slow  # Ray takes half a minute to start
 def test_ray_writes_the_same_bytes(photos, tmp_path):
     pytest.importorskip("ray", reason="needs the ray extra")
     plant_bad_files(photos / "bad")
@@ -481,7 +482,7 @@ def run_label(photos: Path, out: Path, *options: str, **popen) -> subprocess.Pop
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_killed_job_ends_with_the_same_bytes(tmp_path, workers):
-    write_photographs(tmp_path / "photos", 60, width=320, height=240)
+    write_photographs(tmp_path / "photos", 60, width=160, height=120)
     whole = run_label(tmp_path / "photos", tmp_path / "whole" / "out")
     assert whole.wait() == 0, whole.stdout.read()
     out = tmp_path / "killed" / "out"

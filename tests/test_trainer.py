@@ -321,7 +321,7 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(config, rows, tmp_
         assert torch.equal(value, other), name
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_persistent_workers_train_the_same(config, rows, tmp_path, context):
     plain = make_trainer(config, rows, tmp_path / "plain")
     arguments = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
