@@ -78,7 +78,6 @@ NAVIGATION = {
     "Development": [
         "extending",
         "../examples/README",
-        "comparison",
         "reference/index",
         "../CONTRIBUTING",
         "../CHANGELOG",

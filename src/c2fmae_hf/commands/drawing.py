@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 def try_to_draw(path: Path, draw: Callable[[Path], Any]) -> bool:
     """
-    Draw a picture; if that fails, warn and go on.
+    Draw a picture; if that fails, warn and continue.
 
     Args:
         path: File to write.

@@ -7,8 +7,8 @@ Pre-train C2FMAE on a folder of photographs, or on images with semantic and inst
     torchrun --nproc_per_node 8 -m c2fmae_hf pretrain --recipe imagenet-vit-base
 
 Photographs without label maps are labelled first, into <output_dir>/dataset. Without a recipe the settings are those
-of `--recipe photographs`, a ViT-Ti in batches of 16, and the run makes about 100 passes, at least 400 steps. Streams
-keep the defaults below and need --max_steps.
+of `--recipe photographs`, a ViT-Ti in batches of 16, and the run makes about 100 passes, at least 400 steps (fewer
+passes above 10 000 photographs). Streams keep the defaults below and need --max_steps.
 
 The output folder then holds the encoder (c2fmae-vit-<size>, for AutoModel and timm), the whole model
 (c2fmae-vit-<size>-pretraining), trainer_state.json with every logged loss, decoder_results.json (mean IoU and panoptic

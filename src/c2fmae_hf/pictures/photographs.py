@@ -1,4 +1,4 @@
-"""Photographs that users supply, and those that ship with scikit-image and scikit-learn (`label` extra)."""
+"""Photographs that users supply, and those that ship with scikit-image and scikit-learn (extra `all`)."""
 
 from __future__ import annotations
 

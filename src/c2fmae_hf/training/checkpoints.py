@@ -358,7 +358,7 @@ def _ignore_signals(then: Callable[[int], None] | None, worker: int) -> None:
 
 
 def _end_on_sigterm_of(parent: int) -> None:
-    """End this worker when its parent sends SIGTERM: loaders stop their workers so."""
+    """End this worker when its parent sends SIGTERM, which is how loaders stop their workers."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

@@ -1,6 +1,6 @@
 """
-Fine-tuning for detection and instance segmentation: detectors, trainers, and COCO's average precision. Needs the
-`detection` extra (pycocotools).
+Fine-tuning for detection and instance segmentation: detectors, trainers, and COCO's average precision. Needs
+pycocotools, `pip install "c2fmae-hf[all]"`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """
-Training samples for detectors: the objects of images, from label maps or COCO annotations. COCO files need the
-`detection` extra (pycocotools).
+Training samples for detectors: the objects of images, from label maps or COCO annotations. COCO files need
+pycocotools, `pip install "c2fmae-hf[all]"`.
 
 The objects of an image are a dictionary of arrays: `masks` `(N, height, width)`, uint8; `class_labels` `(N,)`, int64,
 from 0; `iscrowd` `(N,)`, bool, true for regions that are neither one object nor background; `boxes` `(N, 4)`, float32:
