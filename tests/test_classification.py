@@ -361,7 +361,7 @@ def test_what_would_be_lost_or_fail_later_is_refused(example, folders, dataset_f
     with pytest.raises(ValueError, match=r"metric_for_best_model: expected one of \['loss', .*, got 'accuracy'"):
         run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", "--metric_for_best_model", "accuracy")
     run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", *options)
-    with pytest.raises(ValueError, match=r"checkpoint-2 is there already. Pass --resume_from_checkpoint last"):
+    with pytest.raises(ValueError, match=r"checkpoint-2 exists already. Pass --resume_from_checkpoint last"):
         run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", *options)
     run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", *options, "--resume_from_checkpoint", "last")
     with pytest.raises(ValueError, match="max_train_samples: expected at least 1, got 0"):

@@ -55,7 +55,7 @@ PRETRAIN = ("--config_overrides", '{"num_hidden_layers": 1, "patch_size": 8}', "
         (
             ["pretrain", "discs", *TINY, *PRETRAIN, "--output_dir", "p", "--num_drawn", "0"],
             r"Pre-training on 8 rows of discs, 4 held out, \d classes\. .*M parameters in the .* on cpu, .*: p\.",
-            ["p/c2fmae-vit-tiny", "decoder on held-out rows: semantic_mean_iou"],
+            ["p/c2fmae-vit-tiny", "p/decoder_results.json", "decoder on held-out rows: semantic_mean_iou"],
             ["c2fmae embed p/c2fmae-vit-tiny photos", "c2fmae push p/c2fmae-vit-tiny-pretraining NAME --preview p/"],
         ),
         (
@@ -115,7 +115,7 @@ PRETRAIN = ("--config_overrides", '{"num_hidden_layers": 1, "patch_size": 8}', "
         ),
         (
             ["push", "c2fmae", "me/x", "--preview", "r"],
-            "",
+            r"Preview of c2fmae \(C2FMAEForPreTraining, \d\.\d M parameters\) as me/x\. Output folder: r\.",
             ["r: a preview, nothing was published"],
             ["look at r/README.md", "c2fmae push c2fmae me/x"],
         ),

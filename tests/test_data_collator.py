@@ -146,7 +146,13 @@ def epochs(config, rows, num_workers, context=None, persistent=False, start=0) -
 
 @pytest.mark.parametrize(
     ("num_workers", "context", "persistent"),
-    [(0, None, False), (2, "fork", False), (2, "fork", True), (2, "spawn", True), pytest.param(1, "spawn", False, marks=pytest.mark.slow)],
+    [
+        (0, None, False),
+        (2, "fork", False),
+        (2, "fork", True),
+        (2, "spawn", True),
+        pytest.param(1, "spawn", False, marks=pytest.mark.slow),
+    ],
 )
 def test_the_curriculum_reaches_every_kind_of_worker(config, rows, num_workers, context, persistent):
     expected = epochs(config, rows, 0)

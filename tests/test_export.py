@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -327,11 +328,13 @@ def test_command(tmp_path, capsys, config, export_model):
     assert max(differences.values()) <= 1e-4
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.onnx", "model.pt2"}
     printed = capsys.readouterr().out
-    uses = re.findall(r"largest difference \S+\n((?:.+\n){3})", printed)
+    assert len(re.findall(r"^  \S+/model\.\w+: \S+ MB, largest difference \S+$", printed, re.MULTILINE)) == 2
+    assert "\nResults:\n" in printed
+    uses = re.findall(r"in Python, with \S+:\n((?:    .+\n){3})", printed)
     assert len(uses) == 2
     for code in uses:
         values: dict = {}
-        exec(code, values)
+        exec(textwrap.dedent(code), values)
         outputs = values["outputs"]
         assert (outputs["logits"] if isinstance(outputs, dict) else outputs[0]).shape == (1, 3)
 

@@ -88,7 +88,7 @@ def test_pretraining_writes_the_files_that_it_announces(pretrain, recipe, tmp_pa
 def test_a_finished_output_folder_is_not_overwritten(pretrain, recipe, tmp_path):
     pretrain.main([str(recipe)])
     before = load_file(tmp_path / "run/c2fmae-vit-tiny/model.safetensors")
-    with pytest.raises(ValueError, match=r"checkpoint-4 is there already. Pass --resume_from_checkpoint last"):
+    with pytest.raises(ValueError, match=r"checkpoint-4 exists already. Pass --resume_from_checkpoint last"):
         pretrain.main([str(recipe)])
     trainer = pretrain.main([str(recipe), "--resume_from_checkpoint", "last", "--max_steps", "6"])
     assert trainer.state.global_step == 6

@@ -91,7 +91,7 @@ def check_output_dir(args: TrainingArguments) -> None:
     checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
     if checkpoint is not None and args.resume_from_checkpoint in (None, "false", "False", False):
         raise ValueError(
-            f"output_dir: {checkpoint} is there already. Pass --resume_from_checkpoint last to go on from it, or "
+            f"output_dir: {checkpoint} exists already. Pass --resume_from_checkpoint last to continue from it, or "
             "choose another output_dir"
         )
 

@@ -22,7 +22,7 @@ from ..publishing.repository import load_saved
 from ..utils.files import check_writable
 from ..utils.packages import require
 from .arguments import CommandParser
-from .console import model_in_words
+from .console import model_in_words, print_results
 
 
 USES = {
@@ -60,14 +60,18 @@ def export(options: argparse.Namespace) -> dict[str, float]:
             raise ValueError(f"{options.image}: {error}") from None
         pixel_values = own(image, size=size, do_center_crop=False, return_tensors="pt")["pixel_values"]
 
-    differences = {}
+    differences: dict[str, float] = {}
+    results: list[str] = []
+    next_steps: list[str] = []
     for name in options.format:
         path = options.output_dir / f"model.{name}"
         write = {"onnx": export_onnx, "pt2": export_pt2}[name]
         differences[name] = write(model, path, (height, width), processor, pixel_values)
-        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, largest difference {differences[name]:.1e}")
-        print(USES[name].format(path=path.as_posix(), shape=(1, config.num_channels, height, width)))
+        results.append(f"{path}: {path.stat().st_size / 1e6:.1f} MB, largest difference {differences[name]:.1e}")
+        use = USES[name].format(path=path.as_posix(), shape=(1, config.num_channels, height, width))
+        next_steps += [f"in Python, with {path.name}:", *(f"  {line}" for line in use.splitlines())]
     carry_license(model, options.output_dir)
+    print_results(results, next_steps)
     return differences
 
 

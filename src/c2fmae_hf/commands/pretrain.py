@@ -317,6 +317,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
     trainer.save_encoder(encoder_dir)
     trainer.save_model(str(output_dir / f"{encoder_dir.name}-pretraining"))
     results: list[str | Path] = []
+    names = [encoder_dir.name, f"{encoder_dir.name}-pretraining", "trainer_state.json", RUN_FILE]
     if eval_dataset is not None:
         results.append(format_log(trainer.evaluate(), trainer.state.global_step, trainer.state.max_steps))
     trainer.save_state()
@@ -330,9 +331,11 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
             words = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
             results.append(f"decoder on held-out rows: {words}")
             trainer.save_metrics("decoder", scores, combined=False)
+            names.append("decoder_results.json")
 
     # Results
-    names = (encoder_dir.name, f"{encoder_dir.name}-pretraining", "trainer_state.json", RUN_FILE)
+    if source is not None:
+        names.append("dataset")
     results += [output_dir / name for name in names]
     if data_args.num_drawn > 0 and trainer.is_world_process_zero():
         from ..pictures.reconstruction import draw_curves, draw_reconstruction
@@ -350,7 +353,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
         if any("semantic_loss" in entry or "image_loss" in entry for entry in trainer.state.log_history):
             pictures["curves.png"] = lambda path: draw_curves(trainer.state.log_history, path, title)
         else:
-            logger.warning("Nothing was logged, so that there are no curves; lower logging_steps.")
+            logger.warning("Nothing was logged, so there are no curves; lower logging_steps.")
         results += [output_dir / name for name, draw in pictures.items() if try_to_draw(output_dir / name, draw)]
     if training_args.push_to_hub:
         trainer.push_to_hub()

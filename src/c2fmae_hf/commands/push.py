@@ -165,7 +165,9 @@ def publish(options: argparse.Namespace) -> str:
         "subfolder": options.subfolder,
         "picture": picture,
     }
+    what = f"{model_in_words(options.model, model)} as {options.repo_id}"
     if options.preview is not None:
+        print(f"Preview of {what}. Output folder: {options.preview}. Nothing is published.", flush=True)
         write_repository(model, options.preview, options.repo_id, **common)
         words = ["push", options.model, options.repo_id]
         print_results(
@@ -173,7 +175,7 @@ def publish(options: argparse.Namespace) -> str:
             [f"look at {options.preview / 'README.md'}", f"{type_in(*words)}, with the same options as the preview"],
         )
         return str(options.preview)
-    print(f"Publishing {model_in_words(options.model, model)} as {options.repo_id}.", flush=True)
+    print(f"Publishing {what}.", flush=True)
     commit = push_to_hub(
         model,
         options.repo_id,
