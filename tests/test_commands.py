@@ -56,7 +56,8 @@ def test_the_overview_names_every_command(capsys):
 
 
 @pytest.mark.parametrize("name", command.COMMANDS)
-def test_help_is_short_and_about_the_command(capsys, name):
+def test_help_is_short_and_about_the_command(capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "118")
     code, out, _ = run(capsys, name, "--help")
     assert code == 0
     assert out.startswith(f"usage: c2fmae {name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shlex
 from pathlib import Path
@@ -184,7 +185,8 @@ for name in ("c2fmae_hf", "huggingface_hub", "datasets", "transformers", "timm")
     assert [line.split("] ")[-1] for line in processes.run(script).err.splitlines()] == [f"from {n}" for n in names]
 
 
-def test_a_head_that_is_new_is_no_warning_but_other_weights_are(folder, tmp_path, caplog):
+def test_a_head_that_is_new_is_no_warning_but_other_weights_are(folder, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     load_with_new_parts(C2FMAEBackbone, str(folder / "c2fmae"), new=["fpn."], add_fpn=True)
     load_with_new_parts(AutoModelForImageClassification, str(folder / "vit"))
     assert "LOAD REPORT" not in caplog.text

@@ -257,7 +257,7 @@ def test_labelled_rows_have_the_settings_of_photographs(pretrain, saved_rows):
     assert parse("--per_device_train_batch_size", "256") == ("tiny", 1.5e-3, 256)  # not in proportion
     assert parse("--size", "base") == ("base", 1.5e-4, 16)
     assert parse("--base_learning_rate", "1.6e-3") == ("tiny", 1e-4, 16)
-    assert parse("--model_name_or_path", "model") == (None, 1.5e-3, 16)
+    assert parse("--model_name_or_path", "model") == (None, 1.5e-4, 16)
     assert parse("--streaming", "true", "--max_steps", "9")[::2] == (None, 8)
     assert parse("--recipe", "imagenet-vit-base")[0] == "base"
 

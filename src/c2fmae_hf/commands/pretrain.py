@@ -218,7 +218,7 @@ def parse(args: list[str] | None = None) -> tuple:
     defaults = read_recipe("pretrain", RECIPE)
     left_out: set[str] = set()
     if model_args.model_name_or_path is not None:  # which has its own
-        left_out |= {"size", "image_size"}
+        left_out |= {"size", "image_size", "learning_rate"}
     if model_args.size not in (None, defaults["size"]) or has_option(words, "base_learning_rate"):
         left_out.add("learning_rate")
     return read(**{name: value for name, value in defaults.items() if name not in left_out})
