@@ -187,6 +187,7 @@ for name in ("c2fmae_hf", "huggingface_hub", "datasets", "transformers", "timm")
 
 def test_a_head_that_is_new_is_no_warning_but_other_weights_are(folder, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level(logging.WARNING, "transformers")
     load_with_new_parts(C2FMAEBackbone, str(folder / "c2fmae"), new=["fpn."], add_fpn=True)
     load_with_new_parts(AutoModelForImageClassification, str(folder / "vit"))
     assert "LOAD REPORT" not in caplog.text
