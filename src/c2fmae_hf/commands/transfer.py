@@ -208,7 +208,7 @@ def finish(
     elif args.evaluate_only:
         next_steps = [type_in("push", args.model, "NAME", "--results", results_file, *preview)]
     else:
-        next_steps = [type_in("classify", args.model, args.dataset_name, "--output_dir", folder / "fine-tuned")]
+        next_steps = [type_in("classify", args.model, args.dataset_name, "--output_dir", folder.parent / "fine-tuned")]
     if training_args.process_index == 0:
         write_json(results_file, content)
         if draw is not None and try_to_draw(folder / picture, draw):
