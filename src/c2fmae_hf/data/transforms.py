@@ -51,7 +51,7 @@ class JointTransform:
 
     def reduction(self, size: tuple[int, int], seed: int) -> int:
         """
-        By how much an image may be decoded smaller (1, 2, 4 or 8) before [`__call__`] with the same seed.
+        By how much an image may be decoded smaller (1, 2, 4 or 8) before the transform is called with the same seed.
 
         Args:
             size (`tuple[int, int]`): `(height, width)` of the image.
@@ -73,7 +73,7 @@ class JointTransform:
                 gives a map of -100.
             seed (`int`): Seed of everything random in the transform. torch's global generator is left as it was.
             size (`tuple[int, int]`, *optional*): `(height, width)` of the image and of the maps, if the image was
-                decoded smaller, see [`reduction`].
+                decoded smaller, see `reduction`.
 
         Returns:
             `pixel_values` `(3, height, width)` float32, `semantic` and `instance` `(height / s, width / s)` int64.
@@ -148,8 +148,8 @@ class RandomResizedCropAndFlip(JointTransform):
             pixels = tvF.pil_to_tensor(image.crop(sides))
             pixels = tvF.resize(pixels, list(self.size), self.crop.interpolation, antialias=True)
         else:  # sides between two pixels, which torchvision has not
-            sides = tuple(side / divisor for side in sides)
-            pixels = tvF.pil_to_tensor(image.resize(self.size[::-1], Image.Resampling.BICUBIC, box=sides))
+            reduced = (left / divisor, top / divisor, sides[2] / divisor, sides[3] / divisor)
+            pixels = tvF.pil_to_tensor(image.resize(self.size[::-1], Image.Resampling.BICUBIC, box=reduced))
         centres = []
         for start, side, length in zip(("top", "left"), ("height", "width"), self.size):
             cells = length // self.label_stride

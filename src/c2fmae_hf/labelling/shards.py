@@ -75,7 +75,7 @@ class ShardInfo:
     @classmethod
     def from_json(cls, text: str) -> ShardInfo:
         """
-        Read what [`to_json`] wrote.
+        Read what `to_json` wrote.
 
         Raises:
             `ValueError`: if the text does not describe a shard, or its numbers do not agree.
