@@ -63,7 +63,7 @@ SUITES = [
 ]
 REFERENCE = Suite(f"{MODELS}::ViTReference", "transformers: `ModelTesterMixin`, `ConfigTester`", "ViT, for comparison")
 
-# Of each reason that upstream's tests give for skipping, the part by which it is known, and why it holds here.
+# Part of each reason that upstream's tests give for skipping, and why it holds here.
 NOT_THERE = "needs hardware or a package that this machine does not have"
 NO_TASK = "a task that none of our classes has"
 TEXT = "for text models"
@@ -156,7 +156,7 @@ def describe_environment() -> str:
 
 @dataclass
 class Outcome:
-    """Of one test."""
+    """Outcome of one test."""
 
     passed: bool = False
     failed: bool = False

@@ -26,7 +26,7 @@ from hub_server import Fault, HubServer
 from hub_state import LFS_SUFFIXES, Account, File, Repository
 
 
-# Of the Hub's form, so that what looks for tokens finds them; they open nothing.
+# They have the form of the Hub's tokens, so that checks for tokens find them, and give no access.
 TOKENS = {
     name: f"hf_{name}ForTestsOnly0123456789"
     for name in ("writer", "reader", "fine", "outsider", "expired", "mistyped", "revoked")

@@ -68,7 +68,7 @@ class HubServer(HubState):
         self.stopped = threading.Event()
         self._listeners = [_Listener(self), _Listener(self)]
         ports = [one.server_address[1] for one in self._listeners]
-        # Of another name, as the Hub's storage is: by it clients tell a redirection that they are to follow.
+        # The Hub's storage has another host name, too: clients recognise redirections to follow by it.
         self.url, self.storage_url = f"http://127.0.0.1:{ports[0]}", f"http://localhost:{ports[1]}"
         self._threads = [threading.Thread(target=one.serve_forever, args=(0.05,)) for one in self._listeners]
         for thread in self._threads:

@@ -127,7 +127,7 @@ def plant_odd_files(folder: Path) -> list[str]:
 
 
 def tree_checksums(root: Path) -> dict[str, str]:
-    """Of every file below a folder but the lock."""
+    """Checksums of every file below a folder, except the lock."""
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))

@@ -35,7 +35,7 @@ MISSING = [name for name in ("gradio", "gradio_client", "playwright") if importl
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f'needs {", ".join(MISSING)}: pip install ".[app]" playwright'),
-    # Of Gradio's, not ours.
+    # Gradio's warnings, not ours.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the machine: apt install chromium")
@@ -162,7 +162,7 @@ class Visit:
     hosts: set[str] = field(default_factory=set)
 
     def text(self, selector: str) -> str:
-        """Of a block of HTML, or of an element in one."""
+        """Text of a block of HTML, or of an element in it."""
         inner = self.page.locator(f"{selector} .html-container")
         return (inner if inner.count() else self.page.locator(selector)).inner_text().strip()
 

@@ -1,4 +1,4 @@
-"""What the commands print: what they are about to do, lines, the results, and what to type next."""
+"""Output of the commands: a start paragraph, readable lines, results and next steps."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from c2fmae_hf.training.checkpoints import STAGING_FOLDER
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("distributed_run.py")
-# Of losses, and of weights after plain gradient descent: sums of gradients are added up in another order.
+# Tolerance for losses, and for weights after plain gradient descent: gradients are summed in another order.
 TOLERANCE = 1e-5
 # AdamW makes steps of the learning rate's size of gradients that are all but zero, and so of their rounding.
 ADAMW_TOLERANCE = 1e-4
@@ -133,14 +133,14 @@ def test_two_processes_are_one(tmp_path, single):
     assert all(mask not in masks[1] for mask in masks[0])
     alone = [mask for batch in single.rank(0)["batches"] for mask in batch["masks"]]
     assert sorted(masks[0] + masks[1]) == sorted(alone)
-    # Of four images the last batch is full; of others some are counted twice, as accelerate fills it.
+    # Four images fill the last batch; with other numbers accelerate repeats images, which then count twice.
     for name in ("eval_loss", "eval_semantic_loss", "eval_instance_loss", "eval_image_loss"):
         assert pair.rank(0)["metrics"][name] == pytest.approx(single.rank(0)["metrics"][name], abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_rows_that_do_not_divide(tmp_path, drop_last):
-    """Of 17 images in steps of four the last step is filled with three that were there before, or is left out."""
+    """With 17 images in steps of four, the last step repeats three images, or is left out."""
     arguments = {"max_steps": -1, "num_train_epochs": 1, "gradient_accumulation_steps": 1, "save_strategy": "no"}
     pair = run(tmp_path, 2, "--rows", "17", dataloader_drop_last=drop_last, **arguments)
     steps = range(4 if drop_last else 5)

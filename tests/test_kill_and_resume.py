@@ -40,7 +40,7 @@ def last_checkpoint(folder: Path) -> int:
 
 
 def draw_moment(generator: random.Random, last: int) -> str:
-    """Of any kind, soon after the last checkpoint."""
+    """A random moment of any kind, soon after the last checkpoint."""
     kind = generator.choice(["step", "checkpoint", "rename", "evaluation"])
     if kind == "step":
         return f"step-{generator.randint(last, min(last + 5, MAX_STEPS - 1))}"

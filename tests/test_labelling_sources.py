@@ -232,7 +232,7 @@ def test_columns_of_datasets(tmp_path):
     datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match=r"source split: expected one of \['test', 'train'\], got 'validation'"):
         open_source(str(tmp_path / "saved"), split="validation")
-    # Of three image columns, `image` is used, or else the first.
+    # With several image columns `image` is used, or else the first.
     source = open_source(str(tmp_path / "saved"))
     assert source.read_row.image == "picture"
     assert source.label_feature.names == list("abc")

@@ -941,7 +941,7 @@ def test_weights_may_lie_on_the_disk(model_class, config, batch, tmp_path):
 
 @pytest.mark.parametrize(("base", "name"), [(C2FMAEForImageClassification, "head"), (C2FMAEModel, "norm")])
 def test_a_subclass_s_module_that_a_file_could_not_tell_from_ours_is_refused(config, tmp_path, base, name):
-    """Of two weights with one name, a file would keep only one."""
+    """If two weights had one name, a file would keep only one of them."""
 
     class Around(C2FMAEForImageClassification if base is not C2FMAEModel else C2FMAEForSemanticSegmentation):
         def __init__(self, config, own):

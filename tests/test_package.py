@@ -64,7 +64,7 @@ def imported_names(tree: ast.AST) -> dict[str, str]:
 
 
 def full_name(node: ast.AST, imported: dict[str, str]) -> str:
-    """Of a name or attribute; empty before the first dot where it is one of a value."""
+    """The dotted name of a name or attribute; it begins with a dot if the attribute is that of a value."""
     if isinstance(node, ast.Attribute):
         return f"{full_name(node.value, imported)}.{node.attr}"
     return imported.get(node.id, node.id) if isinstance(node, ast.Name) else ""

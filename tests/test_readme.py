@@ -90,7 +90,7 @@ BLOCKS = [block for document in DOCUMENTS for block in blocks_of(document)]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 RUNNABLE = [block for block in PYTHON if block.needs is None]
 NUM_PHOTOS = 8
-# Of features, with a standard deviation of about 0.9, of a file that the two libraries resize each in its way.
+# Largest difference of features (standard deviation about 0.9) of a file, which the two libraries resize differently.
 FILE_DIFFERENCE = 0.05
 # Commands that a document has run.
 RUN: set[str] = set()
@@ -303,7 +303,7 @@ def check_pyramid(names):
 
 CHECKS = {}
 for text, check in {
-    "**processor(Image.open(": check_features,
+    "**inputs).last_hidden_state": check_features,
     "outputs.last_hidden_state": check_features,
     "create_model(folder, pretrained=True, num_classes=0)": check_same_photograph,
     '"by_split"': check_by_split,

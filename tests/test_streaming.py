@@ -33,7 +33,7 @@ def make_stream(rows: datasets.Dataset, num_shards: int = 4, **options) -> C2FMA
 
 
 def read(stream: C2FMAEIterableDataset, num_batches: int, num_workers: int = 0) -> list[tuple]:
-    """Of every sample what tells it from others: its key, its row, its pixels."""
+    """Key, row and pixels of every sample, which identify it."""
     loader = DataLoader(stream, batch_size=stream.batch_size, num_workers=num_workers, collate_fn=list)
     batches = [batch for _, batch in zip(range(num_batches), loader)]
     return [

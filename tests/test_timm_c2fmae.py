@@ -95,7 +95,7 @@ def test_timm_s_own_preprocessing_is_the_processor_s(tmp_path):
 @require_timm_local_dir
 @pytest.mark.parametrize("side", [64, 96, 112, 144, 224])
 def test_an_image_is_resized_and_cropped_alike(tmp_path, side):
-    """Of sizes that are no multiple of 7, too: a pixel more or less would be seen in all features."""
+    """Also for sizes that 7 does not divide: one pixel more or less would change all features."""
     config = tiny(image_size=side)
     C2FMAEModel(config).save_pretrained(tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path}", num_classes=0)

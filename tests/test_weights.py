@@ -63,7 +63,7 @@ def test_the_same_features_in_both_libraries(folder, pixel_values):
 
 @of_weights
 def test_they_were_trained(folder, pixel_values):
-    """Of photographs that they have not seen, hidden pixels are told better than by the mean of each patch (1)."""
+    """On unseen photographs, hidden pixels are predicted better than by the mean of each patch (loss 1)."""
     trained = AutoModelForPreTraining.from_pretrained(folder).eval()
     assert trained.config.semantic_id2label[4] == "cat"
     torch.manual_seed(0)

@@ -33,7 +33,7 @@ def load_command(name: str) -> ModuleType:
 
 
 def small_config(**fields) -> C2FMAEConfig:
-    """Of a model that trains in milliseconds, for scripts without fixtures."""
+    """Configuration of a model that trains in milliseconds, for scripts without fixtures."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     decoder = {"decoder_hidden_size": 32, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 64}
     images = {"image_size": 32, "patch_size": 8, "num_semantic_classes": 5}

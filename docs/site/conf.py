@@ -64,7 +64,7 @@ add_module_names = False
 python_maximum_signature_line_length = 88
 
 SOURCES = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
-# Of other libraries, in docstrings.
+# Names of other libraries in docstrings.
 OTHERS = {"transformers", "evaluate", "datasets", "trainer_utils", "Trainer", "BatchFeature"}
 
 # The pages by part, in reading order. Those that are not there yet are left out; one that is there and is not named
@@ -131,7 +131,7 @@ def translate_docstring(app, what, name, obj, options, lines: list[str]) -> None
 
 
 def shorten_signature(app, what, name, obj, options, signature: str | None, return_annotation):
-    """Of configurations and arguments, whose fields are listed below it, with those of the library there."""
+    """Shorten signatures of configurations and arguments, whose fields are listed below them."""
     is_long = what == "class" and signature is not None and signature.count(": ") > 30
     return ("(**fields)", None) if is_long else None
 

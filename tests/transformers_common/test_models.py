@@ -153,7 +153,7 @@ class C2FMAETest(VisionMixin, common.ModelTesterMixin, unittest.TestCase):
             self.addCleanup(may_be_new.stop)
         super().test_can_init_all_missing_weights()
 
-    # Of an encoder alone the pre-training class makes an error, which tests/test_modeling_c2fmae.py asserts.
+    # The pre-training class refuses an encoder without a decoder, which tests/test_modeling_c2fmae.py asserts.
 
     def test_correct_missing_keys(self):
         self.all_model_classes = tuple(kind for kind in self.all_model_classes if kind is not C2FMAEForPreTraining)

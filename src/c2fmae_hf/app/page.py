@@ -214,7 +214,7 @@ def build_app(playground: Playground, facts: WeightsFacts) -> gr.Blocks:
     rows, columns = playground.grid_size
     pictures = embedded_photographs(list(EXAMPLES))
     captions = list(EXAMPLES.values())
-    # What the page opens with is computed once, here.
+    # Compute the opening view once, for all visitors.
     strategy, ratio, seed = playground.strategies[-1], config.mask_ratio, 0
     place = (rows // 2 + 1, columns // 2 + 1, config.num_hidden_layers, 0)
     first = playground.open(next(iter(pictures.values())))

@@ -1,4 +1,4 @@
-"""What the page shows, without Gradio: predictions and attention of a pre-trained model, for several visitors."""
+"""Predictions and attention for the page, without Gradio and for several visitors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command prints in the same way: its log, its model in words, its results and what to type next."""
+"""Output that all commands share: the log, the model in words, results and next steps."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a model sees and predicts, as pictures."""
+"""Pictures of predictions, masks, attention and features."""

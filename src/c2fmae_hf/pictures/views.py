@@ -56,7 +56,7 @@ class ViewedModel:
 
     @property
     def granularities(self) -> tuple[str, ...]:
-        """What the model predicts; empty without a decoder."""
+        """Granularities that the model predicts; empty without a decoder."""
         return () if self.whole is None else tuple(self.config.granularities)
 
     @property

@@ -42,7 +42,7 @@ NOTHING = "Nothing was published"
 
 
 class HubError(RuntimeError):
-    """What went wrong and what to do, in one line, without any token."""
+    """A failure to publish: its cause and remedy in one line, without any token."""
 
 
 def push_to_hub(

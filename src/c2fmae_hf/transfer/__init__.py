@@ -1,1 +1,1 @@
-"""What a pre-trained encoder is used for: probes, classification, segmentation, detection."""
+"""Probes, classification, segmentation and detection with a pre-trained encoder."""
