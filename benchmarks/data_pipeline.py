@@ -2,11 +2,14 @@
 Time to load a sample of three granularities, stage by stage, compared with an image alone, in one process on one core.
 
     python benchmarks/data_pipeline.py --dataset_name "photos/*.parquet"
+    python benchmarks/data_pipeline.py --dataset_name "photos/*.parquet" --photograph_size 4000 3000 --rows 16
 
-The peers load the same JPEGs with the same crop, flip and normalisation: torchvision's v2 transforms on tensors, as
-ours, and timm's own training transform on PIL images. All start from encoded bytes in memory and end with a batch. Our
-stages are timed one by one, on the same rows in turns. "Masks and targets" is the time per sample for the curriculum's
-masks and the centre-offset targets, "curriculum" the time that its strategies add to random masks.
+`--photograph_size` first enlarges photographs and maps to that size (JPEG of quality 90, maps as `c2fmae label` writes
+them; maps that are smaller than their photograph stay so). The peers load the same JPEGs with the same crop, flip and
+normalisation: torchvision's v2 transforms on tensors, as ours, and timm's own training transform on PIL images. All
+start from encoded bytes in memory and end with a batch. Our stages are timed one by one, on the same rows in turns.
+"Masks and targets" is the time per sample for the curriculum's masks and the centre-offset targets, "curriculum" the
+time that its strategies add to random masks.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from c2fmae_hf.data.rows import MAP_COLUMNS, count_semantic_classes, undecoded
 from c2fmae_hf.data.sampling import SampleKey
 from c2fmae_hf.data.splits import load_splits
 from c2fmae_hf.data.transforms import training_transform
-from c2fmae_hf.images import expand_label_map, open_image, to_label_map, to_rgb
+from c2fmae_hf.images import open_image, open_photograph, to_label_map, to_rgb
+from c2fmae_hf.labelling.records import encode_label_map
 from c2fmae_hf.masking import MaskingCurriculum
 from c2fmae_hf.targets import instance_labels_from_map
 
@@ -44,6 +48,20 @@ def image_alone(rows: Sequence[dict[str, Any]], transform: Callable[[Image.Image
     return torch.stack([transform(image) for image in images])
 
 
+def resized(row: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The row with a photograph of this width and height, and maps that are in the same proportion to it."""
+    image = to_rgb(open_image(row["image"]))
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    found = {**row, "image": {"bytes": buffer.getvalue(), "path": None}}
+    for name in MAP_COLUMNS:
+        label_map = Image.fromarray(to_label_map(open_image(row[name])))
+        stride = round(image.width / label_map.width)
+        larger = label_map.resize([-(-side // stride) for side in size], Image.Resampling.NEAREST)
+        found[name] = {"bytes": encode_label_map(np.asarray(larger)), "path": None}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_name", required=True)
@@ -51,12 +69,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="rows per turn, from the first")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--photograph_size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"))
     add_common_arguments(parser, rounds=9)
     args = parser.parse_args()
     torch.set_num_threads(1)  # as in a data-loading worker
 
     stored = undecoded(load_splits(args.dataset_name)[args.split])
     rows = [stored[index] for index in range(min(args.rows, len(stored)))]
+    if args.photograph_size:
+        rows = [resized(row, tuple(args.photograph_size)) for row in rows]
     config = C2FMAEConfig.from_size(
         "base", image_size=args.image_size, num_semantic_classes=count_semantic_classes(stored)
     )
@@ -82,13 +103,17 @@ def main() -> None:
     )
 
     samples = [dataset[key] for key in keys]
-    images = [to_rgb(open_image(row["image"])) for row in rows]
 
-    def decode_maps(row: dict[str, Any], image: Image.Image) -> list[np.ndarray]:
-        maps = (to_label_map(open_image(row[name])) for name in MAP_COLUMNS)
-        return [expand_label_map(label_map, (image.height, image.width)) for label_map in maps]
+    def decode_maps(row: dict[str, Any]) -> list[np.ndarray]:
+        return [to_label_map(open_image(row[name])) for name in MAP_COLUMNS]
 
-    decoded = [(image, *decode_maps(row, image)) for row, image in zip(rows, images)]
+    def decode_image(number: int) -> tuple[Image.Image, tuple[int, int]]:
+        return open_photograph(rows[number]["image"], lambda size: transform.reduction(size, number))
+
+    decoded = []
+    for number, row in enumerate(rows):
+        image, shape = decode_image(number)
+        decoded.append((image, *decode_maps(row), number, shape))
     starts = range(0, len(rows), args.batch_size)
 
     def in_batches(function: Callable[[int, int], Any]) -> Callable[[], None]:
@@ -106,9 +131,9 @@ def main() -> None:
         "image alone (timm)": in_batches(lambda start, stop: image_alone(rows[start:stop], timm_transform)),
         "three granularities": in_batches(lambda start, stop: load(collators["curriculum"], start, stop)),
         "three granularities, random masks": in_batches(lambda start, stop: load(collators["random"], start, stop)),
-        "stage: decode the image": lambda: [to_rgb(open_image(row["image"])) for row in rows],
-        "stage: decode the maps": lambda: [decode_maps(row, image) for row, image in zip(rows, images)],
-        "stage: joint crop, flip, normalisation": lambda: [transform(*one, seed) for seed, one in enumerate(decoded)],
+        "stage: decode the image": lambda: [decode_image(number) for number in range(len(rows))],
+        "stage: decode the maps": lambda: [decode_maps(row) for row in rows],
+        "stage: joint crop, flip, normalisation": lambda: [transform(*one) for one in decoded],
         "stage: collation, curriculum": in_batches(lambda a, b: collators["curriculum"](samples[a:b])),
         "stage: collation, random masks": in_batches(lambda a, b: collators["random"](samples[a:b])),
         "of it: stacking": in_batches(

@@ -14,7 +14,7 @@ from c2fmae_hf.data import rows as data_rows
 from c2fmae_hf.data.dataset import C2FMAEDataset
 from c2fmae_hf.data.sampling import SampleKey
 from c2fmae_hf.data.transforms import JointTransform, evaluation_transform, training_transform
-from c2fmae_hf.images import open_photograph
+from c2fmae_hf.images import expand_label_map, open_photograph
 from c2fmae_hf.targets import reduce_label_map
 
 
@@ -27,6 +27,21 @@ def blocks(height: int = 60, width: int = 90) -> tuple[Image.Image, np.ndarray, 
 
 
 IDENTITY = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+@pytest.mark.parametrize("make", [training_transform, evaluation_transform])
+def test_maps_as_they_are_stored_give_what_expanded_ones_give(make):
+    generator = np.random.default_rng(0)
+    for seed, (height, width, stride) in enumerate([(61, 90, 2), (59, 95, 3), (70, 64, 1), (63, 97, 7)] * 4):
+        image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        shape = (-(-height // stride), -(-width // stride))
+        stored = [generator.integers(-1, 9, shape, dtype=np.int32) for _ in range(2)]
+        expanded = [expand_label_map(ids, (height, width)) for ids in stored]
+        transform = make((32, 48), label_stride=4)
+        found, expected = (transform(image, *maps, seed) for maps in (stored, expanded))
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(ValueError, match="expected the image's size"):
+        transform(image, stored[0][:-1], stored[1], 0)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..constants import IGNORE_INDEX
-from ..images import expand_label_map, open_image, open_photograph, to_label_map
+from ..images import open_image, open_photograph, to_label_map
 from .randomness import sample_seeds
 from .sampling import SampleKey
 from .transforms import JointTransform
@@ -77,10 +77,9 @@ class RowReader:
             for column in self.map_columns:
                 if row[column] is None:
                     continue
-                label_map = to_label_map(open_image(row[column], image_size=size))
+                maps[column] = to_label_map(open_image(row[column], image_size=size))
                 if column == "semantic":
-                    self._check_classes(label_map)
-                maps[column] = expand_label_map(label_map, size)
+                    self._check_classes(maps[column])
         except ValueError as error:
             raise ValueError(f"{label}, column {column!r}: {error}") from error
         return {

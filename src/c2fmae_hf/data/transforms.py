@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as tvF
 
 from ..configuration_c2fmae import resize_before_crop
 from ..constants import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD
+from ..images import check_map_size, expand_label_map
 from ..targets import reduce_label_map
 
 
@@ -69,14 +70,17 @@ class JointTransform:
         """
         Args:
             image: RGB.
-            semantic, instance: `(height, width)` label maps of the image's size, -100 = ignore; `None` = no map, which
-                gives a map of -100.
+            semantic, instance: Label maps, `(height, width)` of the image's size or of that size at a stride, -100 =
+                ignore; `None` = no map, which gives a map of -100.
             seed (`int`): Seed of everything random in the transform. torch's global generator is left as it was.
             size (`tuple[int, int]`, *optional*): `(height, width)` of the image and of the maps, if the image was
                 decoded smaller, see `reduction`.
 
         Returns:
             `pixel_values` `(3, height, width)` float32, `semantic` and `instance` `(height / s, width / s)` int64.
+
+        Raises:
+            `ValueError`: if a map has neither the image's size nor that size at a stride.
         """
         maps = {"semantic": semantic, "instance": instance}
         with _seeded(seed):
@@ -95,7 +99,8 @@ class JointTransform:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Pixels `(3, height, width)` uint8 of the size `size`, and maps on the label grid."""
         sample: dict[str, torch.Tensor] = {"image": tv_tensors.Image(tvF.pil_to_tensor(image))}
-        sample.update({name: tv_tensors.Mask(torch.from_numpy(ids)) for name, ids in maps.items()})
+        for name, ids in maps.items():
+            sample[name] = tv_tensors.Mask(torch.from_numpy(expand_label_map(ids, image_size)))
         sample = {name: value.as_subclass(torch.Tensor) for name, value in self.geometry(sample).items()}
         pixels = sample.pop("image")
         return pixels, {name: reduce_label_map(ids, self.label_stride) for name, ids in sample.items()}
@@ -157,7 +162,11 @@ class RandomResizedCropAndFlip(JointTransform):
         rows, columns = centres
         if is_flipped:
             pixels, columns = pixels.flip(-1), columns[::-1]
-        return pixels, {name: torch.from_numpy(ids[rows[:, None], columns]) for name, ids in maps.items()}
+        grids = {}
+        for name, ids in maps.items():
+            stride = check_map_size((ids.shape[0], ids.shape[1]), image_size)
+            grids[name] = torch.from_numpy(ids[rows[:, None] // stride, columns // stride])
+        return pixels, grids
 
 
 @contextmanager
