@@ -135,6 +135,8 @@ class RandomResizedCropAndFlip(JointTransform):
         return self.crop.make_params([torch.empty((1, *image_size), device="meta")])
 
     def reduction(self, size: tuple[int, int], seed: int) -> int:
+        if any(side < 2 * REDUCTION_MARGIN * target for side, target in zip(size, self.size)):
+            return 1  # whatever the crop
         with _seeded(seed):
             box = self.draw(size)
         shrinks = min(box["height"] / self.size[0], box["width"] / self.size[1])
