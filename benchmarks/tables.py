@@ -1,0 +1,391 @@
+"""
+Write measured figures into the documents, from the records in `benchmarks/results`.
+
+    python benchmarks/tables.py
+    python benchmarks/tables.py --check
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; single figures in sentences are found by the
+patterns of `figures`. `--check` writes nothing, names what differs and ends with 1. `measure.sh` makes the records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
+STUDY = ROOT / "benchmarks/representation"
+PAGES = (
+    "README.md",
+    "benchmarks/README.md",
+    "benchmarks/representation/README.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+)
+TABLE = r"<!-- table: ([\w-]+) -->\n.*?<!-- end of table -->\n"
+DEFAULT_RATIO = "0.25"
+
+Row = dict[str, Any]
+
+
+def record(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def rows(name: str) -> list[Row]:
+    return record(name)["rows"]
+
+
+# Cells
+
+
+def digits(value: float) -> str:
+    """Three digits, and all of those before the point."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def with_range(row: Row, key: str = "images/s") -> str:
+    return f"{digits(row[key])} ({digits(row['slowest'])} to {digits(row['fastest'])})"
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
+
+
+def source(*names: str) -> str:
+    """The line below a table: machine, date and commands."""
+    contents = [record(name) for name in names]
+    places = {place(content["machine"]) for content in contents}
+    commands = [re.sub(r" --output \S+", "", content["command"]) for content in contents]
+    links = ", ".join(f"[{name}](results/{name}.json)" for name in names)
+    text = "\n".join(f"python benchmarks/{command}" for command in commands)
+    return f"{'; '.join(sorted(places))}. Records: {links}.\n\n```bash\n{text}\n```"
+
+
+def place(machine: Row) -> str:
+    cores = f"{machine['cores']} CPU core{'s' if machine['cores'] > 1 else ''} ({machine['processor']})"
+    return f"{machine.get('device') or cores}, torch {machine['torch']}, {machine['date']}"
+
+
+# Tables
+
+
+def contender_name(contender: str) -> str:
+    name, *options = contender.split()
+    return f"{name}, {100 * float(options[0]):g} %" if options else name
+
+
+def training_step() -> str:
+    single, half = ({row["contender"]: row for row in rows(f"step-{dtype}")} for dtype in ("float32", "bfloat16"))
+    memory = {row["contender"]: row["peak memory, MiB"] for row in rows("step-memory")}
+    lines = []
+    for contender, row in single.items():
+        lines.append(
+            [
+                contender_name(contender),
+                with_range(row),
+                f"{row['times ViTMAE']:.2f}",
+                with_range(half[contender]),
+                f"{half[contender]['times ViTMAE']:.2f}",
+                digits(row["GFLOP an image"]),
+                f"{row['share of the matrix rate, %']:.0f} %, {half[contender]['share of the matrix rate, %']:.0f} %",
+                f"{memory[contender]:.0f} MiB" if contender in memory else "",
+            ]
+        )
+    head = [
+        "",
+        "images/s, float32 (range)",
+        "times ViTMAE",
+        "images/s, bfloat16 (range)",
+        "times ViTMAE",
+        "GFLOP an image",
+        "share of the matrix rate, float32 and bfloat16",
+        "peak memory, float32",
+    ]
+    return f"{markdown(head, lines)}\n\n{source('step-float32', 'step-bfloat16', 'step-memory')}"
+
+
+def training_step_gpu() -> str:
+    lines = [
+        [
+            str(row["batch"]),
+            contender_name(row["contender"]),
+            with_range(row),
+            f"{row['times ViTMAE']:.2f}",
+            f"{row['share of the matrix rate, %']:.0f} %",
+            "" if row.get("peak memory, MiB") is None else f"{row['peak memory, MiB']:.0f}",
+        ]
+        for row in rows("step-h200")
+    ]
+    head = ["batch", "", "images/s (range)", "times ViTMAE", "share of the matrix rate", "peak memory, MiB"]
+    return markdown(head, lines)
+
+
+def features() -> str:
+    lines = [
+        [str(row["batch"]), row["model"], with_range(row), f"{row['times timm']:.2f}"] for row in rows("features")
+    ]
+    return f"{markdown(['batch', 'model', 'images/s (range)', 'times timm'], lines)}\n\n{source('features')}"
+
+
+LOADING = {
+    "loading-256": "256 px, maps at stride 2",
+    "loading-256-stride4": "at stride 4",
+    "loading-500": "500 x 375, stride 2",
+    "loading-4000": "4000 x 3000, stride 2",
+}
+
+
+def loading() -> str:
+    columns = {name: {row["what"]: row for row in rows(name)} for name in LOADING}
+    lines = [
+        [what, *(f"{digits(found[what]['ms a sample'])} ({found[what]['range']})" for found in columns.values())]
+        for what in columns["loading-256"]
+    ]
+    times = [f"**{found['three granularities']['times image alone']:.2f}**" for found in columns.values()]
+    lines.append(["**three granularities: times the image alone**", *times])
+    return f"{markdown(['ms a sample (range)', *LOADING.values()], lines)}\n\n{source(*LOADING)}"
+
+
+def workers() -> str:
+    lines = [
+        [str(row["workers"]), with_range(row), f"{row['waits for data, % of the time']:.1f} %"]
+        for row in rows("workers")
+    ]
+    return f"{markdown(['workers', 'images/s (range)', 'waits for data'], lines)}\n\n{source('workers')}"
+
+
+def growth() -> str:
+    lines = [
+        [row["what grows"].replace("_", " "), str(row["to"]), digits(row["images/s"]), digits(row["peak memory, MiB"])]
+        for row in rows("growth")
+    ]
+    return f"{markdown(['what grows', 'to', 'images/s', 'peak memory, MiB'], lines)}\n\n{source('growth')}"
+
+
+def start_up() -> str:
+    lines = [
+        [row["what"], f"{row['ours']:.2f}", f"{row['peer']:.2f}", f"{row['times the peer']:.2f}"]
+        for row in rows("start_up")
+    ]
+    return f"{markdown(['what', 'ours, s', 'peer, s', 'times the peer'], lines)}\n\n{source('start_up')}"
+
+
+def labelling(name: str, first: str) -> str:
+    lines = [[str(row[first]), with_range(row), f"{row['peak memory, MiB']:.0f} MiB"] for row in rows(name)]
+    return f"{markdown([first, 'images/s (range)', 'peak memory'], lines)}\n\n{source(name)}"
+
+
+def memory_peaks() -> str:
+    found = rows("memory-peaks")
+    batches = [name.removesuffix(", MiB") for name in found[0] if name != "size"]
+    lines = [[row["size"], *(f"{row[f'{batch}, MiB']:.0f} MiB" for batch in batches)] for row in found]
+    return f"{markdown(['size', *batches], lines)}\n\n{source('memory-peaks')}"
+
+
+def time_to_quality() -> str:
+    lines = []
+    for row in rows("time_to_quality"):
+        sign = "" if row["sign"] == "=" else f"{row['sign']} "
+        lines.append(
+            [
+                f"{row['score']} of MAE after {row['peer_epochs']} epochs, {100 * row['peer_score']:.1f}",
+                row["variant"],
+                f"{sign}{row['epochs']:.1f}",
+                f"**{sign}{row['epochs'] / row['peer_epochs']:.2f}**",
+                f"{sign}{row['seconds']:.0f} s of {row['peer_seconds']:.0f} s",
+            ]
+        )
+    head = ["score to reach", "variant", "compute, epochs of MAE", "share of MAE's compute", "training"]
+    return f"{markdown(head, lines)}\n\n{place(record('time_to_quality')['machine'])}."
+
+
+def decoded() -> str:
+    """The study's runs by the share of masked patches that a step decodes, at equal compute."""
+    sys.path.append(str(STUDY))
+    import summarise
+
+    folder = STUDY / "results/defaults"
+    ratios = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))["times_mae"]
+    found = summarise.summarise(summarise.load(folder)["study-stl10-small-10"], ratios)
+    names = ("half_decoded", "cascade", "eighth_decoded", "repeated_masks")
+    return summarise.table({name: found[name] for name in names if name in found})
+
+
+def weights() -> str:
+    """The shipped weights beside a MAE as long and random weights, from the study's records."""
+    folder = STUDY / "results"
+    files = ("encoder-c2fmae-vit-tiny-stl10", "mae-0-stl10-tiny-100", "encoder-untrained")
+    frozen = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in files]
+    detection = json.loads((folder / "detection-pennfudan.json").read_text(encoding="utf-8"))["encoders"]
+    scores = {
+        "linear_probe": "linear probe",
+        "knn": "k-NN",
+        "caltech101_linear_probe": "Caltech-101, linear probe",
+        "patch_mean_iou": "mean IoU",
+        "bbox_map": "AP of boxes",
+        "segm_map": "AP of masks",
+    }
+    lines = []
+    for name, one, other in zip(("shipped weights", "MAE", "random weights"), frozen, detection):
+        found = {**one["results"], **other["results"]}
+        lines.append([name, *(f"{100 * found[score]:.1f}" for score in scores)])
+    links = ", ".join(f"[{n}](representation/results/{n}.json)" for n in (*files, "detection-pennfudan"))
+    return f"{markdown(['', *scores.values()], lines)}\n\nRecords: {links}."
+
+
+IMAGENET, BILLION = 1_281_167, 1_000_000_000
+
+
+def costs() -> str:
+    """What ImageNet and a billion photographs would cost at the measured rates."""
+    labels = next(row["images/s"] for row in rows("labelling-engines") if row["engine"] == "1 process")
+    step = next(r for r in rows("step-h200") if r["batch"] == 256 and f" {DEFAULT_RATIO} " in r["contender"])[
+        "images/s"
+    ]
+    load = next(row["ms a sample"] for row in rows("loading-256") if row["what"] == "three granularities")
+    cores = f"{step * load / 1000:.0f} cores"
+
+    def hours(images: float, rate: float, what: str) -> str:
+        return f"{digits(images / rate / 3600)} {what}-hours"
+
+    lines = [
+        [
+            "storage, photographs at 256 px (30 kB) and panoptic maps at stride 2 (1.7 kB)",
+            f"{digits(IMAGENET * 31.7e3 / 1e9)} GB in 1 282 shards",
+            f"{digits(BILLION * 31.7e3 / 1e12)} TB in 100 000 shards",
+        ],
+        [
+            f"labels by the classical labeller, {digits(labels)} images/s per core (measured)",
+            hours(IMAGENET, labels, "core"),
+            hours(BILLION, labels, "core"),
+        ],
+        [
+            "labels by Mask2Former Swin-L at 384 px, *assuming* 100 images/s per GPU",
+            hours(IMAGENET, 100, "GPU"),
+            hours(BILLION, 100, "GPU"),
+        ],
+        [
+            f"400 epochs of ViT-Base at {digits(step)} images/s per H200 (measured at batch 256)",
+            hours(400 * IMAGENET, step, "GPU"),
+            f"one epoch: {hours(BILLION, step, 'GPU')}",
+        ],
+        [f"loading for one such GPU, {digits(load)} ms per photograph and core (measured)", cores, cores],
+    ]
+    return markdown(["step", "ImageNet-1K, 1.28 M photographs", "a billion photographs"], lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "training-step": training_step,
+    "training-step-gpu": training_step_gpu,
+    "features": features,
+    "loading": loading,
+    "workers": workers,
+    "growth": growth,
+    "start-up": start_up,
+    "labelling-engines": lambda: labelling("labelling-engines", "engine"),
+    "labelling-growth": lambda: labelling("labelling-growth", "images"),
+    "memory-peaks": memory_peaks,
+    "decoded": decoded,
+    "time-to-quality": time_to_quality,
+    "weights": weights,
+    "costs": costs,
+}
+
+
+# Figures in sentences
+
+
+def figures() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Page, pattern and what its groups are to hold."""
+    steps = {dtype: {row["contender"]: row for row in rows(f"step-{dtype}")} for dtype in ("float32", "bfloat16")}
+    ours, everything = f"C2FMAE {DEFAULT_RATIO} sdpa", "C2FMAE 1.0 sdpa"
+    single, half = (f"{steps[dtype][ours]['times ViTMAE']:.1f}" for dtype in ("float32", "bfloat16"))
+    measured = place(record("step-float32")["machine"])
+    yield "README.md", r"processes ([\d.]+) times as many images", (single,)
+    yield "README.md", r"speed is of ([^.]+, torch [\d.]+, [\d-]+)\.", (measured,)
+    yield (
+        "docs/pretraining.md",
+        r"pixels: ([\d.]+) times its images/s by default \(float32\), ([\d.]+) times with all masked patches "
+        r"decoded, ([\d.]+) times in bfloat16",
+        (single, f"{steps['float32'][everything]['times ViTMAE']:.1f}", half),
+    )
+    yield "docs/pretraining.md", r"slowest and the fastest turn\. ([^;]+);", (measured,)
+    whole = [
+        next(row for row in rows(name) if row["what"] == "three granularities")
+        for name in ("loading-256-stride4", "loading-256")
+    ]
+    times = tuple(digits(row["ms a sample"]) for row in whole)
+    yield "docs/pretraining.md", r"with both maps in ([\d.]+) to ([\d.]+) ms", times
+    times = tuple(f"{row['times image alone']:.1f}" for row in whole)
+    yield "docs/faq.md", r"takes ([\d.]+) to ([\d.]+) times as long to load as an image alone", times
+    memory = rows("memory-run")
+    yield (
+        "docs/long_runs.md",
+        r"took ([\d]+) MiB in the first tenth and ([\d]+) MiB in the last, two workers together ([\d]+) and "
+        r"([\d]+) MiB",
+        tuple(f"{memory[tenth][name]:.0f}" for name in ("trainer, MiB", "workers together, MiB") for tenth in (0, -1)),
+    )
+
+
+# Pages
+
+
+def render(page: str, text: str) -> str:
+    """
+    The page with its tables and figures as the records have them.
+
+    Raises:
+        `ValueError`: if a pattern of a figure is not found once.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        results = os.path.relpath(RESULTS, (ROOT / page).parent)
+        found = TABLES[match[1]]().replace("](results/", f"]({results}/")
+        found = found.replace("](representation/", f"]({os.path.dirname(results)}/representation/")
+        return f"<!-- table: {match[1]} -->\n{found}\n<!-- end of table -->\n"
+
+    text = re.sub(TABLE, table, text, flags=re.DOTALL)
+    for name, pattern, values in figures():
+        if name != page:
+            continue
+        found = list(re.finditer(pattern.replace(" ", r"\s+"), text))
+        if len(found) != 1:
+            raise ValueError(f"{page}: expected the figure {pattern!r} once, found it {len(found)} times")
+        for group in reversed(range(1, len(values) + 1)):
+            start, stop = found[0].span(group)
+            text = text[:start] + values[group - 1] + text[stop:]
+    return text
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if a page differs")
+    options = parser.parse_args(args)
+    differs = 0
+    for page in PAGES:
+        path = ROOT / page
+        text = path.read_text(encoding="utf-8")
+        new = render(page, text)
+        if new == text:
+            continue
+        differs = 1
+        if options.check:
+            pairs = zip(text.splitlines(), new.splitlines())
+            line, (old, changed) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+            print(f"{page}, line {line}: expected\n{changed}\ngot\n{old}", file=sys.stderr)
+        else:
+            path.write_text(new, encoding="utf-8")
+            print(page)
+    return differs if options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
