@@ -67,7 +67,7 @@ def measure(photos: Path, number: int, engine: str, num_workers: int, rows_per_s
     """Run one measurement in its own process, and add its peak memory."""
     arguments = json.dumps([str(photos), number, engine, num_workers, rows_per_shard])
     process = subprocess.Popen(
-        [sys.executable, __file__, "--child", arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, __file__, "--child", arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     peak = 0
     done = threading.Event()
@@ -84,11 +84,11 @@ def measure(photos: Path, number: int, engine: str, num_workers: int, rows_per_s
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    output = process.communicate()[0]
+    output, errors = process.communicate()
     done.set()
     watcher.join()
     if process.returncode != 0:
-        raise RuntimeError(f"labelling {number} images with {engine} failed")
+        raise RuntimeError(f"labelling {number} images with {engine} failed: {errors[-2000:]}")
     result = json.loads(output.splitlines()[-1])
     return {
         "images": number,

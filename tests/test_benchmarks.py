@@ -95,7 +95,7 @@ SCRIPTS = {
         "--steps",
         "40",
     ),
-    "labelling": ("--source", "{rows}", "--images", "4", "--engines", "1 process", *TINY),
+    "labelling": ("--source", "{rows}", "--images", "64", "--engines", "1 process", *TINY),
     "start_up": ("--size", "tiny", *TINY),
 }
 
