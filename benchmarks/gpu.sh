@@ -14,19 +14,19 @@ mkdir -p "$folder"
 
 if [ "$dry" = --dry ]; then
     common=(--device cpu --dtype bfloat16 --image_size 32 --classes 5 --matrix_size 256 --compile_backend eager)
-    base=tiny large=tiny small_batch=2 large_batch=3 rounds=1
+    base=tiny large=tiny small_batch=2 large_batch=3 rounds=1 limit_times=10
     labelling=(--tiny --images 4 --batch_sizes 2 --device cpu)
     pretraining=(--use_cpu true --bf16 false --torch_compile_backend eager --max_steps 2)
 else
     common=(--device cuda --dtype bfloat16)
-    base=base large=large small_batch=256 large_batch=1024 rounds=5
+    base=base large=large small_batch=256 large_batch=1024 rounds=5 limit_times=1
     labelling=(--images 256 --batch_sizes 8 32 --threads 12 --device cuda)
     pretraining=(--torch_compile_mode reduce-overhead --max_steps 40)
 fi
 
 # part NAME SECONDS COMMAND...
 part() {
-    local name=$1 seconds=$2 started=$SECONDS
+    local name=$1 seconds=$(($2 * limit_times)) started=$SECONDS
     shift 2
     timeout --kill-after 5 "$seconds" "$python" "$@" > "$folder/$name.log" 2>&1
     local code=$?

@@ -77,23 +77,23 @@ def save_photographs(folder: Path, number: int) -> None:
 
 
 class TimedLabeller(PanopticLabeller):
-    """Adds up the seconds of its calls."""
+    """Keeps the seconds of its calls. The job labels with a copy, which shares the list."""
 
-    device = "cpu"
-    seconds = 0.0
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seconds: list[float] = []
 
     def __call__(self, batch: Sequence[PreparedImage]) -> list[LabelMaps]:
         started = time.perf_counter()
         maps = super().__call__(batch)
-        synchronize(self.device)
-        self.seconds += time.perf_counter() - started
+        synchronize(self.model.device.type)
+        self.seconds.append(time.perf_counter() - started)
         return maps
 
 
 def label(photos: Path, checkpoint: Path, batch_size: int, args: argparse.Namespace) -> dict[str, Any]:
     things = f"0-{THINGS - 1}"
     labeller = TimedLabeller(str(checkpoint), things, threshold=0.0, batch_size=batch_size, device=args.device)
-    labeller.device = args.device
     on_gpu = args.device.startswith("cuda")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -103,7 +103,7 @@ def label(photos: Path, checkpoint: Path, batch_size: int, args: argparse.Namesp
         "batch": batch_size,
         "images": summary.rows,
         "images/s": summary.rows / summary.seconds,
-        "of it the model, %": 100 * labeller.seconds / summary.seconds,
+        "of it the model, %": 100 * sum(labeller.seconds) / summary.seconds,
         "peak memory, MiB": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None,
     }
 
