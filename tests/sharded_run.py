@@ -63,9 +63,11 @@ def main(output: Path) -> None:
             [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
         )
         watched = Watched()
-        watched.add({"loss": loss}, None)
-        assert watched.report(norm) is None
-        assert watched.report(norm * float("nan"))["gradient_norm"] != 0
+        for factor in (1.0, float("nan")):
+            watched.add(["loss"], loss.detach().reshape(1), None)
+            watched.end_update(step, norm * factor)
+        found, report = watched.report()
+        assert (found, report["gradient_norm"], watched.report()) == (step, "nan", None)
         optimizer.step()
         optimizer.zero_grad()
         total = loss.detach() / world_size

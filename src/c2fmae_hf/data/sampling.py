@@ -29,16 +29,17 @@ class EpochSampler(Sampler[SampleKey]):
         num_rows (`int`): Rows of the dataset.
         progress ([`SharedProgress`]): Read whenever an epoch starts.
         seed (`int`): The order is a function of (seed, epoch).
+        left_out (`int`): Rows to leave out, the last in each epoch's order.
     """
 
-    def __init__(self, num_rows: int, progress: SharedProgress, seed: int) -> None:
-        self.num_rows, self.progress, self.seed = num_rows, progress, seed
+    def __init__(self, num_rows: int, progress: SharedProgress, seed: int, left_out: int = 0) -> None:
+        self.num_rows, self.progress, self.seed, self.left_out = num_rows, progress, seed, left_out
 
     def __len__(self) -> int:
-        return self.num_rows
+        return self.num_rows - self.left_out
 
     def __iter__(self) -> Iterator[SampleKey]:
         epoch = self.progress.epoch
         generator = torch.Generator().manual_seed(int(sample_seeds(self.seed, [epoch], [-1])[0]) >> 1)
-        for position, index in enumerate(torch.randperm(self.num_rows, generator=generator).tolist()):
+        for position, index in enumerate(torch.randperm(self.num_rows, generator=generator)[: len(self)].tolist()):
             yield SampleKey(index, epoch, self.progress.at(position))

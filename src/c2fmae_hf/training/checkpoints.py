@@ -40,7 +40,7 @@ _CHECKED = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".json")
 _ARGUMENTS = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"),
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "label_smoothing_factor"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16", "torch_compile"),
 )
 _NO_SETTINGS = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path")
 # Data-loading workers inherit the lock, and take up to 5 seconds to notice that their parent was killed.
@@ -157,8 +157,7 @@ class DurableTrainer(Trainer):
             raise ValueError(
                 "train_dataset: expected at least the rows of one batch, "
                 f"{self.args.train_batch_size * self.args.world_size}, got {len(self.train_dataset)}, and "
-                "dataloader_drop_last drops an incomplete batch. Lower the batch size, or leave dataloader_drop_last "
-                "out"
+                "dataloader_drop_last or torch_compile leave out an incomplete batch. Lower the batch size"
             )
         return shielded(loader)
 

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import ConcatDataset, Dataset, Sampler, Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
@@ -33,8 +34,7 @@ from ..data.transforms import evaluation_transform, training_transform
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..utils.files import file_sha256, read_json, replace_folder, text_sha256, write_json
 from .callbacks import CurriculumCallback
-from .checkpoints import in_any_process
-from .non_finite import REPORT_FILE, Watched
+from .non_finite import MAX_UNREAD, REPORT_FILE, Watched
 from .publishing_trainer import PublishingTrainer
 from .training_args import C2FMAETrainingArguments
 
@@ -59,10 +59,13 @@ class C2FMAETrainer(PublishingTrainer):
     - A checkpoint can only be resumed with the same seed and rows. Otherwise a `ValueError` says what differs.
     - Norms, biases and tokens get no weight decay.
     - `push_to_hub` publishes in one commit, with a card, in a layout that timm loads too.
-    - A loss or gradient that is not finite raises `FloatingPointError` before the weights are updated.
-      `non_finite.json` names the step, the losses and the images. `non-finite-<step>` holds a checkpoint of that
-      moment; it replaces no other checkpoint and is not resumed from automatically. With float16 only losses are
-      checked, since its scaler skips such gradients.
+    - A loss or gradient that is not finite never reaches the weights, and raises `FloatingPointError`.
+      `non_finite.json` names the step, the losses and the images. `non-finite-<step>` holds a checkpoint with the
+      weights and optimizer state before that step; it replaces no other checkpoint and is not resumed from
+      automatically. A fused optimizer, the default, skips that update and all later ones on the device, so that no
+      step waits for the device; the error comes with the next log, checkpoint, evaluation or end of an epoch, after at
+      most 50 steps. Any other optimizer waits before every update. With float16 only losses are checked, since its
+      scaler skips such gradients.
 
     Args:
         model ([`C2FMAEForPreTraining`]): Its configuration determines transforms, maps and masks.
@@ -130,6 +133,7 @@ class C2FMAETrainer(PublishingTrainer):
         self._averages = RunningAverages()
         self._more_to_log: dict[str, float] = {}
         self._watched = Watched()
+        self._is_withheld: torch.Tensor | None = None
         self._num_skipped = torch.zeros((), dtype=torch.long)
         self.add_callback(FiniteCallback(self))
         progress = getattr(self.train_dataset, "progress", None)
@@ -144,6 +148,7 @@ class C2FMAETrainer(PublishingTrainer):
             self.data_collator.return_diagnostics = True
 
     def _begin_run(self, checkpoint: str | None) -> None:
+        self._watched, self._is_withheld = Watched(), None
         if checkpoint is not None:
             self._check_identity(Path(checkpoint) / IDENTITY_FILE)
         stream = self.train_dataset
@@ -227,7 +232,14 @@ class C2FMAETrainer(PublishingTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(dataset, C2FMAEDataset) and dataset.progress is not None:
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return EpochSampler(len(dataset), dataset.progress, seed)
+            rest = len(dataset) % (self.args.train_batch_size * self.args.world_size)
+            if not self.args.torch_compile or not rest:
+                return EpochSampler(len(dataset), dataset.progress, seed)
+            logger.warning(
+                f"torch_compile: every epoch leaves {rest} other rows out, because a batch of another size would be "
+                "compiled once more."
+            )
+            return EpochSampler(len(dataset), dataset.progress, seed, left_out=rest)
         return super()._get_train_sampler(train_dataset)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -250,36 +262,62 @@ class C2FMAETrainer(PublishingTrainer):
             inputs["num_masked"] = self.data_collator.config.num_masked_patches(num_patches)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
 
-        values = {f"{name}_loss": outputs.get(f"{name}_loss") for name in GRANULARITIES}
-        values = {name: value.detach().mean() for name, value in values.items() if value is not None}
-        self._watched.add({"loss": loss.mean(), **values}, image_ids)
+        losses = {"loss": loss, **{f"{name}_loss": outputs.get(f"{name}_loss") for name in GRANULARITIES}}
+        losses = {name: value.detach().reshape(-1).float() for name, value in losses.items() if value is not None}
+        names, values = list(losses), torch.stack(list(losses.values())).mean(dim=1)
+        self._watched.add(names, values, image_ids)
         if strategy is not None and model.training:
-            names = (*MASKING_STRATEGIES, "fallback")
-            for index, name in enumerate(names[: FALLBACK + 1]):
-                values[f"masked_{name}"] = (strategy == index).float().mean()
+            strategies = [f"masked_{name}" for name in (*MASKING_STRATEGIES, "fallback")[: FALLBACK + 1]]
+            number = torch.arange(len(strategies), device=strategy.device)
+            shares = (strategy[:, None] == number).float().mean(dim=0)
+            names, values = names + strategies, torch.cat([values, shares])
         if num_skipped is not None and model.training:
             self._num_skipped = self._num_skipped.to(num_skipped.device) + num_skipped.sum()
-        self._averages.add(values, weight=len(inputs["pixel_values"]))
+        self._averages.add(names[1:], values[1:], weight=len(inputs["pixel_values"]))
         return (loss, outputs) if return_outputs else loss
 
     def check_update(self) -> None:
         """
+        Withhold this update and all later ones, in all processes, if a loss or gradient is not finite in any.
+
         Raises:
-            `FloatingPointError`: in all processes, if a loss or gradient of this update is not finite in any.
+            `FloatingPointError`: if the optimizer cannot withhold updates on the device, as a fused one can.
         """
         norm = None
         if self.accelerator.scaler is None:
             parameters = self.model_wrapped.parameters()
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
-        watched, self._watched = self._watched, Watched()
-        self._stop_if_not_finite(watched.report(norm))
-
-    def _stop_if_not_finite(self, report: dict[str, Any] | None, when: str = "") -> None:
-        """Save, report and raise if any process has a report."""
-        if not in_any_process(self.accelerator, report is not None):
+        flag = self._end_update(norm)
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        can_withhold = getattr(optimizer, "_step_supports_amp_scaling", False) and not isinstance(norm, DTensor)
+        if self.accelerator.scaler is not None or not can_withhold:
+            self.stop_if_not_finite()
             return
-        step, folder = self.state.global_step, Path(str(self.args.output_dir))
+        self._is_withheld = flag if self._is_withheld is None else torch.maximum(self._is_withheld, flag)
+        optimizer.found_inf = self._is_withheld  # where a gradient scaler sets it, too
+        if len(self._watched.updates) >= MAX_UNREAD:
+            self.stop_if_not_finite()
+
+    def _end_update(self, gradient_norm: torch.Tensor | None = None) -> torch.Tensor:
+        """Close the watched update: 1 if anything is not finite in any process, else 0."""
+        flag = self._watched.end_update(self.state.global_step, gradient_norm)
+        if self.accelerator.num_processes > 1:
+            flag.copy_(self.accelerator.reduce(flag, reduction="sum").clamp(max=1))
+        return flag
+
+    def stop_if_not_finite(self, when: str = "") -> None:
+        """
+        Read whether the updates since the last call were finite. All processes must call this.
+
+        Raises:
+            `FloatingPointError`: if one was not, once its report and a checkpoint are saved.
+        """
+        found = self._watched.report()
+        if found is None:
+            return
+        step, report = found
+        folder = Path(str(self.args.output_dir))
         checkpoint = None
         if self.is_in_train:
             # The name differs from other checkpoints', so that it replaces none and is not resumed from automatically.
@@ -322,10 +360,11 @@ class C2FMAETrainer(PublishingTrainer):
         training, (self._averages, self._watched) = (self._averages, self._watched), (RunningAverages(), Watched())
         try:
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-            metrics, report = self._averages.means(self.accelerator), self._watched.report()
+            metrics = self._averages.means(self.accelerator)
+            self._end_update()
+            self.stop_if_not_finite("evaluation at ")
         finally:
             self._averages, self._watched = training
-        self._stop_if_not_finite(report, "evaluation at ")
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
@@ -361,7 +400,10 @@ def _checksum(value: Any) -> str:
 
 
 class FiniteCallback(TrainerCallback):
-    """Stops a [`C2FMAETrainer`] before an update with a loss or gradient that is not finite."""
+    """
+    Withholds updates of a [`C2FMAETrainer`] whose loss or gradient is not finite, and stops the run before it logs,
+    saves, evaluates or ends.
+    """
 
     def __init__(self, trainer: C2FMAETrainer) -> None:
         self.trainer = trainer
@@ -370,6 +412,17 @@ class FiniteCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.check_update()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_log or control.should_save or control.should_evaluate or control.should_training_stop:
+            self.trainer.stop_if_not_finite()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.stop_if_not_finite()
 
 
 def check_curriculum(data_collator: Any, args: C2FMAETrainingArguments) -> None:
@@ -464,20 +517,27 @@ class RunningAverages:
     """Weighted means of logged values, kept on their device until they are read."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._weights: dict[str, float] = defaultdict(float)
+        # By the names of a batch's values: their weighted sums and the sum of the weights.
+        self._sums: dict[tuple[str, ...], torch.Tensor] = {}
+        self._weights: dict[tuple[str, ...], float] = defaultdict(float)
 
-    def add(self, values: Mapping[str, torch.Tensor], weight: float) -> None:
-        for name, value in values.items():
-            weighted = value.double() * weight if value.device.type != "mps" else value * weight
-            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
-            self._weights[name] += weight
+    def add(self, names: Sequence[str], values: torch.Tensor, weight: float) -> None:
+        """Add values `(number,)` with their names."""
+        key = tuple(names)
+        if key not in self._sums:
+            dtype = torch.float32 if values.device.type == "mps" else torch.float64
+            self._sums[key] = torch.zeros_like(values, dtype=dtype)
+        self._sums[key].add_(values, alpha=weight)
+        self._weights[key] += weight
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over all processes."""
-        means = {}
-        for name, total in self._sums.items():
-            pair = torch.stack([total, torch.full_like(total, self._weights[name])])
-            total_sum, total_weight = accelerator.reduce(pair, reduction="sum").tolist()
-            means[name] = total_sum / total_weight
-        return means
+        """The means over all processes, which must have the same names."""
+        sums: dict[str, float] = defaultdict(float)
+        weights: dict[str, float] = defaultdict(float)
+        for names, vector in self._sums.items():
+            vector = torch.cat([vector, vector.new_full((1,), self._weights[names])])
+            *totals, weight = accelerator.reduce(vector, reduction="sum").tolist()
+            for name, total in zip(names, totals):
+                sums[name] += total
+                weights[name] += weight
+        return {name: total / weights[name] for name, total in sums.items()}

@@ -25,7 +25,8 @@ class C2FMAETrainingArguments(TrainingArguments):
       (Adam's scaling rule, Malladi et al., 2022). For 16 images that is 1.5e-4; MAE's linear rule gives 1e-5, with
       which a short run learns nothing.
     - `weight_decay=0.05`, `adam_beta2=0.95`, `lr_scheduler_type="cosine"`, `warmup_steps=0.05` (of all steps): MAE's.
-    - `bf16=None`, `dataloader_pin_memory=None`: used where a GPU has them.
+    - `bf16=None`, `dataloader_pin_memory=None`: used where a GPU has them. Pinned batches are copied without waiting
+      for the GPU, `accelerator_config={"non_blocking": True}`.
     - `remove_unused_columns=False`: the model's `forward` names none of a dataset's columns.
     - `label_names=["pixel_values"]`: the photograph is its own target, whatever the granularities, so that evaluation
       always returns a loss. `prediction_loss_only=True`: predictions are as large as the images.
@@ -125,6 +126,8 @@ class C2FMAETrainingArguments(TrainingArguments):
             self.bf16 = has_bf16 and not self.fp16 and not self.use_cpu
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = torch.cuda.is_available() and not self.use_cpu
+        if self.accelerator_config is None and self.dataloader_pin_memory:
+            self.accelerator_config = {"non_blocking": True}
         super().__post_init__()
         self.get_curriculum()  # raises if the curriculum is invalid
         if self.remove_unused_columns:
