@@ -162,8 +162,7 @@ def _run_child(order: dict) -> int:
 
 
 def _serve() -> None:
-    import timm  # noqa: F401
-    import transformers  # noqa: F401
+    import c2fmae_hf.commands.pretrain  # noqa: F401  and with it the Trainer, datasets and timm
 
     for line in sys.stdin:
         child = os.fork()

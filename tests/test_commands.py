@@ -13,7 +13,6 @@ from PIL import Image
 
 from c2fmae_hf.commands import main as command
 from c2fmae_hf.commands.arguments import recipe_names
-from hub_clients import Clients
 from testing_utils import RECIPES, load_command, make_rows
 
 
@@ -146,14 +145,6 @@ def test_switches_do_not_swallow_the_words_that_follow():
     args = load_command("classify").parse(["--knn", "false", "model", "data", "--use_cpu"])[0]
     assert (args.knn, args.model) == (False, "model")
     assert load_command("pretrain").parse(["--streaming", "data", "--use_cpu"])[0].dataset_name == "data"
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    """Each run is a process of its own; the libraries are imported once."""
-    started = Clients("http://127.0.0.1:9", tmp_path_factory.mktemp("home"))
-    yield started
-    started.close()
 
 
 MISSING = """

@@ -16,16 +16,9 @@ from transformers import AutoModelForImageClassification, ViTModel
 from c2fmae_hf.commands.console import type_in
 from c2fmae_hf.modeling_c2fmae import C2FMAEBackbone
 from c2fmae_hf.transfer.encoders import load_with_new_parts
-from hub_clients import Clients, command
+from hub_clients import command
 from test_detection import SMALL as SMALL_DETECTOR
 from transfer_utils import save_discs, save_encoders
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    started = Clients("http://127.0.0.1:9", tmp_path_factory.mktemp("home"))
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")

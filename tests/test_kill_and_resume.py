@@ -11,19 +11,10 @@ from pathlib import Path
 import pytest
 
 from c2fmae_hf.training.checkpoints import STAGING_FOLDER
-from hub_clients import Clients
 from killed_run import MAX_STEPS
 
 
 SCRIPT = Path(__file__).with_name("killed_run.py")
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    """Each run is a process of its own; the libraries are imported once. No Hub is there, and none is asked."""
-    started = Clients("http://127.0.0.1:9", tmp_path_factory.mktemp("home"))
-    yield started
-    started.close()
 
 
 def run(processes, folder: Path, *arguments: object) -> dict | None:
