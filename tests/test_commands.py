@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from importlib.metadata import entry_points
 
 import datasets
@@ -40,10 +38,10 @@ def test_the_console_script_is_installed():
     assert found.load() is command.main
 
 
-def test_python_m_does_the_same():
-    done = subprocess.run([sys.executable, "-m", "c2fmae_hf"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0
-    assert done.stdout.strip() == command.overview()
+def test_python_m_does_the_same(processes):
+    done = processes.run("import runpy; runpy.run_module('c2fmae_hf', run_name='__main__', alter_sys=True)")
+    assert done.code == 0
+    assert done.out.strip() == command.overview()
 
 
 def test_the_overview_names_every_command(capsys):
@@ -178,9 +176,8 @@ sys.exit(main(sys.argv[2:]))
         ("skimage,sklearn", ("demo", "--output_dir", "out"), "the demonstration needs skimage: pip install"),
     ],
 )
-def test_a_missing_package_is_told_at_the_start(processes, tmp_path, monkeypatch, missing, words, message):
-    monkeypatch.chdir(tmp_path)
-    done = processes.run(f"import os; os.chdir({str(tmp_path)!r})\n{MISSING}", missing, *words)
+def test_a_missing_package_is_told_at_the_start(processes, tmp_path, missing, words, message):
+    done = processes.run(MISSING, missing, *words, cwd=tmp_path)
     assert done.code == 1, done.err
     assert message in done.err.splitlines()[-1]
     assert not (tmp_path / "out").exists()

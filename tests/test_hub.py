@@ -350,7 +350,7 @@ def test_the_code_in_a_card_loads_the_card_s_model(hub_scene, tmp_path, request,
     blocks = re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
     assert len(blocks) == (1 if "--subfolder" in where else 3)
     for number, block in enumerate(blocks):
-        out = run(hub_scene, f"import os\nos.chdir({str(tmp_path)!r})\n{block}")
+        out = run(hub_scene, block, cwd=tmp_path)
         assert ("cat" in out) is (model_class is C2FMAEForImageClassification and number == 0)
     calls = [line for block in blocks for line in block.splitlines() if f'"{name}"' in line]
     assert calls
@@ -370,7 +370,7 @@ def test_the_code_in_the_guide_runs(hub_scene, tmp_path, encoders, repository):
     C2FMAEImageProcessor.from_config(model.config).save_pretrained(tmp_path / "runs/1")
     Image.new("RGB", (50, 60), (200, 100, 50)).save(tmp_path / "photo.jpg")
     for block in blocks:
-        run(hub_scene, f"import os\nos.chdir({str(tmp_path)!r})\n{block}")
+        run(hub_scene, block, cwd=tmp_path)
     assert hub_scene.hub.repositories["me/flowers"].private
 
 
