@@ -24,6 +24,7 @@ from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.data.dataset import C2FMAEDataset
 from c2fmae_hf.data.progress import SharedProgress
 from c2fmae_hf.data.transforms import training_transform
+from hub_clients import Clients
 from hub_faults import Scene
 from testing_utils import make_rows
 
@@ -110,3 +111,11 @@ def hub_scene(tmp_path_factory) -> Iterator[Scene]:
     scene = Scene(tmp_path_factory.mktemp("hub"))
     yield scene
     scene.close()
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory) -> Iterator[Clients]:
+    """Each run is a process of its own; the libraries are imported once. No Hub is there, and none is asked."""
+    started = Clients("http://127.0.0.1:9", tmp_path_factory.mktemp("home"))
+    yield started
+    started.close()

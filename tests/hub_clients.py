@@ -1,7 +1,7 @@
 """
-Processes that use a Hub. The libraries read the Hub's address when they are imported, which takes seconds, so that one
-process imports them for a server and forks a child for each script: a process of its own, that may be
-killed, or end with whatever it ends with. Run as a script, this file is that process.
+Processes for tests. Importing the libraries takes seconds, and they read the Hub's address while they are imported. So
+one process imports them for a server, and forks a child for each script: a process of its own, which may be killed.
+Run as a script, this file is that process.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def client_environment(url: str, home: Path, token: str | None = None) -> dict[s
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": "2",
         "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
         **({"HF_TOKEN": token} if token else {}),
     }
 
@@ -68,10 +69,12 @@ class Clients:
         *arguments: object,
         token: str | None = None,
         environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> Finished:
         """
         Args:
             script: A file, or Python code.
+            cwd (*optional*): Working directory of the process.
         """
         outputs = [Path(self._folder.name) / name for name in ("out", "err")]
         order = {
@@ -79,6 +82,7 @@ class Clients:
             "is_file": isinstance(script, Path),
             "arguments": [str(argument) for argument in arguments],
             "environment": {**({"HF_TOKEN": token} if token else {}), **(environment or {})},
+            "cwd": str(cwd or Path.cwd()),
             "outputs": [str(path) for path in outputs],
         }
         self._send(json.dumps(order))
@@ -143,6 +147,7 @@ def _run_child(order: dict) -> int:
         opened = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(opened, descriptor)
     os.environ.update(order["environment"])
+    os.chdir(order["cwd"])
     sys.argv = [order["script"] if order["is_file"] else "-c", *order["arguments"]]
     sleep: Callable[[float], None] = time.sleep
     time.sleep = lambda seconds: sleep(min(seconds, 0.02))
@@ -162,8 +167,12 @@ def _run_child(order: dict) -> int:
 
 
 def _serve() -> None:
+    # The libraries, but not this package: scripts that forget to import it must fail.
+    import datasets  # noqa: F401
+    import evaluate  # noqa: F401
+    import scipy.ndimage  # noqa: F401
     import timm  # noqa: F401
-    import transformers  # noqa: F401
+    from transformers import AutoImageProcessor, AutoModel, Trainer, pipeline  # noqa: F401
 
     for line in sys.stdin:
         child = os.fork()

@@ -21,8 +21,7 @@ from pathlib import Path
 
 from c2fmae_hf.training.checkpoints import STAGING_FOLDER
 from hub_clients import Clients
-from killed_run import MAX_STEPS
-from test_kill_and_resume import SCRIPT, draw_moment, last_checkpoint
+from test_kill_and_resume import MAX_STEPS, SCRIPT, draw_moment, last_checkpoint
 
 
 CHAINS, KILLS = 20, 5
@@ -49,7 +48,7 @@ def run_chain(clients: Clients, folder: Path, source: str, workers: int, number:
         last = last_checkpoint(folder)
         is_group = (kill + number) % 2 == 0
         moment = draw_group_moment(generator, last) if is_group else draw_moment(generator, last)
-        done = clients.run(SCRIPT, folder, source, workers, 1, moment, environment={"HF_HUB_OFFLINE": "1"})
+        done = clients.run(SCRIPT, folder, source, workers, 1, MAX_STEPS, moment, environment={"HF_HUB_OFFLINE": "1"})
         name = moment.partition("-")[0].rpartition("_")[2] if is_group else "SIGKILL"
         wanted = 130 if name == "SIGINT" else -signal.Signals[name]
         saved = last_checkpoint(folder)
@@ -60,7 +59,7 @@ def run_chain(clients: Clients, folder: Path, source: str, workers: int, number:
         print(f"chain {number}, {source}, {workers} workers: {ends[-1]}", file=sys.stderr, flush=True)
         if not ends[-1]["as_expected"]:
             print(done.err[-2000:], file=sys.stderr, flush=True)
-    done = clients.run(SCRIPT, folder, source, workers, 1, "never", environment={"HF_HUB_OFFLINE": "1"})
+    done = clients.run(SCRIPT, folder, source, workers, 1, MAX_STEPS, "never", environment={"HF_HUB_OFFLINE": "1"})
     return json.loads(done.out.strip().splitlines()[-1]) if done.code == 0 else None, ends
 
 
@@ -71,7 +70,7 @@ def main() -> int:
         try:
             whole = {}
             for source in ("map", "stream"):
-                done = clients.run(SCRIPT, root / f"whole-{source}", source, 0, 1, "never")
+                done = clients.run(SCRIPT, root / f"whole-{source}", source, 0, 1, MAX_STEPS, "never")
                 whole[source] = json.loads(done.out.strip().splitlines()[-1])
             chains: list[dict] = []
             all_ends: list[dict] = []

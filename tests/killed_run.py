@@ -32,7 +32,6 @@ from test_trainer import make_trainer
 from testing_utils import make_rows, small_config
 
 
-MAX_STEPS = 24
 KEYS = (
     "step",
     "loss",
@@ -72,7 +71,7 @@ class DieAt(TrainerCallback):
             die()
 
 
-def main(folder: str, source: str, num_workers: str, accumulation: str, moment: str) -> None:
+def main(folder: str, source: str, num_workers: str, accumulation: str, max_steps: str, moment: str) -> None:
     kind, _, step = moment.partition("-")
     os.setpgrp()  # its workers and itself, whoever started it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which `nohup` would have it ignore, as a background job SIGINT
@@ -86,7 +85,7 @@ def main(folder: str, source: str, num_workers: str, accumulation: str, moment: 
         streaming=source == "stream",
         num_shards=4,
         callbacks=[die_at],
-        max_steps=MAX_STEPS,
+        max_steps=int(max_steps),
         gradient_accumulation_steps=int(accumulation),
         per_device_train_batch_size=2,
         dataloader_num_workers=int(num_workers),

@@ -138,7 +138,7 @@ def hold(folder: str, ready, done) -> None:
 
 def test_two_runs_do_not_share_a_folder(config, rows, tmp_path, monkeypatch):
     monkeypatch.setattr("c2fmae_hf.training.checkpoints.LOCK_SECONDS", 0.1)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # which imports nothing again
     ready, done = context.Event(), context.Event()
     other = context.Process(target=hold, args=(str(tmp_path), ready, done))
     other.start()

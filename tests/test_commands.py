@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from importlib.metadata import entry_points
 
 import datasets
@@ -13,7 +11,6 @@ from PIL import Image
 
 from c2fmae_hf.commands import main as command
 from c2fmae_hf.commands.arguments import recipe_names
-from hub_clients import Clients
 from testing_utils import RECIPES, load_command, make_rows
 
 
@@ -41,10 +38,10 @@ def test_the_console_script_is_installed():
     assert found.load() is command.main
 
 
-def test_python_m_does_the_same():
-    done = subprocess.run([sys.executable, "-m", "c2fmae_hf"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0
-    assert done.stdout.strip() == command.overview()
+def test_python_m_does_the_same(processes):
+    done = processes.run("import runpy; runpy.run_module('c2fmae_hf', run_name='__main__', alter_sys=True)")
+    assert done.code == 0
+    assert done.out.strip() == command.overview()
 
 
 def test_the_overview_names_every_command(capsys):
@@ -148,14 +145,6 @@ def test_switches_do_not_swallow_the_words_that_follow():
     assert load_command("pretrain").parse(["--streaming", "data", "--use_cpu"])[0].dataset_name == "data"
 
 
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    """Each run is a process of its own; the libraries are imported once."""
-    started = Clients("http://127.0.0.1:9", tmp_path_factory.mktemp("home"))
-    yield started
-    started.close()
-
-
 MISSING = """
 import sys
 for name in sys.argv[1].split(","):
@@ -187,9 +176,8 @@ sys.exit(main(sys.argv[2:]))
         ("skimage,sklearn", ("demo", "--output_dir", "out"), "the demonstration needs skimage: pip install"),
     ],
 )
-def test_a_missing_package_is_told_at_the_start(processes, tmp_path, monkeypatch, missing, words, message):
-    monkeypatch.chdir(tmp_path)
-    done = processes.run(f"import os; os.chdir({str(tmp_path)!r})\n{MISSING}", missing, *words)
+def test_a_missing_package_is_told_at_the_start(processes, tmp_path, missing, words, message):
+    done = processes.run(MISSING, missing, *words, cwd=tmp_path)
     assert done.code == 1, done.err
     assert message in done.err.splitlines()[-1]
     assert not (tmp_path / "out").exists()

@@ -16,16 +16,9 @@ from transformers import AutoModelForImageClassification, ViTModel
 from c2fmae_hf.commands.console import type_in
 from c2fmae_hf.modeling_c2fmae import C2FMAEBackbone
 from c2fmae_hf.transfer.encoders import load_with_new_parts
-from hub_clients import Clients, command
+from hub_clients import command
 from test_detection import SMALL as SMALL_DETECTOR
 from transfer_utils import save_discs, save_encoders
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    started = Clients("http://127.0.0.1:9", tmp_path_factory.mktemp("home"))
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +123,7 @@ def test_a_command_begins_with_what_it_does_and_ends_with_what_to_do(
     processes, folder, words, beginning, results, following
 ):
     name, *rest = words
-    done = processes.run(f"import os; os.chdir({str(folder)!r})\n{command(name)}", *rest)
+    done = processes.run(command(name), *rest, cwd=folder)
     assert done.code == 0, done.err
     assert re.search(beginning, done.out), done.out
     _, found, ending = done.out.rpartition("\nResults:\n")
@@ -150,9 +143,8 @@ def test_a_command_begins_with_what_it_does_and_ends_with_what_to_do(
 
 def test_only_the_first_of_several_processes_prints(processes, folder):
     words = ["c2fmae", "photos", "--knn", "--use_cpu", "--output_dir", "second"]
-    script = f"import os; os.chdir({str(folder)!r}); os.environ['RANK'] = '1'\n{command('classify')}"
     # The log and the bars; what the first one prints itself, it prints by transformers' word.
-    done = processes.run(script, *words)
+    done = processes.run(command("classify"), *words, cwd=folder, environment={"RANK": "1"})
     assert done.code == 0
     assert done.err == ""
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -268,15 +266,14 @@ def test_coco_folder_as_dataset(example, encoders, coco_folder, tmp_path):
     assert set(results["segm_map_by_class"]) == {"disc", "square"}
 
 
-def test_a_fresh_process_loads_detectors(encoders, tmp_path):
+def test_a_fresh_process_loads_detectors(processes, encoders, tmp_path):
     """Importing the package is enough, also for another model's backbone."""
     build_mask_rcnn(encoders["vit"], NAMES, image_size=32, **SMALL).save_pretrained(tmp_path)
     code = (
         "import sys, c2fmae_hf; from transformers import AutoModelForObjectDetection as Auto\n"
         "print(type(Auto.from_pretrained(sys.argv[1]).backbone).__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "EncoderBackbone"
+    assert processes.run(code, tmp_path).out.strip() == "EncoderBackbone"
 
 
 def test_training_takes_images_without_objects(encoders):

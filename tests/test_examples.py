@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -37,17 +35,16 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def run(name: str, folder: Path, *args: object) -> str:
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py", *map(str, args)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture
+def run(processes, folder) -> Callable[..., str]:
+    """Run an example in the folder; returns what it prints."""
+
+    def run(name: str, *args: object) -> str:
+        done = processes.run(EXAMPLES / f"{name}.py", *args, cwd=folder)
+        assert done.code == 0, done.err[-3000:]
+        return done.out
+
+    return run
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -66,31 +63,31 @@ def test_every_example_is_run_here():
     assert all(f'run("{path.stem}"' in text for path in FILES)
 
 
-def test_pretraining_in_python(folder):
-    out = run("pretrain_in_python", folder, "dataset", "python")
+def test_pretraining_in_python(run, folder):
+    out = run("pretrain_in_python", "dataset", "python")
     assert "eval_semantic_loss" in out
     assert (folder / "python/encoder/model.safetensors").is_file()
     assert (folder / "python/checkpoint-20").is_dir()
 
 
-def test_fine_tuning_with_the_librarys_trainer(folder):
-    out = run("finetune_with_trainer", folder, WEIGHTS, "photos", "finetuned")
+def test_fine_tuning_with_the_librarys_trainer(run, folder):
+    out = run("finetune_with_trainer", WEIGHTS, "photos", "finetuned")
     assert float(re.search(r"'eval_accuracy': '?([\d.]+)", out)[1]) == 1.0
     assert (folder / "finetuned/config.json").is_file()
 
 
-def test_timm(folder):
-    out = run("timm_features", folder, WEIGHTS, "photos/bright/0.png")
+def test_timm(run):
+    out = run("timm_features", WEIGHTS, "photos/bright/0.png")
     assert "tokens (1, 65, 192)" in out
     assert out.count("map (1, 192, 8, 8)") == 3
 
 
-def test_upernet(folder):
-    assert "scores (2, 5, 96, 96)" in run("upernet", folder, WEIGHTS)
+def test_upernet(run):
+    assert "scores (2, 5, 96, 96)" in run("upernet", WEIGHTS)
 
 
-def test_custom_masking(folder):
-    out = run("custom_masking", folder, "dataset")
+def test_custom_masking(run):
+    out = run("custom_masking", "dataset")
     rows = re.findall(r"\[([01, ]+)\]", out)
     mask = torch.tensor([[int(value) for value in row.split(",")] for row in rows])
     assert mask.shape == (12, 12)
@@ -98,11 +95,11 @@ def test_custom_masking(folder):
     assert (mask[3:9, 3:9] == 1).all()
 
 
-def test_custom_labeller(folder):
-    assert "20" in run("custom_labeller", folder, "photos", "bright")
+def test_custom_labeller(run, folder):
+    assert "20" in run("custom_labeller", "photos", "bright")
     assert len(datasets.load_dataset(str(folder / "bright"), split="train")) == 20
 
 
-def test_publishing(folder):
-    out = run("publish", folder, WEIGHTS, "me/example", "preview")
+def test_publishing(run):
+    out = run("publish", WEIGHTS, "me/example", "preview")
     assert {"README.md", "LICENSE", "config.json", "model.safetensors"} <= set(out.split())

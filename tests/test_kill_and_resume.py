@@ -11,19 +11,10 @@ from pathlib import Path
 import pytest
 
 from c2fmae_hf.training.checkpoints import STAGING_FOLDER
-from hub_clients import Clients
-from killed_run import MAX_STEPS
 
 
 SCRIPT = Path(__file__).with_name("killed_run.py")
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    """Each run is a process of its own; the libraries are imported once. No Hub is there, and none is asked."""
-    started = Clients("http://127.0.0.1:9", tmp_path_factory.mktemp("home"))
-    yield started
-    started.close()
+MAX_STEPS = 24  # of a run that is killed at random
 
 
 def run(processes, folder: Path, *arguments: object) -> dict | None:
@@ -50,35 +41,43 @@ def draw_moment(generator: random.Random, last: int) -> str:
 
 
 def check(
-    processes, folder: Path, source: str, accumulation: int, moments: Sequence[str | None], workers: list[int]
+    processes,
+    folder: Path,
+    source: str,
+    accumulation: int,
+    moments: Sequence[str | None],
+    workers: list[int],
+    steps: int = MAX_STEPS,
 ) -> None:
     """`None` is a random moment."""
     generator = random.Random(accumulation + len(workers))
-    whole = run(processes, folder / "whole", source, workers[0], accumulation, "never")
+    whole = run(processes, folder / "whole", source, workers[0], accumulation, steps, "never")
     assert whole is not None
-    assert len(whole["losses"]) == MAX_STEPS
+    assert len(whole["losses"]) == steps
     for number, given in enumerate(moments):
         moment = given or draw_moment(generator, last_checkpoint(folder / "run"))
-        assert run(processes, folder / "run", source, workers[number % len(workers)], accumulation, moment) is None
+        num_workers = workers[number % len(workers)]
+        assert run(processes, folder / "run", source, num_workers, accumulation, steps, moment) is None
         for checkpoint in (folder / "run").glob("checkpoint-*"):  # none of them is half there
             assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"} <= {
                 path.name for path in checkpoint.iterdir()
             }
         if moment.startswith(("checkpoint", "rename")):
             assert (folder / "run" / STAGING_FOLDER).is_dir()
-    resumed = run(processes, folder / "run", source, workers[-1], accumulation, "never")
+    resumed = run(processes, folder / "run", source, workers[-1], accumulation, steps, "never")
     assert resumed == whole  # bit for bit: every loss of every step, and all weights
 
 
 @pytest.mark.parametrize("source", ["map", "stream"])
 def test_killed_once_of_each_kind(processes, tmp_path, source):
-    check(processes, tmp_path, source, 2, ["checkpoint-6", "evaluation-8", "step-10", "rename-15", "end-24"], [0, 2])
+    moments = ["checkpoint-6", "evaluation-8", "step-10", "rename-12", "end-12"]
+    check(processes, tmp_path, source, 2, moments, [0, 2], steps=12)
 
 
 @pytest.fixture(scope="module")
 def whole(processes, tmp_path_factory):
     """A run that nobody asked to end."""
-    return run(processes, tmp_path_factory.mktemp("whole"), "map", 0, 1, "never")
+    return run(processes, tmp_path_factory.mktemp("whole"), "map", 0, 1, 12, "never")
 
 
 @pytest.mark.parametrize(
@@ -96,13 +95,13 @@ def test_a_run_that_is_asked_to_end_saves_and_is_resumed_to_the_same_end(
     processes, whole, tmp_path, moment, workers, saved
 ):
     """As a cluster's scheduler, a terminal or `timeout` asks: all processes of the group at once."""
-    ended = processes.run(SCRIPT, tmp_path / "a", "map", workers, 1, moment, environment={"HF_HUB_OFFLINE": "1"})
+    ended = processes.run(SCRIPT, tmp_path / "a", "map", workers, 1, 12, moment, environment={"HF_HUB_OFFLINE": "1"})
     name = moment.partition("-")[0].rpartition("_")[2]
     assert ended.code == (130 if name == "SIGINT" else -signal.Signals[name]), ended.err
     assert f"{name}: saved checkpoint-{saved}" in ended.err
     assert last_checkpoint(tmp_path / "a") == saved
     assert not (tmp_path / "a" / STAGING_FOLDER).exists()
-    assert run(processes, tmp_path / "a", "map", workers, 1, "never") == whole
+    assert run(processes, tmp_path / "a", "map", workers, 1, 12, "never") == whole
 
 
 @pytest.mark.slow

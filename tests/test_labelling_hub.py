@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
 
 from c2fmae_hf.labelling.job import label_images
 from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
 from c2fmae_hf.labelling.records import OutputOptions
 from c2fmae_hf.labelling.sources.folder import FolderSource
-from hub_server import HubServer
+from hub_faults import TOKENS
 from labelling_utils import write_photographs
 
 
-# In its own process: the libraries read their endpoint when they are imported.
 SCRIPT = """
 import sys
 import datasets, huggingface_hub, numpy as np
@@ -58,14 +52,7 @@ print("published")
 """
 
 
-@pytest.fixture
-def hub():
-    server = HubServer()
-    yield server
-    server.stop()
-
-
-def test_a_labelled_dataset_goes_to_a_hub_and_comes_back(hub, tmp_path):
+def test_a_labelled_dataset_goes_to_a_hub_and_comes_back(hub_scene, tmp_path):
     write_photographs(tmp_path / "photos", 11)
     out: Path = tmp_path / "out"
     label_images(
@@ -74,21 +61,11 @@ def test_a_labelled_dataset_goes_to_a_hub_and_comes_back(hub, tmp_path):
         out,
         options=OutputOptions(rows_per_shard=4),
     )
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_TOKEN": "hf_for_tests",
-    }
-    process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(out)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert process.stdout.strip().endswith("published"), process.stderr[-3000:]
+    hub = hub_scene.hub
+    done = hub_scene.clients.run(SCRIPT, out, token=TOKENS["writer"])
+    assert done.out.strip().endswith("published"), done.err[-3000:]
     assert hub.unknown == []
     uploaded = hub.repositories["datasets/me/uploaded"].files
     assert set(uploaded) >= {"README.md", "manifest.jsonl", "data/train-00002-0000.parquet"}
     assert not any(path.startswith(".labelling") for path in uploaded)
-    assert "hf_for_tests" not in "".join(content.decode("utf-8", "replace") for content in uploaded.values())
+    assert TOKENS["writer"] not in "".join(content.decode("utf-8", "replace") for content in uploaded.values())

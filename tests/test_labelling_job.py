@@ -28,6 +28,7 @@ from c2fmae_hf.labelling.sources.folder import FolderSource
 from c2fmae_hf.labelling.sources.open import open_source
 from c2fmae_hf.labelling.sources.rows import DatasetSource
 from c2fmae_hf.utils.files import file_sha256, replace_file
+from hub_clients import command
 from labelling_utils import plant_bad_files, plant_odd_files, tree_checksums, write_photographs
 from testing_utils import make_rows
 
@@ -471,23 +472,71 @@ def test_ray_writes_the_same_bytes(photos, tmp_path):
     assert again.labelled_now == 0
 
 
-def run_label(photos: Path, out: Path, *options: str, **popen) -> subprocess.Popen:
-    command = [sys.executable, "-m", "c2fmae_hf", "label", str(photos), str(out)]
-    command += ["--num_classes", "4", "--rows_per_shard", "4", "--num_threads", "1", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **popen
-    )
+def label_words(photos: Path, out: Path, *options: str) -> list[str]:
+    return [str(photos), str(out), "--num_classes", "4", "--rows_per_shard", "4", "--num_threads", "1", *options]
 
 
-@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
-def test_a_killed_job_ends_with_the_same_bytes(tmp_path, workers):
+KILLED = """
+import os, signal, sys
+from c2fmae_hf.commands.main import main
+from c2fmae_hf.labelling import shards
+
+moment, name, *words = sys.argv[1:]
+add, write_lines = shards.ShardWriter.add, shards.write_lines
+
+
+def add_or_die(self, row):
+    if moment == "rows" and self.info.name == name and self.info.records == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(self, row)
+
+
+def write_lines_or_die(path, lines):
+    if moment == "note" and path.stem == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_lines(path, lines)
+
+
+shards.ShardWriter.add, shards.write_lines = add_or_die, write_lines_or_die
+main(["label", *words])
+"""
+
+
+def test_a_killed_job_ends_with_the_same_bytes(processes, photos, tmp_path):
+    """Killed within a shard, and between a shard's Parquet file and its note."""
+    whole, out = tmp_path / "whole" / "out", tmp_path / "killed" / "out"
+    done = processes.run(command("label"), *label_words(photos, whole))
+    assert done.code == 0, done.err
+    for moment, number in (("rows", 1), ("note", 4)):
+        killed = processes.run(KILLED, moment, f"train-{number:05d}-0000", *label_words(photos, out))
+        assert killed.code == -signal.SIGKILL, killed.err
+        assert len(list((out / ".labelling/train/shards").iterdir())) == number
+        assert len(list(out.rglob(".*.parquet.tmp-*"))) == (moment == "rows")
+        assert len(list(out.glob("data/train-*.parquet"))) == number + (moment == "note")
+    done = processes.run(command("label"), *label_words(photos, out))
+    assert done.code == 0, done.err
+    assert "this run: 7 images" in done.out
+    assert tree_checksums(out) == tree_checksums(whole)
+
+
+@pytest.mark.slow  # its processes import the libraries again and again
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_job_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, workers):
     write_photographs(tmp_path / "photos", 60, width=160, height=120)
-    whole = run_label(tmp_path / "photos", tmp_path / "whole" / "out")
-    assert whole.wait() == 0, whole.stdout.read()
+
+    def start(out: Path, *options: str, **popen) -> subprocess.Popen:
+        words = [sys.executable, "-m", "c2fmae_hf", "label", *label_words(tmp_path / "photos", out, *options)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **popen
+        )
+
+    whole = start(tmp_path / "whole" / "out")
+    output = whole.communicate()[0]
+    assert whole.returncode == 0, output
     out = tmp_path / "killed" / "out"
     for done in (2, 6):
-        process = run_label(tmp_path / "photos", out, "--num_workers", workers, start_new_session=True)
+        process = start(out, "--num_workers", workers, start_new_session=True)
         deadline = time.monotonic() + 120
         while len(list(out.glob("data/*.parquet"))) < done:
             assert time.monotonic() < deadline
@@ -501,7 +550,7 @@ def test_a_killed_job_ends_with_the_same_bytes(tmp_path, workers):
             assert time.monotonic() < deadline, "a worker outlived its job"
             time.sleep(0.05)
     assert len(list(out.glob("data/*.parquet"))) < 15
-    process = run_label(tmp_path / "photos", out, "--num_workers", workers)
+    process = start(out, "--num_workers", workers)
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert tree_checksums(out) == tree_checksums(tmp_path / "whole" / "out")
@@ -515,20 +564,20 @@ def _group_lives(group: int) -> bool:
     return True
 
 
-def test_the_command_reports_its_results(tmp_path):
+def test_the_command_reports_its_results(processes, tmp_path):
     write_photographs(tmp_path / "photos", 8)
     (tmp_path / "photos" / "notes.txt").write_text("")
     bad = tmp_path / "photos" / "bad.jpg"
     bad.write_bytes(b"")
-    process = run_label(tmp_path / "photos", tmp_path / "out")
-    output = process.communicate()[0]
-    assert process.returncode == 3, output
+    words = label_words(tmp_path / "photos", tmp_path / "out")
+    done = processes.run(command("label"), *words)
+    output = done.out + done.err
+    assert done.code == 3, output
     assert "8 of 9 images labelled in 3 shards, 1 rejected" in output
     assert "skipped, since these are not image files: 1 files .txt" in output
     assert "rejects.jsonl" in output
     bad.unlink()
-    process = run_label(tmp_path / "photos", tmp_path / "out")
-    output = process.communicate()[0]
-    assert process.returncode == 1
-    assert "error: output_dir: split 'train'" in output
-    assert "Traceback" not in output
+    done = processes.run(command("label"), *words)
+    assert done.code == 1
+    assert "error: output_dir: split 'train'" in done.err
+    assert "Traceback" not in done.err

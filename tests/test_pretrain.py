@@ -335,10 +335,13 @@ def test_a_killed_process_resumes_to_the_same_weights(recipe, tmp_path):
 # The demonstration
 
 
-@pytest.fixture(scope="module")
-def demo_dataset(tmp_path_factory) -> datasets.DatasetDict:
-    folder = tmp_path_factory.mktemp("demo") / "dataset"
+@pytest.fixture(params=[["coffee", "chelsea"], pytest.param(None, marks=pytest.mark.slow)], ids=["two", "all"])
+def demo_dataset(request, tmp_path, monkeypatch) -> datasets.DatasetDict:
+    """Of two of the photographs, and of all."""
+    folder = tmp_path / "demo" / "dataset"
     module = load_command("demo")
+    photographs = module.embedded_photographs(request.param)
+    monkeypatch.setattr(module, "embedded_photographs", lambda: photographs)
     module.save_dataset(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["dataset"]
     with pytest.raises(SystemExit):
@@ -346,13 +349,14 @@ def demo_dataset(tmp_path_factory) -> datasets.DatasetDict:
     return datasets.load_from_disk(str(folder))
 
 
-def test_demo_dataset(demo_dataset):
+def test_demo_dataset(request, demo_dataset):
     import numpy as np
 
     from c2fmae_hf.data.rows import semantic_id2label
 
-    assert len(demo_dataset["train"]) >= 300
-    assert len(demo_dataset["validation"]) >= 30
+    is_whole = "all" in request.node.name
+    assert len(demo_dataset["train"]) >= (300 if is_whole else 30)
+    assert len(demo_dataset["validation"]) >= (30 if is_whole else 6)
     assert len(semantic_id2label(demo_dataset["train"].features)) == 8
     for split in demo_dataset.values():
         for row in split.select(range(0, len(split), 10)):

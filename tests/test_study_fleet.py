@@ -98,7 +98,9 @@ def test_maps_of_variants(scripts, rows):
     assert len({value for row in classical for value in np.unique(row["semantic"])}) == 32
 
 
-@pytest.mark.parametrize("name", ["mae", "curriculum", pytest.param("supervised", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["curriculum", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mae", "supervised"))]
+)
 def test_a_run_is_the_trainers(scripts, rows, tmp_path, name):
     import fleet
     from gpu_data import Photographs

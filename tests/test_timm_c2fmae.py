@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from c2fmae_hf import (
@@ -142,30 +138,6 @@ def test_features_only_and_a_new_head(tmp_path):
     features = registered(file, features_only=True, out_indices=(0, 1))(torch.randn(1, 3, 224, 224))
     assert [tuple(f.shape) for f in features] == [(1, 192, 14, 14)] * 2
     assert registered(file, num_classes=7)(torch.randn(1, 3, 224, 224)).shape == (1, 7)
-
-
-SCRIPT = """
-import sys, timm, torch
-from safetensors.torch import load_file, save_file
-folder, inputs, outputs = sys.argv[1:]
-model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
-with torch.no_grad():
-    save_file({"features": model.forward_features(load_file(inputs)["pixels"])}, outputs)
-assert "c2fmae_hf" not in sys.modules and "transformers" not in sys.modules
-"""
-
-
-@require_timm_local_dir
-def test_timm_needs_neither_this_package_nor_transformers(tmp_path):
-    model = C2FMAEModel(tiny()).eval()
-    model.save_pretrained(tmp_path / "encoder")
-    pixels = torch.randn(2, 3, 224, 224)
-    save_file({"pixels": pixels}, tmp_path / "in.safetensors")
-    arguments = [str(tmp_path / name) for name in ("encoder", "in.safetensors", "out.safetensors")]
-    subprocess.run([sys.executable, "-c", SCRIPT, *arguments], check=True, timeout=120)
-    with torch.no_grad():
-        expected = model(pixels).last_hidden_state
-    assert torch.allclose(load_file(tmp_path / "out.safetensors")["features"], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

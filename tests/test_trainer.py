@@ -300,7 +300,9 @@ def test_plain_rows_resume_to_the_same_weights(config, rows, tmp_path, streaming
 # Resuming
 
 
-@pytest.mark.parametrize(("num_workers", "resumed_workers"), [(0, 0), (2, 2), (2, 0)])
+@pytest.mark.parametrize(
+    ("num_workers", "resumed_workers"), [(0, 0), (2, 0), pytest.param(2, 2, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(config, rows, tmp_path, num_workers, resumed_workers):
     """Three steps per epoch; stopped in the third epoch, after a checkpoint in the second."""
     config = C2FMAEConfig(**{**config.to_dict(), "decoder_prediction_ratio": 0.5, "drop_path_rate": 0.1})

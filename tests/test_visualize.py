@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -527,14 +525,6 @@ def test_facts_are_said_twice():
     first, second = Facts([long, long], [long]).headline().splitlines()
     assert second == f"{'x' * 13}...{'x' * 24}"
     assert len(first) <= 88
-
-
-def test_a_missing_matplotlib_is_told_before_any_work(repository):
-    code = (
-        "import sys; sys.modules['matplotlib'] = None; from c2fmae_hf.commands.main import main; main(['visualize'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert 'drawing needs matplotlib: pip install "c2fmae-hf[all]"' in done.stderr
 
 
 def test_the_grid_shows_predictions_where_patches_are_hidden_and_the_photograph_elsewhere(
