@@ -263,7 +263,7 @@ def test_only_maps_that_are_needed_are_read(config, rows, tmp_path, granularitie
     assert trainer.train_dataset.read_row.map_columns == needed
     assert trainer.train_dataset.on_bad_row == "skip"
     if streaming:
-        assert trainer.train_dataset.rows_per_block == 4
+        assert trainer.train_dataset.shuffle_rows == 4
     for name in needed:
         with pytest.raises(ValueError, match=rf"missing \['{name}'\]"):
             plain_trainer(config, given(set(needed) - {name}), tmp_path, **arguments)
