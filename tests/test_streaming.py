@@ -142,9 +142,9 @@ def test_the_same_readers_go_on_where_they_stopped(many, tmp_path, steps, proces
 
 
 @pytest.mark.parametrize(
-    ("processes", "workers", "batch_size"), [(1, 0, 3), (2, 0, 6), (3, 1, 2), (4, 2, 1), (2, 5, 3)]
+    ("steps", "processes", "workers", "batch_size"),
+    [(3, 1, 0, 3), (8, 2, 0, 6), (11, 3, 1, 2), (3, 4, 2, 1), (8, 2, 5, 3), (11, 1, 4, 4)],
 )
-@pytest.mark.parametrize("steps", [3, 8, 11])
 def test_other_readers_lose_and_repeat_no_row(many, tmp_path, steps, processes, workers, batch_size):
     first = Readers(many, tmp_path, num_shards=5, processes=2, workers=3, shuffle_rows=30)
     samples = first.read(steps, ahead=2)
