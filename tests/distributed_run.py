@@ -28,6 +28,8 @@ from transformers.trainer_utils import get_last_checkpoint
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from c2fmae_hf.data.data_collator import decode_image_ids
+from c2fmae_hf.data.streaming import C2FMAEIterableDataset
+from c2fmae_hf.data.transforms import evaluation_transform
 from test_trainer import FaultyGradient, make_trainer
 from testing_utils import make_rows, small_config
 
@@ -61,7 +63,12 @@ def main() -> None:
     trainer = make_trainer(
         CONFIG, make_rows(options.rows), options.output, streaming=options.stream, **options.arguments
     )
-    trainer.eval_dataset.rows = trainer.eval_dataset.rows.select(range(4))
+    if options.stream:  # three rows for the first process, two for the second: in two batches, and in one
+        trainer.eval_dataset = C2FMAEIterableDataset(
+            trainer.eval_dataset.rows.to_iterable_dataset(), evaluation_transform(CONFIG.image_height_width)
+        )
+    else:
+        trainer.eval_dataset.rows = trainer.eval_dataset.rows.select(range(4))
     if options.fault and trainer.args.process_index == trainer.args.world_size - 1:
 
         def spoil(module, inputs, output):

@@ -183,11 +183,21 @@ def test_sharded_weights_are_trained_as_whole_ones(tmp_path):
 
 
 def test_streams_of_two_processes_are_those_of_one(tmp_path):
-    """As many images from a batch, so that accumulation makes up for the second process."""
+    """Accumulation makes up for the second process."""
     one = run(tmp_path / "one", 1, "--stream", per_device_train_batch_size=2, gradient_accumulation_steps=4)
     pair = run(tmp_path / "two", 2, "--stream")
     check_equal(pair, one)
     for step in range(6):
         assert sorted(pair.images(0, step) + pair.images(1, step)) == sorted(one.images(0, step))
+    # Every process reads shards of its own, and every row once an epoch, of two steps.
+    for first in (0, 2, 4):
+        shares = [pair.images(rank, first) + pair.images(rank, first + 1) for rank in range(2)]
+        assert sorted(shares[0] + shares[1]) == sorted(f"r{index}" for index in range(16))
+        assert {frozenset(share) for share in shares} == {
+            frozenset(f"r{index}" for index in half) for half in (range(8), range(8, 16))
+        }
+    # The metrics count every row once, though the second process repeats its batch.
+    for name in ("eval_loss", "eval_semantic_loss", "eval_instance_loss", "eval_image_loss"):
+        assert pair.rank(0)["metrics"][name] == pytest.approx(one.rank(0)["metrics"][name], abs=TOLERANCE)
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     check_equal(resumed(pair, tmp_path / "resumed", 1, "--stream", **options), pair)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 
 import datasets
 import pytest
@@ -11,76 +12,169 @@ from torch.utils.data import DataLoader
 
 from c2fmae_hf.data.dataset import C2FMAEDataset
 from c2fmae_hf.data.progress import SharedProgress
-from c2fmae_hf.data.streaming import C2FMAEIterableDataset
+from c2fmae_hf.data.streaming import C2FMAEIterableDataset, merge_states
 from c2fmae_hf.data.transforms import evaluation_transform, training_transform
 from testing_utils import make_rows
 
 
-TRANSFORM = training_transform((32, 32))
+TRANSFORM = training_transform((16, 16))
 BATCH_SIZE = 3
 
 
 @pytest.fixture(scope="module")
 def many() -> datasets.Dataset:
-    return make_rows(40)
+    return make_rows(40, size=24)
 
 
-def make_stream(rows: datasets.Dataset, num_shards: int = 4, **options) -> C2FMAEIterableDataset:
-    progress = SharedProgress()
-    progress.start_epoch(0, start=0.0, per_sample=0.001)
-    options = {"shuffle_rows": 16, "batch_size": BATCH_SIZE, **options}
-    return C2FMAEIterableDataset(rows.to_iterable_dataset(num_shards), TRANSFORM, progress=progress, **options)
+class Readers:
+    """Processes and their workers, as a loader asks them: batch after batch, in turns."""
+
+    def __init__(self, rows, folder=None, state=None, num_shards=4, processes=1, workers=0, position=None, **options):
+        progress = SharedProgress()
+        progress.start_epoch(0, start=0.0, per_sample=0.001)
+        options = {"shuffle_rows": 16, "batch_size": BATCH_SIZE, **options}
+        if isinstance(rows, datasets.Dataset):
+            rows = rows.to_iterable_dataset(num_shards)
+        self.streams = [
+            C2FMAEIterableDataset(
+                rows, TRANSFORM, progress=progress, process_index=index, num_processes=processes, **options
+            )
+            for index in range(processes)
+        ]
+        self.workers, self.used = workers, 0
+        for index, stream in enumerate(self.streams):
+            stream.load_state_dict(state, position)
+            if folder is not None:
+                stream.state_folder = folder / f"{processes}-{workers}-{index}"
+                stream.state_folder.mkdir()
+        number = max(workers, 1)
+        self.iterators = [[stream._read_on(worker, number) for worker in range(number)] for stream in self.streams]
+
+    def read(self, steps: int, ahead: int = 0) -> list[tuple]:
+        """Samples of some batches of every process; workers are then some batches ahead."""
+        batches = []
+        for step in range(steps + ahead):
+            for stream, iterators in zip(self.streams, self.iterators):
+                batches.append(list(islice(iterators[step % len(iterators)], stream.batch_size)))
+        self.used += steps * len(self.streams)
+        return [described(sample) for batch in batches[: steps * len(self.streams)] for sample in batch]
+
+    def state(self) -> dict:
+        states = [stream.state_dict(self.used, self.workers) for stream in self.streams]
+        return json.loads(json.dumps(merge_states(states)))
 
 
-def read(stream: C2FMAEIterableDataset, num_batches: int, num_workers: int = 0) -> list[tuple]:
-    """Key, row and pixels of every sample, which identify it."""
-    loader = DataLoader(stream, batch_size=stream.batch_size, num_workers=num_workers, collate_fn=list)
-    batches = [batch for _, batch in zip(range(num_batches), loader)]
-    return [
-        (sample["sample_key"], sample["image_id"], sample["pixel_values"].double().sum().item())
-        for batch in batches
-        for sample in batch
-    ]
+def described(sample: dict) -> tuple:
+    """Key, row and pixels of a sample, which identify it."""
+    return sample["sample_key"], sample["image_id"], sample["pixel_values"].double().sum().item()
 
 
-def test_it_is_endless_and_every_epoch_has_all_rows_in_another_order(many):
-    samples = read(make_stream(many), 40)
-    keys = [key for key, _, _ in samples]
-    assert [key.index for key in keys] == list(range(120))
-    assert [key.progress for key in keys] == pytest.approx([0.001 * index for index in range(120)])
-    lanes = [[name for (key, name, _) in samples if key.index // BATCH_SIZE % 4 == lane] for lane in range(4)]
-    for lane, names in enumerate(lanes):
-        assert sorted(names[:10]) == sorted(f"r{10 * lane + index}" for index in range(10))
-        assert sorted(names[10:20]) == sorted(names[:10])
-        assert names[10:20] != names[:10]
-    assert lanes[0][:10] != [f"r{index}" for index in range(10)]
-    assert [one for one, _, _ in samples] == [one for one, _, _ in read(make_stream(many), 40)]
-    other_names = [name for _, name, _ in read(make_stream(many, seed=1), 40)]
-    assert other_names != [name for _, name, _ in samples]
+def rows_of(samples: list[tuple], epoch: int) -> list[str]:
+    return sorted(name for key, name, _ in samples if key.epoch == epoch)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 4])
-def test_workers_do_not_change_the_order(many, num_workers):
-    assert read(make_stream(many), 15, num_workers) == read(make_stream(many), 15)
+def everything(rows: datasets.Dataset) -> list[str]:
+    return sorted(rows["image_id"])
 
 
-@pytest.mark.parametrize(("num_batches", "num_workers"), [(1, 0), (7, 2), (18, 0), (30, 1)])
-def test_it_goes_on_where_it_stopped(many, tmp_path, num_batches, num_workers):
-    """With workers ahead of what was used, and other workers afterwards."""
-    whole = read(make_stream(many), num_batches + 12)
-    first = make_stream(many)
-    first.state_folder = tmp_path
-    read(first, num_batches, num_workers)
-    state = json.loads(json.dumps(first.state_dict(num_batches)))
-    second = make_stream(many)
-    second.load_state_dict(state)
-    assert read(second, 12, 2 - num_workers) == whole[num_batches * BATCH_SIZE :]
+@pytest.mark.parametrize(
+    ("num_shards", "processes", "workers"), [(4, 1, 0), (4, 2, 2), (5, 2, 3), (2, 4, 0), (1, 3, 1), (7, 1, 3)]
+)
+def test_every_epoch_has_every_row_once_in_another_order(many, num_shards, processes, workers):
+    """Also where shards do not divide by readers, and where there are more readers than shards."""
+    samples = Readers(many, num_shards=num_shards, processes=processes, workers=workers).read(120 // processes)
+    assert [key.index for key, _, _ in samples] == list(range(360))
+    assert [key.progress for key, _, _ in samples] == pytest.approx([0.001 * index for index in range(360)])
+    for epoch in range(3):
+        assert rows_of(samples, epoch) == everything(many)
+    orders = [[name for key, name, _ in samples if key.epoch == epoch] for epoch in range(2)]
+    assert orders[0] != orders[1]
+    # No process gets ahead by more than the shards of an epoch that are still being read.
+    assert {key.epoch for key, _, _ in samples[:6]} == {0}
+
+
+def test_processes_read_shards_of_their_own(many):
+    opened: list[set[str]] = [set(), set()]
+    pair = Readers(many, processes=2)
+    for index, stream in enumerate(pair.streams):
+        names = opened[index]
+        stream.rows = stream.rows.map(lambda row, names=names: names.add(row["image_id"]) or row)
+    samples = pair.read(6)
+    assert not opened[0] & opened[1]
+    assert len(opened[0]) == len(opened[1]) == 20
+    assert {name for _, name, _ in samples} <= opened[0] | opened[1]
+
+
+def test_the_seed_decides_the_order(many):
+    samples = Readers(many).read(20)
+    assert samples == Readers(many).read(20)
+    assert [name for _, name, _ in samples] != [name for _, name, _ in Readers(many, seed=1).read(20)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_workers_that_divide_the_lanes_do_not_change_the_order(many, workers):
+    assert Readers(many, workers=workers).read(15) == Readers(many).read(15)
+
+
+def test_a_loader_s_workers(many):
+    stream = Readers(many).streams[0]
+    loader = DataLoader(stream, batch_size=BATCH_SIZE, num_workers=2, collate_fn=list)
+    batches = [batch for _, batch in zip(range(15), loader)]
+    assert [described(sample) for batch in batches for sample in batch] == Readers(many).read(15)
+
+
+@pytest.mark.parametrize(
+    ("steps", "processes", "workers", "num_shards"),
+    [(1, 1, 0, 4), (7, 1, 2, 4), (18, 1, 3, 5), (7, 2, 1, 4), (9, 2, 3, 5), (5, 4, 0, 2)],
+)
+def test_the_same_readers_go_on_where_they_stopped(many, tmp_path, steps, processes, workers, num_shards):
+    """With workers ahead of what was used."""
+    options = {"processes": processes, "workers": workers, "num_shards": num_shards}
+    whole = Readers(many, **options).read(steps + 12)
+    per_step = processes * BATCH_SIZE
+    first = Readers(many, tmp_path, **options)
+    assert first.read(steps, ahead=4) == whole[: steps * per_step]
+    (tmp_path / "second").mkdir()
+    second = Readers(many, tmp_path / "second", first.state(), **options)
+    assert second.read(5, ahead=3) == whole[steps * per_step : (steps + 5) * per_step]
     # And once more, from a state that the second run left.
-    third = make_stream(many)
-    second.state_folder = tmp_path
-    read(second, 5, 1)
-    third.load_state_dict(json.loads(json.dumps(second.state_dict(num_batches + 5))))
-    assert read(third, 7) == whole[(num_batches + 5) * BATCH_SIZE :]
+    assert Readers(many, None, second.state(), **options).read(7) == whole[(steps + 5) * per_step :]
+
+
+@pytest.mark.parametrize(
+    ("steps", "processes", "workers", "batch_size"),
+    [(3, 1, 0, 3), (8, 2, 0, 6), (11, 3, 1, 2), (3, 4, 2, 1), (8, 2, 5, 3), (11, 1, 4, 4)],
+)
+def test_other_readers_lose_and_repeat_no_row(many, tmp_path, steps, processes, workers, batch_size):
+    first = Readers(many, tmp_path, num_shards=5, processes=2, workers=3, shuffle_rows=30)
+    samples = first.read(steps, ahead=2)
+    options = {"num_shards": 5, "processes": processes, "workers": workers, "batch_size": batch_size}
+    (tmp_path / "second").mkdir()
+    second = Readers(many, tmp_path / "second", first.state(), **options)
+    samples += second.read(25 // processes // batch_size + 1, ahead=1)
+    (tmp_path / "third").mkdir()
+    # In the middle of the first division's rest, the readers change once more.
+    third = Readers(many, None, second.state(), num_shards=5, processes=2, workers=1)
+    samples += third.read(30)
+    for epoch in range(3):
+        assert rows_of(samples, epoch) == everything(many)
+    assert [key.index for key, _, _ in samples] == list(range(len(samples)))
+
+
+def test_a_position_that_is_given_numbers_the_samples(many, tmp_path):
+    first = Readers(many, tmp_path)
+    samples = first.read(4)
+    samples += Readers(many, None, first.state(), position=100).read(30)
+    assert [key.index for key, _, _ in samples] == [*range(12), *range(100, 190)]
+    for epoch in range(2):
+        assert rows_of(samples, epoch) == everything(many)
+
+
+def test_a_process_s_state_is_not_all(many, tmp_path):
+    pair = Readers(many, tmp_path, processes=2)
+    pair.read(2)
+    with pytest.raises(ValueError, match=r"expected 4 lanes, lacks \[1, 3\]; merge all processes' states"):
+        Readers(many, state=pair.streams[0].state_dict(4))
 
 
 def test_it_reads_no_more_than_a_block_of_a_lane_again(many, tmp_path):
@@ -90,93 +184,88 @@ def test_it_reads_no_more_than_a_block_of_a_lane_again(many, tmp_path):
         read_rows.append(row["image_id"])
         return row
 
-    def stream():
+    def readers(name, state=None):
+        (tmp_path / name).mkdir()
         rows = many.to_iterable_dataset(4).map(watched)
-        progress = SharedProgress()
-        progress.start_epoch(0, start=0.0, per_sample=0.001)
-        return C2FMAEIterableDataset(rows, TRANSFORM, progress=progress, shuffle_rows=8, batch_size=1)
+        return Readers(rows, tmp_path / name, state, shuffle_rows=8, batch_size=1)
 
-    first = stream()
-    first.state_folder = tmp_path
-    read(first, 32)  # eight rows of each of four lanes
-    state = first.state_dict(32)
-    assert {name: lane["rows"] for name, lane in state["lanes"].items()} == {str(lane): 6 for lane in range(4)}
+    first = readers("first")
+    first.read(32)  # eight rows of each of four lanes
+    state = first.state()
+    assert {lane: one["start"]["rows"] for lane, one in state["lanes"].items()} == {str(lane): 6 for lane in range(4)}
     read_rows.clear()
-    second = stream()
-    second.load_state_dict(state)
-    read(second, 4)
+    second = readers("second", state)
+    expected = second.read(4)
     assert len(read_rows) <= 4 * (2 + 2 + 1)  # a block again, the next one, and one row ahead
     # A run that stops before it has come to every lane knows of the others what it was told.
-    brief = stream()
-    brief.state_folder = tmp_path / "brief"
-    brief.state_folder.mkdir()
-    brief.load_state_dict(state)
-    read(brief, 1)
-    assert len(list(brief.state_folder.iterdir())) < 4
-    after = brief.state_dict(33)
-    assert set(after["lanes"]) == set(state["lanes"])
+    brief = readers("brief", state)
+    brief.read(1)
+    assert len(list(brief.streams[0].state_folder.iterdir())) == 1
     read_rows.clear()
-    last = stream()
-    last.load_state_dict(after)
-    read(last, 4)
+    assert readers("last", brief.state()).read(3) == expected[1:]
     assert len(read_rows) <= 4 * (2 + 2 + 1)
-    # Without the lanes' states it reads all again, and comes to the same place.
-    third = stream()
-    third.load_state_dict({**state, "lanes": {}})
-    again = stream()
-    again.load_state_dict(state)
-    assert read(third, 4) == read(again, 4)
+    # Without the lanes' files it reads all again, and comes to the same place.
+    again = Readers(many, shuffle_rows=8, batch_size=1)
+    again.used = 32
+    assert Readers(many, None, again.state(), shuffle_rows=8, batch_size=1).read(4) == expected
 
 
 def test_small_blocks_and_a_reader_far_ahead(many, tmp_path):
     """A hundred blocks begin in a batch; a state of each lane is there for any batch that may have been the last."""
-    options = {"shuffle_rows": 2, "batch_size": 30}
-    stream = make_stream(many, num_shards=2, **options)
-    stream.state_folder = tmp_path
-    whole = read(stream, 12)
-    for num_batches in (2, 7, 12):
-        state = json.loads(json.dumps(stream.state_dict(num_batches)))
-        assert {lane: one["samples"] >= 30 * (num_batches // 2) - 30 for lane, one in state["lanes"].items()} == {
-            "0": True,
-            "1": True,
-        }
-        again = make_stream(many, num_shards=2, **options)
-        again.load_state_dict(state)
-        expected = whole[30 * num_batches :][:60]
-        assert read(again, 2)[: len(expected)] == expected
+    options = {"shuffle_rows": 2, "batch_size": 30, "num_shards": 2}
+    readers = Readers(many, tmp_path, **options)
+    whole = readers.read(12)
+    for used in (2, 7, 12):
+        readers.used = used
+        state = readers.state()
+        assert all(one["samples"] >= 30 * (used // 2) - 30 for one in state["lanes"].values())
+        expected = whole[30 * used :][:60]
+        assert Readers(many, None, state, **options).read(2)[: len(expected)] == expected
 
 
-def test_another_order_is_no_going_on(many):
-    state = make_stream(many).state_dict(3)
+def test_other_rows_or_another_seed_are_no_going_on(many):
+    state = Readers(many).state()
     for options, message in (
-        ({"batch_size": 2}, "batch_size: expected 3, as in the run to resume, got 2"),
-        ({"shuffle_rows": 32}, "rows_per_block: expected 4, .* got 8"),
         ({"seed": 1}, "data_seed: expected 0, .* got 1"),
         ({"num_shards": 2}, "num_shards: expected 4, .* got 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            make_stream(many, **options).load_state_dict(state)
+            Readers(many, state=state, **options)
 
 
-def test_workers_must_divide_the_lanes(many):
-    loader = DataLoader(make_stream(many, num_shards=9), batch_size=4, num_workers=3, collate_fn=list)
-    with pytest.raises(ValueError, match=r"a divisor of 8, the lanes of a stream of 9 shard\(s\), got 3"):
-        next(iter(loader))
+def test_each_process_holds_the_rows_to_shuffle(many):
+    for options, per_block in (({}, 4), ({"processes": 2}, 8), ({"processes": 2, "workers": 2}, 8)):
+        stream = Readers(many, **options).streams[0]
+        division, _, _ = stream.divide(options.get("workers", 0))
+        assert stream._first_block(division)["rows_per_block"] == per_block
+    many_shards = Readers(many, num_shards=40, processes=2, workers=3, shuffle_rows=12).streams[0]
+    division, _, _ = many_shards.divide(3)
+    assert (division.num_lanes, division.parts) == (12, 1)
+    assert many_shards._first_block(division)["rows_per_block"] == 2
 
 
-def test_a_lane_without_rows_is_named(many):
-    rows = many.to_iterable_dataset(4).filter(lambda row: row["image_id"] < "r3")
-    stream = C2FMAEIterableDataset(rows, TRANSFORM, progress=SharedProgress())
-    with pytest.raises(ValueError, match=r"for each of 4 lanes, got none for lane 3, which has the shards \[3\] of 4"):
-        for _ in zip(range(100), stream):
-            pass
+def test_empty_shards_are_passed_over_and_no_rows_are_an_error(many):
+    rows = many.to_iterable_dataset(4)
+    samples = Readers(rows.filter(lambda row: row["image_id"] < "r3")).read(30)
+    assert rows_of(samples, 1) == [name for name in everything(many) if name < "r3"]
+    message = r"each of 4 lanes, lane 0 got none from 104 shards .* in succession, the last of them shard \d of 4"
+    with pytest.raises(ValueError, match=message):
+        Readers(rows.filter(lambda row: False)).read(1)
 
 
-def test_evaluation_ends(rows):
-    stream = C2FMAEIterableDataset(rows.to_iterable_dataset(), evaluation_transform((32, 32)))
-    samples = list(stream)
-    assert len(samples) == 12
-    assert samples[0]["sample_key"].progress is None
+@pytest.mark.parametrize(("num_shards", "processes"), [(1, 1), (1, 3), (3, 2), (4, 2)])
+def test_evaluation_reads_every_row_once(rows, num_shards, processes):
+    stream = rows.to_iterable_dataset(num_shards=num_shards)
+    shares = [
+        list(
+            C2FMAEIterableDataset(stream, evaluation_transform((32, 32)), process_index=index, num_processes=processes)
+        )
+        for index in range(processes)
+    ]
+    assert sorted(sample["image_id"] for share in shares for sample in share) == everything(rows)
+    keys = [sample["sample_key"] for share in shares for sample in share]
+    assert len(set(keys)) == 12
+    assert {key.progress for key in keys} == {None}
 
 
 def test_evaluation_s_workers_share_the_rows(rows):
@@ -208,9 +297,8 @@ def with_bad_rows(rows: datasets.Dataset, bad: set[int]) -> datasets.Dataset:
 def test_bad_rows_stop_or_are_passed_over_and_counted(many, tmp_path, caplog):
     rows = with_bad_rows(many, {0, 1, 17, 39})
     with pytest.raises(ValueError, match=r"column 'image': cannot be opened"):
-        read(make_stream(rows), 20)
-    stream = make_stream(rows, on_bad_row="skip")
-    samples = [sample for _, sample in zip(range(36 * 2), stream)]
+        Readers(rows).read(20)
+    samples = [sample for _, sample in zip(range(36 * 2), Readers(rows, on_bad_row="skip").streams[0])]
     names = [sample["image_id"] for sample in samples]
     assert not {"r0", "r1", "r17", "r39"} & set(names)
     assert sum(sample["num_skipped"] for sample in samples) >= 4
@@ -218,17 +306,17 @@ def test_bad_rows_stop_or_are_passed_over_and_counted(many, tmp_path, caplog):
     for name in ("r0", "r1", "r17", "r39"):  # two of them one after another, too
         assert f"({name}), column 'image'" in caplog.text
     # Going on counts good rows alone.
-    stream.state_folder = tmp_path
-    whole = read(make_stream(rows, on_bad_row="skip"), 16)
-    read(stream, 9)
-    again = make_stream(rows, on_bad_row="skip")
-    again.load_state_dict(stream.state_dict(9))
-    assert read(again, 7) == whole[9 * BATCH_SIZE :]
+    whole = Readers(rows, on_bad_row="skip").read(16)
+    first = Readers(rows, tmp_path, on_bad_row="skip")
+    first.read(9)
+    assert Readers(rows, None, first.state(), on_bad_row="skip").read(7) == whole[9 * BATCH_SIZE :]
+    others = Readers(rows, None, first.state(), on_bad_row="skip", processes=2).read(20)
+    good = [name for name in everything(many) if name not in {"r0", "r1", "r17", "r39"}]
+    assert rows_of([*whole[: 9 * BATCH_SIZE], *others], 0) == good
 
 
 def test_too_many_bad_rows_one_after_another_are_an_error(many, monkeypatch):
     monkeypatch.setattr("c2fmae_hf.data.rows.MAX_SKIPPED", 5)
-    stream = make_stream(with_bad_rows(many, set(range(40))), on_bad_row="skip")
     with pytest.raises(ValueError, match=r"expected readable rows, got 5 consecutive bad ones: row"):
-        next(iter(stream))
-    assert torch.is_tensor(next(iter(make_stream(many)))["pixel_values"])
+        Readers(with_bad_rows(many, set(range(40))), on_bad_row="skip").read(1)
+    assert torch.is_tensor(next(iter(Readers(many).streams[0]))["pixel_values"])

@@ -263,7 +263,7 @@ def test_only_maps_that_are_needed_are_read(config, rows, tmp_path, granularitie
     assert trainer.train_dataset.read_row.map_columns == needed
     assert trainer.train_dataset.on_bad_row == "skip"
     if streaming:
-        assert trainer.train_dataset.rows_per_block == 4
+        assert trainer.train_dataset.shuffle_rows == 4
     for name in needed:
         with pytest.raises(ValueError, match=rf"missing \['{name}'\]"):
             plain_trainer(config, given(set(needed) - {name}), tmp_path, **arguments)
@@ -352,6 +352,34 @@ def test_streaming_resumes_to_the_same_weights(config, rows, tmp_path):
     resumed.train(resume_from_checkpoint=True)
     assert logged(resumed, "loss", "masked_random") == logged(whole, "loss", "masked_random")
     assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == list(range(1, 10))
+
+
+def test_a_stream_resumes_with_other_batches_without_losing_a_row(config, rows, tmp_path, caplog):
+    seen: list[tuple[int, str]] = []
+
+    def train(**arguments):
+        trainer = make_trainer(
+            config, rows, tmp_path, streaming=True, num_shards=3, save_strategy="steps", **arguments
+        )
+        collate = trainer.data_collator
+        trainer.data_collator = lambda samples: seen.append([one["sample_key"] for one in samples]) or collate(samples)
+        return trainer
+
+    first = train(save_steps=4, callbacks=[StopAt(6)])
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    assert "divided anew" not in caplog.text
+    keys = [key for batch in seen for key in batch][:16]
+    seen.clear()
+    train(save_steps=9, per_device_train_batch_size=3, gradient_accumulation_steps=2).train(
+        resume_from_checkpoint=True
+    )
+    assert "checkpoint-4: the stream is divided anew, among 3 lanes instead of 3" in caplog.text
+    keys += [key for batch in seen for key in batch][:30]
+    # The four steps count as four of six images, so that the curriculum continues where it was.
+    assert [key.index for key in keys] == [*range(16), *range(24, 54)]
+    assert keys[16].progress == pytest.approx(4 / 9)
+    assert [sum(key.epoch == epoch for key in keys) for epoch in range(3)] == [12, 12, 12]
 
 
 # Optimisation

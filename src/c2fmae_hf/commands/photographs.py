@@ -7,11 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..data.tars import find_tars, hold_maps
 from ..labelling.job import label_images
 from ..labelling.labellers.classical import ClassicalLabeller
 from ..labelling.sources.base import ImageSource
 from ..labelling.sources.folder import FolderSource
 from ..labelling.sources.open import open_source
+from ..labelling.sources.tar import TarSource
 
 
 logger = logging.getLogger(__name__)
@@ -26,13 +28,12 @@ FEWEST_PASSES = 10
 
 
 def open_photographs(name: str | None, split: str | None = None) -> ImageSource | None:
-    """The photographs in a folder of image files or in tar files, or `None` if the name means a dataset."""
+    """The photographs in a folder, or in tar files without label maps; `None` if the name means a dataset."""
     if name is None:
         return None
-    is_archive = name.endswith((".tar", ".tar.gz", ".tgz"))
-    if not is_archive and not Path(name).expanduser().is_dir():
+    folder, tars = Path(name).expanduser(), find_tars(name)
+    if (not tars and not folder.is_dir()) or hold_maps(tars):
         return None
-    folder = Path(name).expanduser()
     if (folder / "run.json").is_file() or (folder / "trainer_state.json").is_file():
         raise ValueError(
             f"{name}: expected photographs or a dataset, got the folder of a run; is {folder / 'dataset'} meant?"
@@ -41,7 +42,7 @@ def open_photographs(name: str | None, split: str | None = None) -> ImageSource 
         source = open_source(name, split)
     except (FileNotFoundError, ValueError):  # no images; `load_splits` says what is wrong with it
         return None
-    return source if is_archive or isinstance(source, FolderSource) else None
+    return source if isinstance(source, (FolderSource, TarSource)) else None
 
 
 def choose_steps(num_photographs: int, images_per_step: int) -> int:

@@ -70,7 +70,7 @@ class DataArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "A folder of photographs, a labelled folder, Parquet files (wildcards in quotes), or what "
+            "help": "A folder of photographs, a labelled folder, Parquet or tar files (wildcards in quotes), or what "
             "datasets.load_dataset takes. Columns: image, semantic, instance; optionally semantic_classes, image_id."
         },
     )

@@ -22,7 +22,7 @@ from .drawing import try_to_draw
 
 def main(args: list[str] | None = None) -> ValidationReport:
     parser = CommandParser("validate", __doc__)
-    parser.add_argument("dataset_name", help="A labelled folder, Parquet files, or a dataset on the Hub.")
+    parser.add_argument("dataset_name", help="A labelled folder, Parquet or tar files, or a dataset on the Hub.")
     parser.add_argument("--split", default="train", help="Split to read.")
     parser.add_argument("--output_dir", type=Path, help="Folder for results; by default beside the dataset's folder.")
     parser.add_argument(

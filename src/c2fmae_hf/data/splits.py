@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from .tars import TAR_SUFFIXES, as_rows, find_tars, load_tars
+
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,15 @@ logger = logging.getLogger(__name__)
 def _stream(rows: datasets.Dataset) -> datasets.IterableDataset:
     """Convert to an iterable dataset with enough shards for data-loading workers."""
     return rows.to_iterable_dataset(num_shards=max(min(64, len(rows)), 1))
+
+
+def _by_split(files: Sequence[str]) -> dict[str, list[str]]:
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        words = re.split(r"[^a-z]+", Path(file).name.lower())
+        is_validation = any(word in words for word in ("val", "valid", "validation", "dev"))
+        splits.setdefault("validation" if is_validation else "test" if "test" in words else "train", []).append(file)
+    return splits
 
 
 def check_parquet(files: Sequence[str | os.PathLike], what: str) -> None:
@@ -52,9 +63,10 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
     Load the splits of a dataset.
 
     Args:
-        name (`str`): A folder written by `save_to_disk`; Parquet files (a path, wildcards allowed), whose split is
-            `validation` or `test` if the file name has `val` or `test` between separators, else `train`; or whatever
-            `datasets.load_dataset` takes: a folder, or the name of a dataset on the Hub.
+        name (`str`): A folder written by `save_to_disk`; Parquet or WebDataset tar files (a path, wildcards allowed),
+            whose split is `validation` or `test` if the file name has `val` or `test` between separators, else
+            `train`; a folder of such tar files, see [`load_tars`]; or else what `datasets.load_dataset` takes: a
+            folder, or the name of a dataset on the Hub.
         config_name (`str`, *optional*): Configuration of a dataset on the Hub.
         streaming (`bool`): Whether to read rows on demand.
 
@@ -63,17 +75,12 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
 
     Raises:
         `FileNotFoundError`: if a path or pattern matches nothing.
-        `ValueError`: naming the file, if a Parquet file is damaged, or if there are no rows.
+        `ValueError`: naming the file, if a Parquet or tar file is damaged, or if there are no rows.
     """
     path = Path(name).expanduser()
     name = str(path) if name.startswith("~") else name
     if name.endswith(".parquet"):
-        files: dict[str, list[str]] = {}
-        for file in [name] if path.is_file() else sorted(glob.glob(name)):  # a name may have brackets
-            words = re.split(r"[^a-z]+", Path(file).stem.lower())
-            is_validation = any(word in words for word in ("val", "valid", "validation", "dev"))
-            split = "validation" if is_validation else "test" if "test" in words else "train"
-            files.setdefault(split, []).append(file)
+        files = _by_split([name] if path.is_file() else sorted(glob.glob(name)))  # a name may have brackets
         if not files:
             raise FileNotFoundError(f"dataset: expected Parquet files at {name!r}, found none")
         for split, parts in files.items():
@@ -84,14 +91,19 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
         saved = datasets.load_from_disk(name)
         splits = dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
         return {split: _stream(rows) for split, rows in splits.items()} if streaming else splits
-    if name.startswith((".", "/", "~")) and not path.exists():
-        raise FileNotFoundError(f"dataset: expected a folder or Parquet files at {name!r}, found nothing")
+    parquet = sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]) if path.is_dir() else []
+    if not parquet and (tars := find_tars(name)):
+        return load_tars(_by_split(tars), streaming)
+    if name.endswith(TAR_SUFFIXES) or (name.startswith((".", "/", "~")) and not path.exists()):
+        raise FileNotFoundError(f"dataset: expected a folder, Parquet or tar files at {name!r}, found nothing")
     if path.is_file():
-        raise ValueError(f"dataset: expected a folder, Parquet files or a name on the Hub, got the file {name!r}")
-    if path.is_dir() and (parquet := sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])):
+        raise ValueError(
+            f"dataset: expected a folder, Parquet or tar files or a name on the Hub, got the file {name!r}"
+        )
+    if parquet:
         check_parquet(parquet, f"dataset {name!r}")
     try:
-        return dict(datasets.load_dataset(name, config_name, streaming=streaming))
+        loaded = datasets.load_dataset(name, config_name, streaming=streaming)
     except (yaml.YAMLError, UnicodeDecodeError) as error:  # from the card
         raise ValueError(f"dataset: expected {path / 'README.md'} to begin with YAML, or none, got: {error}") from None
     except (ConnectionError, FileNotFoundError) as error:
@@ -101,6 +113,7 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
         raise FileNotFoundError(
             f"dataset: found no folder {name!r} here, and could not load it from the Hub: {reason}"
         ) from error
+    return {split: as_rows(rows) for split, rows in loaded.items()}
 
 
 def load_train_and_validation(

@@ -136,7 +136,7 @@ class DurableTrainer(Trainer):
         """Hook for subclasses: runs after training that was not interrupted."""
 
     def _add_to_checkpoint(self, folder: Path) -> None:
-        """Hook for subclasses: writes more files into a checkpoint, in the process that saves."""
+        """Hook for subclasses, in all processes: those with `args.should_save` write more files into a checkpoint."""
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         # The library checks max_steps only after a step, so it would train a finished run for one more step.
@@ -182,8 +182,8 @@ class DurableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.state.best_model_checkpoint == str(written):
             self.state.best_model_checkpoint = str(final)
+        self._add_to_checkpoint(written)
         if self.args.should_save:
-            self._add_to_checkpoint(written)
             self.state.save_to_json(str(written / TRAINER_STATE_NAME))
             write_json(written / SETTINGS_FILE, self._settings())
             write_json(written / MANIFEST_FILE, describe_files(written))

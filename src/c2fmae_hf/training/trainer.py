@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import hashlib
 import logging
 import os
 import shutil
+import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import ConcatDataset, Dataset, Sampler, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -29,11 +32,12 @@ from ..data.dataset import C2FMAEDataset
 from ..data.progress import SharedProgress
 from ..data.rows import MAP_COLUMNS, undecoded
 from ..data.sampling import EpochSampler
-from ..data.streaming import C2FMAEIterableDataset
+from ..data.streaming import C2FMAEIterableDataset, merge_states
 from ..data.transforms import evaluation_transform, training_transform
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..utils.files import file_sha256, read_json, replace_folder, text_sha256, write_json
 from .callbacks import CurriculumCallback
+from .checkpoints import in_any_process
 from .non_finite import MAX_UNREAD, REPORT_FILE, Watched
 from .publishing_trainer import PublishingTrainer
 from .training_args import C2FMAETrainingArguments
@@ -43,7 +47,8 @@ logger = logging.getLogger(__name__)
 
 IDENTITY_FILE = "run_identity.json"
 STREAM_FILE = "stream_state.json"
-_STREAM_FOLDER = ".stream"
+# Set in batches of evaluation that repeat rows and count nowhere.
+_IS_FILLER = "is_filler"
 
 
 class C2FMAETrainer(PublishingTrainer):
@@ -51,8 +56,9 @@ class C2FMAETrainer(PublishingTrainer):
     Pre-trains [`C2FMAEForPreTraining`] on the rows of a dataset.
 
     - The curriculum follows `global_step / max_steps` in every data-loading worker, and a resumed run continues it.
-    - A resumed stream continues from the position in the checkpoint's `stream_state.json`, without reading the earlier
-      rows again.
+    - Every process reads its own share of a stream. A resumed stream continues from the position in the checkpoint's
+      `stream_state.json`, without reading the earlier rows again, also with other processes, workers or batch sizes
+      (then in another order).
     - Logs and `trainer_state.json` hold each granularity's loss (averaged over the logged steps, images and
       processes) and the share of images masked by each strategy. If bad rows are skipped, they also hold the number
       of rows skipped since the run was started or resumed.
@@ -141,8 +147,8 @@ class C2FMAETrainer(PublishingTrainer):
             self.add_callback(CurriculumCallback(progress))
         if isinstance(self.train_dataset, C2FMAEIterableDataset):
             self.train_dataset.batch_size = self.args.train_batch_size
-        # Steps and batches done before this run began, and the checkpoint whose random state is still to be restored.
-        self._stream_start = (0, 0)
+        # Steps done before this run began, and the checkpoint whose random state is still to be restored.
+        self._first_step = 0
         self._resumed_from: str | None = None
         if isinstance(self.data_collator, DataCollatorForC2FMAE):
             self.data_collator.return_diagnostics = True
@@ -153,14 +159,11 @@ class C2FMAETrainer(PublishingTrainer):
             self._check_identity(Path(checkpoint) / IDENTITY_FILE)
         stream = self.train_dataset
         if isinstance(stream, C2FMAEIterableDataset):
-            stream.check_workers(self.args.dataloader_num_workers)
-            # Every process reads the stream, but only the main one's batches are used, so only its workers keep state.
-            stream.state_folder = None
-            if self.is_world_process_zero():
-                stream.state_folder = Path(str(self.args.output_dir)) / _STREAM_FOLDER
-                shutil.rmtree(stream.state_folder, ignore_errors=True)
-                stream.state_folder.mkdir(parents=True)
-            self.accelerator.wait_for_everyone()
+            # For the states that this process's workers write; a file system that others share would be slower.
+            stream.state_folder = Path(tempfile.mkdtemp(prefix="c2fmae-stream-"))
+            atexit.register(shutil.rmtree, stream.state_folder, ignore_errors=True)
+            self._first_step = 0
+            stream.load_state_dict(None)
             if checkpoint is not None:
                 self._resume_stream(stream, checkpoint)
 
@@ -205,20 +208,62 @@ class C2FMAETrainer(PublishingTrainer):
         if not path.is_file():
             raise ValueError(f"{path}: expected the position of the stream, found no such file")
         content = read_json(path)
-        stream.load_state_dict(content)
-        self._stream_start = (content["step"], content["num_batches"])
+        args, self._first_step = self.args, content["step"]
+        self._set_share(stream)
+        position = content["step"] * args.gradient_accumulation_steps * args.world_size * args.train_batch_size
+        stream.load_state_dict(content, position)
+        division, num_batches, _ = stream.divide(args.dataloader_num_workers)
+        if num_batches == 0:
+            logger.warning(
+                f"{checkpoint}: the stream is divided anew, among {division.num_lanes} lanes instead of "
+                f"{content['division']['num_lanes']}: each epoch still has every row once, in another order than in "
+                "an uninterrupted run"
+            )
         self._resumed_from = checkpoint
         # The stream already starts at this position, so the library must not skip batches.
-        self.args.ignore_data_skip = True
+        args.ignore_data_skip = True
 
     def _add_to_checkpoint(self, folder: Path) -> None:
-        write_json(folder / IDENTITY_FILE, self._identity())
-        stream = self.train_dataset
+        stream, content = self.train_dataset, None
         if isinstance(stream, C2FMAEIterableDataset):
-            first_step, first_batch = self._stream_start
             per_step = self.args.gradient_accumulation_steps * self.args.world_size
-            num_batches = first_batch + (self.state.global_step - first_step) * per_step
-            write_json(folder / STREAM_FILE, {"step": self.state.global_step, **stream.state_dict(num_batches)})
+            num_batches = (self.state.global_step - self._first_step) * per_step
+            own = stream.state_dict(num_batches, self.args.dataloader_num_workers)
+            content = {"step": self.state.global_step, **merge_states(gather_object([own]))}
+        if self.args.should_save:
+            write_json(folder / IDENTITY_FILE, self._identity())
+            if content is not None:
+                write_json(folder / STREAM_FILE, content)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in transformers, but every process reads its own share of a stream."""
+        return self._undispatched(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As in transformers, but every process reads its own share of a stream."""
+        loader = self._undispatched(super().get_eval_dataloader(eval_dataset))
+        if self.args.world_size > 1 and isinstance(loader.dataset, C2FMAEIterableDataset):
+            return EvenBatches(loader, self.accelerator)  # type: ignore[return-value]
+        return loader
+
+    def _undispatched(self, loader: DataLoader) -> DataLoader:
+        """Replace accelerate's loader of a stream, with which the first process reads for all."""
+        stream = loader.dataset
+        if not isinstance(stream, C2FMAEIterableDataset):
+            return loader
+        self._set_share(stream)
+        return prepare_data_loader(
+            getattr(loader, "base_dataloader", loader),
+            device=self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,
+            non_blocking=self.accelerator.non_blocking,
+        )
+
+    def _set_share(self, stream: C2FMAEIterableDataset) -> None:
+        stream.process_index, stream.num_processes = self.args.process_index, self.args.world_size
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches = super().get_batch_samples(*args, **kwargs)
@@ -256,6 +301,7 @@ class C2FMAETrainer(PublishingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
         inputs = dict(inputs)
+        is_filler = inputs.pop(_IS_FILLER, False)
         strategy, image_ids, num_skipped = (inputs.pop(name, None) for name in DIAGNOSTICS)
         if isinstance(self.data_collator, DataCollatorForC2FMAE) and "bool_masked_pos" in inputs:
             num_patches = inputs["bool_masked_pos"].shape[1]
@@ -273,7 +319,9 @@ class C2FMAETrainer(PublishingTrainer):
             names, values = names + strategies, torch.cat([values, shares])
         if num_skipped is not None and model.training:
             self._num_skipped = self._num_skipped.to(num_skipped.device) + num_skipped.sum()
-        self._averages.add(names[1:], values[1:], weight=len(inputs["pixel_values"]))
+        # transformers counts evaluation's last batch, which may be short or repeated, like the others.
+        first = 1 if model.training else 0
+        self._averages.add(names[first:], values[first:], weight=0 if is_filler else len(inputs["pixel_values"]))
         return (loss, outputs) if return_outputs else loss
 
     def check_update(self) -> None:
@@ -397,6 +445,40 @@ def _checksum(value: Any) -> str:
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
     return file_sha256(value) if isinstance(value, str) and os.path.isfile(value) else str(value)
+
+
+class EvenBatches:
+    """
+    A loader with as many batches in every process, as collective operations need: a process that has no more rows
+    repeats its last batch, with `is_filler` set.
+
+    Args:
+        loader (`DataLoader`): Loader of this process's share.
+        accelerator (`Accelerator`): Of all processes.
+
+    Raises:
+        `ValueError`: on reading, if this process has no rows.
+    """
+
+    def __init__(self, loader: DataLoader, accelerator: Accelerator) -> None:
+        self.loader, self.accelerator = loader, accelerator
+        self.dataset, self.batch_size = loader.dataset, loader.batch_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        last: dict[str, Any] = {}
+        batches = iter(self.loader)
+        while True:
+            batch = next(batches, None)
+            if not in_any_process(self.accelerator, batch is not None):
+                return
+            if batch is None and not last:
+                raise ValueError(
+                    f"evaluation stream: expected at least one row for each of {self.accelerator.num_processes} "
+                    f"processes, got none for process {self.accelerator.process_index}. Use fewer processes or more "
+                    "rows"
+                )
+            last = {**last, _IS_FILLER: True} if batch is None else batch
+            yield last
 
 
 class FiniteCallback(TrainerCallback):

@@ -44,7 +44,7 @@ class C2FMAETrainingArguments(TrainingArguments):
         min_crop_scale (`float`, defaults to 0.2): Smallest area of a training crop, as a share of the image.
         on_bad_row (`str`, defaults to `"raise"`): How to handle a row that cannot be used: `"raise"` stops the run,
             `"skip"` takes the next row.
-        shuffle_rows (`int`, defaults to 8192): Size of a stream's shuffle buffer, which is held in memory.
+        shuffle_rows (`int`, defaults to 8192): Rows of a stream that each process holds in memory and shuffles.
 
     The last three apply to plain rows that [`C2FMAETrainer`] wraps.
     """
@@ -118,7 +118,7 @@ class C2FMAETrainingArguments(TrainingArguments):
         default="raise",
         metadata={"help": "Stop at a row that cannot be used, or skip it.", "choices": ["raise", "skip"]},
     )
-    shuffle_rows: int = field(default=8192, metadata={"help": "Size of the shuffle buffer of a stream, in rows."})
+    shuffle_rows: int = field(default=8192, metadata={"help": "Rows of a stream that each process holds and shuffles."})
 
     def __post_init__(self) -> None:
         if self.bf16 is None:

@@ -187,7 +187,7 @@ class FineTuningTrainer(PublishingTrainer):
 
     def _add_to_checkpoint(self, folder: Path) -> None:
         super()._add_to_checkpoint(folder)
-        if self.average is not None:
+        if self.average is not None and self.args.should_save:
             state = self.average.module.state_dict()
             save_file({name: value.contiguous() for name, value in state.items()}, folder / EMA_FILE)
 

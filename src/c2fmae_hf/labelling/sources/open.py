@@ -10,8 +10,9 @@ import datasets
 import pyarrow.parquet as pq
 
 from ...data.splits import check_parquet, load_splits
+from ...data.tars import TAR_SUFFIXES, find_tars
 from .base import ImageSource
-from .folder import FolderSource
+from .folder import IMAGE_SUFFIXES, FolderSource
 from .rows import ColumnReader, DatasetSource, StreamSource
 from .tar import TarSource
 
@@ -29,7 +30,7 @@ def open_source(
     Open a source of images.
 
     Args:
-        name (`str`): Tar or Parquet files (wildcards allowed), a folder of images, a folder of Parquet files, a folder
+        name (`str`): Tar or Parquet files (wildcards allowed), a folder of images, of tar or of Parquet files, or
             written by `save_to_disk`, or a dataset on the Hub.
         split (`str`, *optional*): Split of a dataset. Default: its only one, or `train`.
         config_name (`str`, *optional*): Configuration of a dataset on the Hub.
@@ -42,7 +43,7 @@ def open_source(
         `ValueError`: if the split does not exist or there is no column of images.
     """
     path = Path(name).expanduser()
-    if name.endswith((".tar", ".tar.gz", ".tgz")):
+    if name.endswith(TAR_SUFFIXES):
         return TarSource(name)
     if name.endswith(".parquet"):
         files = sorted(glob.glob(str(path)))
@@ -54,6 +55,9 @@ def open_source(
     if (path.is_dir() and not is_saved and not holds_parquet) or (
         not path.exists() and name.startswith((".", "/", "~"))
     ):
+        has_photographs = path.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir())
+        if find_tars(name) and not has_photographs and not class_folders:
+            return TarSource(name)
         return FolderSource(path, class_folders)
     # Local Parquet is read in place: `datasets` would make a copy of it.
     splits = load_splits(str(path) if path.exists() else name, config_name, streaming or holds_parquet)

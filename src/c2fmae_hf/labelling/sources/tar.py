@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import itertools
 import os
 import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -14,22 +12,21 @@ from typing import Any
 
 import datasets
 
+from ...data.tars import TAR_ERRORS, find_tars
 from ..records import MAX_FILE_BYTES, SourceRecord
 from .base import ImageSource, Part, path_text
 from .folder import IMAGE_SUFFIXES
 
 
-_TAR_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error)
-
-
 class TarSource(ImageSource):
     """
     Images of WebDataset tar files, read in place. A sample's key is its path up to the first dot of the file name;
-    `.cls` holds its label as a number. A part is a tar file. An image's id is its path in the tar file, preceded by
-    the tar file's name if there are several. The unreadable rest of a damaged file is one record with an error.
+    `.cls` holds its label as a number. Label maps (`.semantic.png`, `.instance.png`) are no images. A part
+    is a tar file. An image's id is its path in the tar file, preceded by the tar file's name if there are several. The
+    unreadable rest of a damaged file is one record with an error.
 
     Args:
-        pattern (`str`): A path, wildcards allowed.
+        pattern (`str`): A path, wildcards allowed, or a folder.
 
     Raises:
         `FileNotFoundError`: if the pattern matches nothing.
@@ -38,7 +35,7 @@ class TarSource(ImageSource):
 
     def __init__(self, pattern: str) -> None:
         super().__init__()
-        self.files = sorted(glob.glob(os.path.expanduser(pattern)))
+        self.files = find_tars(pattern)
         if not self.files:
             raise FileNotFoundError(f"source: expected tar files at {pattern!r}, found none")
         names = [Path(file).name for file in self.files]
@@ -51,7 +48,7 @@ class TarSource(ImageSource):
         try:
             with tarfile.open(self.files[0]) as tar:
                 return any(member.name.endswith(".cls") for member in itertools.islice(tar, 16))
-        except _TAR_ERRORS:
+        except TAR_ERRORS:
             return False
 
     def fingerprint(self) -> dict[str, Any]:
@@ -84,7 +81,7 @@ class TarSource(ImageSource):
                     # Content is read in passing: going back would decompress a .tar.gz again and again.
                     if base.endswith(".cls"):
                         label = _parse_label(_extract(tar, member))
-                    elif PurePosixPath(base).suffix.lower() in IMAGE_SUFFIXES:
+                    elif _is_photograph(base):
                         path = path_text(member.name)
                         image = SourceRecord(prefix + path, f"{file}: {path}", None)
                         if member.size > MAX_FILE_BYTES:
@@ -96,11 +93,16 @@ class TarSource(ImageSource):
                 tar.fileobj.seek(tar.offset)  # type: ignore[union-attr]
                 if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # type: ignore[union-attr]
                     error = "it ends without the mark of its end, images may be missing"
-        except _TAR_ERRORS as damage:
+        except TAR_ERRORS as damage:
             error = str(damage)
         yield from (replace(image, label=label) for image in images)
         if error is not None:
             yield SourceRecord(f"{name}: rest", file, None, error=f"the tar file cannot be read on: {error}")
+
+
+def _is_photograph(name: str) -> bool:
+    *_, kind, suffix = ("", "", *PurePosixPath(name).suffixes)
+    return suffix.lower() in IMAGE_SUFFIXES and kind not in (".semantic", ".instance")
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
