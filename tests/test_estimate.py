@@ -171,19 +171,12 @@ def test_an_estimate_changes_no_run(pretrain, recipe, tmp_path):
 
 @pytest.mark.parametrize(("number", "kind"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)])
 def test_a_signal_ends_it_at_once_and_leaves_nothing(pretrain, recipe, tmp_path, monkeypatch, number, kind):
-    number, inner, calls = getattr(signal, number), DataCollatorForC2FMAE.__call__, []
-
-    def collate(*args):
-        calls.append(None)
-        if len(calls) == 3:
-            os.kill(os.getpid(), number)
-        return inner(*args)
-
-    monkeypatch.setattr(DataCollatorForC2FMAE, "__call__", collate)
+    number, clock = getattr(signal, number), Clock(monkeypatch)
+    clock.slow(monkeypatch, DataCollatorForC2FMAE, "__call__", lambda: os.kill(os.getpid(), number) or 0)
     before, handler = contents(tmp_path), signal.getsignal(number)
     with pytest.raises(kind):
         pretrain.main([str(recipe), "--estimate"])
-    assert len(calls) == 3
+    assert clock.passes == 0
     assert contents(tmp_path) == before
     assert signal.getsignal(number) == handler
     assert datasets.is_caching_enabled()
@@ -211,9 +204,13 @@ def test_streams_probes_workers_and_few_steps(pretrain, recipe, tmp_path, capsys
     assert result.evaluation_seconds > 0
 
 
-def test_publishing_waits_for_the_run(pretrain, recipe, monkeypatch):
-    """An estimate creates no repository, for which there is no network here."""
-    pretrain.main([str(recipe), "--estimate", "--push_to_hub", "--hub_model_id", "me/mine"])
+def test_neither_a_repository_nor_caches_are_written(pretrain, recipe, tmp_path):
+    """There is no network here; `datasets` would cache which rows are held out beside the others."""
+    before = contents(tmp_path)
+    words = [str(recipe), "--validation_split", "none", "--validation_share", "0.25"]
+    result = pretrain.main([*words, "--estimate", "--push_to_hub", "--hub_model_id", "me/mine"])
+    assert contents(tmp_path) == before
+    assert result.images_per_step == 6
 
 
 # Photographs
