@@ -3,6 +3,7 @@ Label images: turn photographs into a multi-granular dataset for pre-training.
 
     c2fmae label photos runs/labels
     c2fmae label photos runs/labels --labeller panoptic --checkpoint facebook/mask2former-swin-large-coco-panoptic
+    c2fmae label photos --estimate                # time, memory and storage, without labelling everything
     c2fmae label coco/val2017 runs/coco --labeller annotations --layout coco_panoptic \\
         --annotations coco/panoptic_val2017.json
 
@@ -37,8 +38,10 @@ from ..labelling.sources.base import ImageSource
 from ..labelling.sources.open import open_source
 from ..training.log_lines import counted
 from ..utils.files import read_lines
-from .arguments import parse_arguments
+from .arguments import find_missing, parse_arguments
 from .console import print_results, type_in
+from .estimate import EstimateArguments, scratch_folder, storage_in_words
+from .estimate_labelling import LabellingEstimate, estimate_labelling
 
 
 LABELLERS = ("classical", "panoptic", "semantic+masks", "annotations")
@@ -148,10 +151,14 @@ class EngineArguments:
     ray_num_cpus: float | None = field(default=None, metadata={"help": "CPUs per actor; by default 1."})
 
 
-GROUPS = (SourceArguments, LabellerArguments, OutputArguments, EngineArguments)
+GROUPS = (SourceArguments, LabellerArguments, OutputArguments, EngineArguments, EstimateArguments)
 
 
-def find_mistake(_, labeller_args: LabellerArguments, *others) -> str | None:
+def find_mistake(
+    _, labeller_args: LabellerArguments, output_args: OutputArguments, __, estimate_args: EstimateArguments
+) -> str | None:
+    if not estimate_args.estimate and (missing := find_missing([output_args], ["output_dir"], ["output_dir"])):
+        return missing
     kind, layout = labeller_args.labeller, labeller_args.layout
     if kind not in LABELLERS:
         return f"--labeller: expected one of {', '.join(LABELLERS)}, got {kind!r}"
@@ -244,15 +251,34 @@ def parse(args: list[str] | None = None) -> tuple:
         __doc__,
         command="label",
         positionals=("source", "output_dir"),
-        required=("source", "output_dir"),
+        required=("source",),
         check=find_mistake,
     )
 
 
-def main(args: list[str] | None = None) -> LabellingSummary:
-    source_args, labeller_args, output_args, engine_args = parse(args)
+def main(args: list[str] | None = None) -> LabellingSummary | LabellingEstimate:
+    source_args, labeller_args, output_args, engine_args, estimate_args = parse(args)
     labeller, source = build(source_args, labeller_args)
     options = OutputOptions(**{f.name: getattr(output_args, f.name) for f in fields(OutputOptions)})
+    if estimate_args.estimate:
+        output_dir = output_args.output_dir or "labels"
+        with scratch_folder(output_dir) as folder:
+            estimate = estimate_labelling(
+                source,
+                labeller,
+                folder,
+                estimate_args.estimate_devices,
+                options,
+                engine_args.num_workers,
+                engine_args.num_threads,
+                engine_args.max_reject_share,
+            )
+        print(f"\nEstimate from {counted(estimate.measured, 'image')} of {source_args.source}, which were not kept:")
+        lines = [*estimate.lines(), estimate.memory_line()]
+        if output_args.output_dir is not None and estimate.images is not None:
+            lines.append(storage_in_words({"dataset": estimate.bytes}, output_args.output_dir))
+        print(*(f"  {line}" for line in lines), sep="\n")
+        return estimate
     number = source.num_records(1000)
     images = "the images" if number is None else counted(number, "image")
     print(
@@ -293,5 +319,5 @@ def main(args: list[str] | None = None) -> LabellingSummary:
     return summary
 
 
-def exit_code(summary: LabellingSummary) -> int:
-    return 3 if summary.rejects else 0
+def exit_code(summary: LabellingSummary | LabellingEstimate) -> int:
+    return 3 if isinstance(summary, LabellingSummary) and summary.rejects else 0

@@ -51,14 +51,9 @@ def choose_steps(num_photographs: int, images_per_step: int) -> int:
     return math.ceil(min(max(PASSES * num_photographs, FEWEST_IMAGES), most) / images_per_step)
 
 
-def label_photographs(source: ImageSource, name: str, folder: Path) -> None:
+def photographs_labeller(source: ImageSource, name: str) -> ClassicalLabeller:
     """
-    Label with the classical labeller, or continue an interrupted job.
-
-    Args:
-        source: The photographs.
-        name (`str`): The user's name for them.
-        folder: The dataset's folder.
+    The labeller of photographs without label maps.
 
     Raises:
         `ImportError`: if a package for labelling is missing.
@@ -68,7 +63,20 @@ def label_photographs(source: ImageSource, name: str, folder: Path) -> None:
     if number is not None and number < 2:
         raise ValueError(f"{name}: expected at least 2 photographs, got {number}")
     # A few photographs have too few regions for 32 classes.
-    labeller = ClassicalLabeller(32 if number is None else min(32, max(2, number // 2)))
+    return ClassicalLabeller(32 if number is None else min(32, max(2, number // 2)))
+
+
+def label_photographs(source: ImageSource, name: str, folder: Path) -> None:
+    """
+    Label with [`photographs_labeller`], or continue an interrupted job.
+
+    Args:
+        source: The photographs.
+        name (`str`): The user's name for them.
+        folder: The dataset's folder.
+    """
+    labeller = photographs_labeller(source, name)
+    number = source.num_records(1000)
     logger.warning(
         "%s: %s photographs without label maps. They are labelled into %s by colour and texture, which does not "
         "recognise objects. For better labels, stop and label them into another folder with: c2fmae label %s FOLDER "

@@ -4,6 +4,7 @@ Pre-train C2FMAE on a folder of photographs, or on images with semantic and inst
     c2fmae pretrain photos --output_dir runs/mine
     c2fmae pretrain runs/mine/dataset --output_dir runs/again --size small
     c2fmae pretrain --recipe demo --dataset_name "mine/*.parquet" --output_dir runs/1
+    c2fmae pretrain --recipe imagenet-vit-base --estimate     # time, memory and storage, without the run
     torchrun --nproc_per_node 8 -m c2fmae_hf pretrain --recipe imagenet-vit-base
 
 Photographs without label maps are labelled first, into <output_dir>/dataset. Without a recipe the settings are those
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -37,6 +39,7 @@ from ..data.dataset import C2FMAEDataset
 from ..data.rows import count_semantic_classes, semantic_id2label
 from ..data.splits import load_splits
 from ..interop.starting_point import load_starting_point
+from ..labelling.records import OutputOptions
 from ..modeling_c2fmae import C2FMAEForPreTraining
 from ..publishing.records import RUN_FILE, RunRecord, data_name
 from ..training.decoder_evaluation import evaluate_decoder
@@ -57,7 +60,10 @@ from .arguments import (
 )
 from .console import print_results, type_in
 from .drawing import try_to_draw
-from .photographs import RECIPE, choose_steps, label_photographs, open_photographs
+from .estimate import EstimateArguments, scratch_folder
+from .estimate_labelling import estimate_labelling
+from .estimate_training import TrainingEstimate, estimate_training, scratch_arguments
+from .photographs import RECIPE, choose_steps, label_photographs, open_photographs, photographs_labeller
 
 
 logger = logging.getLogger(__name__)
@@ -117,7 +123,7 @@ class ModelArguments:
     )
 
 
-GROUPS = (DataArguments, ModelArguments, C2FMAETrainingArguments, HubArguments)
+GROUPS = (DataArguments, ModelArguments, C2FMAETrainingArguments, HubArguments, EstimateArguments)
 
 
 def find_mistake(data_args: DataArguments, model_args: ModelArguments, *others) -> str | None:
@@ -146,6 +152,11 @@ def find_mistake(data_args: DataArguments, model_args: ModelArguments, *others) 
 def load_rows(data_args: DataArguments, seed: int):
     """Training and held-out rows, and what the latter are called."""
     splits = load_splits(data_args.dataset_name, data_args.dataset_config_name, data_args.streaming)
+    return choose_rows(splits, data_args, seed)
+
+
+def choose_rows(splits: dict[str, Any], data_args: DataArguments, seed: int):
+    """As [`load_rows`], of splits by name."""
     if data_args.train_split not in splits:
         raise ValueError(f"train_split: expected one of {sorted(splits)}, got {data_args.train_split!r}")
     train, held_out = splits[data_args.train_split], splits.get(data_args.validation_split)
@@ -257,13 +268,87 @@ def images_per_step(args: C2FMAETrainingArguments) -> int:
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
-def main(args: list[str] | None = None) -> C2FMAETrainer:
+def set_up(
+    words: list[str], data_args: DataArguments, model_args: ModelArguments, args: C2FMAETrainingArguments, *rows
+) -> C2FMAEForPreTraining:
+    """The model for training and held-out rows; the arguments are completed."""
+    train_rows, held_out_rows = rows
+    if not data_args.streaming:
+        set_length(words, args, len(train_rows))
+    if held_out_rows is None:
+        args.eval_strategy = "no"
+        args.eval_on_start = False
+        logger.warning("No validation split: the run is not evaluated.")
+    return build_model(model_args, [part for part in rows if part is not None], args.on_bad_row)
+
+
+def estimate(
+    words: list[str],
+    data_args: DataArguments,
+    model_args: ModelArguments,
+    args: C2FMAETrainingArguments,
+    hub_args: HubArguments,
+    devices: int,
+) -> TrainingEstimate:
+    """Measure a part of the run that these arguments describe, print the estimate, and keep nothing."""
+    labelling = None
+    with scratch_folder(args.output_dir) as folder:
+        probe = load_probe_rows(data_args.probe_dataset, args.seed) if data_args.probe_dataset else None
+        source = open_photographs(data_args.dataset_name)
+        if source is None:
+            rows = load_rows(data_args, args.seed)[:2]
+        else:
+            # Each process labels its own sample, since folders of several machines differ; the first one undisturbed.
+            with args.main_process_first(desc="labelling"):
+                labeller = photographs_labeller(source, data_args.dataset_name)
+                labelling = estimate_labelling(source, labeller, folder / "labels", devices)
+            files = [str(path) for path in sorted(folder.glob("labels/data/*.parquet"))]
+            sample = datasets.Dataset.from_parquet(files, cache_dir=folder / "cache")
+            # The sample stands in for all photographs.
+            repeated = sample.select([index % len(sample) for index in range(round(len(sample) * labelling.scale))])
+            if data_args.streaming:
+                repeated = repeated.to_iterable_dataset(
+                    num_shards=math.ceil(len(repeated) / OutputOptions.rows_per_shard)
+                )
+            rows = choose_rows({"train": repeated}, data_args, args.seed)[:2]
+        follows_rows = args.max_steps <= 0
+        model = set_up(words, data_args, model_args, args, *rows)
+        trainer = C2FMAETrainer(
+            model=model,
+            args=scratch_arguments(args, folder / "run"),
+            train_dataset=rows[0],
+            eval_dataset=rows[1],
+            **hub_args.publishing(),
+        )
+        is_first = trainer.is_world_process_zero()
+        if is_first:
+            print(f"{describe(model, *rows, data_args)} Measuring a few steps.", flush=True)
+        result = estimate_training(
+            trainer,
+            args,
+            follows_rows,
+            devices,
+            max_eval_samples=data_args.max_eval_samples,
+            probe=probe,
+            probe_steps=data_args.probe_steps,
+            labelling=labelling,
+        )
+    if is_first:
+        print(f"\nEstimate from {counted(result.num_measured, 'step')}, which were not kept:")
+        print(*(f"  {line}" for line in result.lines()), sep="\n")
+    return result
+
+
+def main(args: list[str] | None = None) -> C2FMAETrainer | TrainingEstimate:
+    """Returns the trainer, or with `--estimate` the estimate."""
     words = list(sys.argv[1:] if args is None else args)
-    data_args, model_args, training_args, hub_args = parse(words)
+    data_args, model_args, training_args, hub_args, estimate_args = parse(words)
     if data_args.num_drawn > 0:  # now, and not after the training
         require("matplotlib", "reconstruction.png", " or pass --num_drawn 0")
     transformers_logging.set_verbosity(training_args.get_process_log_level())
     set_seed(training_args.seed)
+    if estimate_args.estimate:
+        return estimate(words, data_args, model_args, training_args, hub_args, estimate_args.estimate_devices)
     output_dir = Path(training_args.output_dir)
     check_output_dir(training_args)
 
@@ -276,15 +361,8 @@ def main(args: list[str] | None = None) -> C2FMAETrainer:
             if training_args.process_index == 0:
                 label_photographs(source, photographs, output_dir / "dataset")
     train_rows, held_out_rows, held_out_name = load_rows(data_args, training_args.seed)
-    if not data_args.streaming:
-        set_length(words, training_args, len(train_rows))
-    parts = [rows for rows in (train_rows, held_out_rows) if rows is not None]
-    model = build_model(model_args, parts, training_args.on_bad_row)
+    model = set_up(words, data_args, model_args, training_args, train_rows, held_out_rows)
     config = model.config
-    if held_out_rows is None:
-        training_args.eval_strategy = "no"
-        training_args.eval_on_start = False
-        logger.warning("No validation split: the run is not evaluated.")
 
     # Training
     record = RunRecord(

@@ -133,11 +133,15 @@ class C2FMAETrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns: expected False, got True; it would drop the image and its maps")
         if self.learning_rate is None:
-            batch_size = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-            if self.base_learning_rate is None:
-                self.learning_rate = MAE_LEARNING_RATE * (batch_size / MAE_BATCH) ** 0.5
-            else:
-                self.learning_rate = self.base_learning_rate * batch_size / 256
+            self.learning_rate = self.scaled_learning_rate(
+                self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+            )
+
+    def scaled_learning_rate(self, batch_size: int) -> float:
+        """The learning rate for so many images a step, unless `learning_rate` sets it."""
+        if self.base_learning_rate is None:
+            return MAE_LEARNING_RATE * (batch_size / MAE_BATCH) ** 0.5
+        return self.base_learning_rate * batch_size / 256
 
     def get_curriculum(self) -> MaskingCurriculum:
         """The [`MaskingCurriculum`] that these arguments describe."""
