@@ -86,8 +86,8 @@ def run_elsewhere(code: str, *paths: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "attention"),
     [
-        ("mean", "sdpa"),
-        ("mean", "eager"),
+        pytest.param("mean", "sdpa", marks=pytest.mark.slow),  # as the classifier, but for the head
+        pytest.param("mean", "eager", marks=pytest.mark.slow),
         ("cls", "sdpa"),
         ("portrait", "eager"),
         ("classifier", "sdpa"),
@@ -245,7 +245,14 @@ def test_other_models_are_refused(tmp_path, config, export, name, model_class):
     assert not list(tmp_path.iterdir())
 
 
-@each_format
+@pytest.mark.parametrize(
+    ("export", "name"),
+    [
+        (export_pt2, "model.pt2"),
+        # Each export takes seconds, and test_weights_beside_a_large_file fails with it.
+        pytest.param(export_onnx, "model.onnx", marks=[needs_onnx, pytest.mark.slow]),
+    ],
+)
 def test_a_failed_verification_leaves_what_was_there(tmp_path, monkeypatch, config, export, name):
     model, other = make_model("classifier", config), make_model("mean", config)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from c2fmae_hf import (
 )
 from c2fmae_hf.publishing.fingerprints import encoder_fingerprint
 from hub_clients import command, run_alone
-from hub_faults import PUSH, TOKENS, check_repositories
+from hub_faults import OFFLINE, PUSH, TOKENS, check_repositories
 from hub_state import Account, File, HubState, Refusal, Repository
 from testing_utils import make_rows
 
@@ -664,13 +663,13 @@ for is_imported in (False, True):
 """
 
 
-def test_the_faq_quotes_the_messages_for_names_that_do_not_load(config, tmp_path, repository):
+def test_the_faq_quotes_the_messages_for_names_that_do_not_load(processes, config, tmp_path, repository):
     C2FMAEModel(config).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("{}")
     text = (repository / "docs/faq.md").read_text(encoding="utf-8")
     section = text.partition("### A name or a folder does not load")[2].partition("\n### ")[0]
     quoted = {line.removeprefix("> ") for line in section.splitlines() if line.startswith("> ")}
-    said = subprocess.run([sys.executable, "-c", NAMES, tmp_path], capture_output=True, text=True, check=True).stdout
+    said = processes.run(OFFLINE + NAMES, tmp_path).out.replace(processes.url, "https://huggingface.co")
     # One of the messages needs the Hub.
     assert {line for line in quoted if line in said} == quoted - {
         min(quoted, key=lambda line: "not a valid" not in line)

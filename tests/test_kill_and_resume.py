@@ -84,8 +84,8 @@ def whole(processes, tmp_path_factory):
     ("moment", "workers", "saved"),
     [
         ("SIGTERM-7", 1, 8),
-        ("group_SIGTERM-7", 2, 8),
-        ("group_SIGINT-7", 1, 8),
+        ("group_SIGTERM-6", 2, 7),
+        ("group_SIGINT-9", 1, 10),
         ("group_SIGHUP-7", 0, 8),
         ("saving_SIGTERM-6", 2, 6),
         ("evaluating_SIGTERM-8", 2, 8),
