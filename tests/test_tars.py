@@ -94,6 +94,8 @@ def test_what_cannot_be_a_dataset_is_said(rows, tmp_path):
     write(tmp_path / "maps/a.tar", rows, ("*.png",))
     with pytest.raises(ValueError, match=r"expected photographs in .*a.tar \(a.jpg\), .*got \['a/r0.semantic.png'"):
         load_splits(str(tmp_path / "maps"))
+    with pytest.raises(ValueError, match=r"expected photographs in .*a.tar"):
+        open_photographs(str(tmp_path / "maps"))
     write(tmp_path / "mixed/a.tar", rows)
     write(tmp_path / "mixed/b.tar", rows, ("*.semantic.png",), (("semantic.bmp", b""),))
     with pytest.raises(ValueError, match=r"got .semantic.png and, in .*b.tar, .semantic.bmp for 'semantic'"):

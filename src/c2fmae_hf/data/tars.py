@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import itertools
 import os
@@ -67,11 +66,21 @@ def tar_columns(file: str) -> dict[str, str]:
 
 
 def hold_maps(files: Sequence[str]) -> bool:
-    """Whether any tar file holds label maps; damaged files are passed over."""
+    """
+    Whether any tar file holds label maps.
+
+    Raises:
+        `ValueError`: if none can be used, naming the first.
+    """
+    errors = []
     for file in files:
-        with contextlib.suppress(ValueError):
+        try:
             if len(tar_columns(file)) > 1:
                 return True
+        except ValueError as error:
+            errors.append(error)
+    if errors and len(errors) == len(files):
+        raise errors[0]
     return False
 
 

@@ -118,7 +118,7 @@ class C2FMAETrainingArguments(TrainingArguments):
         default="raise",
         metadata={"help": "Stop at a row that cannot be used, or skip it.", "choices": ["raise", "skip"]},
     )
-    shuffle_rows: int = field(default=8192, metadata={"help": "Rows of a stream that each process holds and shuffles."})
+    shuffle_rows: int = field(default=8192, metadata={"help": "Rows of a stream that each process shuffles."})
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
