@@ -145,7 +145,13 @@ def test_a_run_is_the_trainers(scripts, rows, tmp_path, name):
     assert any(torch.allclose(weight, value, rtol=1e-3, atol=5e-5) for value in expected.values())
 
 
-@pytest.mark.parametrize("name", ["mae", "visible", "all_inputs", "no_feedback", "supervised"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("all_inputs", "supervised"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mae", "visible", "no_feedback")),
+    ],
+)
 def test_models_side_by_side_are_each_alone(scripts, rows, tmp_path, monkeypatch, name):
     import fleet
     from gpu_data import Photographs

@@ -301,7 +301,9 @@ def test_plain_rows_resume_to_the_same_weights(config, rows, tmp_path, streaming
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "resumed_workers"), [(0, 0), (2, 0), pytest.param(2, 2, marks=pytest.mark.slow)]
+    ("num_workers", "resumed_workers"),
+    # tests/test_kill_and_resume.py changes the number of workers, too.
+    [(0, 0), pytest.param(2, 2, marks=pytest.mark.slow), pytest.param(2, 0, marks=pytest.mark.slow)],
 )
 def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(config, rows, tmp_path, num_workers, resumed_workers):
     """Three steps per epoch; stopped in the third epoch, after a checkpoint in the second."""
