@@ -87,8 +87,10 @@ class C2FMAEIterableDataset(IterableDataset):
     `progress`, each process reads its share of the rows once. A sample's index is its position in the stream, over all
     processes; the epoch of its key is the number of times that all rows were read before.
 
-    Args: as for [`C2FMAEDataset`], with `rows` a `datasets.IterableDataset`, which need not be shuffled, and
+    Its arguments are those of [`C2FMAEDataset`], with `rows` a `datasets.IterableDataset`, which need not be shuffled,
+    and these:
 
+    Args:
         shuffle_rows (`int`): Rows that each process holds in memory and shuffles, over its lanes.
         batch_size (`int`): The data loader's.
         process_index, num_processes (`int`): Which share of the stream to read. [`C2FMAETrainer`] sets these and
