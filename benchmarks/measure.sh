@@ -35,15 +35,18 @@ ratios="1.0 0.25 0.125"
 measure step-float32 pretraining_step --prediction_ratios $ratios --rounds 7
 measure step-bfloat16 pretraining_step --dtype bfloat16 --prediction_ratios $ratios --rounds 7
 measure step-memory pretraining_step --memory --prediction_ratios 1.0 0.25
+measure step-operators pretraining_step --batch_size 2 --dtype bfloat16 --counts --compile --prediction_ratios 0.25
+measure step-compiled pretraining_step --size small --batch_size 8 --compile --prediction_ratios 0.25 --rounds 7
 measure features encoder_inference --rounds 8
 measure loading-256 data_pipeline --dataset_name "$labelled/stride2"
 measure loading-256-stride4 data_pipeline --dataset_name "$labelled/stride4"
 measure loading-500 data_pipeline --dataset_name "$labelled/stride2" --photograph_size 500 375
 measure loading-4000 data_pipeline --dataset_name "$labelled/stride2" --photograph_size 4000 3000 --rows 32 --batch_size 32 --rounds 5
 measure workers trainer_throughput --dataset_name "$photographs" --rounds 2 --steps 20
+measure streams streams
 measure growth growth --batch_sizes 32 128 --image_sizes 224 448 1024 --classes 20 133 1000 --depths 1 4 --widths 192 512
 measure start_up start_up
 measure labelling-engines labelling --source "$photographs" --images 460
 measure labelling-growth labelling --source "$photographs" --images 250 500 1000 2000 --engines "1 process" --rounds 1
-measure memory-run memory --steps 20000
+measure memory-run memory --steps 4000
 measure memory-peaks memory --peaks --sizes tiny small base large

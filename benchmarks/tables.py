@@ -112,6 +112,49 @@ def training_step() -> str:
     return f"{markdown(head, lines)}\n\n{source('step-float32', 'step-bfloat16', 'step-memory')}"
 
 
+def operators() -> str:
+    lines = []
+    for row in rows("step-operators"):
+        compiled = row["generated kernels"] + row["library calls"]
+        name = contender_name(row["contender"].removesuffix(", compiled"))
+        numbers = (row["all operators"], row["of them casts and copies"], compiled, row["graph breaks"])
+        lines.append([name, *map(str, numbers)])
+    head = [
+        "",
+        "operators of a step",
+        "of them casts and copies",
+        "kernels and library calls, compiled",
+        "graph breaks",
+    ]
+    return f"{markdown(head, lines)}\n\n{source('step-operators')}"
+
+
+def compiled() -> str:
+    lines = []
+    for row in rows("step-compiled"):
+        lines.append([row["contender"], with_range(row), f"{row['times ViTMAE']:.2f}"])
+    head = ["", "images/s (range)", "times ViTMAE"]
+    return f"{markdown(head, lines)}\n\n{source('step-compiled')}"
+
+
+def streams() -> str:
+    content = record("streams")
+    lines = []
+    for row in content["rows"]:
+        own, dispatched = row["images/s, own shards"], row["images/s, dispatched"]
+        read = sorted(set(row["rows of each process"]))
+        lost = content["rows_of_an_epoch"] - row["distinct rows"]
+        lines.append([str(row["processes"]), digits(own), digits(dispatched), ", ".join(map(str, read)), str(lost)])
+    head = [
+        "processes",
+        "images/s, own shards",
+        "images/s, dispatched",
+        "rows of each process in an epoch",
+        "rows lost or read twice",
+    ]
+    return f"{markdown(head, lines)}\n\n{source('streams')}"
+
+
 def training_step_gpu() -> str:
     lines = [
         [
@@ -284,6 +327,9 @@ def costs() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "training-step": training_step,
+    "operators": operators,
+    "compiled": compiled,
+    "streams": streams,
     "training-step-gpu": training_step_gpu,
     "features": features,
     "loading": loading,
