@@ -141,6 +141,8 @@ def test_what_is_counted(pretrain, recipe, tmp_path, monkeypatch, capsys):
         f" in {tmp_path / 'run'}: 2 checkpoints ",
     ):
         assert line in printed
+    result.args.dataloader_num_workers = 2
+    assert "loading alone: 16 images/s with 2 workers, 8 images/s each" in result.lines()
 
 
 def test_the_number_of_workers_that_would_keep_up(pretrain, recipe, monkeypatch, capsys):
@@ -171,19 +173,12 @@ def test_an_estimate_changes_no_run(pretrain, recipe, tmp_path):
 
 @pytest.mark.parametrize(("number", "kind"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)])
 def test_a_signal_ends_it_at_once_and_leaves_nothing(pretrain, recipe, tmp_path, monkeypatch, number, kind):
-    number, inner, calls = getattr(signal, number), DataCollatorForC2FMAE.__call__, []
-
-    def collate(*args):
-        calls.append(None)
-        if len(calls) == 3:
-            os.kill(os.getpid(), number)
-        return inner(*args)
-
-    monkeypatch.setattr(DataCollatorForC2FMAE, "__call__", collate)
+    number, clock = getattr(signal, number), Clock(monkeypatch)
+    clock.slow(monkeypatch, DataCollatorForC2FMAE, "__call__", lambda: os.kill(os.getpid(), number) or 0)
     before, handler = contents(tmp_path), signal.getsignal(number)
     with pytest.raises(kind):
         pretrain.main([str(recipe), "--estimate"])
-    assert len(calls) == 3
+    assert clock.passes == 0
     assert contents(tmp_path) == before
     assert signal.getsignal(number) == handler
     assert datasets.is_caching_enabled()
@@ -200,7 +195,7 @@ def test_streams_probes_workers_and_few_steps(pretrain, recipe, tmp_path, capsys
     result = pretrain.main([*words, "--streaming", "--num_semantic_classes", "5", "--shuffle_rows", "8"])
     assert contents(tmp_path) == before
     assert (result.steps, result.num_measured, result.probes) == (3, FEWEST_STEPS - estimate.WARM_UP, 3)
-    assert result.seconds(8) >= 3 * result.computing  # max_steps is max_steps, on any number of devices
+    assert result.steps_on(8) == 3  # as `max_steps` says, on any number of devices
     assert result.probe_seconds > 0
     assert result.evaluation_seconds is None
     printed = capsys.readouterr().out
@@ -211,9 +206,13 @@ def test_streams_probes_workers_and_few_steps(pretrain, recipe, tmp_path, capsys
     assert result.evaluation_seconds > 0
 
 
-def test_publishing_waits_for_the_run(pretrain, recipe, monkeypatch):
-    """An estimate creates no repository, for which there is no network here."""
-    pretrain.main([str(recipe), "--estimate", "--push_to_hub", "--hub_model_id", "me/mine"])
+def test_neither_a_repository_nor_caches_are_written(pretrain, recipe, tmp_path):
+    """There is no network here; `datasets` would cache which rows are held out beside the others."""
+    before = contents(tmp_path)
+    words = [str(recipe), "--validation_split", "none", "--validation_share", "0.25"]
+    result = pretrain.main([*words, "--estimate", "--push_to_hub", "--hub_model_id", "me/mine"])
+    assert contents(tmp_path) == before
+    assert result.images_per_step == 6
 
 
 # Photographs
