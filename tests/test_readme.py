@@ -42,7 +42,7 @@ from c2fmae_hf import (
     C2FMAEModel,
     MaskRCNNImageProcessor,
 )
-from c2fmae_hf.commands import arguments
+from c2fmae_hf.commands import arguments, estimate
 from c2fmae_hf.commands.main import COMMANDS
 from c2fmae_hf.data.rows import semantic_id2label
 from c2fmae_hf.data.splits import load_splits
@@ -367,6 +367,11 @@ def run_if_there(name: str, module, args: list[str], options: list[Any]) -> bool
     inputs += values.get("images") or []
     if not all(Path(one).is_dir() for one in inputs if one is not None) or values.get("push_to_hub"):
         return False
+    if values.get("estimate"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(estimate, "SECONDS", 0)
+            module.main([*shortened(name, args), *(["--num_classes", "4"] if name == "label" else [])])
+        return True
     output = Path(values["output_dir"])
     if name == "label":
         shutil.rmtree(output, ignore_errors=True)  # a stand-in for what is written now

@@ -30,6 +30,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
@@ -304,12 +305,11 @@ def estimate(
                 labelling = estimate_labelling(source, labeller, folder / "labels", devices)
             files = [str(path) for path in sorted(folder.glob("labels/data/*.parquet"))]
             sample = datasets.Dataset.from_parquet(files, cache_dir=folder / "cache")
-            # The sample stands in for all photographs.
-            repeated = sample.select([index % len(sample) for index in range(round(len(sample) * labelling.scale))])
+            # The sample stands in for all photographs, as many of them in every process.
+            number = broadcast_object_list([round(len(sample) * labelling.scale)])[0]
+            repeated = sample.select([index % len(sample) for index in range(number)])
             if data_args.streaming:
-                repeated = repeated.to_iterable_dataset(
-                    num_shards=math.ceil(len(repeated) / OutputOptions.rows_per_shard)
-                )
+                repeated = repeated.to_iterable_dataset(math.ceil(number / OutputOptions.rows_per_shard))
             rows = choose_rows({"train": repeated}, data_args, args.seed)[:2]
         follows_rows = args.max_steps <= 0
         model = set_up(words, data_args, model_args, args, *rows)
