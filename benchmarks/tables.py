@@ -130,9 +130,7 @@ def operators() -> str:
 
 
 def compiled() -> str:
-    lines = []
-    for row in rows("step-compiled"):
-        lines.append([row["contender"], with_range(row), f"{row['times ViTMAE']:.2f}"])
+    lines = [[row["contender"], with_range(row), f"{row['times ViTMAE']:.2f}"] for row in rows("step-compiled")]
     head = ["", "images/s (range)", "times ViTMAE"]
     return f"{markdown(head, lines)}\n\n{source('step-compiled')}"
 

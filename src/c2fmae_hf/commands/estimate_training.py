@@ -13,7 +13,6 @@ from typing import Any
 
 import datasets
 import torch
-from accelerate.data_loader import DataLoaderDispatcher
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.dataset import C2FMAEDataset
@@ -206,8 +205,6 @@ class TrainingEstimate:
     decoder_seconds: float
     model_bytes: int
     encoder_bytes: int
-    readers: int
-    """Processes that load data."""
     devices: int
     labelling: LabellingEstimate | None = None
 
@@ -261,9 +258,9 @@ class TrainingEstimate:
         passes = f", {self.epochs:.4g} passes over the rows" if self.epochs else ""
         loading = rate_in_words(self.images_per_step, self.loading)
         if workers:
-            one = rate_in_words(self.images_per_step, self.loading * workers * self.readers)
-            loading += f" with {counted(workers, 'worker')}" + (" per process" if self.readers > 1 else "")
-            loading += f", {one} each" if workers * self.readers > 1 else ""
+            one = rate_in_words(self.images_per_step, self.loading * workers * args.world_size)
+            loading += f" with {counted(workers, 'worker')}" + (" per process" if args.world_size > 1 else "")
+            loading += f", {one} each" if workers * args.world_size > 1 else ""
         else:
             loading += " in the training process, which has no workers"
         lines = [
@@ -318,7 +315,7 @@ class TrainingEstimate:
         rate = args.learning_rate
         if rate == args.scaled_learning_rate(here):
             rate = args.scaled_learning_rate(there)
-        per_worker = self.loading * max(args.dataloader_num_workers, 1) * self.readers / args.world_size
+        per_worker = self.loading * max(args.dataloader_num_workers, 1)
         return (
             f"{counted(self.devices, 'device')} like this one: {readable_time(self.seconds(self.devices))} for "
             f"{self.steps_on(self.devices)} steps of {counted(there, 'image')}, learning rate {rate:.2g}, if "
@@ -327,19 +324,12 @@ class TrainingEstimate:
         )
 
 
-def find_workers(trainer: C2FMAETrainer, needed: int, readers: int) -> int | None:
-    """A number of workers per process, `needed` or more, for which there are cores and the data can be divided."""
-    args, stream = trainer.args, trainer.train_dataset
+def find_workers(args: C2FMAETrainingArguments, needed: int) -> int | None:
+    """A number of workers per process, `needed` or more, for which there are cores."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
     free = num_cores() - processes * (torch.get_num_threads() if args.device.type == "cpu" else 1)
-    for number in range(max(needed, args.dataloader_num_workers + 1), free // min(readers, processes) + 1):
-        try:
-            if isinstance(stream, C2FMAEIterableDataset):
-                stream.check_workers(number)
-        except ValueError:
-            continue
-        return number
-    return None
+    number = max(needed, args.dataloader_num_workers + 1)
+    return number if number * processes <= free else None
 
 
 def estimate_training(
@@ -418,7 +408,6 @@ def estimate_training(
         checkpoints += 1  # at the end
 
     images = per_step / world
-    readers = 1 if isinstance(loader, DataLoaderDispatcher) else world
     loading = images * per_image
     needed = math.ceil(loading * max(args.dataloader_num_workers, 1) / computing)
     return TrainingEstimate(
@@ -433,7 +422,7 @@ def estimate_training(
         loading=loading,
         warming_up=max(sum(step.computing for step in first) - len(first) * computing, 0),
         workers_needed=needed,
-        workers=find_workers(trainer, needed, readers),
+        workers=find_workers(args, needed),
         checkpoints=checkpoints,
         checkpoint_seconds=times.seconds_to_save,
         checkpoint_bytes=sizes["checkpoint"],
@@ -444,7 +433,6 @@ def estimate_training(
         decoder_seconds=decoder_seconds,
         model_bytes=sizes["model"],
         encoder_bytes=sizes["encoder"],
-        readers=readers,
         devices=devices,
         labelling=labelling,
         memory=peak_memory(args.device),
