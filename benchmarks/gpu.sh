@@ -51,7 +51,9 @@ step large_256_graphs 110 $large $small_batch --compile --compile_mode reduce-ov
 step base_256_profile 40 $base $small_batch --profile
 step base_256_counts 50 $base $small_batch --counts
 part labelling 50 "$here/labelling_model.py" "${labelling[@]}" --output "$folder/labelling.json"
-part dataset 20 -c 'import sys; from pathlib import Path; from c2fmae_hf.commands.demo import save_dataset
-save_dataset(Path(sys.argv[1]))' "$folder/dataset"
-part pretrain 60 -m c2fmae_hf pretrain --recipe demo --dataset_name "$folder/dataset" --output_dir "$folder/pretrain" \
-    --num_drawn 0 --gradient_accumulation_steps 2 --save_strategy no "${pretraining[@]}"
+PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH
+part rows 20 -c 'import sys, datasets, memory
+datasets.Dataset.from_list(memory.make_rows(128)).to_parquet(sys.argv[1])' "$folder/rows.parquet"
+part pretrain 60 -m c2fmae_hf pretrain --recipe demo --dataset_name "$folder/rows.parquet" --max_eval_samples 8 \
+    --output_dir "$folder/pretrain" --num_drawn 0 --gradient_accumulation_steps 2 --save_strategy no "${pretraining[@]}"
