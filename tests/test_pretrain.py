@@ -180,7 +180,7 @@ def test_bad_arguments_are_named(pretrain, recipe, tmp_path, capsys):
 @pytest.mark.parametrize("path", sorted((RECIPES / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_valid(pretrain, path):
     more = ["--dataset_name", "photos"] if path.stem == "photographs" else []
-    data_args, model_args, training_args, _ = pretrain.parse([str(path), "--use_cpu", "true", *more])
+    data_args, model_args, training_args, *_ = pretrain.parse([str(path), "--use_cpu", "true", *more])
     assert data_args.dataset_name
     overrides = json.loads(model_args.config_overrides or "{}")
     config = pretrain.C2FMAEConfig.from_size(model_args.size, image_size=model_args.image_size, **overrides)
@@ -250,7 +250,7 @@ def test_other_datasets_are_not_taken_for_a_folder_of_photographs(pretrain, save
 
 def test_labelled_rows_have_the_settings_of_photographs(pretrain, saved_rows):
     def parse(*words: str) -> tuple[str | None, float, int]:
-        _, model, training, _ = pretrain.parse([str(saved_rows), "--use_cpu", "true", *words])
+        _, model, training, *_ = pretrain.parse([str(saved_rows), "--use_cpu", "true", *words])
         return model.size, round(training.learning_rate, 6), training.train_batch_size
 
     assert parse() == ("tiny", 1.5e-3, 16)
