@@ -44,7 +44,7 @@ measure loading-500 data_pipeline --dataset_name "$labelled/stride2" --photograp
 measure loading-4000 data_pipeline --dataset_name "$labelled/stride2" --photograph_size 4000 3000 --rows 32 --batch_size 32 --rounds 5
 measure workers trainer_throughput --dataset_name "$photographs" --rounds 2 --steps 20
 measure streams streams
-measure growth growth --batch_sizes 32 128 --image_sizes 224 448 1024 --classes 20 133 1000 --depths 1 4 --widths 192 512
+measure growth growth --batch_sizes 32 128 --image_sizes 224 448 672 --classes 20 133 1000 --depths 1 4 --widths 192 512
 measure start_up start_up
 measure labelling-engines labelling --source "$photographs" --images 460
 measure labelling-growth labelling --source "$photographs" --images 250 500 1000 2000 --engines "1 process" --rounds 1

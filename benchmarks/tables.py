@@ -224,6 +224,15 @@ def labelling(name: str, first: str) -> str:
     return f"{markdown([first, 'images/s (range)', 'peak memory'], lines)}\n\n{source(name)}"
 
 
+def estimates() -> str:
+    lines = [
+        [f"`{row['recipe']}`", f"{row['estimate']} s", f"{row['run']} s", f"{row['estimate'] / row['run']:.2f}"]
+        for row in rows("estimate")
+    ]
+    words = f"{place(record('estimate')['machine'])}. Record: [estimate](results/estimate.json)."
+    return f"{markdown(['recipe', 'estimate', 'run', 'ratio'], lines)}\n\n{words}"
+
+
 def memory_peaks() -> str:
     found = rows("memory-peaks")
     batches = [name.removesuffix(", MiB") for name in found[0] if name != "size"]
@@ -339,6 +348,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory-peaks": memory_peaks,
     "decoded": decoded,
     "time-to-quality": time_to_quality,
+    "estimate": estimates,
     "weights": weights,
     "costs": costs,
 }
