@@ -30,7 +30,8 @@ def test_documents_hold_the_figures_of_the_records(benchmarks, capsys):
 
 def test_every_record_is_used_and_has_machine_date_and_command(benchmarks, repository):
     pages = "".join(path.read_text(encoding="utf-8") for path in repository.glob("docs/*.md"))
-    pages += (benchmarks / "README.md").read_text(encoding="utf-8")
+    for name in ("README.md", "representation/README.md"):
+        pages += (benchmarks / name).read_text(encoding="utf-8")
     for path in (benchmarks / "results").glob("*.json"):
         assert f"results/{path.name}" in pages, path.name
         content = json.loads(path.read_text(encoding="utf-8"))

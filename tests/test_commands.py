@@ -115,8 +115,11 @@ def test_mistakes_in_the_words(capsys, words, message):
         (("embed", "nofolder", ".", "--output", "x"), "source: expected images in '.', found none"),
         (("export", "nofolder", "x"), "model: found no folder 'nofolder' here, and could not load it from the Hub"),
         (("segment", "nofolder", "data"), "dataset: found no folder 'data' here"),
-        (("pretrain", "file.txt", "--use_cpu"), "expected a folder, Parquet files or a name on the Hub, got the file"),
-        (("validate", "./nowhere"), "dataset: expected a folder or Parquet files at './nowhere', found nothing"),
+        (
+            ("pretrain", "file.txt", "--use_cpu"),
+            "expected a folder, Parquet or tar files or a name on the Hub, got the file",
+        ),
+        (("validate", "./nowhere"), "dataset: expected a folder, Parquet or tar files at './nowhere', found nothing"),
         (
             ("push", "./nowhere", "me/x", "--preview", "x"),
             "nowhere: expected the folder of a saved model, found none",

@@ -471,6 +471,9 @@ def check_command(words: list[str]) -> None:
         assert words[position - 1] == "-m"
         run_or_parse(words[position + 1], [*words[position + 2 :], "..."])
         return
+    if words[0] == "bash":
+        assert (ROOT / words[1]).is_file()
+        return
     assert words[0] == "python"
     script = ROOT / next(word for word in words if word.endswith(".py"))
     assert script.is_file()
