@@ -9,14 +9,12 @@ import logging
 import os
 import shutil
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
 from torch import nn
@@ -37,9 +35,10 @@ from ..data.transforms import evaluation_transform, training_transform
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..utils.files import file_sha256, read_json, replace_folder, text_sha256, write_json
 from .callbacks import CurriculumCallback
-from .checkpoints import in_any_process
+from .even_batches import IS_FILLER, EvenBatches
 from .non_finite import MAX_UNREAD, REPORT_FILE, Watched
 from .publishing_trainer import PublishingTrainer
+from .running_averages import RunningAverages
 from .training_args import C2FMAETrainingArguments
 
 
@@ -47,8 +46,6 @@ logger = logging.getLogger(__name__)
 
 IDENTITY_FILE = "run_identity.json"
 STREAM_FILE = "stream_state.json"
-# Set in batches of evaluation that repeat rows and count nowhere.
-_IS_FILLER = "is_filler"
 
 
 class C2FMAETrainer(PublishingTrainer):
@@ -301,7 +298,7 @@ class C2FMAETrainer(PublishingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
         inputs = dict(inputs)
-        is_filler = inputs.pop(_IS_FILLER, False)
+        is_filler = inputs.pop(IS_FILLER, False)
         strategy, image_ids, num_skipped = (inputs.pop(name, None) for name in DIAGNOSTICS)
         if isinstance(self.data_collator, DataCollatorForC2FMAE) and "bool_masked_pos" in inputs:
             num_patches = inputs["bool_masked_pos"].shape[1]
@@ -447,40 +444,6 @@ def _checksum(value: Any) -> str:
     return file_sha256(value) if isinstance(value, str) and os.path.isfile(value) else str(value)
 
 
-class EvenBatches:
-    """
-    A loader with as many batches in every process, as collective operations need: a process that has no more rows
-    repeats its last batch, with `is_filler` set.
-
-    Args:
-        loader (`DataLoader`): Loader of this process's share.
-        accelerator (`Accelerator`): Of all processes.
-
-    Raises:
-        `ValueError`: on reading, if this process has no rows.
-    """
-
-    def __init__(self, loader: DataLoader, accelerator: Accelerator) -> None:
-        self.loader, self.accelerator = loader, accelerator
-        self.dataset, self.batch_size = loader.dataset, loader.batch_size
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        last: dict[str, Any] = {}
-        batches = iter(self.loader)
-        while True:
-            batch = next(batches, None)
-            if not in_any_process(self.accelerator, batch is not None):
-                return
-            if batch is None and not last:
-                raise ValueError(
-                    f"evaluation stream: expected at least one row for each of {self.accelerator.num_processes} "
-                    f"processes, got none for process {self.accelerator.process_index}. Use fewer processes or more "
-                    "rows"
-                )
-            last = {**last, _IS_FILLER: True} if batch is None else batch
-            yield last
-
-
 class FiniteCallback(TrainerCallback):
     """
     Withholds updates of a [`C2FMAETrainer`] whose loss or gradient is not finite, and stops the run before it logs,
@@ -593,33 +556,3 @@ def wrap_rows(
     if isinstance(rows, datasets.IterableDataset):
         return C2FMAEIterableDataset(rows, transform, shuffle_rows=args.shuffle_rows, **options)
     return C2FMAEDataset(rows, transform, **options)
-
-
-class RunningAverages:
-    """Weighted means of logged values, kept on their device until they are read."""
-
-    def __init__(self) -> None:
-        # By the names of a batch's values: their weighted sums and the sum of the weights.
-        self._sums: dict[tuple[str, ...], torch.Tensor] = {}
-        self._weights: dict[tuple[str, ...], float] = defaultdict(float)
-
-    def add(self, names: Sequence[str], values: torch.Tensor, weight: float) -> None:
-        """Add values `(number,)` with their names."""
-        key = tuple(names)
-        if key not in self._sums:
-            dtype = torch.float32 if values.device.type == "mps" else torch.float64
-            self._sums[key] = torch.zeros_like(values, dtype=dtype)
-        self._sums[key].add_(values, alpha=weight)
-        self._weights[key] += weight
-
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over all processes, which must have the same names."""
-        sums: dict[str, float] = defaultdict(float)
-        weights: dict[str, float] = defaultdict(float)
-        for names, vector in self._sums.items():
-            vector = torch.cat([vector, vector.new_full((1,), self._weights[names])])
-            *totals, weight = accelerator.reduce(vector, reduction="sum").tolist()
-            for name, total in zip(names, totals):
-                sums[name] += total
-                weights[name] += weight
-        return {name: total / weights[name] for name, total in sums.items()}
