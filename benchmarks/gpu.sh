@@ -4,6 +4,7 @@
 #
 #     benchmarks/gpu.sh runs/gpu
 #     benchmarks/gpu.sh runs/gpu --dry     # every part on a CPU at tiny sizes
+#     PARTS="base_256 labelling" benchmarks/gpu.sh runs/gpu
 set -uo pipefail
 folder=${1:?"the folder for the results"}
 dry=${2:-}
@@ -28,6 +29,7 @@ fi
 part() {
     local name=$1 seconds=$(($2 * limit_times)) started=$SECONDS
     shift 2
+    [[ -z ${PARTS:-} || " $PARTS " == *" $name "* ]] || return 0
     timeout --kill-after 5 "$seconds" "$python" "$@" > "$folder/$name.log" 2>&1
     local code=$?
     echo "$name: exit code $code after $((SECONDS - started)) s of at most $seconds" | tee -a "$folder/summary.txt"
@@ -42,18 +44,19 @@ step() {
 }
 
 step base_256 50 $base $small_batch --prediction_ratios 1.0 0.25
-step base_256_compiled 100 $base $small_batch --compile
+step base_256_compiled 80 $base $small_batch --compile
 step base_256_graphs 70 $base $small_batch --compile --compile_mode reduce-overhead
 step base_1024 40 $base $large_batch
-step base_1024_graphs 90 $base $large_batch --compile --compile_mode reduce-overhead
+step base_1024_graphs 70 $base $large_batch --compile --compile_mode reduce-overhead
 step large_256 40 $large $small_batch
-step large_256_graphs 110 $large $small_batch --compile --compile_mode reduce-overhead
-step base_256_profile 40 $base $small_batch --profile
-step base_256_counts 50 $base $small_batch --counts
+step large_256_graphs 90 $large $small_batch --compile --compile_mode reduce-overhead
+step large_1024_graphs 80 $large $large_batch --compile --compile_mode reduce-overhead
+step base_256_profile 30 $base $small_batch --profile
+step base_256_counts 30 $base $small_batch --counts
 part labelling 50 "$here/labelling_model.py" "${labelling[@]}" --output "$folder/labelling.json"
 PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONPATH
 part rows 20 -c 'import sys, datasets, memory
 datasets.Dataset.from_list(memory.make_rows(128)).to_parquet(sys.argv[1])' "$folder/rows.parquet"
-part pretrain 60 -m c2fmae_hf pretrain --recipe demo --dataset_name "$folder/rows.parquet" --max_eval_samples 8 \
+part pretrain 50 -m c2fmae_hf pretrain --recipe demo --dataset_name "$folder/rows.parquet" --max_eval_samples 8 \
     --output_dir "$folder/pretrain" --num_drawn 0 --gradient_accumulation_steps 2 --save_strategy no "${pretraining[@]}"

@@ -4,8 +4,8 @@
 #     bash benchmarks/measure.sh PHOTOGRAPHS [NAME ...]
 #     python benchmarks/tables.py
 #
-# PHOTOGRAPHS is a Parquet file of photographs with both maps and 81 semantic classes. Takes an hour and a half on one
-# idle core; engines of labelling need two.
+# PHOTOGRAPHS is a Parquet file of photographs with both maps and 81 semantic classes. Takes about an hour on one idle
+# core; engines of labelling and streams need two. Records of a GPU, of estimates and of the study are made apart.
 set -eu
 cd "$(dirname "$0")/.."
 photographs=$1
@@ -13,9 +13,12 @@ shift
 selected=" $* "
 labelled=runs/benchmarks/labelled
 
+known=" "
+
 measure() {
     local name=$1 script=$2
     shift 2
+    known+="$name "
     if [[ $selected == "  " || $selected == *" $name "* ]]; then
         echo "== $name: $script.py $*"
         python "benchmarks/$script.py" "$@" --output "benchmarks/results/$name.json"
@@ -50,3 +53,10 @@ measure labelling-engines labelling --source "$photographs" --images 460
 measure labelling-growth labelling --source "$photographs" --images 250 500 1000 --engines "1 process" --rounds 1
 measure memory-run memory --steps 2000
 measure memory-peaks memory --peaks --sizes tiny small base large
+
+for name in $selected; do
+    if [[ $known != *" $name "* ]]; then
+        echo "measure.sh: no record $name; expected some of:$known" >&2
+        exit 2
+    fi
+done

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -151,9 +152,9 @@ def main() -> None:
             table.append(
                 {
                     "processes": number,
-                    "images/s, own shards": max(own),
+                    "images/s, own shards": statistics.median(own),
                     "slowest": min(own),
-                    "images/s, dispatched": max(dispatched),
+                    "images/s, dispatched": statistics.median(dispatched),
                     "slowest dispatched": min(dispatched),
                     "rows of each process": result["loader"]["rows_per_process"],
                     "distinct rows": result["loader"]["distinct_rows"],

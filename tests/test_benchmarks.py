@@ -37,6 +37,7 @@ def test_every_record_is_used_and_has_machine_date_and_command(benchmarks, repos
         content = json.loads(path.read_text(encoding="utf-8"))
         if "rows" in content:
             assert {"date", "torch"} <= content["machine"].keys(), path.name
+            assert "command" in content or path.stem == "time_to_quality", path.name
 
 
 def test_another_figure_in_a_record_is_noticed(benchmarks, tmp_path, monkeypatch, capsys):

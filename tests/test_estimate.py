@@ -124,8 +124,8 @@ def test_what_is_counted(pretrain, recipe, tmp_path, monkeypatch, capsys):
     # Also the decoder's scores: a batch of four.
     assert result.decoder_seconds == 1.25
     assert result.seconds() == 10 * 2.5 + 49 + 6 * 1.25 + 1.25
-    # On four devices a quarter of the steps, rounded up, that never wait, and evaluations in a quarter of the time.
-    assert result.seconds(4) == 3 * 2 + 49 + 6 * 1.25 / 4 + 1.25
+    # On four devices a step an epoch, of all rows, that never waits, and evaluations in a quarter of the time.
+    assert result.seconds(4) == 5 * 2 + 49 + 6 * 1.25 / 4 + 1.25
     printed = capsys.readouterr().out
     for line in (
         "Pre-training on 16 rows of",
@@ -136,7 +136,7 @@ def test_what_is_counted(pretrain, recipe, tmp_path, monkeypatch, capsys):
         "  together: 3.2 images/s; the model waits for data 20% of the time",
         "  memory: ",
         "  time: 83 s: training 25 s, warm-up 49 s, 6 evaluations 8 s, scores of the decoder 1 s\n",
-        "  4 devices like this one: 58 s for 3 steps of 32 images, learning rate 0.00021, if gradients are exchanged "
+        "  4 devices like this one: 62 s for 5 steps of 16 images, learning rate 0.00021, if gradients are exchanged "
         "in no time and loading keeps up, which needs 1 worker per device at this speed\n",
         f" in {tmp_path / 'run'}: 2 checkpoints ",
     ):

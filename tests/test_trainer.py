@@ -376,7 +376,7 @@ def test_a_stream_resumes_with_other_batches_without_losing_a_row(config, rows, 
     train(save_steps=9, per_device_train_batch_size=3, gradient_accumulation_steps=2).train(
         resume_from_checkpoint=True
     )
-    assert "checkpoint-4: the stream is divided anew, among 3 lanes instead of 3" in caplog.text
+    assert "checkpoint-4: processes, workers or batch size are others" in caplog.text
     keys += [key for batch in seen for key in batch][:30]
     # The four steps count as four of six images, so that the curriculum continues where it was.
     assert [key.index for key in keys] == [*range(16), *range(24, 54)]
@@ -563,8 +563,7 @@ def test_the_report_names_the_images_and_the_weights_are_saved(config, rows, tmp
     saved = C2FMAEForPreTraining.from_pretrained(tmp_path / "non-finite-3")
     damaged = "decoder.stages.semantic.head.bias"
     assert all(value.isfinite().all() for name, value in saved.state_dict().items() if name != damaged)
-    # Three updates and the one that was withheld.
-    assert json.loads((tmp_path / "non-finite-3/trainer_state.json").read_text())["global_step"] == 4
+    assert json.loads((tmp_path / "non-finite-3/trainer_state.json").read_text())["global_step"] == 3
 
 
 class FaultyGradient(torch.autograd.Function):

@@ -167,6 +167,13 @@ def test_no_update_follows_one_that_is_not_finite(config, rows, tmp_path, optim,
     assert all(torch.equal(value, fault.weights[name]) for name, value in trainer.model.state_dict().items())
     optimizer = torch.load(tmp_path / "non-finite-1/optimizer.pt", weights_only=True)
     assert {float(state["step"]) for state in optimizer["state"].values() if "step" in state} <= {1.0}
+    # Where the weights have stayed, the checkpoint goes on.
+    folder = tmp_path / "non-finite-1"
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 1
+    assert torch.load(folder / "scheduler.pt", weights_only=True)["last_epoch"] == 1
+    scheduler = trainer.lr_scheduler
+    rates = [rate * scheduler.lr_lambdas[0](1) for rate in scheduler.base_lrs]
+    assert [group["lr"] for group in optimizer["param_groups"]] == pytest.approx(rates)
     # The same trainer can be used again.
     trainer.remove_callback(fault)
     fault.is_faulty = False

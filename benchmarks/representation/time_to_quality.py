@@ -8,8 +8,8 @@ Time to quality: how much compute, and how many seconds, a variant needs to reac
     python benchmarks/representation/time_to_quality.py --results runs/representation/results
 
 Each run is a whole schedule of its length. Between two lengths the score is interpolated over the logarithm of the
-compute; below the shortest and above the longest nothing is claimed. Seconds are compute times the seconds of MAE's
-steps on the machine of `calibration.json`.
+compute; below the shortest and above the longest nothing is claimed. Seconds are not measured, but compute times the
+seconds of MAE's steps on the machine of `calibration.json`.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def compare(
                         "peer_score": statistics.mean(peer),
                         "peer_seeds": len(peer),
                         "peer_seconds": length * seconds,
+                        "seeds": max(map(len, points.values())),
                         "variant": variant,
                         "sign": sign,
                         "epochs": epochs,

@@ -160,7 +160,8 @@ class LabellingEstimate:
             f"together: {rate_in_words(1, self.together)}; {waiting}",
         ]
         if self.images is None:
-            lines.append(f"time: {readable_time(1e6 * self.together)} for a million images with one worker")
+            million = readable_time(1e6 * self.together / self.num_workers)
+            lines.append(f"time: {million} for a million images with {counted(self.num_workers, 'worker')}")
         else:
             workers = f" with {self.num_workers} workers as fast as this one" if self.num_workers > 1 else ""
             once = f", {readable_time(self.fitting + self.starting)} of it to begin"

@@ -235,7 +235,7 @@ class TrainingEstimate:
     def steps_on(self, devices: int | None) -> int:
         if devices is None or not self.follows_rows:
             return self.steps
-        return math.ceil(self.steps * self.args.world_size / devices)
+        return math.ceil(max(self.steps * self.args.world_size / devices, self.epochs))
 
     def storage(self) -> dict[str, float]:
         """Bytes in the output folder by what they are."""
@@ -250,7 +250,7 @@ class TrainingEstimate:
     def lines(self) -> list[str]:
         """The estimate in words."""
         args, workers = self.args, self.args.dataloader_num_workers
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        batch = self._at_most_the_rows(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
         factors = [str(args.train_batch_size)]
         factors += [f"{args.gradient_accumulation_steps} accumulated"] * (args.gradient_accumulation_steps > 1)
         factors += [f"{args.world_size} processes"] * (args.world_size > 1)
@@ -283,6 +283,10 @@ class TrainingEstimate:
         lines.append(storage_in_words(self.storage(), args.output_dir))
         return lines
 
+    def _at_most_the_rows(self, images: int) -> int:
+        """Images of a step, of which an epoch may have fewer."""
+        return min(images, round(self.images_per_step * self.steps / self.epochs)) if self.epochs else images
+
     def _waiting_in_words(self) -> str:
         words = f"the model waits for data {self.waiting_share:.0%} of the time"
         if self.waiting_share < 0.05:
@@ -301,7 +305,7 @@ class TrainingEstimate:
                 f"labelling: {rate}; the number of photographs is unknown, so this estimate is that of a run with the "
                 f"{estimate.measured} that were labelled"
             )
-        return f"labelling: {rate}; c2fmae label SOURCE --estimate says more"
+        return f"labelling: {rate}; c2fmae label --estimate says more"
 
     def _time_in_words(self) -> str:
         total = self.seconds()
@@ -318,7 +322,7 @@ class TrainingEstimate:
         per_worker = self.loading * max(args.dataloader_num_workers, 1)
         return (
             f"{counted(self.devices, 'device')} like this one: {readable_time(self.seconds(self.devices))} for "
-            f"{self.steps_on(self.devices)} steps of {counted(there, 'image')}, learning rate {rate:.2g}, if "
+            f"{self.steps_on(self.devices)} steps of {counted(self._at_most_the_rows(there), 'image')}, learning rate {rate:.2g}, if "
             f"gradients are exchanged in no time and loading keeps up, which needs "
             f"{counted(math.ceil(per_worker / self.computing), 'worker')} per device at this speed"
         )

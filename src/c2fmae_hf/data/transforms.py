@@ -109,8 +109,8 @@ class JointTransform:
 class RandomResizedCropAndFlip(JointTransform):
     """
     torchvision's random resized crop and horizontal flip, with the same draws and the same pixels. Maps are sampled at
-    each cell's centre, with the result that [`reduce_label_map`] has after a resize. This avoids torchvision's
-    dispatch over a dictionary, which takes longer than the maps' crops.
+    each cell's centre, as [`reduce_label_map`] does after a resize, to one pixel of the output. This avoids
+    torchvision's dispatch over a dictionary, which takes longer than the maps' crops.
 
     Args:
         size, label_stride, mean, std: As for [`JointTransform`].

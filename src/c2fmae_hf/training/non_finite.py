@@ -101,5 +101,10 @@ class Watched:
         }
 
 
+def has_faulty_loss(report: dict[str, Any]) -> bool:
+    """Whether a report has a loss that is not finite."""
+    return any(isinstance(value, str) for losses in report["losses"] for value in losses.values())
+
+
 def _for_json(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)

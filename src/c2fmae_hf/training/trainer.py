@@ -19,6 +19,7 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
@@ -36,7 +37,7 @@ from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..utils.files import file_sha256, read_json, replace_folder, text_sha256, write_json
 from .callbacks import CurriculumCallback
 from .even_batches import IS_FILLER, EvenBatches
-from .non_finite import MAX_UNREAD, REPORT_FILE, Watched
+from .non_finite import MAX_UNREAD, REPORT_FILE, Watched, has_faulty_loss
 from .publishing_trainer import PublishingTrainer
 from .running_averages import RunningAverages
 from .training_args import C2FMAETrainingArguments
@@ -209,12 +210,11 @@ class C2FMAETrainer(PublishingTrainer):
         self._set_share(stream)
         position = content["step"] * args.gradient_accumulation_steps * args.world_size * args.train_batch_size
         stream.load_state_dict(content, position)
-        division, num_batches, _ = stream.divide(args.dataloader_num_workers)
+        _, num_batches, _ = stream.divide(args.dataloader_num_workers)
         if num_batches == 0:
             logger.warning(
-                f"{checkpoint}: the stream is divided anew, among {division.num_lanes} lanes instead of "
-                f"{content['division']['num_lanes']}: each epoch still has every row once, in another order than in "
-                "an uninterrupted run"
+                f"{checkpoint}: processes, workers or batch size are others than in the run to resume, so the stream "
+                "is divided anew: each epoch still has every row once, in another order than in an uninterrupted run"
             )
         self._resumed_from = checkpoint
         # The stream already starts at this position, so the library must not skip batches.
@@ -367,9 +367,14 @@ class C2FMAETrainer(PublishingTrainer):
         if self.is_in_train:
             # The name differs from other checkpoints', so that it replaces none and is not resumed from automatically.
             checkpoint = f"non-finite-{step}"
+            noticed = self.state.global_step
+            self._go_back_to(step)
             self._save_checkpoint(self.model_wrapped, None)
             self.finish_checkpoint(checkpoint)
+            self.state.global_step = noticed
         reports = [{"process": rank, **one} for rank, one in enumerate(gather_object([report])) if one is not None]
+        # All processes share the gradient, so those whose losses are finite have only caught the others' fault.
+        reports = [one for one in reports if has_faulty_loss(one)] or reports
         content = {"step": step, "evaluation": bool(when), "checkpoint": checkpoint, "processes": reports}
         if self.is_world_process_zero():
             write_json(folder / REPORT_FILE, content)
@@ -378,6 +383,14 @@ class C2FMAETrainer(PublishingTrainer):
             f"{folder / REPORT_FILE}"
             + (f", and the weights before this step are in {folder / checkpoint}" if checkpoint else "")
         )
+
+    def _go_back_to(self, step: int) -> None:
+        """Set step and learning rate back to where the weights have stayed."""
+        self.state.global_step = step
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate wraps it
+        if isinstance(scheduler, LambdaLR) and step < scheduler.last_epoch:
+            scheduler.last_epoch = step - 1
+            scheduler.step()
 
     def add_to_log(self, **values: float) -> None:
         """Add values to the next log record of training losses."""
