@@ -101,13 +101,16 @@ def test_maps_of_variants(scripts, rows):
 @pytest.mark.parametrize(
     "name", ["curriculum", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mae", "supervised"))]
 )
-def test_a_run_is_the_trainers(scripts, rows, tmp_path, name):
+def test_a_run_is_the_trainers(scripts, rows, tmp_path, name, monkeypatch):
     import fleet
+    import variants
     from gpu_data import Photographs
     from pretrain import build_model, make_arguments
     from transformers import Trainer, default_data_collator
     from variants import VARIANTS
 
+    # The two draw the patches to decode from other generators.
+    monkeypatch.setitem(variants.ENCODERS["small"], "decoder_prediction_ratio", 1.0)
     steps = 4  # two epochs of two batches
     photographs = [Photographs(rows, seed, 24, torch.device("cpu")) for seed in (0, 1)]
     ensemble = fleet.Ensemble([(name, 0), (name, 1)], photographs, steps, "small", tmp_path)

@@ -125,6 +125,21 @@ class LabelDataset(Dataset):
         return {"pixel_values": self.rows[index]["pixel_values"], "labels": self.rows.rows[index]["label"]}
 
 
+class RepeatedMasks(DataCollatorForC2FMAE):
+    """Uses the first samples of a batch several times, each time with another mask."""
+
+    masks_per_crop = 1
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        kept = samples[: len(samples) // self.masks_per_crop]
+        repeated = []
+        for number in range(self.masks_per_crop):
+            for sample in kept:
+                key = sample["sample_key"]
+                repeated.append({**sample, "sample_key": key._replace(epoch=key.epoch + 1000 * number)})
+        return super().__call__(repeated)
+
+
 def pixels_only(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples])}
 
@@ -183,7 +198,8 @@ def make_trainer(
         return Trainer(model=model, args=args, train_dataset=LabelDataset(rows))
     collator: Any = pixels_only
     if variant.kind == "c2fmae":
-        collator = DataCollatorForC2FMAE(model.config, curriculum=args.get_curriculum(), seed=seed)
+        collator = RepeatedMasks(model.config, curriculum=args.get_curriculum(), seed=seed)
+        collator.masks_per_crop = variant.masks_per_crop
     return C2FMAETrainer(model=model, args=args, train_dataset=rows, data_collator=collator)
 
 

@@ -320,11 +320,12 @@ class TrainingEstimate:
         if rate == args.scaled_learning_rate(here):
             rate = args.scaled_learning_rate(there)
         per_worker = self.loading * max(args.dataloader_num_workers, 1)
+        workers = counted(math.ceil(per_worker / self.computing), "worker")
+        steps = f"{self.steps_on(self.devices)} steps of {counted(self._at_most_the_rows(there), 'image')}"
         return (
             f"{counted(self.devices, 'device')} like this one: {readable_time(self.seconds(self.devices))} for "
-            f"{self.steps_on(self.devices)} steps of {counted(self._at_most_the_rows(there), 'image')}, learning rate {rate:.2g}, if "
-            f"gradients are exchanged in no time and loading keeps up, which needs "
-            f"{counted(math.ceil(per_worker / self.computing), 'worker')} per device at this speed"
+            f"{steps}, learning rate {rate:.2g}, if gradients are exchanged in no time and loading keeps up, which "
+            f"needs {workers} per device at this speed"
         )
 
 
