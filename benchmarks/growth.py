@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from common import add_common_arguments, in_turns, peak_memory, report
-from pretraining_step import labels, make_step
+from pretraining_step import labels, step_of
 
 from c2fmae_hf import SIZES, C2FMAEConfig, C2FMAEForPreTraining
 
@@ -36,7 +36,7 @@ def measure(fields: dict[str, Any], args: argparse.Namespace) -> dict[str, float
     def run() -> None:
         batch = {"pixel_values": torch.randn(batch_size, 3, *config.image_height_width), **labels(config, batch_size)}
         model = C2FMAEForPreTraining(config).to(args.device).train()
-        step = make_step(model, {name: value.to(args.device) for name, value in batch.items()}, args)
+        step = step_of(model, model, {name: value.to(args.device) for name, value in batch.items()}, args)
         seconds.extend(in_turns({"step": step}, args.rounds, args.warmup, args.device)["step"])
 
     memory = peak_memory(args.device, run)
@@ -48,7 +48,6 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--prediction_ratio", type=float, default=1.0)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[16, 64, 128])
     parser.add_argument("--image_sizes", type=int, nargs="+", default=[224, 448, 1024])
     parser.add_argument("--classes", type=int, nargs="+", default=[20, 133, 1000])

@@ -39,7 +39,7 @@ measure step-float32 pretraining_step --prediction_ratios $ratios --rounds 5
 measure step-bfloat16 pretraining_step --dtype bfloat16 --prediction_ratios $ratios --rounds 5
 measure step-memory pretraining_step --memory --prediction_ratios 1.0 0.25
 measure step-operators pretraining_step --batch_size 2 --dtype bfloat16 --counts --compile --prediction_ratios 0.25
-measure step-compiled pretraining_step --size small --batch_size 8 --compile --prediction_ratios 0.25 --rounds 5
+measure step-compiled pretraining_step --batch_size 8 --compile --prediction_ratios 0.25 --rounds 4
 measure features encoder_inference --rounds 8
 measure loading-256 data_pipeline --dataset_name "$labelled/stride2"
 measure loading-256-stride4 data_pipeline --dataset_name "$labelled/stride4"
@@ -49,7 +49,7 @@ measure workers trainer_throughput --dataset_name "$photographs" --rounds 2 --st
 measure streams streams
 measure growth growth --batch_sizes 32 128 --image_sizes 224 448 672 --classes 20 133 1000 --depths 1 4 --widths 192 512
 measure start_up start_up
-measure labelling-engines labelling --source "$photographs" --images 460
+measure labelling-engines labelling --source "$photographs" --images 200 --rounds 1
 measure labelling-growth labelling --source "$photographs" --images 250 500 1000 --engines "1 process" --rounds 1
 measure memory-run memory --steps 2000
 measure memory-peaks memory --peaks --sizes tiny small base large

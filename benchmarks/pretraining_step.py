@@ -100,8 +100,14 @@ def labels(config: C2FMAEConfig, batch_size: int) -> dict[str, torch.Tensor]:
 
 def make_step(name: str, args: argparse.Namespace) -> Callable[[], float]:
     model, batch = build(name, args)
+    return step_of(model, compiled(model, args) if name.endswith(COMPILED) else model, batch, args)
+
+
+def step_of(
+    model: nn.Module, forward: Callable[..., Any], batch: dict[str, Any], args: argparse.Namespace
+) -> Callable[[], float]:
+    """A training step: `forward`, which may be the compiled model, backward, fused AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-4, weight_decay=0.05, fused=True)
-    forward = compiled(model, args) if name.endswith(COMPILED) else model
 
     def step() -> float:
         with autocast(args):
