@@ -49,7 +49,7 @@ measure workers trainer_throughput --dataset_name "$photographs" --rounds 2 --st
 measure streams streams
 measure growth growth --batch_sizes 32 128 --image_sizes 224 448 672 --classes 20 133 1000 --depths 1 4 --widths 192 512
 measure start_up start_up
-measure labelling-engines labelling --source "$photographs" --images 200 --rounds 1
+measure labelling-engines labelling --source "$photographs" --images 600 --rounds 1
 measure labelling-growth labelling --source "$photographs" --images 250 500 1000 --engines "1 process" --rounds 1
 measure memory-run memory --steps 2000
 measure memory-peaks memory --peaks --sizes tiny small base large

@@ -237,7 +237,7 @@ def test_photographs_are_labelled_in_part(pretrain, photos, tmp_path, monkeypatc
     assert f"Pre-training on 38 rows of {photos}, 2 held out, 20 classes." in printed
     assert "labelling: 0.5 images/s" in printed
     assert "time: " in printed
-    words += ["--streaming", "--max_steps", "3", "--num_semantic_classes", "20", "--num_drawn", "0"]
+    words += ["--streaming", "--max_steps", "3", "--num_semantic_classes", "20", "--num_drawn", "0", "--size", "tiny"]
     assert pretrain.main([str(photos), "--output_dir", str(tmp_path / "run"), *words, "--estimate"]).epochs == 0
 
 
