@@ -18,7 +18,7 @@ def benchmarks(repository, monkeypatch):
     for path in (folder, folder / "representation"):
         monkeypatch.syspath_prepend(str(path))
     yield folder
-    for name in ("tables", "common", "time_to_quality", "pretrain", "data", "variants"):
+    for name in ("tables", "common", "time_to_quality", "pretrain", "data", "variants", "summarise", "answers"):
         sys.modules.pop(name, None)
 
 

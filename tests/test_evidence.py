@@ -78,4 +78,4 @@ def test_the_document_has_the_tables_of_the_results(repository, monkeypatch):
         images, cost = f"{rows[name]['images'] / 1000:.0f} k", f"{rows[name]['step_times_mae']:.2f}"
         assert f"| {rows[name]['words']} | {images} | {cost} | {scores} |" in cards
     for name in ("summarise", "variants", "answers"):
-        sys.modules.pop(name)
+        sys.modules.pop(name, None)
