@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a GPU does with a pre-training step and with labelling: at most 12 minutes on an H200. Each part has its own time
+# Measures pre-training steps and labelling on a GPU, in at most 12 minutes on an H200. Each part has its own time
 # limit, so that one that fails does not cost the others. Results, logs and summary.txt are in the folder.
 #
 #     benchmarks/gpu.sh runs/gpu

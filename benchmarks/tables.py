@@ -300,7 +300,7 @@ IMAGENET, BILLION = 1_281_167, 1_000_000_000
 
 
 def costs() -> str:
-    """What ImageNet and a billion photographs would cost at the measured rates."""
+    """Costs of ImageNet and of a billion photographs at the measured rates."""
     labels = next(row["images/s"] for row in rows("labelling-engines") if row["engine"] == "1 process")
     step = next(r for r in rows("step-h200") if r["batch"] == 256 and f" {DEFAULT_RATIO} " in r["contender"])[
         "images/s"

@@ -121,7 +121,7 @@ def test_what_is_counted(pretrain, recipe, tmp_path, monkeypatch, capsys):
     # Steps 3, 6, 9 and 10; two are kept.
     assert (result.checkpoints, result.checkpoint_seconds) == (4, 0)
     assert result.storage()["2 checkpoints"] == 2 * result.checkpoint_bytes > 3 * 2 * result.model_bytes
-    # Also the decoder's scores: a batch of four.
+    # The decoder is scored on a batch of four.
     assert result.decoder_seconds == 1.25
     assert result.seconds() == 10 * 2.5 + 49 + 6 * 1.25 + 1.25
     # On four devices a step an epoch, of all rows, that never waits, and evaluations in a quarter of the time.
@@ -352,7 +352,7 @@ def test_recipes_for_imagenet(pretrain, like_imagenet, tmp_path, name, options, 
     result = pretrain.main([*words, "--estimate", *small, *options])
     values = yaml.safe_load((RECIPES / f"pretrain/{name}.yaml").read_text())
     accumulated = values["gradient_accumulation_steps"]
-    # Of thirty rows, two are held out; incomplete batches are dropped.
+    # Two of the thirty rows are held out, and incomplete batches are dropped.
     assert result.steps == (1000 if options else values["num_train_epochs"] * 14 / accumulated)
     assert list(tmp_path.iterdir()) == []
     printed = capsys.readouterr().out

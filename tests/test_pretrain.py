@@ -337,7 +337,7 @@ def test_a_killed_process_resumes_to_the_same_weights(recipe, tmp_path):
 
 @pytest.fixture(params=[["coffee", "chelsea"], pytest.param(None, marks=pytest.mark.slow)], ids=["two", "all"])
 def demo_dataset(request, tmp_path, monkeypatch) -> datasets.DatasetDict:
-    """Of two of the photographs, and of all."""
+    """With two of the photographs, and with all."""
     folder = tmp_path / "demo" / "dataset"
     module = load_command("demo")
     photographs = module.embedded_photographs(request.param)

@@ -81,7 +81,7 @@ def test_tar_files_of_photographs_are_labelled_first(rows, tmp_path):
         assert isinstance(source, TarSource)
         records = [record for part in source.parts(10) for record in source.read(part)]
         assert [record.image_id for record in records] == [f"{n}.tar/a/r{i}.png" for n in range(2) for i in range(3)]
-    # Of labelled ones, too, only the photographs are images.
+    # Labelling reads only the photographs of labelled tar files, too.
     labelled = TarSource(str(write(tmp_path / "labelled.tar", rows.select(range(3)))))
     assert [record.image_id for record in labelled.read(labelled.parts(10)[0])] == [f"a/r{i}.png" for i in range(3)]
     # Photographs beside tar files are not overlooked.

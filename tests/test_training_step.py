@@ -167,7 +167,7 @@ def test_no_update_follows_one_that_is_not_finite(config, rows, tmp_path, optim,
     assert all(torch.equal(value, fault.weights[name]) for name, value in trainer.model.state_dict().items())
     optimizer = torch.load(tmp_path / "non-finite-1/optimizer.pt", weights_only=True)
     assert {float(state["step"]) for state in optimizer["state"].values() if "step" in state} <= {1.0}
-    # Where the weights have stayed, the checkpoint goes on.
+    # The checkpoint goes on from where the weights have stayed.
     folder = tmp_path / "non-finite-1"
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 1
     assert torch.load(folder / "scheduler.pt", weights_only=True)["last_epoch"] == 1

@@ -395,7 +395,7 @@ def estimate_training(
         sizes["model"] = sum(p.numel() * p.element_size() for p in model.parameters())
         sizes["encoder"] = sum(p.numel() * p.element_size() for p in model.image_encoder().parameters())
 
-    # What else a run does
+    # Other parts of a run
     scratch.dataloader_persistent_workers = False  # the library would evaluate the same rows again
     per_image = time_loader(trainer)
     evaluation_seconds: float | None = 0.0

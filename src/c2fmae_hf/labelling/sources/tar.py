@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 
+from ...data.rows import MAP_COLUMNS
 from ...data.tars import TAR_ERRORS, find_tars
 from ..records import MAX_FILE_BYTES, SourceRecord
 from .base import ImageSource, Part, path_text
@@ -102,7 +103,7 @@ class TarSource(ImageSource):
 
 def _is_photograph(name: str) -> bool:
     *_, kind, suffix = ("", "", *PurePosixPath(name).suffixes)
-    return suffix.lower() in IMAGE_SUFFIXES and kind not in (".semantic", ".instance")
+    return suffix.lower() in IMAGE_SUFFIXES and kind.removeprefix(".") not in MAP_COLUMNS
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
