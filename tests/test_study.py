@@ -10,6 +10,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState
+
+from c2fmae_hf.modeling_c2fmae import C2FMAEDecoderBlock
 
 
 @pytest.fixture
@@ -63,6 +66,41 @@ def test_variants_of_the_decoder(scripts):
             same = torch.equal(before[:, 1:], after[:, 1:])
             assert same != (others_see_it and granularity != "image")
             assert not torch.equal(before[:, 0], after[:, 0])
+    block = build_model(VARIANTS["shared_blocks"], 0).decoder.stages["image"].blocks[0]
+    once = lambda queries: C2FMAEDecoderBlock.forward(block, queries, memory)  # noqa: E731
+    assert torch.equal(block(queries, memory), once(once(queries)))
+
+
+def test_predictions_of_visible_patches_reach_the_next_stage(scripts):
+    from pretrain import build_model
+    from variants import VARIANTS
+
+    inputs = (
+        torch.randn(2, 1 + 16, 192),
+        torch.arange(16).expand(2, -1),
+        torch.arange(20, 32).expand(2, -1),
+        12,
+        (8, 8),
+    )
+    plain, fed = (build_model(VARIANTS[name], 0).decoder.eval() for name in ("curriculum", "feeds_memory"))
+    fed.load_state_dict(plain.state_dict())
+    expected, found = plain(*inputs), fed(*inputs)
+    assert {name: one.shape for name, one in found.items()} == {name: one.shape for name, one in expected.items()}
+    torch.testing.assert_close(found["semantic"], expected["semantic"])
+    for name in ("instance", "image"):
+        assert not torch.allclose(found[name], expected[name], atol=1e-3)
+
+
+def test_losses_follow_the_curriculum(scripts, tmp_path):
+    from pretrain import LossesFollow, build_model, make_arguments
+    from variants import VARIANTS
+
+    variant, weights = VARIANTS["losses_follow"], build_model(VARIANTS["losses_follow"], 0).config.loss_weights
+    args = make_arguments(variant, 0, 100, tmp_path, 0, use_cpu=True)
+    callback, state = LossesFollow(args.get_curriculum(), weights), TrainerState(max_steps=100)
+    for state.global_step, expected in ((0, [2.0, 0.5, 0.5]), (50, [0.5, 2.0, 0.5]), (75, [0.5, 1.25, 1.25])):
+        callback.on_step_begin(args, state, TrainerControl())
+        assert list(weights.values()) == pytest.approx(expected)
 
 
 @pytest.mark.slow

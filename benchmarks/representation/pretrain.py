@@ -12,7 +12,15 @@ from data import IMAGE_SIZE, SOURCES, StudyData
 from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, ViTMAEConfig, ViTMAEForPreTraining, set_seed
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 from variants import DECODER, ENCODERS, Variant
 
@@ -23,7 +31,14 @@ from c2fmae_hf.data.progress import SharedProgress
 from c2fmae_hf.data.transforms import training_transform
 from c2fmae_hf.interop.conversion import convert_to_c2fmae
 from c2fmae_hf.labelling.labellers.classical import ClassicalLabeller
-from c2fmae_hf.modeling_c2fmae import C2FMAECrossAttention, C2FMAEDecoderBlock, sincos_position_table
+from c2fmae_hf.masking import MaskingCurriculum
+from c2fmae_hf.modeling_c2fmae import (
+    C2FMAECrossAttention,
+    C2FMAEDecoder,
+    C2FMAEDecoderBlock,
+    gather_patches,
+    sincos_position_table,
+)
 from c2fmae_hf.training.trainer import C2FMAETrainer
 from c2fmae_hf.training.training_args import C2FMAETrainingArguments
 
@@ -66,6 +81,11 @@ def build_model(variant: Variant, seed: int, encoder: str = "small", source: str
             stage.embed_prediction = lambda logits, embed=embed: embed(logits.detach())
         elif variant.feedback == "none":
             stage.embed_prediction = lambda logits: logits.new_zeros(())
+        if variant.blocks_twice:
+            for block in stage.blocks:
+                block.__class__ = TwiceAppliedBlock
+    if variant.feeds_memory:
+        model.decoder.__class__ = MemoryFedDecoder
     for name in variant.self_attention:
         blocks = [SelfAttentiveBlock(config) for _ in model.decoder.stages[name].blocks]
         model.decoder.stages[name].blocks = nn.ModuleList(blocks).apply(model._init_weights)
@@ -83,6 +103,50 @@ class SelfAttentiveBlock(C2FMAEDecoderBlock):
     def forward(self, queries: torch.Tensor, memory: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         own = self.norm0(queries)
         return super().forward(queries + self.self_attn(own, own, **kwargs)[0], memory, **kwargs)
+
+
+class TwiceAppliedBlock(C2FMAEDecoderBlock):
+    """A decoder block that is applied twice, with the same weights."""
+
+    def forward(self, queries: torch.Tensor, memory: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return super().forward(super().forward(queries, memory, **kwargs), memory, **kwargs)
+
+
+class MemoryFedDecoder(C2FMAEDecoder):
+    """A decoder that predicts visible patches, too, and adds their predictions to the memory of the next stage."""
+
+    def forward(
+        self,
+        encoder_tokens: torch.Tensor,
+        visible_ids: torch.Tensor,
+        query_ids: torch.Tensor,
+        num_image_queries: int,
+        grid_size: tuple[int, int],
+        **kwargs: Any,
+    ) -> dict[str, torch.Tensor]:
+        visible_positions = gather_patches(self.pos_embed, visible_ids)
+        memory = self.norm(self.embed(encoder_tokens) + nn.functional.pad(visible_positions, (0, 0, 1, 0)))
+        queries = self.mask_token + gather_patches(self.pos_embed, torch.cat([query_ids, visible_ids], dim=1))
+        logits = {}
+        for name, stage in self.stages.items():
+            found, queries = stage(queries, memory, **kwargs)
+            logits[name] = found[:, : num_image_queries if name == "image" else query_ids.shape[1]]
+            if queries is not None:
+                fed = stage.embed_prediction(found[:, query_ids.shape[1] :])
+                memory = memory + nn.functional.pad(fed, (0, 0, 1, 0))
+        return logits
+
+
+class LossesFollow(TrainerCallback):
+    """Weighs each granularity's loss by 0.5 plus 1.5 times the curriculum's present share of its masks."""
+
+    def __init__(self, curriculum: MaskingCurriculum, weights: dict[str, float]) -> None:
+        self.curriculum, self.weights = curriculum, weights
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        shares = self.curriculum.probabilities(torch.tensor([state.global_step / state.max_steps]))[0].tolist()
+        for name, share in zip(("semantic", "instance", "image"), shares):
+            self.weights[name] = 0.5 + 1.5 * share
 
 
 @torch.no_grad()
@@ -187,7 +251,9 @@ def make_trainer(
     model = build_model(variant, seed, encoder, data.source)
     rows = C2FMAEDataset(
         with_maps(data.pretraining, variant.maps),
-        training_transform((IMAGE_SIZE, IMAGE_SIZE), label_stride=ENCODERS[encoder]["label_stride"]),
+        training_transform(
+            (IMAGE_SIZE, IMAGE_SIZE), label_stride={**ENCODERS[encoder], **variant.config}["label_stride"]
+        ),
         map_columns=() if variant.kind != "c2fmae" else ("semantic", "instance"),
         seed=seed,
         progress=SharedProgress(),
@@ -200,7 +266,10 @@ def make_trainer(
     if variant.kind == "c2fmae":
         collator = RepeatedMasks(model.config, curriculum=args.get_curriculum(), seed=seed)
         collator.masks_per_crop = variant.masks_per_crop
-    return C2FMAETrainer(model=model, args=args, train_dataset=rows, data_collator=collator)
+    trainer = C2FMAETrainer(model=model, args=args, train_dataset=rows, data_collator=collator)
+    if variant.losses_follow:
+        trainer.add_callback(LossesFollow(args.get_curriculum(), model.config.loss_weights))
+    return trainer
 
 
 def pretrain(

@@ -50,6 +50,10 @@ class Variant:
             (only the refined queries are).
         self_attention (`tuple[str, ...]`): Stages whose queries also attend to each other.
         masks_per_crop (`int`): Masks of every crop in a step, which has as many fewer crops.
+        blocks_twice (`bool`): Whether a stage applies its blocks twice, with the same weights.
+        feeds_memory (`bool`): Whether visible patches are predicted, too, and their predictions added to what the next
+            stage attends to.
+        losses_follow (`bool`): Whether a loss weighs a half plus one and a half times the present share of its masks.
     """
 
     words: str
@@ -60,6 +64,9 @@ class Variant:
     feedback: Literal["gradient", "detached", "none"] = "gradient"
     self_attention: tuple[str, ...] = ()
     masks_per_crop: int = 1
+    blocks_twice: bool = False
+    feeds_memory: bool = False
+    losses_follow: bool = False
 
 
 VARIANTS = {
@@ -123,6 +130,20 @@ VARIANTS = {
         self_attention=("semantic", "instance"),
     ),
     "deep_stages": Variant("cascade, two blocks a stage", {"decoder_num_hidden_layers": 2}, RANDOM),
+    "shared_blocks": Variant("cascade, curriculum, blocks applied twice", training=LINEAR, blocks_twice=True),
+    "feeds_memory": Variant(
+        "cascade, curriculum, predictions of visible patches fed on, too", training=LINEAR, feeds_memory=True
+    ),
+    "label_a_patch": Variant("cascade, curriculum, one label a patch", {"label_stride": 12}, LINEAR),
+    "losses_follow": Variant("cascade, curriculum, losses follow it", training=LINEAR, losses_follow=True),
+    "curriculum_labels_less": Variant(
+        "cascade, curriculum, labels weigh a third",
+        {"loss_weights": {"semantic": 1 / 3, "instance": 1 / 3, "image": 1.0}},
+        LINEAR,
+    ),
+    "curriculum_slow": Variant(
+        "cascade, curriculum, half the learning rate", training={**LINEAR, "base_learning_rate": 2e-3}
+    ),
     "objects": Variant("cascade, maps without classes", training=RANDOM, maps="objects"),
     "classical": Variant("cascade, maps of the classical labeller", training=RANDOM, maps="classical"),
     "classical_curriculum": Variant(
