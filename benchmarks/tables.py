@@ -11,6 +11,8 @@ patterns of `figures`. `--check` writes nothing, names what differs and ends wit
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import itertools
 import json
 import os
@@ -28,6 +30,7 @@ PAGES = (
     "README.md",
     "benchmarks/README.md",
     "benchmarks/representation/README.md",
+    "model_cards/README.md",
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
 TABLE = r"<!-- table: ([\w-]+) -->\n.*?<!-- end of table -->\n"
@@ -262,38 +265,81 @@ def time_to_quality() -> str:
     return f"{markdown(head, lines)}\n\n{place(record('time_to_quality')['machine'])}."
 
 
-def decoded() -> str:
-    """The study's runs by the share of masked patches that a step decodes, at equal compute."""
-    sys.path.append(str(STUDY))
-    import summarise
+def study(group: str, show: str, which: str = "all", folder: str = "") -> str:
+    """
+    A table of the study.
 
-    folder = STUDY / "results/defaults"
-    ratios = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))["times_mae"]
-    found = summarise.summarise(summarise.load(folder)["study-stl10-small-10"], ratios)
-    names = ("half_decoded", "cascade", "eighth_decoded", "repeated_masks")
-    return summarise.table({name: found[name] for name in names if name in found})
+    Args:
+        group: Group of runs, as `summarise.py` names them.
+        show: `scores`, `differences`, `by class` or `attention`.
+        which: `main` rows, `other` rows, or all.
+        folder: Folder inside the study's results.
+    """
+    summarise, main = study_module("summarise"), study_module("variants").MAIN
+    place = STUDY / "results" / folder
+    ratios = json.loads((place / "calibration.json").read_text(encoding="utf-8"))["times_mae"]
+    runs = summarise.load(place)[group]
+    found = summarise.summarise(runs, ratios)
+    kept = {name: row for name, row in found.items() if which == "all" or (name in main) == (which == "main")}
+    if show == "differences":
+        # Variants that are left out are there to compare with, and to know the spread between seeds.
+        return summarise.compare(runs, found, kept)
+    if show == "attention":
+        return summarise.table_of_attention(runs, kept)
+    return {"scores": summarise.table, "by class": summarise.table_by_class}[show](kept)
+
+
+def study_module(name: str) -> Any:
+    sys.path.append(str(STUDY))
+    return importlib.import_module(name)
+
+
+def study_lengths() -> str:
+    """Scores of STL-10's runs of the small encoder by compute."""
+    summarise = study_module("summarise")
+    groups = {
+        float(name.rpartition("-")[2]): summarise.summarise(runs, {})
+        for name, runs in summarise.load(STUDY / "results").items()
+        if name.startswith("study-stl10-small-")
+    }
+    lines = [
+        [f"{epochs:g}", row["words"], str(row["linear_probe"]["seeds"])]
+        + [summarise.shown(row[metric]) for metric in summarise.METRICS if metric in row]
+        for name in ("mae", "cascade", "curriculum")
+        for epochs, rows in sorted(groups.items())
+        if (row := rows.get(name))
+    ]
+    metrics = [words for metric, words in summarise.METRICS.items() if metric in groups[10]["mae"]]
+    return markdown(["compute, epochs of MAE", "variant", "seeds", *metrics], lines)
+
+
+WEIGHTS = ("encoder-c2fmae-vit-tiny-stl10", "mae-0-stl10-tiny-100", "encoder-untrained")
+WEIGHTS_SCORES = {
+    "linear_probe": "linear probe",
+    "knn": "k-NN",
+    "caltech101_linear_probe": "Caltech-101, linear probe",
+    "patch_mean_iou": "mean IoU",
+    "bbox_map": "AP of boxes",
+    "segm_map": "AP of masks",
+}
+
+
+def weights_scores() -> dict[str, list[str]]:
+    """Scores of the shipped weights, of a MAE as long, and of random weights, from the study's records."""
+    folder = STUDY / "results"
+    frozen = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in WEIGHTS]
+    detection = json.loads((folder / "detection-pennfudan.json").read_text(encoding="utf-8"))["encoders"]
+    found = {}
+    for name, one, other in zip(("shipped weights", "MAE", "random weights"), frozen, detection):
+        scores = {**one["results"], **other["results"]}
+        found[name] = [f"{100 * scores[score]:.1f}" for score in WEIGHTS_SCORES]
+    return found
 
 
 def weights() -> str:
-    """The shipped weights beside a MAE as long and random weights, from the study's records."""
-    folder = STUDY / "results"
-    files = ("encoder-c2fmae-vit-tiny-stl10", "mae-0-stl10-tiny-100", "encoder-untrained")
-    frozen = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in files]
-    detection = json.loads((folder / "detection-pennfudan.json").read_text(encoding="utf-8"))["encoders"]
-    scores = {
-        "linear_probe": "linear probe",
-        "knn": "k-NN",
-        "caltech101_linear_probe": "Caltech-101, linear probe",
-        "patch_mean_iou": "mean IoU",
-        "bbox_map": "AP of boxes",
-        "segm_map": "AP of masks",
-    }
-    lines = []
-    for name, one, other in zip(("shipped weights", "MAE", "random weights"), frozen, detection):
-        found = {**one["results"], **other["results"]}
-        lines.append([name, *(f"{100 * found[score]:.1f}" for score in scores)])
-    links = ", ".join(f"[{n}](representation/results/{n}.json)" for n in (*files, "detection-pennfudan"))
-    return f"{markdown(['', *scores.values()], lines)}\n\nRecords: {links}."
+    links = ", ".join(f"[{n}](representation/results/{n}.json)" for n in (*WEIGHTS, "detection-pennfudan"))
+    lines = [[name, *scores] for name, scores in weights_scores().items()]
+    return f"{markdown(['', *WEIGHTS_SCORES.values()], lines)}\n\nRecords: {links}."
 
 
 IMAGENET, BILLION = 1_281_167, 1_000_000_000
@@ -351,7 +397,26 @@ TABLES: dict[str, Callable[[], str]] = {
     "labelling-engines": lambda: labelling("labelling-engines", "engine"),
     "labelling-growth": lambda: labelling("labelling-growth", "images"),
     "memory-peaks": memory_peaks,
-    "decoded": decoded,
+    **{
+        f"study-{words.replace(' ', '-')}": functools.partial(study, "study-stl10-small-10", words, "main")
+        for words in ("scores", "differences", "by class", "attention")
+    },
+    **{
+        f"study-other-{words}": functools.partial(study, "study-stl10-small-10", words, "other")
+        for words in ("scores", "differences")
+    },
+    **{
+        f"study-all-decoded-{words}": functools.partial(study, "study-stl10-small-10", words, folder="all_decoded")
+        for words in ("scores", "differences")
+    },
+    **{
+        f"study-gpu-{epochs}-{words}": functools.partial(
+            study, f"fleet-stl10-small-{epochs}", words, folder="all_decoded"
+        )
+        for words in ("scores", "differences")
+        for epochs in (10, 5)
+    },
+    "study-lengths": study_lengths,
     "time-to-quality": time_to_quality,
     "estimate": estimates,
     "weights": weights,
@@ -377,6 +442,14 @@ def figures() -> Iterator[tuple[str, str, tuple[str, ...]]]:
         (single, f"{steps['float32'][everything]['times ViTMAE']:.1f}", half),
     )
     yield "docs/pretraining.md", r"slowest and the fastest turn\. ([^;]+);", (measured,)
+    (shipped, mae, _), number = weights_scores().values(), r"([\d.]+)"
+    yield (
+        "README.md",
+        rf"a linear probe of {number} %, k-NN of {number} % and a mean IoU of {number} % on STL-10; a MAE of the same "
+        rf"size and length reaches {number}, {number} and {number} %\.",
+        tuple(one[place] for one in (shipped, mae) for place in (0, 1, 3)),
+    )
+    yield "README.md", rf"its linear probe is worse: {number} % against {number} %", (shipped[2], mae[2])
     whole = [
         next(row for row in rows(name) if row["what"] == "three granularities")
         for name in ("loading-256-stride4", "loading-256")

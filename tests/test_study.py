@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def scripts(repository, monkeypatch):
 
 def test_intervals_over_photographs_are_wider(scripts):
     from answers import pack_answers, unpack_answers
-    from summarise import CLASSED, compare, compare_photographs, summarise, table_by_class
+    from summarise import CLASSED, compare, summarise, table_by_class
 
     random = np.random.default_rng(0)
     runs = []
@@ -35,20 +36,36 @@ def test_intervals_over_photographs_are_wider(scripts):
             scores = dict.fromkeys(CLASSED, right.mean()) | {f"{metric}_balanced": share for metric in CLASSED}
             packed = pack_answers(right)
             assert (unpack_answers(json.loads(json.dumps(packed))) == right).all()
-            others = {"patch_mean_iou": 0.5, "attention_in_object": 0.4 + seed / 10}
+            others = {"patch_mean_iou": right.mean(), "attention_in_object": 0.4 + seed / 10}
             run = {"variant": variant, "seed": seed, "images": 32, "answers": dict.fromkeys(CLASSED, packed)}
             runs.append(run | {"results": scores | others})
     rows = summarise(runs, {})
-    words = "cascade with random masks, against MAE"
-    narrow, wide = (
-        next(line.split(" | ")[1] for line in found.splitlines() if words in line).strip("*").split(" ± ")
-        for found in (compare(rows), compare_photographs(runs, rows))
-    )
-    assert narrow[0] == wide[0]  # the same difference, of more doubt
+    line = compare(runs, rows).splitlines()[-1].split(" | ")
+    assert line[:2] == ["| cascade with random masks vs MAE", "3, 3"]
+    # Mean IoU, the sixth score, has no answers by photograph: the same difference, a narrower interval.
+    wide, narrow = (cell.strip("*").split(" ± ") for cell in (line[2], line[6]))
+    assert narrow[0] == wide[0]
     assert 3 < float(narrow[1]) < float(wide[1]) < 30
+    accuracies = np.array([[run["results"]["knn"] for run in runs if run["variant"] == v] for v in ("cascade", "mae")])
+    over_seeds = 2.776 * (accuracies.var(axis=1, ddof=1).mean() * 2 / 3) ** 0.5  # Student's t with 4 degrees
+    assert float(narrow[1]) == pytest.approx(100 * over_seeds, abs=0.06)
     assert "| 30.0 ± 0.0 | 30.0 ± 0.0 |" in table_by_class(rows)
-    del runs[0]["answers"]
-    assert compare_photographs(runs, rows) is None
+    for run in runs[:2]:
+        del run["answers"]
+    assert compare(runs, rows).splitlines()[-1].split(" | ")[2].strip("*").split(" ± ") == narrow
+
+
+def test_one_seed_has_a_wider_interval_than_three(scripts):
+    from summarise import compare, summarise
+
+    runs = [
+        {"variant": variant, "images": 32, "results": {"linear_probe": score, "attention_in_object": score}}
+        for variant, scores in (("mae", (0.40, 0.41, 0.42)), ("cascade", (0.50, 0.51, 0.52)), ("curriculum", (0.60,)))
+        for score in scores
+    ]
+    one, three = compare(runs, summarise(runs, {})).splitlines()[2:4]
+    assert one == "| cascade with curriculum vs MAE | 1, 3 | **+19.0 ± 3.2** | +19.0 |"
+    assert three == "| cascade with random masks vs MAE | 3, 3 | **+10.0 ± 2.3** | **+10.0 ± 2.3** |"
 
 
 def test_variants_of_the_decoder(scripts):
@@ -156,3 +173,18 @@ def test_the_fleet_runs_and_adds_to_its_results(repository, shared_data, tmp_pat
         assert run["steps"] == 4
         assert run["results"]["linear_probe"] > 0.1
         assert group["photographs"] == {"train": 3735, "test": 4525, "other_test": 651}
+
+
+def test_shares_by_area(scripts):
+    """Of a region of 48 patches and one of 16, guided masks show 12 and 4; by default eight of each."""
+    from pretrain import places_by_area
+
+    from c2fmae_hf import masking
+
+    regions = (torch.arange(64) % 4 == 0).long().expand(3, -1)
+    shown = {}
+    for name, places in (("equal", masking.places_in_regions), ("by area", places_by_area)):
+        with mock.patch.object(masking, "places_in_regions", places):
+            hidden = masking.mask_regions(regions, 48, torch.rand(3, 64), torch.rand(3, 64))
+        shown[name] = (~hidden & (regions == 1)).sum(dim=1).tolist()
+    assert shown == {"equal": [8, 8, 8], "by area": [4, 4, 4]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from variants import DECODER, ENCODERS, Variant
 
-from c2fmae_hf import C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel
+from c2fmae_hf import C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel, masking
 from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.data.dataset import C2FMAEDataset
 from c2fmae_hf.data.progress import SharedProgress
@@ -189,10 +190,11 @@ class LabelDataset(Dataset):
         return {"pixel_values": self.rows[index]["pixel_values"], "labels": self.rows.rows[index]["label"]}
 
 
-class RepeatedMasks(DataCollatorForC2FMAE):
-    """Uses the first samples of a batch several times, each time with another mask."""
+class StudyCollator(DataCollatorForC2FMAE):
+    """Masks crops as the variant says: the first samples of a batch several times, or regions by area."""
 
     masks_per_crop = 1
+    shares_by_area = False
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         kept = samples[: len(samples) // self.masks_per_crop]
@@ -201,7 +203,15 @@ class RepeatedMasks(DataCollatorForC2FMAE):
             for sample in kept:
                 key = sample["sample_key"]
                 repeated.append({**sample, "sample_key": key._replace(epoch=key.epoch + 1000 * number)})
-        return super().__call__(repeated)
+        places = places_by_area if self.shares_by_area else masking.places_in_regions
+        with mock.patch.object(masking, "places_in_regions", places):
+            return super().__call__(repeated)
+
+
+def places_by_area(ranks: torch.Tensor, patch_keys: torch.Tensor, places=masking.places_in_regions) -> torch.Tensor:
+    """Places of patches in their regions, divided by the region's share of the patches."""
+    sizes = nn.functional.one_hot(ranks).sum(dim=1).gather(1, ranks)
+    return places(ranks, patch_keys) * ranks.shape[1] / sizes
 
 
 def pixels_only(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -264,8 +274,9 @@ def make_trainer(
         return Trainer(model=model, args=args, train_dataset=LabelDataset(rows))
     collator: Any = pixels_only
     if variant.kind == "c2fmae":
-        collator = RepeatedMasks(model.config, curriculum=args.get_curriculum(), seed=seed)
+        collator = StudyCollator(model.config, curriculum=args.get_curriculum(), seed=seed)
         collator.masks_per_crop = variant.masks_per_crop
+        collator.shares_by_area = variant.shares_by_area
     trainer = C2FMAETrainer(model=model, args=args, train_dataset=rows, data_collator=collator)
     if variant.losses_follow:
         trainer.add_callback(LossesFollow(args.get_curriculum(), model.config.loss_weights))

@@ -1,13 +1,12 @@
 """
-Make the study's tables and figures from the result files of `study.py` and `fleet.py`.
+Make the study's tables and bar charts from the result files of `study.py` and `fleet.py`.
 
     python benchmarks/representation/summarise.py
 
 A group is `study-<source>-<encoder>-<epochs>`, the runs of `study.py` with these settings (`-steps` if at equal
-steps), or a file `fleet-<source>-<encoder>-<epochs>.json`. Prints each group's table and comparisons for
-`docs/evidence.md`, and writes beside the results `evidence.json` (mean, standard deviation and number of seeds of
-every cell), a bar chart of each group, and `compute.png`: scores over compute for STL-10's groups of the small encoder
-that include MAE.
+steps), or a file `fleet-<source>-<encoder>-<epochs>.json`. Prints each group's tables, and writes beside the results
+`evidence.json` (mean, standard deviation and number of seeds of every cell) and a bar chart of each group.
+`benchmarks/tables.py` writes the same tables into the documents.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from answers import unpack_answers
 from scipy.stats import t as student
-from variants import VARIANTS
+from variants import MAIN, VARIANTS
 
 from c2fmae_hf.utils.files import write_json
 
@@ -44,44 +43,51 @@ CLASSED = ("linear_probe", "knn", "caltech101_linear_probe", "caltech101_knn")
 DRAWN = ("linear_probe", "knn", "caltech101_linear_probe", "patch_mean_iou")
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
-LINES = {"mae": "o-", "parallel": "^:", "cascade": "s-", "curriculum": "D--"}
-# A question, the variant that should be better, and the variant to compare it with.
+# Pairs of variants, the first of which should be better.
 COMPARISONS = (
-    ("the paper's method, cascade with curriculum, against MAE", "curriculum", "mae"),
-    ("cascade with random masks, against MAE", "cascade", "mae"),
-    ("the same of objects without classes, against MAE", "objects", "mae"),
-    ("our decoder of the image alone, against MAE's", "image", "mae"),
-    ("MAE, five blocks of decoder, against two", "mae_deep", "mae"),
-    ("cascade, against parallel decoders", "cascade", "parallel"),
-    ("curriculum, against random masks", "curriculum", "cascade"),
-    ("coarse to fine, against fine to coarse", "curriculum", "reversed"),
-    ("semantic-guided masks, against random", "cascade_semantic", "cascade"),
-    ("instance-guided masks, against random", "cascade_instance", "cascade"),
-    ("curriculum in three steps, against linear", "curriculum_step", "curriculum"),
-    ("curriculum in the first half, against throughout", "curriculum_short", "curriculum"),
-    ("curriculum in the first half, against random masks", "curriculum_short", "cascade"),
-    ("curriculum, 4 patches of every region visible, against none", "curriculum_kept", "curriculum"),
-    ("curriculum, 4 patches of every region visible, against random masks", "curriculum_kept", "cascade"),
-    ("curriculum, regions mingle, against hardly", "curriculum_soft", "curriculum"),
-    ("curriculum with parallel decoders, against random masks", "parallel_curriculum", "parallel"),
-    ("maps of the classical labeller, against annotators'", "classical", "cascade"),
-    ("curriculum with classical maps, against random masks", "classical_curriculum", "classical"),
-    ("supervised by the class alone, against the cascade", "supervised", "cascade"),
-    ("labels of visible patches too", "visible", "cascade"),
-    ("the same with the curriculum", "visible_curriculum", "curriculum"),
-    ("predictions fed on, against not", "cascade", "no_feedback"),
-    ("with their gradient, against without", "cascade", "detached"),
-    ("instances, against none", "cascade", "no_instance"),
-    ("classes, against objects alone", "cascade", "objects"),
-    ("labels weigh a third", "labels_less", "cascade"),
-    ("labels weigh three times", "labels_more", "cascade"),
-    ("queries attend to each other", "self_attention", "cascade"),
-    ("two blocks a stage", "deep_stages", "cascade"),
-    ("encoder shown all granularities", "all_inputs", "cascade"),
-    ("half the learning rate", "cascade_slow", "cascade"),
-    ("twice the learning rate", "cascade_fast", "cascade"),
+    ("cascade with curriculum vs MAE", "curriculum", "mae"),
+    ("cascade with random masks vs MAE", "cascade", "mae"),
+    ("parallel decoders with curriculum vs MAE", "parallel_curriculum", "mae"),
+    ("cascade vs parallel decoders, curriculum", "curriculum", "parallel_curriculum"),
+    ("cascade vs parallel decoders, random masks", "cascade", "parallel"),
+    ("curriculum vs random masks, cascade", "curriculum", "cascade"),
+    ("curriculum vs random masks, parallel decoders", "parallel_curriculum", "parallel"),
+    ("coarse to fine vs fine to coarse", "curriculum", "reversed"),
+    ("equal shares vs whole regions", "curriculum", "curriculum_whole"),
+    ("equal shares vs shares by area", "curriculum", "curriculum_area"),
+    ("curriculum in three steps vs linear", "curriculum_step", "curriculum"),
+    ("curriculum over the first half vs all of the run", "curriculum_short", "curriculum"),
+    ("half decoded vs a quarter", "half_decoded", "cascade"),
+    ("an eighth decoded vs a quarter", "eighth_decoded", "cascade"),
+    ("two masks per crop vs one", "repeated_masks", "cascade"),
+    ("blocks applied twice vs once", "shared_blocks", "curriculum"),
+    ("predictions of visible patches fed on vs not", "feeds_memory", "curriculum"),
+    ("one label per patch vs nine", "label_a_patch", "curriculum"),
+    ("loss weights follow the curriculum vs fixed", "losses_follow", "curriculum"),
+    ("label losses weighted 1/3 vs 1, curriculum", "curriculum_labels_less", "curriculum"),
+    ("half the learning rate, curriculum", "curriculum_slow", "curriculum"),
+    ("classical labeller's maps vs annotated, curriculum", "classical_curriculum", "curriculum"),
+    ("classical labeller's maps vs MAE", "classical_curriculum", "mae"),
+    ("classical labeller's maps vs pixels only", "classical_curriculum", "image"),
+    ("classical labeller's maps vs annotated, random masks", "classical", "cascade"),
+    ("maps without classes vs MAE", "objects", "mae"),
+    ("maps without classes vs with classes", "objects", "cascade"),
+    ("our decoder vs MAE's, pixels only", "image", "mae"),
+    ("supervised by the class vs cascade", "supervised", "cascade"),
+    ("no instance stage vs with it", "no_instance", "cascade"),
+    ("labels of visible patches predicted too vs not", "visible", "cascade"),
+    ("encoder sees all granularities vs the image only", "all_inputs", "cascade"),
+    ("predictions fed on without gradient vs with it", "detached", "cascade"),
+    ("predictions not fed on vs fed on", "no_feedback", "cascade"),
+    ("label queries attend to each other vs not", "self_attention", "cascade"),
+    ("two blocks per stage vs one", "deep_stages", "cascade"),
+    ("label losses weighted 1/3 vs 1, random masks", "labels_less", "cascade"),
+    ("label losses weighted 3 vs 1, random masks", "labels_more", "cascade"),
+    ("half the learning rate, random masks", "cascade_slow", "cascade"),
+    ("twice the learning rate, random masks", "cascade_fast", "cascade"),
     ("MAE: half the learning rate", "mae_slow", "mae"),
     ("MAE: twice the learning rate", "mae_fast", "mae"),
+    ("MAE: decoder of five blocks vs two", "mae_deep", "mae"),
 )
 
 
@@ -144,124 +150,112 @@ def table(rows: dict[str, Any]) -> str:
     return markdown([head, ["---"] * len(head), *cells])
 
 
-def table_by_class(rows: dict[str, Any]) -> str | None:
-    """Table of mean accuracies over classes, if at least two variants have them."""
+def table_by_class(rows: dict[str, Any]) -> str:
+    """Table of mean accuracies over classes."""
     lines = [
         [row["words"], *(shown(row[f"{metric}_balanced"]) for metric in CLASSED)]
         for row in rows.values()
         if all(f"{metric}_balanced" in row for metric in CLASSED)
     ]
     head = ["variant, mean over classes", *(METRICS[metric] for metric in CLASSED)]
-    return markdown([head, ["---"] * len(head), *lines]) if len(lines) > 1 else None
+    return markdown([head, ["---"] * len(head), *lines])
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def pairs(rows: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Comparisons whose two variants have several seeds each."""
+def table_of_attention(runs: Sequence[dict[str, Any]], names: Collection[str]) -> str:
+    """Table of the attention of the last two layers: inside the object, and on the three patches that get most."""
+    scores = {"attention_in_object": "inside the object", "attention_to_three_patches": "on three patches"}
+    lines = []
+    for name in names:
+        found = [run["results"] for run in runs if run["variant"] == name and all(map(run["results"].get, scores))]
+        if found:
+            cells = [shown(cell([one[score] for one in found])) for score in scores]
+            lines.append([VARIANTS[name].words, str(len(found)), *cells])
+    even = statistics.mean(run["results"]["object_area"] for run in runs)
+    lines.append(["even attention", "", f"{100 * even:.1f}", f"{300 / 64:.1f}"])
+    return markdown([["variant", "seeds", *scores.values()], ["---"] * 4, *lines])
+
+
+def compare(runs: Sequence[dict[str, Any]], rows: dict[str, Any], names: Collection[str] = ()) -> str:
+    """
+    Table of differences between two variants, in points, with 95 % intervals; bold where zero is outside.
+
+    Intervals are over seeds and, for the probes and k-NN of runs that store their answers, over photographs: the two
+    variances are added. Seed noise is in both, so these intervals are somewhat too wide. The spread between seeds is
+    pooled over all variants of the group, since two or three seeds are too few to estimate it, except for `UNEQUAL`
+    metrics, which have Welch's intervals.
+
+    Args:
+        names: Variants of which the first of a comparison must be one, by default all.
+    """
+    metrics = [metric for metric in METRICS if any(metric in row for row in rows.values())]
+    lines = []
     for words, one, other in COMPARISONS:
-        if all(name in rows and rows[name]["linear_probe"]["seeds"] > 1 for name in (one, other)):
-            yield words, one, other
+        if one in rows and other in rows and (not names or one in names):
+            seeds = f"{rows[one]['linear_probe']['seeds']}, {rows[other]['linear_probe']['seeds']}"
+            lines.append([words, seeds, *(difference(runs, rows, one, other, metric) for metric in metrics)])
+    head = ["difference", "seeds", *(METRICS[metric] for metric in metrics)]
+    return markdown([head, ["---"] * len(head), *lines])
 
 
-def compare_by_class(rows: dict[str, Any]) -> str | None:
-    """Like [`compare`], for mean accuracies over classes."""
-    known = {name: row for name, row in rows.items() if f"{CLASSED[0]}_balanced" in row}
-    lines = [
-        [words, *(difference(known, one, other, f"{metric}_balanced") for metric in CLASSED)]
-        for words, one, other in pairs(known)
-    ]
-    head = ["question, mean over classes", *(METRICS[metric] for metric in CLASSED)]
-    return markdown([head, ["---"] * len(head), *lines]) if lines else None
+def difference(
+    runs: Sequence[dict[str, Any]], rows: dict[str, Any], one: str, other: str, metric: str, plain: bool = False
+) -> str:
+    """A difference in points as a table cell: without interval if it has none, empty if it was not measured."""
+    if any(metric not in rows[name] for name in (one, other)):
+        return ""
+    value = rows[one][metric]["mean"] - rows[other][metric]["mean"]
+    over_seeds = seed_interval(rows, one, other, metric)
+    if over_seeds is None:
+        return f"{100 * value:+.1f}"
+    width = (over_seeds**2 + photograph_interval(runs, one, other, metric) ** 2) ** 0.5
+    words = f"{100 * value:+.1f} ± {100 * width:.1f}"
+    return f"**{words}**" if abs(value) > width and not plain else words
 
 
-def compare(rows: dict[str, Any]) -> str | None:
-    """
-    Differences of means with 95 % intervals over seeds, in points. The spread between seeds is pooled over all
-    variants of a group, since two or three seeds are too few to estimate it, except for `UNEQUAL` metrics, which have
-    Welch's intervals.
-    """
-    metrics = [
-        metric for metric in METRICS if any(metric in row and row[metric]["seeds"] > 1 for row in rows.values())
-    ]
-    if not metrics:
+def seed_interval(rows: dict[str, Any], one: str, other: str, metric: str) -> float | None:
+    """Half the width of the 95 % interval over seeds of a difference of means."""
+    pair = [rows[name][metric] for name in (one, other)]
+    if metric in UNEQUAL:
+        if min(one["seeds"] for one in pair) < 2:
+            return None
+        variances = [one["deviation"] ** 2 / one["seeds"] for one in pair]
+        freedom = sum(variances) ** 2 / sum(v**2 / (one["seeds"] - 1) for v, one in zip(variances, pair))
+        return float(student.ppf(0.975, freedom)) * sum(variances) ** 0.5
+    known = [row[metric] for row in rows.values() if metric in row and row[metric]["seeds"] > 1]
+    freedom = sum(one["seeds"] - 1 for one in known)
+    if freedom < 2:
         return None
-    lines = [
-        [words, *(difference(rows, one, other, metric) for metric in metrics)] for words, one, other in pairs(rows)
-    ]
-    head = ["question", *(METRICS[metric] for metric in metrics)]
-    return markdown([head, ["---"] * len(head), *lines]) if lines else None
+    pooled = sum((one["seeds"] - 1) * one["deviation"] ** 2 for one in known) / freedom
+    return float(student.ppf(0.975, freedom)) * (pooled * sum(1 / one["seeds"] for one in pair)) ** 0.5
 
 
-def shares_right(runs: Sequence[dict[str, Any]], variant: str) -> dict[str, np.ndarray] | None:
-    """Share of a variant's seeds that classify each photograph correctly, by metric; `None` without answers."""
-    found = [run.get("answers") for run in runs if run["variant"] == variant]
-    if not found or None in found:
-        return None
-    return {metric: np.mean([unpack_answers(one[metric]) for one in found], axis=0) for metric in CLASSED}
-
-
-def compare_photographs(runs: Sequence[dict[str, Any]], rows: dict[str, Any]) -> str | None:
+def photograph_interval(runs: Sequence[dict[str, Any]], one: str, other: str, metric: str) -> float:
     """
-    Like [`compare`], for variants with stored answers. Intervals cover new seeds and new photographs of the same kind:
-    the variances over seeds and photographs are added. Seed noise is in both, so the intervals are somewhat too wide;
-    the choice of the probes' training photographs is in neither.
+    Half the width of the 95 % interval over photographs of a difference of accuracies; 0 without stored answers.
 
     Raises:
         `ValueError`: if runs have scored different numbers of photographs.
     """
-    known = {name: found for name in rows if (found := shares_right(runs, name)) is not None}
-    lines = []
-    for words, one, other in pairs(rows):
-        if one not in known or other not in known:
-            continue
-        cells = []
-        for metric in CLASSED:
-            sizes = [len(known[name][metric]) for name in (one, other)]
-            if sizes[0] != sizes[1]:
-                raise ValueError(f"{one}, {other}: expected answers of the same photographs, got {sizes} of them")
-            apart = known[one][metric] - known[other][metric]
-            over_photographs = 1.96 * apart.std(ddof=1) / len(apart) ** 0.5
-            value, over_seeds = interval(rows, one, other, metric)
-            cells.append(told(value, (over_seeds**2 + over_photographs**2) ** 0.5))
-        lines.append([words, *cells])
-    head = ["question, over seeds and photographs", *(METRICS[metric] for metric in CLASSED)]
-    return markdown([head, ["---"] * len(head), *lines]) if lines else None
-
-
-def difference(rows: dict[str, Any], one: str, other: str, metric: str) -> str:
-    """A difference as a table cell, empty if one of the two was not measured."""
-    if any(metric not in rows[name] for name in (one, other)):
-        return ""
-    return told(*interval(rows, one, other, metric))
-
-
-def told(value: float, width: float) -> str:
-    """A difference in percentage points as text, bold if zero is outside the interval."""
-    words = f"{100 * value:+.1f} ± {100 * width:.1f}"
-    return f"**{words}**" if abs(value) > width else words
-
-
-def interval(rows: dict[str, Any], one: str, other: str, metric: str) -> tuple[float, float]:
-    """A difference of means, and half the width of its 95 % interval over seeds."""
-    pair = [rows[name][metric] for name in (one, other)]
-    if metric in UNEQUAL:
-        variances = [one["deviation"] ** 2 / one["seeds"] for one in pair]
-        freedom = sum(variances) ** 2 / sum(v**2 / (one["seeds"] - 1) for v, one in zip(variances, pair))
-        error = sum(variances) ** 0.5
-    else:
-        known = [row[metric] for row in rows.values() if metric in row and row[metric]["seeds"] > 1]
-        freedom = sum(one["seeds"] - 1 for one in known)
-        pooled = sum((one["seeds"] - 1) * one["deviation"] ** 2 for one in known) / freedom
-        error = (pooled * sum(1 / one["seeds"] for one in pair)) ** 0.5
-    width = float(student.ppf(0.975, freedom)) * error
-    return pair[0]["mean"] - pair[1]["mean"], width
+    shares = []
+    for variant in (one, other):
+        answers = [run.get("answers", {}).get(metric) for run in runs if run["variant"] == variant]
+        if None in answers:
+            return 0.0
+        shares.append(np.mean([unpack_answers(found) for found in answers], axis=0))
+    if len(shares[0]) != len(shares[1]):
+        raise ValueError(
+            f"{one}, {other}: expected answers of the same photographs, got {len(shares[0])} and {len(shares[1])}"
+        )
+    return float(1.96 * (shares[0] - shares[1]).std(ddof=1) / len(shares[0]) ** 0.5)
 
 
 def draw(rows: dict[str, Any], path: Path) -> None:
-    """Draw bars with spread: one panel per metric, one bar per variant."""
+    """Draw bars with spread: one panel per metric, one bar per variant, of the main variants if there are several."""
+    rows = {name: row for name, row in rows.items() if name in MAIN or len(rows.keys() & set(MAIN)) < 2}
     figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 0.8 + 0.34 * len(rows)), sharey=True)
     names = list(rows)
     for panel, metric, colour in zip(panels, DRAWN, COLOURS):
@@ -276,44 +270,6 @@ def draw(rows: dict[str, Any], path: Path) -> None:
     panels[0].invert_yaxis()
     figure.text(0.01, 0.01, "Whiskers: standard deviation over the seeds; without, one seed.", fontsize=8)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def draw_compute(groups: dict[str, dict[str, Any]], path: Path) -> None:
-    """
-    Draw scores over compute for the variants in `LINES`, one point per group; hollow points have one seed. The unit
-    is the compute that MAE spends on a photograph. Points of a fleet are not joined by lines, since their scores come
-    from other photographs.
-    """
-    figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 3.4))
-    for panel, metric in zip(panels, DRAWN):
-        for (name, style), colour in zip(LINES.items(), COLOURS):
-            for kind, drawn in (("study", style), ("fleet", style[0])):
-                found = sorted(
-                    (rows[name]["images"] * (rows[name]["step_times_mae"] or 1.0) / 1000, rows[name][metric])
-                    for group, rows in groups.items()
-                    if group.startswith(kind) and name in rows
-                )
-                spreads = [100 * (score["deviation"] or float("nan")) for _, score in found]
-                points = [compute for compute, _ in found], [100 * score["mean"] for _, score in found]
-                label = VARIANTS[name].words if kind == "study" else None
-                panel.errorbar(*points, spreads, fmt=drawn, color=colour, capsize=2, label=label)
-                single = [(compute, 100 * score["mean"]) for compute, score in found if score["seeds"] == 1]
-                panel.plot(
-                    *zip(*single) if single else ([], []), style[0], c=colour, markerfacecolor="white", zorder=5
-                )
-        panel.set_xscale("log")
-        ticks = sorted({rows["mae"]["images"] / 1000 for rows in groups.values()})
-        panel.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
-        panel.minorticks_off()
-        panel.set_title(METRICS[metric] + ", %", fontsize=10)
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.text(0.5, 0.11, "compute, in thousands of photographs of MAE", ha="center", fontsize=10)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.15, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -334,23 +290,7 @@ def main(args: list[str] | None = None) -> None:
     write_json(options.results / "evidence.json", groups)
     for name, rows in groups.items():
         draw(rows, figures / f"{name}.png")
-        print(f"## {name}\n\n{table(rows)}\n")
-        for more in (
-            compare(rows),
-            compare_photographs(runs[name], rows),
-            table_by_class(rows),
-            compare_by_class(rows),
-        ):
-            if more is not None:
-                print(f"{more}\n")
-    # For each length, prefer runs of study.py, which have equal compute, to those of a fleet.
-    lengths = {
-        name.rpartition("-")[2]: name
-        for name, rows in sorted(groups.items())
-        if "-stl10-small-" in name and not name.endswith("-steps") and "mae" in rows
-    }
-    if lengths:
-        draw_compute({name: groups[name] for name in lengths.values()}, figures / "compute.png")
+        print(f"## {name}\n\n{table(rows)}\n\n{compare(runs[name], rows)}\n\n{table_by_class(rows)}\n")
 
 
 if __name__ == "__main__":

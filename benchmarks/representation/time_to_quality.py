@@ -100,14 +100,11 @@ def compare(
 def main(args: Sequence[str] | None = None) -> None:
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=here / "results/defaults", help="folder of the runs")
-    parser.add_argument("--peers", type=Path, default=here / "results", help="folder of MAE's runs")
+    parser.add_argument("--results", type=Path, default=here / "results", help="folder of the runs")
     parser.add_argument("--variants", nargs="+", default=["curriculum"])
     options = parser.parse_args(args)
     calibration = json.loads((options.results / "calibration.json").read_text(encoding="utf-8"))
-    runs = [run for run in load(options.results) if run["variant"] != "mae"]
-    runs += [run for run in load(options.peers) if run["variant"] == "mae"]
-    rows = compare(runs, options.variants, calibration)
+    rows = compare(load(options.results), options.variants, calibration)
     write_json(RECORDS / "time_to_quality.json", {"machine": calibration["machine"], "rows": rows})
     print(time_to_quality())
 

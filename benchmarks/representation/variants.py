@@ -31,10 +31,8 @@ DECODER = {
     "decoder_intermediate_size": 512,
 }
 RANDOM = {"curriculum": "constant", "curriculum_weights": [0.0, 0.0, 1.0]}
-# The default curriculum, and the one that hides whole regions. The runs of `results` were made with the latter and
-# decoded all masked patches; those of `results/defaults` are the variants of this table.
-LINEAR: dict[str, Any] = {}
-WHOLE = {"region_masking": "whole"}
+LINEAR: dict[str, Any] = {}  # the default curriculum
+LABELS_LESS = {"semantic": 1 / 3, "instance": 1 / 3, "image": 1.0}
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class Variant:
             (only the refined queries are).
         self_attention (`tuple[str, ...]`): Stages whose queries also attend to each other.
         masks_per_crop (`int`): Masks of every crop in a step, which has as many fewer crops.
+        shares_by_area (`bool`): Whether guided masks show regions by area instead of equally.
         blocks_twice (`bool`): Whether a stage applies its blocks twice, with the same weights.
         feeds_memory (`bool`): Whether visible patches are predicted, too, and their predictions added to what the next
             stage attends to.
@@ -64,6 +63,7 @@ class Variant:
     feedback: Literal["gradient", "detached", "none"] = "gradient"
     self_attention: tuple[str, ...] = ()
     masks_per_crop: int = 1
+    shares_by_area: bool = False
     blocks_twice: bool = False
     feeds_memory: bool = False
     losses_follow: bool = False
@@ -71,87 +71,81 @@ class Variant:
 
 VARIANTS = {
     "mae": Variant("MAE (transformers' ViTMAE)", kind="vit_mae"),
-    "mae_deep": Variant("MAE, five blocks of decoder", {"decoder_num_hidden_layers": 5}, kind="vit_mae"),
-    "image": Variant("image alone, our decoder", {"granularities": ["image"]}, RANDOM),
-    "parallel": Variant("three granularities, parallel decoders", {"decoder_type": "parallel"}, RANDOM),
-    "cascade": Variant("three granularities, cascade", training=RANDOM),
-    "cascade_semantic": Variant(
-        "cascade, semantic-guided masks",
-        training={**RANDOM, "curriculum_weights": [1.0, 0.0, 0.0], "region_masking": "whole"},
-    ),
-    "cascade_instance": Variant(
-        "cascade, instance-guided masks",
-        training={**RANDOM, "curriculum_weights": [0.0, 1.0, 0.0], "region_masking": "whole"},
-    ),
-    "curriculum": Variant("cascade, curriculum from coarse to fine", training=LINEAR),
-    "reversed": Variant(
-        "cascade, curriculum from fine to coarse",
-        training={**LINEAR, "curriculum_order": ["random", "instance", "semantic"]},
-    ),
+    "parallel": Variant("parallel decoders, random masks", {"decoder_type": "parallel"}, RANDOM),
     "parallel_curriculum": Variant("parallel decoders, curriculum", {"decoder_type": "parallel"}, LINEAR),
-    "all_inputs": Variant(
-        "cascade, encoder shown all granularities",
-        {"input_granularities": ["semantic", "instance", "image"]},
-        RANDOM,
+    "cascade": Variant("cascade, random masks", training=RANDOM),
+    "curriculum": Variant("cascade, curriculum (default)", training=LINEAR),
+    "curriculum_area": Variant("cascade, curriculum, shares by area", training=LINEAR, shares_by_area=True),
+    "curriculum_whole": Variant("cascade, curriculum, whole regions hidden", training={"region_masking": "whole"}),
+    "reversed": Variant(
+        "cascade, curriculum reversed", training={**LINEAR, "curriculum_order": ["random", "instance", "semantic"]}
     ),
-    "visible": Variant("cascade, labels of visible patches too", {"supervise_visible_labels": True}, RANDOM),
-    "visible_curriculum": Variant(
-        "cascade, curriculum, labels of visible patches too", {"supervise_visible_labels": True}, LINEAR
-    ),
-    "no_instance": Variant("cascade without instances", {"granularities": ["semantic", "image"]}, RANDOM),
-    "labels_less": Variant(
-        "cascade, labels weigh a third", {"loss_weights": {"semantic": 1 / 3, "instance": 1 / 3, "image": 1.0}}, RANDOM
-    ),
-    "labels_more": Variant(
-        "cascade, labels weigh three times", {"loss_weights": {"semantic": 3.0, "instance": 3.0, "image": 1.0}}, RANDOM
-    ),
-    "detached": Variant("cascade, predictions fed on without gradient", training=RANDOM, feedback="detached"),
-    "no_feedback": Variant("cascade, no prediction fed on", training=RANDOM, feedback="none"),
     "curriculum_step": Variant("cascade, curriculum in three steps", training={**LINEAR, "curriculum": "step"}),
     "curriculum_short": Variant(
-        "cascade, curriculum in the first half", training={**LINEAR, "curriculum_length": 0.5}
+        "cascade, curriculum over the first half", training={**LINEAR, "curriculum_length": 0.5}
     ),
-    "curriculum_whole": Variant("cascade, curriculum, whole regions", training=WHOLE),
+    # What is predicted, and of how many patches.
+    "image": Variant("our decoder, pixels only", {"granularities": ["image"]}, RANDOM),
+    "no_instance": Variant("cascade, no instance stage", {"granularities": ["semantic", "image"]}, RANDOM),
     "all_decoded": Variant("cascade, all masked patches decoded", {"decoder_prediction_ratio": 1.0}, RANDOM),
     "half_decoded": Variant("cascade, half of the masked patches decoded", {"decoder_prediction_ratio": 0.5}, RANDOM),
     "eighth_decoded": Variant(
         "cascade, an eighth of the masked patches decoded", {"decoder_prediction_ratio": 0.125}, RANDOM
     ),
-    "repeated_masks": Variant(
-        "cascade, two masks of every crop, half as many crops", training=RANDOM, masks_per_crop=2
+    "repeated_masks": Variant("cascade, two masks per crop, half as many crops", training=RANDOM, masks_per_crop=2),
+    "visible": Variant("cascade, labels of visible patches too", {"supervise_visible_labels": True}, RANDOM),
+    "all_inputs": Variant(
+        "cascade, encoder sees all granularities",
+        {"input_granularities": ["semantic", "instance", "image"]},
+        RANDOM,
     ),
-    "mae_slow": Variant("MAE, half the learning rate", training={"base_learning_rate": 2e-3}, kind="vit_mae"),
-    "mae_fast": Variant("MAE, twice the learning rate", training={"base_learning_rate": 8e-3}, kind="vit_mae"),
-    "cascade_slow": Variant("cascade, half the learning rate", training={**RANDOM, "base_learning_rate": 2e-3}),
-    "cascade_fast": Variant("cascade, twice the learning rate", training={**RANDOM, "base_learning_rate": 8e-3}),
+    # How stages depend on each other.
+    "detached": Variant("cascade, predictions fed on without gradient", training=RANDOM, feedback="detached"),
+    "no_feedback": Variant("cascade, predictions not fed on", training=RANDOM, feedback="none"),
     "self_attention": Variant(
-        "cascade, queries of semantics and instances attend to each other",
-        training=RANDOM,
-        self_attention=("semantic", "instance"),
+        "cascade, label queries attend to each other", training=RANDOM, self_attention=("semantic", "instance")
     ),
-    "deep_stages": Variant("cascade, two blocks a stage", {"decoder_num_hidden_layers": 2}, RANDOM),
+    "deep_stages": Variant("cascade, two blocks per stage", {"decoder_num_hidden_layers": 2}, RANDOM),
     "shared_blocks": Variant("cascade, curriculum, blocks applied twice", training=LINEAR, blocks_twice=True),
     "feeds_memory": Variant(
-        "cascade, curriculum, predictions of visible patches fed on, too", training=LINEAR, feeds_memory=True
+        "cascade, curriculum, predictions of visible patches fed on too", training=LINEAR, feeds_memory=True
     ),
-    "label_a_patch": Variant("cascade, curriculum, one label a patch", {"label_stride": 12}, LINEAR),
-    "losses_follow": Variant("cascade, curriculum, losses follow it", training=LINEAR, losses_follow=True),
+    "label_a_patch": Variant("cascade, curriculum, one label per patch", {"label_stride": 12}, LINEAR),
+    # Losses and learning rates.
+    "labels_less": Variant("cascade, label losses weighted 1/3", {"loss_weights": LABELS_LESS}, RANDOM),
+    "labels_more": Variant(
+        "cascade, label losses weighted 3", {"loss_weights": {"semantic": 3.0, "instance": 3.0, "image": 1.0}}, RANDOM
+    ),
     "curriculum_labels_less": Variant(
-        "cascade, curriculum, labels weigh a third",
-        {"loss_weights": {"semantic": 1 / 3, "instance": 1 / 3, "image": 1.0}},
-        LINEAR,
+        "cascade, curriculum, label losses weighted 1/3", {"loss_weights": LABELS_LESS}, LINEAR
     ),
+    "losses_follow": Variant("cascade, curriculum, loss weights follow it", training=LINEAR, losses_follow=True),
     "curriculum_slow": Variant(
         "cascade, curriculum, half the learning rate", training={**LINEAR, "base_learning_rate": 2e-3}
     ),
+    "cascade_slow": Variant("cascade, half the learning rate", training={**RANDOM, "base_learning_rate": 2e-3}),
+    "cascade_fast": Variant("cascade, twice the learning rate", training={**RANDOM, "base_learning_rate": 8e-3}),
+    "mae_slow": Variant("MAE, half the learning rate", training={"base_learning_rate": 2e-3}, kind="vit_mae"),
+    "mae_fast": Variant("MAE, twice the learning rate", training={"base_learning_rate": 8e-3}, kind="vit_mae"),
+    "mae_deep": Variant("MAE, decoder of five blocks", {"decoder_num_hidden_layers": 5}, kind="vit_mae"),
+    # Other labels.
     "objects": Variant("cascade, maps without classes", training=RANDOM, maps="objects"),
     "classical": Variant("cascade, maps of the classical labeller", training=RANDOM, maps="classical"),
     "classical_curriculum": Variant(
-        "cascade, maps of the classical labeller, curriculum", training=LINEAR, maps="classical"
+        "cascade, curriculum, maps of the classical labeller", training=LINEAR, maps="classical"
     ),
-    "supervised": Variant("supervised by the class alone", kind="supervised"),
+    "supervised": Variant("supervised by the class of the photograph", kind="supervised"),
 }
-MAIN = ("mae", "image", "parallel", "cascade", "curriculum", "reversed")
+MAIN = (
+    "mae",
+    "parallel",
+    "parallel_curriculum",
+    "cascade",
+    "curriculum",
+    "curriculum_area",
+    "curriculum_whole",
+    "reversed",
+)
 
 
 def check_variants(parser: argparse.ArgumentParser, names: Sequence[str], source: str) -> None:
