@@ -1,11 +1,11 @@
 """
-Make the study's tables and bar charts from the result files of `study.py` and `fleet.py`.
+Make the study's tables and charts from the result files of `study.py` and `fleet.py`.
 
     python benchmarks/representation/summarise.py
 
 A group is `study-<source>-<encoder>-<epochs>`, the runs of `study.py` with these settings (`-steps` if at equal
 steps), or a file `fleet-<source>-<encoder>-<epochs>.json`. Prints each group's tables, and writes beside the results
-`evidence.json` (mean, standard deviation and number of seeds of every cell) and a bar chart of each group.
+`evidence.json` (mean, standard deviation and number of seeds of every cell) and a chart of each group.
 `benchmarks/tables.py` writes the same tables into the documents.
 """
 
@@ -253,22 +253,22 @@ def photograph_interval(runs: Sequence[dict[str, Any]], one: str, other: str, me
     return float(1.96 * (shares[0] - shares[1]).std(ddof=1) / len(shares[0]) ** 0.5)
 
 
-def draw(rows: dict[str, Any], path: Path) -> None:
-    """Draw bars with spread: one panel per metric, one bar per variant, of the main variants if there are several."""
-    rows = {name: row for name, row in rows.items() if name in MAIN or len(rows.keys() & set(MAIN)) < 2}
-    figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 0.8 + 0.34 * len(rows)), sharey=True)
-    names = list(rows)
+def draw(runs: Sequence[dict[str, Any]], rows: dict[str, Any], path: Path) -> None:
+    """Draw scores, a panel per metric: a ring for each seed, a dot for the mean. Of the main rows if there are two."""
+    if len(rows.keys() & set(MAIN)) > 1:
+        rows = {name: row for name, row in rows.items() if name in MAIN}
+    figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 1.0 + 0.34 * len(rows)), sharey=True)
     for panel, metric, colour in zip(panels, DRAWN, COLOURS):
-        means = [100 * rows[name][metric]["mean"] for name in names]
-        # With one seed there is no whisker.
-        spreads = [100 * (rows[name][metric]["deviation"] or float("nan")) for name in names]
-        panel.barh(names, means, xerr=spreads, color=colour, height=0.7, capsize=2)
+        for place, name in enumerate(rows):
+            scores = [100 * run["results"][metric] for run in runs if run["variant"] == name]
+            panel.plot(scores, [place] * len(scores), "o", color=colour, markerfacecolor="white", markersize=5)
+            panel.plot(statistics.mean(scores), place, "o", color=colour, markersize=9, alpha=0.8)
         panel.set_title(METRICS[metric] + ", %", fontsize=10)
-        panel.grid(axis="x", alpha=0.3)
+        panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(names)), [rows[name]["words"] for name in names], fontsize=9)
-    panels[0].invert_yaxis()
-    figure.text(0.01, 0.01, "Whiskers: standard deviation over the seeds; without, one seed.", fontsize=8)
+    panels[0].set_yticks(range(len(rows)), [row["words"] for row in rows.values()], fontsize=9)
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    figure.text(0.01, 0.01, "Rings: seeds; dots: their means.", fontsize=8)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -289,7 +289,7 @@ def main(args: list[str] | None = None) -> None:
     figures.mkdir(parents=True, exist_ok=True)
     write_json(options.results / "evidence.json", groups)
     for name, rows in groups.items():
-        draw(rows, figures / f"{name}.png")
+        draw(runs[name], rows, figures / f"{name}.png")
         print(f"## {name}\n\n{table(rows)}\n\n{compare(runs[name], rows)}\n\n{table_by_class(rows)}\n")
 
 
