@@ -268,8 +268,8 @@ def decoded() -> str:
     import summarise
 
     folder = STUDY / "results/defaults"
-    ratios = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))["times_mae"]
-    found = summarise.summarise(summarise.load(folder)["study-stl10-small-10"], ratios)
+    runs = summarise.load(folder)["study-stl10-small-10"]
+    found = summarise.summarise(runs, summarise.step_times(folder, "small"))
     names = ("half_decoded", "cascade", "eighth_decoded", "repeated_masks")
     return summarise.table({name: found[name] for name in names if name in found})
 

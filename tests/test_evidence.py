@@ -16,12 +16,12 @@ def test_the_document_has_the_tables_of_the_results(repository, monkeypatch):
     import summarise
 
     text = (repository / "docs/evidence.md").read_text(encoding="utf-8")
-    ratios = json.loads((folder / "results/calibration.json").read_text(encoding="utf-8"))["times_mae"]
     groups = summarise.load(folder / "results")
+    ratios = summarise.step_times(folder / "results", "small")
     assert {name.partition("-")[0] for name in groups} == {"study", "fleet"}
     measured = set()
     for runs in groups.values():
-        rows = summarise.summarise(runs, ratios)
+        rows = summarise.summarise(runs, summarise.step_times(folder / "results", runs[0]["encoder"]))
         assert summarise.table(rows) in text
         for more in (
             summarise.compare(rows),
