@@ -136,8 +136,8 @@ def read_ratios(args: argparse.Namespace, variants: Sequence[str]) -> dict[str, 
     missing = [variant for variant in variants if variant not in ratios]
     if missing:
         raise SystemExit(
-            f"--encoder {args.encoder}: expected the step times of {', '.join(missing)} in {path or args.output / name}; "
-            "measure them with --calibrate, or use --equal steps"
+            f"--encoder {args.encoder}: expected the step times of {', '.join(missing)} in "
+            f"{path or args.output / name}; measure them with --calibrate, or use --equal steps"
         )
     return ratios
 
