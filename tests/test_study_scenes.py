@@ -57,7 +57,9 @@ def public_files(tmp_path):
     # 600 x 512 pixels become 300 x 256.
     size = (512, 600)
     bottle, crowd = filled(size, (1, 500, 400, 20, 40)), filled(size, (1, 0, 480, 200, 32))
+    speck = filled(size, (1, 10, 10, 1, 1))
     objects = [
+        {"category_id": 44, "segmentation": run_lengths(speck)},  # gone in the smaller map, and its number with it
         {"category_id": 1, "segmentation": rectangle(120, 120, 40, 80)},  # listed before the car that it lies over
         {"category_id": 3, "segmentation": rectangle(100, 100, 200, 200)},
         {"category_id": 44, "segmentation": run_lengths(bottle)},
