@@ -87,9 +87,9 @@ def public_files(tmp_path):
     for folder in ("test", "testannot"):
         (tmp_path / "camvid" / folder).mkdir(parents=True)
     Image.new("RGB", (480, 360), (9, 99, 199)).save(tmp_path / "camvid/test/0001TP_000001.png")
-    # Two cars that touch at a corner, one apart; a pedestrian of 63 pixels; a wall; unlabelled pixels.
+    # Two cars that touch at a corner, one apart; a pedestrian of 63 pixels; a cyclist, a wall; unlabelled pixels.
     labels = filled((360, 480), (8, 30, 30, 30, 30), (8, 60, 60, 30, 30), (8, 300, 60, 30, 30), (9, 150, 150, 9, 7))
-    labels += filled((360, 480), (1, 200, 200, 60, 60), (11, 0, 330, 480, 30))
+    labels += filled((360, 480), (10, 400, 20, 8, 8), (1, 200, 200, 60, 60), (11, 0, 330, 480, 30))
     Image.fromarray(labels.astype(np.uint8)).save(tmp_path / "camvid/testannot/0001TP_000001.png")
     both = ["train2017/000000000025", "val2017/000000000030"]
     split = {
@@ -139,10 +139,10 @@ def test_the_scenes_are_made_of_the_public_files(scripts, public_files, tmp_path
     semantic, instance = maps_of(camvid[0])
     assert semantic.shape == (256, 341)
     full = np.ix_(*((2 * np.arange(side) + 1) * own // (2 * side) for side, own in ((256, 360), (341, 480))))
-    boxes = ((8, 30, 30, 30, 30), (8, 60, 60, 30, 30), (8, 300, 60, 30, 30), (9, 150, 150, 9, 7))
+    boxes = ((8, 30, 30, 30, 30), (8, 60, 60, 30, 30), (8, 300, 60, 30, 30), (9, 150, 150, 9, 7), (10, 400, 20, 8, 8))
     labels = filled((360, 480), *boxes, (1, 200, 200, 60, 60), (255, 0, 330, 480, 30))
     assert (semantic == labels[full]).all()
-    ids = (1, 1, 2, 255)
+    ids = (1, 1, 2, 255, 3)
     assert (instance == filled((360, 480), *((n, *box[1:]) for n, box in zip(ids, boxes)))[full]).all()
 
 
@@ -252,10 +252,12 @@ def test_scenes_are_whole_photographs_with_merged_classes(folder):
     assert all(row["image"].size == (320, 240) for row in data.pretraining)
     train, test = data.scored["coco"]
     assert train.images.shape == (3, 3, 224, 224)
-    # 320 x 240 becomes 299 x 224, of which columns 37 (or 38) to 261 remain; a box from 150 begins at 140 - 37.
+    # 320 x 240 becomes 299 x 224, of which columns 37 (or 38) to 261 remain; a box from 150 to 250 is at 102
+    # to 196.
     row = train.semantic[0, 30].tolist()
-    assert row[: (140 - 38) // 4] == [0] * 25
+    assert row[:25] == [0] * 25
     assert row[26:48] == [17] * 22
+    assert row[50:] == [0] * 6
     assert set(np.unique(train.instance)) == {0, 1, 2}
     assert set(np.unique(data.scored["camvid"][0].semantic)) == {-100, 0, 2, 8, 10}
     assert torch.equal(train.images, test.images)
