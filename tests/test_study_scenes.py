@@ -386,6 +386,24 @@ def test_an_encoder_that_does_not_fit_is_refused(scripts, tmp_path, capsys):
     assert study.read_ratios(args, ["mae", "reversed"]) == {"mae": 1, "reversed": 0.5}
 
 
+def test_an_encoder_of_another_size_is_not_judged(scripts, tmp_path, capsys):
+    import judge
+
+    from c2fmae_hf import C2FMAEConfig, C2FMAEModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    for side, patch, words in ((112, 16, "got (112, 112) in 7 x 7"), (224, 32, None), (96, 16, "in 6 x 6 patches")):
+        C2FMAEModel(C2FMAEConfig(**sizes, image_size=side, patch_size=patch)).save_pretrained(tmp_path / "encoder")
+        # 7 x 7 patches of 224 pixels have 8 x 8 cells each, so that only the data are missing.
+        with pytest.raises(FileNotFoundError if words is None else SystemExit, match=None if words else "coco_things"):
+            judge.main(["--data", str(tmp_path), str(tmp_path / "encoder")])
+        assert words is None or words in capsys.readouterr().err
+    C2FMAEModel(C2FMAEConfig(**sizes, image_size=224, patch_size=16)).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(SystemExit):
+        judge.main(["--data", str(tmp_path), str(tmp_path / "encoder"), "--fine_tune"])
+    assert "scenes score frozen ones only" in capsys.readouterr().err
+
+
 def test_scenes_run_are_judged_and_summarised(folder, tmp_path, capsys):
     import judge
     import study
