@@ -277,9 +277,8 @@ def study(group: str, show: str, which: str = "all", folder: str = "") -> str:
     """
     summarise, main = study_module("summarise"), study_module("variants").MAIN
     place = STUDY / "results" / folder
-    ratios = json.loads((place / "calibration.json").read_text(encoding="utf-8"))["times_mae"]
     runs = summarise.load(place)[group]
-    found = summarise.summarise(runs, ratios)
+    found = summarise.summarise(runs, summarise.step_times(place, runs[0]["encoder"]))
     kept = {name: row for name, row in found.items() if which == "all" or (name in main) == (which == "main")}
     if show == "differences":
         # Variants that are left out are there to compare with, and to know the spread between seeds.

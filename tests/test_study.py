@@ -125,7 +125,7 @@ def test_the_study_runs_and_goes_on(repository, shared_data, tmp_path):
     scripts = repository / "benchmarks/representation"
     results = tmp_path / "results"
     results.mkdir()
-    (results / "calibration.json").write_text(json.dumps({"times_mae": {"mae": 1.0, "curriculum": 1.25}}))
+    (results / "calibration-small.json").write_text(json.dumps({"times_mae": {"mae": 1.0, "curriculum": 1.25}}))
     command = [sys.executable, scripts / "study.py", "--data", shared_data, "--variants", "mae", "curriculum"]
     command += ["--epochs", "0.05", "--num_workers", "0", "--output", results, "--work", tmp_path / "work"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

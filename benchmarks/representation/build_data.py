@@ -11,8 +11,8 @@ Build the study's photographs from the public files of STL-10 (binary files), it
 
 `split.json` lists the photographs of each file in order. It leaves out about a fifth of each source, and
 near-duplicates. Photographs are stored as JPEG (quality 95; for Caltech-101 quality 90 and a shorter side of at most
-144 pixels), so pixels may differ slightly from ours with another JPEG encoder. This script does not build the scenes
-of `--source scenes` (COCO, CamVid).
+144 pixels), so pixels may differ slightly from ours with another JPEG encoder. `build_scenes.py` builds the scenes of
+`--source scenes` (COCO, CamVid).
 """
 
 from __future__ import annotations
@@ -134,20 +134,27 @@ def caltech101_rows(folder: Path, names: Sequence[str], classes: Sequence[str]) 
             raise FileNotFoundError(f"{path}: expected a photograph of Caltech-101, found nothing")
         with Image.open(path) as file:
             image = to_rgb(file)
-        scale = CALTECH101_SIDE / min(image.size)
-        if scale < 1:
-            size = [max(round(scale * side), CALTECH101_SIDE) for side in image.size]
-            image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
         yield {
-            "image": encode_jpeg(image, quality=90),
+            "image": encode_jpeg(shrink(image, CALTECH101_SIDE), quality=90),
             "label": classes.index(kind),
             "image_id": f"caltech101_{kind}_{number}",
         }
 
 
-def write(path: Path, rows: Iterable[dict[str, Any]], number: int, classes: list[str], maps: bool) -> None:
+def shrink(image: Image.Image, shorter: int) -> Image.Image:
+    """Make an image smaller, to this shorter side in pixels; a smaller one stays."""
+    scale = shorter / min(image.size)
+    if scale >= 1:
+        return image
+    width, height = (max(round(scale * side), shorter) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]], number: int, classes: list[str] | None, maps: bool) -> None:
+    """Write rows as a Parquet file; without `classes` labels are plain numbers."""
     columns = ["image", *(["semantic", "instance"] if maps else []), "label", "image_id"]
-    kinds = {"label": datasets.ClassLabel(names=classes), "image_id": datasets.Value("string")}
+    label = datasets.Value("int64") if classes is None else datasets.ClassLabel(names=classes)
+    kinds = {"label": label, "image_id": datasets.Value("string")}
     features = datasets.Features({name: kinds.get(name, datasets.Image()) for name in columns})
     found = list(tqdm(rows, desc=path.name, total=number, unit=" photographs"))
     table = datasets.Dataset.from_list(found, features=features)

@@ -1,7 +1,7 @@
 """
-Photographs of the study, decoded once: STL-10 with masks, Caltech-101 for transfer to classes without masks, and
-scenes with many regions (COCO and CamVid) as other pre-training data. All are Parquet files with the columns `image`,
-`semantic`, `instance`, `label` and `image_id`.
+Photographs of the study, decoded once: STL-10 with masks and Caltech-101 for transfer to classes without masks, or
+scenes with many regions (COCO and CamVid). All are Parquet files with the columns `image`, `semantic`, `instance`,
+`label` and `image_id`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -19,16 +19,28 @@ from torchvision.transforms.v2 import functional as tvF
 
 from c2fmae_hf.constants import IMAGENET_MEAN, IMAGENET_STD
 from c2fmae_hf.data.rows import MAP_COLUMNS, undecoded
-from c2fmae_hf.images import open_image, to_rgb
+from c2fmae_hf.data.transforms import evaluation_transform
+from c2fmae_hf.images import open_image, to_label_map, to_rgb
 
 
 IMAGE_SIZE = 96
 # STL-10's masks consist of squares of six pixels, so finer scores would be meaningless.
 GRID = 16
 NUM_CLASSES = 11
-# Pre-training sources with their number of semantic classes. Scenes: 0 and COCO's 133, and eleven of CamVid.
-SOURCES = {"stl10": NUM_CLASSES, "scenes": 145}
 CAMVID_OFFSET = 134
+# Pixels per label cell of the scenes' maps: 56 x 56 cells.
+SCENE_STRIDE = 4
+
+
+class Source(NamedTuple):
+    """Photographs to pre-train on: semantic classes of their maps, and side of the encoder's images in pixels."""
+
+    num_classes: int
+    image_size: int
+
+
+# Classes of scenes: 0 and COCO's 133, and eleven of CamVid.
+SOURCES = {"stl10": Source(NUM_CLASSES, IMAGE_SIZE), "scenes": Source(145, 224)}
 
 
 @dataclass
@@ -41,7 +53,10 @@ class Labelled:
 
 @dataclass
 class Masked:
-    """Images `(N, 3, 96, 96)` uint8 with the classes and instances `(N, 16, 16)` of their squares."""
+    """
+    Images `(N, 3, 96, 96)` uint8 with the classes and instances `(N, 16, 16)` of their squares; in scenes
+    `(N, 3, 224, 224)`, `(N, 56, 56)` and -100 = ignore.
+    """
 
     images: torch.Tensor
     semantic: torch.Tensor
@@ -54,16 +69,13 @@ class StudyData:
     Data to pre-train and evaluate on.
 
     Args:
-        source (`str`): Source of `pretraining`, one of `SOURCES`.
-        pretraining: Decoded rows for [`C2FMAEDataset`]: STL-10's photographs with masks, without the test photographs,
-            or the scenes.
+        pretraining: Decoded rows for [`C2FMAEDataset`]: STL-10's photographs with masks, without the test photographs.
         train, test: STL-10 with classes. Probes train on `train`, a part of STL-10's `pretraining`; no variant has
             seen `test`.
         other_train, other_test: Caltech-101 with classes.
         mask_train, mask_test: STL-10 with masks: a part of its `pretraining`, and unseen photographs.
     """
 
-    source: str
     pretraining: list[dict[str, Any]]
     train: Labelled
     test: Labelled
@@ -71,9 +83,40 @@ class StudyData:
     other_test: Labelled
     mask_train: Masked
     mask_test: Masked
+    source: str = "stl10"
 
 
-def load_study_data(folder: Path, source: str = "stl10", with_pretraining: bool = True) -> StudyData:
+@dataclass
+class SceneData:
+    """
+    Scenes to pre-train and evaluate on.
+
+    Args:
+        pretraining: Decoded rows for [`C2FMAEDataset`], whole photographs.
+        scored: Training and test photographs by name, one of `SCENES`. Those of `coco_panoptic` are also in `coco`.
+    """
+
+    pretraining: list[dict[str, Any]]
+    scored: dict[str, tuple[Masked, Masked]]
+    source: str = "scenes"
+
+
+class SceneFiles(NamedTuple):
+    """Scored scenes: first words of the files' names, number of classes, and whether people have drawn instances."""
+
+    files: str
+    num_classes: int
+    has_instances: bool
+
+
+SCENES = {
+    "coco": SceneFiles("coco_things", 81, True),
+    "coco_panoptic": SceneFiles("coco_panoptic", 134, False),
+    "camvid": SceneFiles("camvid", 11, False),
+}
+
+
+def load_study_data(folder: Path, source: str = "stl10", with_pretraining: bool = True) -> StudyData | SceneData:
     """
     Load the study's data.
 
@@ -85,16 +128,23 @@ def load_study_data(folder: Path, source: str = "stl10", with_pretraining: bool 
     Raises:
         `FileNotFoundError`: if a file is missing.
     """
+    if source == "scenes":
+        scored = {
+            name: (
+                _scored(_rows(folder, f"{one.files}_train.parquet")),
+                _scored(_rows(folder, f"{one.files}_val.parquet")),
+            )
+            for name, one in SCENES.items()
+        }
+        return SceneData(list(_scenes(folder)) if with_pretraining else [], scored)
     train, test, val = (_rows(folder, f"stl10_seg_{name}.parquet") for name in ("train", "test", "val"))
     unmasked = _rows(folder, "stl10_images_train.parquet")
     caltech = [_rows(folder, f"caltech101_{name}.parquet") for name in ("train-*", "val")]
     held_out = [_labelled(val), _labelled(unmasked)]
     pretraining: list[dict[str, Any]] = []
     if with_pretraining:
-        stl10 = (_decoded(row) for rows in (train, test) for row in rows)
-        pretraining = list(stl10 if source == "stl10" else _scenes(folder))
+        pretraining = [_decoded(row) for rows in (train, test) for row in rows]
     return StudyData(
-        source=source,
         pretraining=pretraining,
         train=_labelled(train),
         test=Labelled(torch.cat([one.images for one in held_out]), torch.cat([one.labels for one in held_out])),
@@ -124,27 +174,31 @@ def _decoded(row: dict[str, Any]) -> dict[str, Any]:
 
 def _scenes(folder: Path) -> Iterator[dict[str, Any]]:
     """
-    Crop two squares of 96 pixels from each photograph, one at each end. COCO photographs use panoptic maps if they
-    have them; in the others, everything that is not a thing is class 0.
+    COCO photographs with their panoptic maps if they have them; in the others, everything that is not a thing is
+    class 0. Then CamVid's, whose classes follow those of COCO.
     """
     panoptic, things = (_rows(folder, f"coco_{name}_train.parquet") for name in ("panoptic", "things"))
     known = set(panoptic["image_id"])
     for row in [*panoptic, *(row for row in things if row["image_id"] not in known)]:
-        yield from _squares(_decoded(row))
+        yield _decoded(row)
     for row in _rows(folder, "camvid_train.parquet"):
         whole = _decoded(row)
         moved = whole["semantic"].point(lambda value: value + CAMVID_OFFSET if value < 255 else 255)
-        yield from _squares({**whole, "semantic": moved})
+        yield {**whole, "semantic": moved}
 
 
-def _squares(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    width, height = row["image"].size
-    side = min(width, height)
-    resampling = {"image": Image.Resampling.BICUBIC, **dict.fromkeys(MAP_COLUMNS, Image.Resampling.NEAREST)}
-    for end, (left, top) in {"first": (0, 0), "last": (width - side, height - side)}.items():
-        box = (left, top, left + side, top + side)
-        square = {name: row[name].crop(box).resize((IMAGE_SIZE, IMAGE_SIZE), how) for name, how in resampling.items()}
-        yield {**row, **square, "image_id": f"{row['image_id']}-{end}"}
+def _scored(rows: Sequence[dict[str, Any]]) -> Masked:
+    """Resize the shorter side of scenes and take the centre crop; maps on the label grid."""
+    side = SOURCES["scenes"].image_size
+    transform = evaluation_transform((side, side), crop_pct=1.0, label_stride=SCENE_STRIDE)
+    images, maps = [], []
+    for row in map(_decoded, rows):
+        ids = {name: to_label_map(row[name]) for name in MAP_COLUMNS}
+        pixels, grids = transform.apply_geometry(row["image"], ids, (row["image"].height, row["image"].width))
+        images.append(pixels)
+        maps.append(torch.stack([grids[name].long() for name in MAP_COLUMNS]))
+    semantic, instance = torch.stack(maps).unbind(dim=1)
+    return Masked(torch.stack(images), semantic, instance)
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:

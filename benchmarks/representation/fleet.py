@@ -8,8 +8,9 @@ backward, clipping, AdamW) is recorded once as a CUDA graph.
 
 Models, initial weights, optimizer, schedule, masks and targets are those of `pretrain.py`. Photographs are cropped on
 the GPU with another random generator, and the last, incomplete batch of an epoch is left out. All runs have the same
-number of steps. Results are added to `<output>/fleet-<source>-<encoder>-<epochs>.json`, one entry per command; runs
-with a result are skipped. Without a GPU, for tests only, models are trained in turns.
+number of steps. Results are added to `<output>/fleet-stl10-<encoder>-<epochs>.json`, one entry per command; runs
+with a result are skipped. Without a GPU, for tests only, models are trained in turns. Scenes have photographs of
+several sizes; only `study.py` trains on them.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import SOURCES, StudyData, load_study_data
+from data import StudyData, load_study_data
 from gpu_data import Photographs
 from pretrain import BATCH_SIZE, build_model, encoder_of, make_arguments, with_maps
 from protocols import Judged, evaluate, summary
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import AttentionInterface, Trainer
-from variants import ENCODERS, MAIN, VARIANTS, check_variants
+from variants import ENCODERS, MAIN, VARIANTS, check_source
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -74,7 +75,6 @@ class Ensemble:
         steps (`int`): Total number of steps.
         encoder (`str`): One of `ENCODERS`.
         folder: Output folder of the trainers that are built but not run.
-        source (`str`): Source of the photographs, one of `SOURCES`.
     """
 
     def __init__(
@@ -84,9 +84,8 @@ class Ensemble:
         steps: int,
         encoder: str,
         folder: Path,
-        source: str = "stl10",
     ) -> None:
-        self.keys, self.steps, self.encoder, self.source = list(keys), steps, encoder, source
+        self.keys, self.steps, self.encoder = list(keys), steps, encoder
         self.photographs = list({id(one): one for one in photographs}.values())
         self.device = self.photographs[0].images.device
         self.which = torch.tensor([self.photographs.index(one) for one in photographs], device=self.device)
@@ -99,7 +98,7 @@ class Ensemble:
         self.curricula = [args.get_curriculum() for args in arguments]
         args = arguments[0]
 
-        models = [build_model(VARIANTS[name], seed, encoder, source) for name, seed in keys]
+        models = [build_model(VARIANTS[name], seed, encoder) for name, seed in keys]
         # Take parameter groups and schedule from the Trainer.
         trainer = (Trainer if self.kind == "supervised" else C2FMAETrainer)(model=models[0], args=args)
         trainer.create_optimizer_and_scheduler(steps)
@@ -274,7 +273,7 @@ class Ensemble:
     def encoders(self) -> Iterator[tuple[str, int, C2FMAEModel, dict[str, Any]]]:
         """Yield variant, seed, encoder and facts about the training of each model."""
         for index, (name, seed) in enumerate(self.keys):
-            model = build_model(VARIANTS[name], seed, self.encoder, self.source)
+            model = build_model(VARIANTS[name], seed, self.encoder)
             state = {key: value[index].detach().cpu() for key, value in self.parameters.items()}
             model.load_state_dict({**model.state_dict(), **state})
             losses = self.losses[:, index]
@@ -355,7 +354,6 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(MAIN))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=float, default=100)
-    parser.add_argument("--source", choices=list(SOURCES), default="stl10", help="photographs to pre-train on")
     parser.add_argument("--encoder", choices=list(ENCODERS), default="small")
     parser.add_argument("--fine_tune", action="store_true", help="also fine-tune each encoder for segmentation")
     parser.add_argument("--num_evaluators", type=int, default=max((os.cpu_count() or 2) - 2, 1), help="processes")
@@ -365,7 +363,8 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/fleet"), help="encoders")
     parser.add_argument("--output", type=Path, default=Path("runs/representation/results"))
     options = parser.parse_args(args)
-    check_variants(parser, options.variants, options.source)
+    options.source = "stl10"
+    check_source(parser, options)
     return options
 
 
@@ -382,7 +381,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started = time.perf_counter()
     with evaluators(args.data, args.num_evaluators) as pool:
-        data = load_study_data(args.data, args.source)
+        data = load_study_data(args.data)
         cells = ENCODERS[args.encoder]["image_size"] // ENCODERS[args.encoder]["label_stride"]
         rows = {maps: with_maps(data.pretraining, maps) for maps in {VARIANTS[name].maps for name, _ in wanted}}
         photographs = {
@@ -393,7 +392,7 @@ def main(arguments: list[str] | None = None) -> None:
             members = list(group)
             theirs = [photographs[VARIANTS[name].maps, seed] for name, seed in members]
             steps = round(args.epochs * (len(theirs[0]) // BATCH_SIZE))
-            ensembles.append(Ensemble(members, theirs, steps, args.encoder, args.work, args.source))
+            ensembles.append(Ensemble(members, theirs, steps, args.encoder, args.work))
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # for the recorded steps only; crops stay exact
             for ensemble in ensembles:

@@ -3,8 +3,9 @@ Evaluate a saved encoder by the study's protocols.
 
     python benchmarks/representation/judge.py --data shared/data model_cards/c2fmae-vit-tiny-stl10
 
-Writes `<output>/encoder-<name>.json`. Its scores are comparable with those of the study's variants: same photographs
-of 96 pixels, same probes and seeds. The encoder's patches must form a square grid whose side divides 16.
+Writes `<output>/encoder-<name>.json`. Its scores are comparable with those of the study's variants: same photographs,
+same probes and seeds. An encoder for 96 x 96 pixels is scored on STL-10 and Caltech-101; its patches must form a
+square grid whose side divides 16. One for 224 x 224 pixels is scored on scenes, in a grid whose side divides 56.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data import GRID, IMAGE_SIZE, load_study_data
+from data import GRID, SCENE_STRIDE, SOURCES, load_study_data
 from protocols import evaluate, summary
 
 
@@ -35,22 +36,32 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fine_tune", action="store_true", help="also fine-tune each encoder for segmentation")
     parser.add_argument("--output", type=Path, default=Path("runs/representation/results"))
     args = parser.parse_args(arguments)
+    cells = {"stl10": GRID, "scenes": SOURCES["scenes"].image_size // SCENE_STRIDE}
+    sources = {(one.image_size, one.image_size): name for name, one in SOURCES.items()}
     encoders = {}
     for folder in args.encoders:
         check_saved(str(folder))
         encoder = C2FMAEModel.from_pretrained(folder).eval()
         height, width = encoder.config.grid_size
-        if encoder.config.image_height_width != (IMAGE_SIZE, IMAGE_SIZE) or GRID % height or height != width:
+        source = sources.get(encoder.config.image_height_width)
+        if source is None or cells[source] % height or height != width:
+            known = " or ".join(f"{side} x {side} pixels ({cells[name]})" for (side, _), name in sources.items())
             parser.error(
-                f"{folder}: expected an encoder of {IMAGE_SIZE} x {IMAGE_SIZE} pixels in a square grid of patches "
-                f"whose side divides {GRID}, got {encoder.config.image_height_width} in {height} x {width} patches"
+                f"{folder}: expected an encoder of {known} in a square grid of patches whose side divides the number "
+                f"in brackets, got {encoder.config.image_height_width} in {height} x {width} patches"
             )
-        encoders[folder.absolute().name] = encoder
-    data = load_study_data(args.data, with_pretraining=False)
+        if args.fine_tune and source == "scenes":
+            parser.error(
+                f"{folder}: --fine_tune: expected an encoder of 96 x 96 pixels; scenes score frozen ones only"
+            )
+        encoders[folder.absolute().name] = source, encoder
+    data = {
+        name: load_study_data(args.data, name, with_pretraining=False) for name in {s for s, _ in encoders.values()}
+    }
     args.output.mkdir(parents=True, exist_ok=True)
-    for name, encoder in encoders.items():
+    for name, (source, encoder) in encoders.items():
         fingerprint = encoder_fingerprint(encoder)
-        judged = evaluate(encoder, data, args.seed, args.fine_tune)
+        judged = evaluate(encoder, data[source], args.seed, args.fine_tune)
         content = {
             "name": name,
             "encoder": fingerprint,

@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from data import IMAGE_SIZE, SOURCES, StudyData
+from data import SOURCES, SceneData, StudyData
 from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
@@ -71,7 +71,9 @@ def build_model(variant: Variant, seed: int, encoder: str = "small", source: str
         )
         initialise_as_authors(model)
         return model
-    classes = {"num_semantic_classes": {"annotated": SOURCES[source], "objects": 2, "classical": 32}[variant.maps]}
+    classes = {
+        "num_semantic_classes": {"annotated": SOURCES[source].num_classes, "objects": 2, "classical": 32}[variant.maps]
+    }
     config = C2FMAEConfig(**{**ENCODERS[encoder], **DECODER, **classes, **variant.config})
     if variant.kind == "supervised":
         return C2FMAEForImageClassification(C2FMAEConfig(**{**config.to_dict(), "num_labels": 10}))
@@ -251,7 +253,7 @@ def make_arguments(
 def make_trainer(
     variant: Variant,
     seed: int,
-    data: StudyData,
+    data: StudyData | SceneData,
     steps: int,
     folder: Path,
     num_workers: int,
@@ -259,11 +261,10 @@ def make_trainer(
     **arguments: Any,
 ) -> Trainer:
     model = build_model(variant, seed, encoder, data.source)
+    side, stride = ({**ENCODERS[encoder], **variant.config}[name] for name in ("image_size", "label_stride"))
     rows = C2FMAEDataset(
         with_maps(data.pretraining, variant.maps),
-        training_transform(
-            (IMAGE_SIZE, IMAGE_SIZE), label_stride={**ENCODERS[encoder], **variant.config}["label_stride"]
-        ),
+        training_transform((side, side), label_stride=stride),
         map_columns=() if variant.kind != "c2fmae" else ("semantic", "instance"),
         seed=seed,
         progress=SharedProgress(),
@@ -286,7 +287,7 @@ def make_trainer(
 def pretrain(
     variant: Variant,
     seed: int,
-    data: StudyData,
+    data: StudyData | SceneData,
     steps: int,
     folder: Path,
     num_workers: int = 1,

@@ -1,20 +1,25 @@
 """
 Evaluations of a frozen encoder: linear probe, k nearest neighbours, a linear layer that segments patches, and the
-share of attention that stays inside objects.
+share of attention that stays inside objects. Of scenes, the linear layer alone, which also separates instances.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypedDict
 
 import torch
 from answers import Answers, pack_answers
-from data import GRID, NUM_CLASSES, Labelled, Masked, StudyData, normalise
+from data import NUM_CLASSES, SCENES, Labelled, Masked, SceneData, StudyData, normalise
 from torch import nn
 
-from c2fmae_hf import C2FMAEModel
-from c2fmae_hf.metrics.scores import confusion_matrix, iou_scores
+from c2fmae_hf import C2FMAEConfig, C2FMAEModel
+from c2fmae_hf.image_processing_c2fmae import C2FMAEImageProcessor
+from c2fmae_hf.losses import instance_loss
+from c2fmae_hf.metrics.scores import PanopticCounts, confusion_matrix, iou_scores, panoptic_from_instances
+from c2fmae_hf.modeling_c2fmae import C2FMAEForPreTrainingOutput
 from c2fmae_hf.pictures.encoder_views import attention_in_objects, attention_maps
+from c2fmae_hf.targets import instance_labels_from_map, patchify
 from c2fmae_hf.transfer.probes import LinearProbe, extract_features, weighted_knn
 
 
@@ -26,21 +31,24 @@ class Judged(TypedDict):
     """
     Args:
         results: Scores in [0, 1] by name.
-        answers: Answers of the probes and neighbours, by name.
+        answers: Answers of the probes and neighbours, by name; empty for scenes.
     """
 
     results: dict[str, float]
     answers: dict[str, Answers]
 
 
-def evaluate(encoder: C2FMAEModel, data: StudyData, seed: int, fine_tune: bool = False) -> Judged:
+def evaluate(encoder: C2FMAEModel, data: StudyData | SceneData, seed: int, fine_tune: bool = False) -> Judged:
     """
     Evaluate an encoder by all protocols.
 
     Args:
         encoder: The encoder, on the device to use.
-        fine_tune (`bool`): Whether to fine-tune the encoder for segmentation at the end, which changes it.
+        fine_tune (`bool`): Whether to fine-tune the encoder for segmentation at the end, which changes it. Not for
+            scenes.
     """
+    if isinstance(data, SceneData):
+        return {"results": judge_scenes(encoder, data, seed), "answers": {}}
     results: dict[str, float] = {}
     answers: dict[str, Answers] = {}
     for prefix, train, test in (("", data.train, data.test), ("caltech101_", data.other_train, data.other_test)):
@@ -49,7 +57,7 @@ def evaluate(encoder: C2FMAEModel, data: StudyData, seed: int, fine_tune: bool =
             results[f"{prefix}{name}"] = right.float().mean().item()
             results[f"{prefix}{name}_balanced"] = torch.stack(by_class).mean().item()
             answers[f"{prefix}{name}"] = pack_answers(right.numpy())
-    results["patch_mean_iou"] = judge_patches(encoder, data.mask_train, data.mask_test, seed)
+    results["patch_mean_iou"] = judge_patches(encoder, data.mask_train, data.mask_test, seed)["mean_iou"]
     results.update(judge_attention(encoder, data.mask_test))
     if fine_tune:
         results["fine_tuned_mean_iou"] = judge_fine_tuning(encoder, data.mask_train, data.mask_test, seed)
@@ -93,22 +101,79 @@ def patch_tokens(encoder: C2FMAEModel, images: torch.Tensor) -> torch.Tensor:
 
 
 def to_patches(squares: torch.Tensor, side: int) -> torch.Tensor:
-    """Group squares `(N, 16, 16)` by patch: `(N, side ** 2, squares of a patch)`."""
-    step = GRID // side
-    return squares.unflatten(1, (side, step)).unflatten(3, (side, step)).transpose(2, 3).flatten(3).flatten(1, 2)
+    """Group squares `(N, S, S)` by patch: `(N, side ** 2, squares of a patch)`."""
+    return patchify(squares[:, None], squares.shape[1] // side)[..., 0]
 
 
-def judge_patches(encoder: C2FMAEModel, train: Masked, test: Masked, seed: int, epochs: int = 20) -> float:
-    """Mean IoU of a linear layer that predicts the class of each square from its patch's token."""
-    side = encoder.config.grid_size[0]
-    tokens, truth = patch_tokens(encoder, train.images).flatten(0, 1), to_patches(train.semantic, side).flatten(0, 1)
-    truth = truth.to(tokens.device)
+def judge_scenes(encoder: C2FMAEModel, data: SceneData, seed: int) -> dict[str, float]:
+    """
+    Scores of linear layers that are trained on plain and mirrored scenes: mean IoU and accuracy of classes, and the
+    panoptic quality of instances regardless of their class, as the package scores its decoder.
+    """
+    names = {"pq": "panoptic_quality", "rq": "recognition_quality", "sq": "segmentation_quality"}
+    results = {}
+    for name, (train, test) in data.scored.items():
+        parts = (train.images, train.semantic, train.instance)
+        train = Masked(*(torch.cat([part, part.flip(-1)]) for part in parts))
+        one = SCENES[name]
+        found = judge_patches(encoder, train, test, seed, one.num_classes, one.has_instances)
+        results.update({f"{name}_{names.get(key, key)}": value for key, value in found.items()})
+    return results
+
+
+def judge_patches(
+    encoder: C2FMAEModel,
+    train: Masked,
+    test: Masked,
+    seed: int,
+    num_classes: int = NUM_CLASSES,
+    with_instances: bool = False,
+    epochs: int = 20,
+) -> dict[str, float]:
+    """
+    Scores of a linear layer that predicts the class of each square from its patch's token: `mean_iou`, `accuracy`.
+    With instances it also predicts the offset to the instance's centre and the foreground flag: `pq`, `sq`, `rq`.
+    """
+    side, device = encoder.config.grid_size[0], encoder.device
+    truth = to_patches(train.semantic, side).flatten(0, 1).to(device)
+    squares, channels = truth.shape[1], num_classes + 3 * with_instances
+    if with_instances:
+        offsets = instance_labels_from_map(train.instance)
+        offsets = patchify(offsets, offsets.shape[-1] // side).flatten(0, 1).to(device)
+
+    def loss_of(scores: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        scores = scores.unflatten(1, (squares, channels))
+        loss = nn.functional.cross_entropy(scores[..., :num_classes].flatten(0, 1), truth[index].flatten())
+        if with_instances:
+            fields = scores[None, ..., num_classes:]
+            loss = loss + instance_loss(fields, offsets[None, index], C2FMAEConfig.instance_offset_weight)
+        return loss
+
+    head = fit_linear(patch_tokens(encoder, train.images).flatten(0, 1), squares * channels, loss_of, seed, epochs)
+    with torch.no_grad():
+        scores = head(patch_tokens(encoder, test.images).flatten(0, 1)).unflatten(1, (squares, channels))
+    results = score_classes(scores[..., :num_classes], to_patches(test.semantic, side).flatten(0, 1))
+    if with_instances:
+        fields = scores[..., num_classes:].unflatten(0, (len(test.images), side**2))
+        results.update(score_instances(encoder, fields, test.instance))
+    return results
+
+
+def fit_linear(
+    tokens: torch.Tensor,
+    outputs: int,
+    loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    seed: int,
+    epochs: int,
+) -> nn.Module:
+    """
+    Fit a linear layer to standardised tokens `(T, width)`; `loss_of` takes its outputs `(batch, outputs)` and the
+    numbers `(batch,)` of their tokens.
+    """
     torch.manual_seed(seed)
-    squares = truth.shape[1]
-    head = nn.Sequential(
-        nn.BatchNorm1d(tokens.shape[1], affine=False), nn.Linear(tokens.shape[1], squares * NUM_CLASSES)
-    ).to(tokens.device)
-    batch_size = 4096
+    head = nn.Sequential(nn.BatchNorm1d(tokens.shape[1], affine=False), nn.Linear(tokens.shape[1], outputs))
+    head = head.to(tokens.device)
+    batch_size = min(4096, len(tokens))
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
     steps = epochs * (len(tokens) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -116,22 +181,38 @@ def judge_patches(encoder: C2FMAEModel, train: Masked, test: Masked, seed: int, 
         if step % (len(tokens) // batch_size) == 0:
             order = torch.randperm(len(tokens)).split(batch_size)
         index = order[step % (len(tokens) // batch_size)]
-        scores = head(tokens[index]).unflatten(1, (squares, NUM_CLASSES))
-        loss = nn.functional.cross_entropy(scores.flatten(0, 1), truth[index].flatten())
+        loss = loss_of(head(tokens[index]), index)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    head.eval()
-    with torch.no_grad():
-        scores = head(patch_tokens(encoder, test.images).flatten(0, 1)).unflatten(1, (squares, NUM_CLASSES))
-    return mean_iou(scores, to_patches(test.semantic, side).flatten(0, 1))
+    return head.eval()
 
 
-def mean_iou(scores: torch.Tensor, expected: torch.Tensor) -> float:
-    """Mean IoU of class scores `(..., classes)` against classes `(...)`."""
+def score_classes(scores: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
+    """
+    Mean IoU over the classes that occur, and the share of squares that are right, of class scores `(..., classes)`
+    against classes `(...)`.
+    """
     found = scores.argmax(dim=-1).cpu()
-    return float(iou_scores(confusion_matrix(found.numpy(), expected.numpy(), NUM_CLASSES))["mean_iou"])
+    counted = iou_scores(confusion_matrix(found.numpy(), expected.numpy(), scores.shape[-1]))
+    return {"mean_iou": float(counted["mean_iou"]), "accuracy": float(counted["overall_accuracy"])}
+
+
+def score_instances(encoder: C2FMAEModel, fields: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
+    """
+    Panoptic, segmentation and recognition quality of instances regardless of their class, from predicted offsets and
+    flags `(N, patches, squares of a patch, 3)`, against instances `(N, S, S)`.
+    """
+    patch_ids = torch.arange(fields.shape[1], device=fields.device).expand(len(fields), -1)
+    outputs = C2FMAEForPreTrainingOutput(instance_logits=fields, patch_ids=patch_ids)
+    processor = C2FMAEImageProcessor.from_config(encoder.config)
+    found = processor.post_process_instance_segmentation(outputs, grid_size=encoder.config.grid_size)
+    counts = PanopticCounts(2)
+    for one, reference in zip(found, expected):
+        maps = (panoptic_from_instances(ids.cpu().numpy()) for ids in (one["segmentation"], reference))
+        counts.add(*maps, things={0})
+    return counts.scores([0])
 
 
 def judge_fine_tuning(
@@ -139,7 +220,7 @@ def judge_fine_tuning(
 ) -> float:
     """Mean IoU of the same linear layer, trained together with the encoder, on randomly mirrored photographs."""
     side, device = encoder.config.grid_size[0], encoder.device
-    squares = (GRID // side) ** 2
+    squares = (train.semantic.shape[1] // side) ** 2
     torch.manual_seed(seed)
     head = nn.Linear(encoder.config.hidden_size, squares * NUM_CLASSES).to(device)
     images, truth = normalise(train.images.to(device)), train.semantic.to(device)
@@ -161,7 +242,7 @@ def judge_fine_tuning(
             schedule.step()
     with torch.no_grad():
         scores = head(patch_tokens(encoder.eval(), test.images)).unflatten(-1, (squares, NUM_CLASSES))
-    return mean_iou(scores, to_patches(test.semantic, side))
+    return score_classes(scores, to_patches(test.semantic, side))["mean_iou"]
 
 
 @torch.inference_mode()

@@ -3,11 +3,12 @@ Does coarse-to-fine learning work? Pre-train variants with several seeds and equ
 
     python benchmarks/representation/study.py --data shared/data
     python benchmarks/representation/study.py --data shared/data --variants mae cascade curriculum --seeds 0 1 2
+    python benchmarks/representation/study.py --data shared/data --source scenes --variants mae cascade
     python benchmarks/representation/study.py --data shared/data --calibrate
 
 Every variant gets the compute of `--epochs` of MAE. `--calibrate` measures the time of its step relative to MAE's, in
-turns, on an otherwise idle machine (`calibration.json`); this ratio sets its number of steps. `--equal steps` gives
-all variants the same number of steps instead.
+turns, on an otherwise idle machine (`calibration-<encoder>.json`); this ratio sets its number of steps. `--equal
+steps` gives all variants the same number of steps instead.
 
 Each run writes `<output>/<variant>-<seed>-<source>-<encoder>-<epochs>.json` (at equal steps `-steps.json`) and is
 skipped if that file exists; an interrupted run resumes. `summarise.py` makes the tables and figures. The results of
@@ -18,18 +19,19 @@ measured others.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from data import SOURCES, StudyData, load_study_data
+from data import SOURCES, SceneData, StudyData, load_study_data
 from pretrain import BATCH_SIZE, make_trainer, pretrain
 from protocols import evaluate, summary
-from variants import ENCODERS, MAIN, VARIANTS, check_variants
+from variants import DEFAULT_ENCODERS, ENCODERS, MAIN, VARIANTS, check_source
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -39,14 +41,14 @@ from c2fmae_hf.publishing.redaction import hide_tokens
 from c2fmae_hf.utils.files import write_json
 
 
-CALIBRATION = "calibration.json"
+CALIBRATION = "calibration-{}.json"
 # The results of docs/evidence.md.
 PUBLISHED = Path(__file__).parent / "results"
 
 
-def step_of(variant: str, data: StudyData, folder: Path) -> Callable[[], None]:
+def step_of(variant: str, data: StudyData | SceneData, folder: Path, encoder: str) -> Callable[[], None]:
     """Make a function that runs one training step on one batch, without data loading."""
-    trainer = make_trainer(VARIANTS[variant], 0, data, 10, folder, num_workers=0)
+    trainer = make_trainer(VARIANTS[variant], 0, data, 10, folder, 0, encoder)
     model = trainer.model.train()
     batch = next(iter(trainer.get_train_dataloader()))
     for name in ("mask_strategy", "image_ids"):
@@ -62,17 +64,22 @@ def step_of(variant: str, data: StudyData, folder: Path) -> Callable[[], None]:
     return step
 
 
-def calibrate(args: argparse.Namespace, data: StudyData) -> dict[str, Any]:
+def calibrate(args: argparse.Namespace, data: StudyData | SceneData) -> dict[str, Any]:
     """Measure step times relative to MAE's in the same turn, as medians over the turns."""
-    names = [name for name in VARIANTS if VARIANTS[name].maps == "annotated"]
+    wanted = [name for name in VARIANTS if name in ("mae", *(args.variants or VARIANTS))]
+    names = [name for name in wanted if VARIANTS[name].maps == "annotated"]
+    if data.source == "scenes":
+        names = [name for name in names if name != "supervised"]
     small = replace(data, pretraining=data.pretraining[: 2 * BATCH_SIZE])
-    seconds = in_turns({name: step_of(name, small, args.work / "calibration") for name in names}, args.rounds, 2)
+    work = args.work / "calibration"
+    seconds = in_turns({name: step_of(name, small, work, args.encoder) for name in names}, args.rounds, 2)
     ratios = {
         name: float(torch.tensor([own / mae for own, mae in zip(values, seconds["mae"])]).median())
         for name, values in seconds.items()
     }
-    for name, variant in VARIANTS.items():  # variants with other maps cost the same
-        ratios.setdefault(name, ratios["cascade"] if variant.kind == "c2fmae" else 1.0)
+    for name in wanted:  # variants with other maps cost the same
+        if VARIANTS[name].maps != "annotated" and "cascade" in ratios:
+            ratios[name] = ratios["cascade"]
     medians = {name: float(torch.tensor(values).median()) for name, values in seconds.items()}
     return {"machine": machine("cpu"), "seconds": medians, "times_mae": ratios, "rounds": args.rounds}
 
@@ -81,12 +88,12 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
     parser.add_argument("--source", choices=list(SOURCES), default="stl10", help="photographs to pre-train on")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(MAIN))
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="default: " + ", ".join(MAIN))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--encoder", choices=list(ENCODERS), default="small")
+    parser.add_argument("--encoder", choices=list(ENCODERS), help="default: small, for scenes small224")
     parser.add_argument("--epochs", type=float, default=20, help="epochs of MAE, whose compute every variant gets")
     parser.add_argument("--equal", choices=("compute", "steps"), default="compute")
-    parser.add_argument("--calibrate", action="store_true", help="only measure the step times")
+    parser.add_argument("--calibrate", action="store_true", help="only measure step times, by default of all variants")
     parser.add_argument("--rounds", type=int, default=15, help="turns of the calibration")
     parser.add_argument("--num_workers", type=int, default=1, help="data-loading workers")
     parser.add_argument("--threads", type=int, help="compute threads; by default all")
@@ -95,7 +102,8 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/representation"), help="checkpoints and encoders")
     parser.add_argument("--output", type=Path, default=Path("runs/representation/results"))
     options = parser.parse_args(args)
-    check_variants(parser, options.variants, options.source)
+    options.encoder = options.encoder or DEFAULT_ENCODERS[options.source]
+    check_source(parser, options)
     return options
 
 
@@ -107,21 +115,34 @@ def main(arguments: list[str] | None = None) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     if args.calibrate:
         found = calibrate(args, data)
-        write_json(args.output / CALIBRATION, found)
+        write_json(args.output / CALIBRATION.format(args.encoder), found)
         print("\n".join(f"{name}: {ratio:.2f} times MAE's step" for name, ratio in found["times_mae"].items()))
         return
-    import json
-
-    ratios = {}
-    if args.equal == "compute":
-        path = next(folder / CALIBRATION for folder in (args.output, PUBLISHED) if (folder / CALIBRATION).is_file())
-        ratios = json.loads(path.read_text(encoding="utf-8"))["times_mae"]
+    variants = args.variants or MAIN
+    ratios = read_ratios(args, variants)
     for seed in args.seeds:
-        for name in args.variants:
-            run(args, data, name, seed, ratios.get(name, 1.0))
+        for name in variants:
+            run(args, data, name, seed, ratios[name])
 
 
-def run(args: argparse.Namespace, data: StudyData, name: str, seed: int, ratio: float) -> None:
+def read_ratios(args: argparse.Namespace, variants: Sequence[str]) -> dict[str, float]:
+    """Cost of a step relative to MAE's, by variant; 1 for all at equal steps."""
+    if args.equal == "steps":
+        return dict.fromkeys(variants, 1.0)
+    name, ratios = CALIBRATION.format(args.encoder), {"mae": 1.0}
+    path = next((folder / name for folder in (args.output, PUBLISHED) if (folder / name).is_file()), None)
+    if path is not None:
+        ratios.update(json.loads(path.read_text(encoding="utf-8"))["times_mae"])
+    missing = [variant for variant in variants if variant not in ratios]
+    if missing:
+        raise SystemExit(
+            f"--encoder {args.encoder}: expected the step times of {', '.join(missing)} in "
+            f"{path or args.output / name}; measure them with --calibrate, or use --equal steps"
+        )
+    return ratios
+
+
+def run(args: argparse.Namespace, data: StudyData | SceneData, name: str, seed: int, ratio: float) -> None:
     suffix = "" if args.equal == "compute" else "-steps"
     path = args.output / f"{name}-{seed}-{args.source}-{args.encoder}-{args.epochs:g}{suffix}.json"
     if path.is_file():

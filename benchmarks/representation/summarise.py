@@ -35,12 +35,19 @@ METRICS = {
     "patch_mean_iou": "mean IoU",
     "fine_tuned_mean_iou": "mean IoU, fine-tuned",
     "attention_in_object": "attention in object",
+    "coco_mean_iou": "COCO mean IoU",
+    "coco_panoptic_quality": "COCO panoptic quality",
+    "coco_recognition_quality": "COCO recognition quality",
+    "coco_segmentation_quality": "COCO segmentation quality",
+    "coco_panoptic_accuracy": "COCO panoptic maps, accuracy",
+    "camvid_mean_iou": "CamVid mean IoU",
 }
 # Metrics whose spread differs too much between variants to pool it.
 UNEQUAL = ("attention_in_object",)
 # Metrics that store an answer for every photograph.
 CLASSED = ("linear_probe", "knn", "caltech101_linear_probe", "caltech101_knn")
 DRAWN = ("linear_probe", "knn", "caltech101_linear_probe", "patch_mean_iou")
+DRAWN_OF_SCENES = ("coco_mean_iou", "coco_panoptic_quality", "coco_panoptic_accuracy", "camvid_mean_iou")
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 # Pairs of variants, the first of which should be better.
@@ -105,6 +112,12 @@ def load(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return groups
 
 
+def step_times(folder: Path, encoder: str) -> dict[str, float]:
+    """Cost of a step relative to MAE's, by variant, as measured for an encoder."""
+    path = folder / f"calibration-{encoder}.json"
+    return {"mae": 1.0, **(json.loads(path.read_text(encoding="utf-8"))["times_mae"] if path.is_file() else {})}
+
+
 def cell(values: Sequence[float]) -> dict[str, Any]:
     spread = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.mean(values), "deviation": spread, "seeds": len(values)}
@@ -120,6 +133,7 @@ def summarise(runs: Sequence[dict[str, Any]], ratios: dict[str, float]) -> dict[
             metrics = [metric for metric in known if all(metric in run["results"] for run in found)]
             rows[name] = {
                 "words": VARIANTS[name].words if name in VARIANTS else found[0]["words"],
+                "seeds": len(found),
                 "images": found[0]["images"],
                 "step_times_mae": ratios.get(name),
                 **{metric: cell([run["results"][metric] for run in found]) for metric in metrics},
@@ -140,7 +154,7 @@ def table(rows: dict[str, Any]) -> str:
     cells = [
         [
             row["words"],
-            str(row["linear_probe"]["seeds"]),
+            str(row["seeds"]),
             f"{row['images'] / 1000:.0f} k",
             "" if row["step_times_mae"] is None else f"{row['step_times_mae']:.2f}",
             *(shown(row.get(metric)) for metric in metrics),
@@ -195,7 +209,7 @@ def compare(runs: Sequence[dict[str, Any]], rows: dict[str, Any], names: Collect
     lines = []
     for words, one, other in COMPARISONS:
         if one in rows and other in rows and (not names or one in names):
-            seeds = f"{rows[one]['linear_probe']['seeds']}, {rows[other]['linear_probe']['seeds']}"
+            seeds = f"{rows[one]['seeds']}, {rows[other]['seeds']}"
             lines.append([words, seeds, *(difference(runs, rows, one, other, metric) for metric in metrics)])
     head = ["difference", "seeds", *(METRICS[metric] for metric in metrics)]
     return markdown([head, ["---"] * len(head), *lines])
@@ -257,8 +271,9 @@ def draw(runs: Sequence[dict[str, Any]], rows: dict[str, Any], path: Path) -> No
     """Draw scores, a panel per metric: a ring for each seed, a dot for the mean. Of the main rows if there are two."""
     if len(rows.keys() & set(MAIN)) > 1:
         rows = {name: row for name, row in rows.items() if name in MAIN}
-    figure, panels = plt.subplots(1, len(DRAWN), figsize=(12, 1.0 + 0.34 * len(rows)), sharey=True)
-    for panel, metric, colour in zip(panels, DRAWN, COLOURS):
+    drawn = next(metrics for metrics in (DRAWN, DRAWN_OF_SCENES) if any(metrics[0] in row for row in rows.values()))
+    figure, panels = plt.subplots(1, len(drawn), figsize=(12, 1.0 + 0.34 * len(rows)), sharey=True)
+    for panel, metric, colour in zip(panels, drawn, COLOURS):
         for place, name in enumerate(rows):
             scores = [100 * run["results"][metric] for run in runs if run["variant"] == name]
             panel.plot(scores, [place] * len(scores), "o", color=colour, markerfacecolor="white", markersize=5)
@@ -279,10 +294,10 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--figures", type=Path, help="folder of the figures, by default beside the results")
     options = parser.parse_args(args)
-    calibration = options.results / "calibration.json"
-    ratios = json.loads(calibration.read_text(encoding="utf-8"))["times_mae"] if calibration.is_file() else {}
     runs = load(options.results)
-    groups = {name: summarise(theirs, ratios) for name, theirs in runs.items()}
+    groups = {
+        name: summarise(theirs, step_times(options.results, theirs[0]["encoder"])) for name, theirs in runs.items()
+    }
     if not groups:
         raise SystemExit(f"{options.results}: expected files of study.py or fleet.py, found none")
     figures = options.figures or options.results

@@ -9,7 +9,7 @@ Time to quality: how much compute, and how many seconds, a variant needs to reac
 
 Each run is a whole schedule of its length. Between two lengths the score is interpolated over the logarithm of the
 compute; below the shortest and above the longest nothing is claimed. Seconds are not measured, but compute times the
-seconds of MAE's steps on the machine of `calibration.json`.
+seconds of MAE's steps on the machine of `calibration-small.json`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=here / "results", help="folder of the runs")
     parser.add_argument("--variants", nargs="+", default=["curriculum"])
     options = parser.parse_args(args)
-    calibration = json.loads((options.results / "calibration.json").read_text(encoding="utf-8"))
+    calibration = json.loads((options.results / "calibration-small.json").read_text(encoding="utf-8"))
     rows = compare(load(options.results), options.variants, calibration)
     write_json(RECORDS / "time_to_quality.json", {"machine": calibration["machine"], "rows": rows})
     print(time_to_quality())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from data import SOURCES
 
-# ViTs for 96 x 96 pixels. The small one has 8 blocks and 64 patches of 12 pixels: two CPU cores train it in minutes.
+
+# ViTs for 96 x 96 pixels. The small one has 8 blocks and 64 patches of 12 pixels: two cores train it in minutes.
 # The tiny one is a ViT-Ti with the same patches, the large one a ViT-Ti with 256 patches of 6 pixels.
+# For scenes there is the small one for 224 x 224 pixels, with 196 patches of 16.
 ENCODERS = {
     "small": {
         "image_size": 96,
@@ -24,6 +26,8 @@ ENCODERS = {
 }
 ENCODERS["tiny"] = {**ENCODERS["small"], "num_hidden_layers": 12}
 ENCODERS["large"] = {**ENCODERS["tiny"], "patch_size": 6, "label_stride": 3}
+ENCODERS["small224"] = {**ENCODERS["small"], "image_size": 224, "patch_size": 16}
+DEFAULT_ENCODERS = {"stl10": "small", "scenes": "small224"}
 DECODER = {
     "decoder_hidden_size": 128,
     "decoder_num_hidden_layers": 1,
@@ -148,7 +152,15 @@ MAIN = (
 )
 
 
-def check_variants(parser: argparse.ArgumentParser, names: Sequence[str], source: str) -> None:
-    """Refuse the supervised variant for photographs without classes."""
-    if source != "stl10" and "supervised" in names:
-        parser.error(f"--variants supervised: the photographs of --source {source} have no class")
+def check_source(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse what `--source` cannot have: an encoder of another size, classes of photographs that have none."""
+    side, encoder = SOURCES[options.source].image_size, ENCODERS[options.encoder]
+    if encoder["image_size"] != side:
+        parser.error(
+            f"--encoder {options.encoder}: expected one of {side} pixels for --source {options.source}, such as "
+            f"{DEFAULT_ENCODERS[options.source]}, got {encoder['image_size']} pixels"
+        )
+    if options.source == "scenes" and "supervised" in (options.variants or ()):
+        parser.error("--variants supervised: the photographs of --source scenes have no class")
+    if options.source == "scenes" and options.fine_tune:
+        parser.error("--fine_tune: expected --source stl10; scenes score frozen encoders only")
