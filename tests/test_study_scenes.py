@@ -314,6 +314,8 @@ def test_a_linear_layer_finds_classes_and_instances(scripts, seeing):
     assert scores["mean_iou"] > 0.97
     assert scores["pq"] > 0.9
     assert scores["rq"] == 1
+    assert scores["foreground_iou"] > 0.97
+    assert scores["votes_near_centre"] > 0.97
     classes = judge_patches(seeing, masked(4), masked(2), 0, 3, epochs=2)
     assert set(classes) == {"mean_iou", "accuracy"}
 
@@ -326,9 +328,15 @@ def test_true_offsets_give_the_true_instances(scripts, seeing):
     expected = masked(2).instance
     fields = instance_labels_from_map(expected)
     fields[:, 2] = torch.where(fields[:, 2] > 0.5, 9.0, -9.0)
-    assert score_instances(seeing, patchify(fields, 4), expected) == {"pq": 1, "sq": 1, "rq": 1}
+    perfect = dict.fromkeys(("pq", "sq", "rq", "foreground_iou", "votes_near_centre"), 1)
+    assert score_instances(seeing, patchify(fields, 4), expected) == perfect
     fields[:, :2] = 0  # every cell is its own centre
-    assert score_instances(seeing, patchify(fields, 4), expected)["rq"] < 0.5
+    scores = score_instances(seeing, patchify(fields, 4), expected)
+    assert scores["rq"] < 0.5
+    assert scores["foreground_iou"] == 1
+    assert 0 < scores["votes_near_centre"] < 0.2
+    fields[:, 2] = 9  # also of cells that are not scored
+    assert score_instances(seeing, patchify(fields, 4), expected)["foreground_iou"] == pytest.approx(680 / (52 * 56))
 
 
 def test_squares_are_grouped_by_patch(scripts):

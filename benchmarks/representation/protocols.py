@@ -25,6 +25,8 @@ from c2fmae_hf.transfer.probes import LinearProbe, extract_features, weighted_kn
 
 EVALUATION_BATCH = 256
 ATTENTION_LAYERS = 2
+# As in `instance_map_from_labels`, in units of the map's sides.
+VOTE_RADIUS = 0.06
 
 
 class Judged(TypedDict):
@@ -132,7 +134,8 @@ def judge_patches(
 ) -> dict[str, float]:
     """
     Scores of a linear layer that predicts the class of each square from its patch's token: `mean_iou`, `accuracy`.
-    With instances it also predicts the offset to the instance's centre and the foreground flag: `pq`, `sq`, `rq`.
+    With instances it also predicts the offset to the instance's centre and the foreground flag, see
+    [`score_instances`].
     """
     side, device = encoder.config.grid_size[0], encoder.device
     truth = to_patches(train.semantic, side).flatten(0, 1).to(device)
@@ -201,9 +204,19 @@ def score_classes(scores: torch.Tensor, expected: torch.Tensor) -> dict[str, flo
 
 def score_instances(encoder: C2FMAEModel, fields: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
     """
-    Panoptic, segmentation and recognition quality of instances regardless of their class, from predicted offsets and
-    flags `(N, patches, squares of a patch, 3)`, against instances `(N, S, S)`.
+    Scores of predicted offsets and flags `(N, patches, squares of a patch, 3)` against instances `(N, S, S)`,
+    regardless of class: `pq`, `sq` and `rq`, panoptic, segmentation and recognition quality; and, as these are zero
+    until whole objects are found, `foreground_iou` of the flag, and `votes_near_centre`, the share of the instances'
+    squares whose offset leads to within `VOTE_RADIUS` of their centre.
     """
+    true = instance_labels_from_map(expected)
+    true = patchify(true, true.shape[-1] // encoder.config.grid_size[0]).to(fields.device)
+    known, is_instance, is_found = true[..., 2] >= 0, true[..., 2] > 0.5, fields[..., 2] > 0
+    near = (fields[..., :2] - true[..., :2]).norm(dim=-1)[is_instance] <= VOTE_RADIUS
+    results = {
+        "foreground_iou": ((is_found & is_instance).sum() / ((is_found | is_instance) & known).sum()).item(),
+        "votes_near_centre": near.float().mean().item(),
+    }
     patch_ids = torch.arange(fields.shape[1], device=fields.device).expand(len(fields), -1)
     outputs = C2FMAEForPreTrainingOutput(instance_logits=fields, patch_ids=patch_ids)
     processor = C2FMAEImageProcessor.from_config(encoder.config)
@@ -212,7 +225,7 @@ def score_instances(encoder: C2FMAEModel, fields: torch.Tensor, expected: torch.
     for one, reference in zip(found, expected):
         maps = (panoptic_from_instances(ids.cpu().numpy()) for ids in (one["segmentation"], reference))
         counts.add(*maps, things={0})
-    return counts.scores([0])
+    return {**counts.scores([0]), **results}
 
 
 def judge_fine_tuning(

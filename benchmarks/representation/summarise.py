@@ -39,6 +39,8 @@ METRICS = {
     "coco_panoptic_quality": "COCO panoptic quality",
     "coco_recognition_quality": "COCO recognition quality",
     "coco_segmentation_quality": "COCO segmentation quality",
+    "coco_foreground_iou": "COCO foreground IoU",
+    "coco_votes_near_centre": "COCO votes near centre",
     "coco_panoptic_accuracy": "COCO panoptic maps, accuracy",
     "camvid_mean_iou": "CamVid mean IoU",
 }
@@ -47,7 +49,7 @@ UNEQUAL = ("attention_in_object",)
 # Metrics that store an answer for every photograph.
 CLASSED = ("linear_probe", "knn", "caltech101_linear_probe", "caltech101_knn")
 DRAWN = ("linear_probe", "knn", "caltech101_linear_probe", "patch_mean_iou")
-DRAWN_OF_SCENES = ("coco_mean_iou", "coco_panoptic_quality", "coco_panoptic_accuracy", "camvid_mean_iou")
+DRAWN_OF_SCENES = ("coco_mean_iou", "coco_foreground_iou", "coco_panoptic_accuracy", "camvid_mean_iou")
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 # Pairs of variants, the first of which should be better.
