@@ -6,13 +6,14 @@ Run as a script, this file is that process.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,25 +117,6 @@ class Clients:
         return line
 
 
-def run_alone(
-    url: str,
-    home: Path,
-    command: Sequence[object],
-    token: str | None = None,
-    environment: Mapping[str, str] | None = None,
-    timeout: float = 300,
-) -> Finished:
-    """A command as a user types it, with its own imports and real waits."""
-    process = subprocess.run(
-        [str(word) for word in command],
-        env={**client_environment(url, home, token), **(environment or {})},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    return Finished(process.returncode, process.stdout, process.stderr)
-
-
 # In the process that forks
 
 
@@ -167,6 +149,7 @@ def _run_child(order: dict) -> int:
 
 
 def _serve() -> None:
+    gc.disable()
     # The libraries, but not this package: scripts that forget to import it must fail.
     import datasets  # noqa: F401
     import evaluate  # noqa: F401
@@ -174,9 +157,11 @@ def _serve() -> None:
     import timm  # noqa: F401
     from transformers import AutoImageProcessor, AutoModel, Trainer, pipeline  # noqa: F401
 
+    gc.freeze()  # a child would copy the memory of all these objects by looking for garbage among them
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
+            gc.enable()
             code = 70
             try:
                 code = _run_child(json.loads(line))

@@ -218,7 +218,7 @@ def test_augmentation_moves_boxes_with_masks():
 
 @pytest.mark.parametrize("kind", ["c2fmae", pytest.param("vit", marks=pytest.mark.slow)])
 def test_mask_rcnn_learns_and_the_result_is_a_pipeline(example, encoders, discs, tmp_path, kind):
-    options = ("--max_steps", "120", "--learning_rate", "4e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "5")
+    options = ("--max_steps", "80", "--learning_rate", "4e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "5")
     results = run(example, encoders[kind], discs, tmp_path / "out", *options)
     assert results["results"]["bbox_map_50"] > 0.25
     assert results["results"]["segm_map_50"] > 0.25

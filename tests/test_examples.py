@@ -27,7 +27,7 @@ def folder(tmp_path_factory) -> Path:
     rows = make_rows(16, size=72)
     datasets.DatasetDict({"train": rows, "validation": rows.select(range(4))}).save_to_disk(folder / "dataset")
     generator = np.random.default_rng(0)
-    for index in range(20):
+    for index in range(10):
         path = folder / "photos" / ("dark" if index % 2 else "bright") / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = generator.normal(70 if index % 2 else 180, 30, (60, 60, 3)).clip(0, 255)
@@ -96,8 +96,8 @@ def test_custom_masking(run):
 
 
 def test_custom_labeller(run, folder):
-    assert "20" in run("custom_labeller", "photos", "bright")
-    assert len(datasets.load_dataset(str(folder / "bright"), split="train")) == 20
+    assert "10" in run("custom_labeller", "photos", "bright")
+    assert len(datasets.load_dataset(str(folder / "bright"), split="train")) == 10
 
 
 def test_publishing(run):

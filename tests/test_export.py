@@ -28,7 +28,7 @@ from c2fmae_hf import (
 )
 from c2fmae_hf.interop import export as export_module
 from c2fmae_hf.interop.export import compare, export_onnx, export_program, export_pt2
-from testing_utils import load_command
+from testing_utils import load_command, with_fields
 
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
@@ -59,6 +59,12 @@ for index, images in numpy.load(inputs).items():
 numpy.savez(outputs, **results)
 assert not {"c2fmae_hf", "transformers", "torch", "onnx"} & set(sys.modules)
 """
+
+
+@pytest.fixture
+def shallow(config) -> C2FMAEConfig:
+    """For what another block would not change."""
+    return with_fields(config, num_hidden_layers=1)
 
 
 def make_model(kind: str, config: C2FMAEConfig):
@@ -104,8 +110,8 @@ def test_same_outputs(tmp_path, config, export, name, kind, attention):
 
 
 @each_format
-def test_another_image_size(tmp_path, config, export, name):
-    model = make_model("classifier", config)
+def test_another_image_size(tmp_path, shallow, export, name):
+    model = make_model("classifier", shallow)
     images = torch.randn(3, 3, 24, 56)
     assert export(model, tmp_path / name, image_size=(24, 56), pixel_values=images) <= 1e-4
     assert model.config.image_height_width == (32, 32)
@@ -153,8 +159,8 @@ def test_pt2_runs_without_this_package(tmp_path, config):
 
 
 @needs_onnx
-def test_onnx_runs_without_torch(tmp_path, config):
-    model = make_model("mean", config)
+def test_onnx_runs_without_torch(tmp_path, shallow):
+    model = make_model("mean", shallow)
     export_onnx(model, tmp_path / "model.onnx")
     batches = {str(size): torch.randn(size, 3, 32, 32) for size in (1, 4)}
     np.savez(tmp_path / "inputs.npz", **{key: images.numpy() for key, images in batches.items()})
@@ -169,11 +175,11 @@ def test_onnx_runs_without_torch(tmp_path, config):
 
 
 @needs_onnx
-def test_what_an_onnx_file_says_of_itself(tmp_path, config):
+def test_what_an_onnx_file_says_of_itself(tmp_path, shallow):
     import onnx
 
     path = tmp_path / "model.onnx"
-    export_onnx(make_model("segmenter", config), path, (24, 56), C2FMAEImageProcessor.from_config(config))
+    export_onnx(make_model("segmenter", shallow), path, (24, 56), C2FMAEImageProcessor.from_config(shallow))
     file = onnx.load(path)
     assert [(entry.domain, entry.version) for entry in file.opset_import] == [("", export_module.OPSET)]
     metadata = {entry.key: entry.value for entry in file.metadata_props}
@@ -224,8 +230,8 @@ def test_a_program_has_weights_of_its_own(config):
         pytest.param(export_onnx, "model.onnx", torch.float16, marks=needs_onnx),
     ],
 )
-def test_half_precision_is_widened(tmp_path, config, export, name, dtype):
-    model = make_model("classifier", config).to(dtype)
+def test_half_precision_is_widened(tmp_path, shallow, export, name, dtype):
+    model = make_model("classifier", shallow).to(dtype)
     wide = copy.deepcopy(model).float()
     export(model, tmp_path / name)
     assert compare(wide, tmp_path / name) <= 1e-4
@@ -253,8 +259,8 @@ def test_other_models_are_refused(tmp_path, config, export, name, model_class):
         pytest.param(export_onnx, "model.onnx", marks=[needs_onnx, pytest.mark.slow]),
     ],
 )
-def test_a_failed_verification_leaves_what_was_there(tmp_path, monkeypatch, config, export, name):
-    model, other = make_model("classifier", config), make_model("mean", config)
+def test_a_failed_verification_leaves_what_was_there(tmp_path, monkeypatch, shallow, export, name):
+    model, other = make_model("classifier", shallow), make_model("mean", shallow)
 
     def export_and_fail(model):
         with monkeypatch.context() as broken:
@@ -274,11 +280,11 @@ def test_a_failed_verification_leaves_what_was_there(tmp_path, monkeypatch, conf
 
 
 @needs_onnx
-def test_weights_beside_a_large_file(tmp_path, monkeypatch, config):
+def test_weights_beside_a_large_file(tmp_path, monkeypatch, shallow):
     monkeypatch.setattr(export_module, "_LARGEST_FILE", 0)
     path, data = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
     for _ in range(2):
-        model = make_model("mean", config)
+        model = make_model("mean", shallow)
         assert export_onnx(model, path) <= 1e-4
         assert {file.name for file in tmp_path.iterdir()} == {path.name, data.name}
     assert data.stat().st_size > path.stat().st_size / 2
@@ -324,10 +330,10 @@ def export_model():
 
 
 @needs_onnx
-def test_command(tmp_path, capsys, config, export_model):
-    model = make_model("classifier", config)
+def test_command(tmp_path, capsys, shallow, export_model):
+    model = make_model("classifier", shallow)
     model.save_pretrained(tmp_path / "model")
-    C2FMAEImageProcessor.from_config(config).save_pretrained(tmp_path / "model")
+    C2FMAEImageProcessor.from_config(shallow).save_pretrained(tmp_path / "model")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "p.png")
     arguments = [str(tmp_path / "model"), str(tmp_path / "out"), "--image", str(tmp_path / "p.png")]
     differences = export_model.main([*arguments, "--image_size", "24", "40"])

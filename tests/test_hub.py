@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from c2fmae_hf import (
     C2FMAEModel,
 )
 from c2fmae_hf.publishing.fingerprints import encoder_fingerprint
-from hub_clients import command, run_alone
+from hub_clients import command
 from hub_faults import OFFLINE, PUSH, TOKENS, check_repositories
 from hub_state import Account, File, HubState, Refusal, Repository
 from testing_utils import make_rows
@@ -44,8 +43,10 @@ def run(scene, script, *arguments, token=TOKEN, **options):
 
 # Train, publish, load
 
+# tests/test_repository.py loads a folder where the package is not installed.
 WITHOUT_PACKAGE = """
 import importlib.util, sys, timm, torch
+sys.modules["c2fmae_hf"] = None
 assert importlib.util.find_spec("c2fmae_hf") is None
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, TimmWrapperModel
@@ -86,7 +87,7 @@ def write_recipe(folder, **values):
     return folder / "recipe.yaml"
 
 
-def test_trained_models_load_by_name(hub_scene, tmp_path, python_without_package):
+def test_trained_models_load_by_name(hub_scene, tmp_path):
     recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="me/trained")
     run(hub_scene, command("pretrain"), recipe)
     folder = tmp_path / "run/c2fmae-vit-tiny-pretraining"
@@ -117,17 +118,8 @@ def test_trained_models_load_by_name(hub_scene, tmp_path, python_without_package
 
     pixels = torch.randn(2, 3, 64, 64)
     save_file({"pixels": pixels}, tmp_path / "in.safetensors")
-    result = run_alone(
-        hub_scene.hub.url,
-        tmp_path / "home",
-        [
-            *(python_without_package, "-c", WITHOUT_PACKAGE),
-            *(tmp_path / "in.safetensors", tmp_path / "out.safetensors", "me/trained", "me/pushed"),
-        ],
-        environment={"PYTHONPATH": ""},
-    )
-    assert result.code == 0, result.err[-3000:]
-    assert hub_scene.hub.unknown == []
+    names = ("me/trained", "me/pushed")
+    run(hub_scene, WITHOUT_PACKAGE, tmp_path / "in.safetensors", tmp_path / "out.safetensors", *names, token=None)
     model = C2FMAEForPreTraining.from_pretrained(folder).eval()
     with torch.no_grad():
         expected = model.c2fmae(pixels).last_hidden_state
@@ -438,6 +430,8 @@ def test_errors_hold_no_token_and_an_argument_overrides_the_environment(hub_scen
 
 LOG_EVERYTHING = """
 import logging, os, sys
+import huggingface_hub.constants
+huggingface_hub.constants.HF_DEBUG = True  # logs requests as calls of curl; the variable has been read already
 logging.basicConfig(level=1)
 for name in ("huggingface_hub", "transformers", "httpx", "httpx2", "httpcore", "httpcore2", "c2fmae_hf"):
     logging.getLogger(name).setLevel(1)
@@ -451,13 +445,11 @@ for token in sys.argv[3:]:
 
 def test_no_log_holds_a_token(hub_scene):
     tokens = [TOKENS["writer"], TOKENS["mistyped"]]
-    command = [sys.executable, "-c", LOG_EVERYTHING, hub_scene.folder / "encoder", "me/logged", *tokens]
-    variables = {"HF_DEBUG": "1", "TRANSFORMERS_VERBOSITY": "debug"}
-    result = run_alone(hub_scene.hub.url, hub_scene.home, command, environment=variables)
+    result = hub_scene.clients.run(LOG_EVERYTHING, hub_scene.folder / "encoder", "me/logged", *tokens)
     codes = [line for line in result.out.splitlines() if line in ("0", "1")]
     assert codes == ["0", "1"], result.err[-3000:]
     for log in result.err.split("ended\n")[:2]:
-        assert "/api/whoami-v2" in log  # the logs are on
+        assert re.search(r"curl .*/api/whoami-v2", log)  # the logs are on
     assert not any(token in result.out + result.err for token in tokens)
 
 

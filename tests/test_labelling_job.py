@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -443,7 +444,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 # --- processes
 
 
-def test_several_processes_write_the_same_bytes(photos, tmp_path):
+@pytest.mark.parametrize("method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_several_processes_write_the_same_bytes(photos, tmp_path, monkeypatch, method):
+    """By `forkserver`, too, workers get all they know pickled, but the libraries are imported once for all of them."""
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip("needs a system that forks")
+    context = multiprocessing.get_context(method)
+    context.set_forkserver_preload([engine.__name__])
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
     plant_bad_files(photos / "bad")
     labeller = ClassicalLabeller(4, fit_images=5)
     options = {"options": SMALL, "max_reject_share": 0.9}

@@ -346,7 +346,7 @@ def test_blocks_that_need_something_name_what_exists(block):
 def shortened(name: str, args: list[str]) -> list[str]:
     """The same command with what makes it a matter of seconds: a small model, two steps, one process."""
     if name == "visualize":
-        return [*args, "--device", "cpu", *([] if "--indices" in args else ["--num_images", "2"])]
+        return [*args, "--device", "cpu", *([] if "--indices" in args else ["--num_images", "1"])]
     if name == "classify":
         return [*args, "--image_size", "64", "--max_steps", "2", "--use_cpu", "true", "--validation_share", "0.25"]
     if name == "pretrain":
@@ -380,7 +380,7 @@ def run_if_there(name: str, module, args: list[str], options: list[Any]) -> bool
         assert len(load_splits(str(output))["train"]) == NUM_PHOTOS
     elif name == "visualize":
         assert output / "index.html" in module.main(shortened(name, args))
-        assert len(list(output.glob("*.png"))) > 8
+        assert len(list(output.glob("*.png"))) > 6
     elif name == "pretrain":
         shutil.rmtree(output, ignore_errors=True) if Path(values["dataset_name"]).name == "photos" else None
         folders = [output / "c2fmae-vit-tiny", output / "c2fmae-vit-tiny-pretraining"]
