@@ -27,7 +27,7 @@ demo: $(VENV)/.installed-all
 
 ## The tests, without those marked slow: a process for each core.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not slow" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 ## The same tests on other Pythons, with the newest and with the oldest versions that setup.py allows.
 test-matrix:
