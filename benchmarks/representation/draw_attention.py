@@ -2,7 +2,7 @@
 Draw the attention of one patch in each variant, on three embedded photographs that no variant has seen. In each, one
 object is outlined by hand.
 
-    python benchmarks/representation/draw_attention.py --data shared/data --figure docs/figures/evidence/attention.png
+    python benchmarks/representation/draw_attention.py --data shared/data --figure runs/representation/attention.png
 
 Reads the encoders in the `--work` folder of `study.py`. Attention is the mean over the heads of the last two layers,
 as in `protocols.judge_attention`, whose scores on held-out photographs of STL-10 are printed.
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
     parser.add_argument("--work", type=Path, default=Path("runs/representation"), help="the work folder of study.py")
     parser.add_argument("--variants", nargs="+", default=list(WORDS))
-    parser.add_argument("--group", default="stl10-small-20", help="source, encoder and epochs of the runs")
+    parser.add_argument("--group", default="stl10-small-10", help="source, encoder and epochs of the runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", type=Path, required=True)
     args = parser.parse_args()
