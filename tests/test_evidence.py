@@ -20,7 +20,7 @@ def tables(repository, monkeypatch):
     import tables
 
     yield tables
-    for name in ("tables", "summarise", "variants", "answers"):
+    for name in ("tables", "summarise", "variants", "answers", "data"):
         sys.modules.pop(name, None)
 
 

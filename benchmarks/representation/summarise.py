@@ -27,6 +27,7 @@ from variants import MAIN, VARIANTS
 from c2fmae_hf.utils.files import write_json
 
 
+PUBLISHED = Path(__file__).parent / "results"
 METRICS = {
     "linear_probe": "linear probe",
     "knn": "k-NN",
@@ -52,7 +53,7 @@ DRAWN = ("linear_probe", "knn", "caltech101_linear_probe", "patch_mean_iou")
 DRAWN_OF_SCENES = ("coco_mean_iou", "coco_foreground_iou", "coco_panoptic_accuracy", "camvid_mean_iou")
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
-# Pairs of variants, the first of which should be better.
+# The name of a difference, and the two variants it is taken of.
 COMPARISONS = (
     ("cascade with curriculum vs MAE", "curriculum", "mae"),
     ("cascade with random masks vs MAE", "cascade", "mae"),
@@ -115,9 +116,10 @@ def load(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def step_times(folder: Path, encoder: str) -> dict[str, float]:
-    """Cost of a step relative to MAE's, by variant, as measured for an encoder."""
-    path = folder / f"calibration-{encoder}.json"
-    return {"mae": 1.0, **(json.loads(path.read_text(encoding="utf-8"))["times_mae"] if path.is_file() else {})}
+    """Cost of a step relative to MAE's, by variant, as measured in a folder for an encoder, or else as published."""
+    paths = (place / f"calibration-{encoder}.json" for place in (folder, PUBLISHED))
+    path = next((path for path in paths if path.is_file()), None)
+    return {"mae": 1.0, **({} if path is None else json.loads(path.read_text(encoding="utf-8"))["times_mae"])}
 
 
 def cell(values: Sequence[float]) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def summarise(runs: Sequence[dict[str, Any]], ratios: dict[str, float]) -> dict[
                 "words": VARIANTS[name].words if name in VARIANTS else found[0]["words"],
                 "seeds": len(found),
                 "images": found[0]["images"],
-                "step_times_mae": ratios.get(name),
+                "step_times_mae": found[0].get("step_times_mae") or ratios.get(name),
                 **{metric: cell([run["results"][metric] for run in found]) for metric in metrics},
             }
     return rows
@@ -199,8 +201,8 @@ def compare(runs: Sequence[dict[str, Any]], rows: dict[str, Any], names: Collect
     """
     Table of differences between two variants, in points, with 95 % intervals; bold where zero is outside.
 
-    Intervals are over seeds and, for the probes and k-NN of runs that store their answers, over photographs: the two
-    variances are added. Seed noise is in both, so these intervals are somewhat too wide. The spread between seeds is
+    A difference is of the seeds that both variants have. Intervals are over seeds and, for the probes and k-NN of runs
+    that store their answers, over photographs: the two variances are added. Seed noise is in both, so these intervals are somewhat too wide. The spread between seeds is
     pooled over all variants of the group, since two or three seeds are too few to estimate it, except for `UNEQUAL`
     metrics, which have Welch's intervals.
 
@@ -211,62 +213,69 @@ def compare(runs: Sequence[dict[str, Any]], rows: dict[str, Any], names: Collect
     lines = []
     for words, one, other in COMPARISONS:
         if one in rows and other in rows and (not names or one in names):
-            seeds = f"{rows[one]['seeds']}, {rows[other]['seeds']}"
-            lines.append([words, seeds, *(difference(runs, rows, one, other, metric) for metric in metrics)])
+            seeds = {name: {run["seed"] for run in runs if run["variant"] == name} for name in (one, other)}
+            common = seeds[one] & seeds[other]
+            if common:
+                pair = [[r for r in runs if r["variant"] == name and r["seed"] in common] for name in (one, other)]
+                cells = [difference(pair, rows, metric) for metric in metrics]
+                lines.append([words, str(len(common)), *cells])
     head = ["difference", "seeds", *(METRICS[metric] for metric in metrics)]
     return markdown([head, ["---"] * len(head), *lines])
 
 
-def difference(
-    runs: Sequence[dict[str, Any]], rows: dict[str, Any], one: str, other: str, metric: str, plain: bool = False
-) -> str:
-    """A difference in points as a table cell: without interval if it has none, empty if it was not measured."""
-    if any(metric not in rows[name] for name in (one, other)):
+def difference(pair: Sequence[Sequence[dict[str, Any]]], rows: dict[str, Any], metric: str) -> str:
+    """
+    A difference in points as a table cell: empty if it was not measured, without interval if that is not known, with
+    `*` if the interval leaves out photographs, since runs have no answers, although other runs of the group have.
+    """
+    if any(metric not in run["results"] for runs in pair for run in runs):
         return ""
-    value = rows[one][metric]["mean"] - rows[other][metric]["mean"]
-    over_seeds = seed_interval(rows, one, other, metric)
+    scores = [cell([run["results"][metric] for run in runs]) for runs in pair]
+    value = scores[0]["mean"] - scores[1]["mean"]
+    over_seeds = seed_interval(scores, rows, metric)
     if over_seeds is None:
         return f"{100 * value:+.1f}"
-    width = (over_seeds**2 + photograph_interval(runs, one, other, metric) ** 2) ** 0.5
+    over_photographs = photograph_interval(pair, metric)
+    width = (over_seeds**2 + (over_photographs or 0.0) ** 2) ** 0.5
     words = f"{100 * value:+.1f} ± {100 * width:.1f}"
-    return f"**{words}**" if abs(value) > width and not plain else words
+    is_partial = over_photographs is None and any(f"{metric}_balanced" in row for row in rows.values())
+    return f"{words}*" if is_partial else f"**{words}**" if abs(value) > width else words
 
 
-def seed_interval(rows: dict[str, Any], one: str, other: str, metric: str) -> float | None:
-    """Half the width of the 95 % interval over seeds of a difference of means."""
-    pair = [rows[name][metric] for name in (one, other)]
+def seed_interval(scores: Sequence[dict[str, Any]], rows: dict[str, Any], metric: str) -> float | None:
+    """Half the width of the 95 % interval over seeds of the difference of two means."""
     if metric in UNEQUAL:
-        if min(one["seeds"] for one in pair) < 2:
+        if min(score["seeds"] for score in scores) < 2:
             return None
-        variances = [one["deviation"] ** 2 / one["seeds"] for one in pair]
-        freedom = sum(variances) ** 2 / sum(v**2 / (one["seeds"] - 1) for v, one in zip(variances, pair))
-        return float(student.ppf(0.975, freedom)) * sum(variances) ** 0.5
+        variances = [score["deviation"] ** 2 / score["seeds"] for score in scores]
+        parts = [variance**2 / (score["seeds"] - 1) for variance, score in zip(variances, scores)]
+        return float(student.ppf(0.975, sum(variances) ** 2 / sum(parts))) * sum(variances) ** 0.5
     known = [row[metric] for row in rows.values() if metric in row and row[metric]["seeds"] > 1]
-    freedom = sum(one["seeds"] - 1 for one in known)
+    freedom = sum(score["seeds"] - 1 for score in known)
     if freedom < 2:
         return None
-    pooled = sum((one["seeds"] - 1) * one["deviation"] ** 2 for one in known) / freedom
-    return float(student.ppf(0.975, freedom)) * (pooled * sum(1 / one["seeds"] for one in pair)) ** 0.5
+    pooled = sum((score["seeds"] - 1) * score["deviation"] ** 2 for score in known) / freedom
+    return float(student.ppf(0.975, freedom)) * (pooled * sum(1 / score["seeds"] for score in scores)) ** 0.5
 
 
-def photograph_interval(runs: Sequence[dict[str, Any]], one: str, other: str, metric: str) -> float:
+def photograph_interval(pair: Sequence[Sequence[dict[str, Any]]], metric: str) -> float | None:
     """
-    Half the width of the 95 % interval over photographs of a difference of accuracies; 0 without stored answers.
+    Half the width of the 95 % interval over photographs of a difference of accuracies; 0 for other scores, `None`
+    without stored answers.
 
     Raises:
         `ValueError`: if runs have scored different numbers of photographs.
     """
-    shares = []
-    for variant in (one, other):
-        answers = [run.get("answers", {}).get(metric) for run in runs if run["variant"] == variant]
-        if None in answers:
-            return 0.0
-        shares.append(np.mean([unpack_answers(found) for found in answers], axis=0))
-    if len(shares[0]) != len(shares[1]):
-        raise ValueError(
-            f"{one}, {other}: expected answers of the same photographs, got {len(shares[0])} and {len(shares[1])}"
-        )
-    return float(1.96 * (shares[0] - shares[1]).std(ddof=1) / len(shares[0]) ** 0.5)
+    if metric not in CLASSED:
+        return 0.0
+    answers = [[run.get("answers", {}).get(metric) for run in runs] for runs in pair]
+    if any(None in one for one in answers):
+        return None
+    one, other = (np.mean([unpack_answers(found) for found in given], axis=0) for given in answers)
+    if len(one) != len(other):
+        names = " and ".join(runs[0]["variant"] for runs in pair)
+        raise ValueError(f"{names}: expected answers of the same photographs, got {len(one)} and {len(other)}")
+    return float(1.96 * (one - other).std(ddof=1) / len(one) ** 0.5)
 
 
 def draw(runs: Sequence[dict[str, Any]], rows: dict[str, Any], path: Path) -> None:

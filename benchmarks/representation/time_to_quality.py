@@ -33,7 +33,12 @@ from tables import time_to_quality
 from c2fmae_hf.utils.files import write_json
 
 
-METRICS = {"linear_probe": "linear probe", "knn": "k-NN"}
+METRICS = {
+    "linear_probe": "linear probe",
+    "knn": "k-NN",
+    "patch_mean_iou": "mean IoU",
+    "caltech101_linear_probe": "Caltech-101 probe",
+}
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
@@ -86,7 +91,7 @@ def compare(
                         "peer_score": statistics.mean(peer),
                         "peer_seeds": len(peer),
                         "peer_seconds": length * seconds,
-                        "seeds": max(map(len, points.values())),
+                        "seeds": min(map(len, points.values())),
                         "variant": variant,
                         "sign": sign,
                         "epochs": epochs,
@@ -103,7 +108,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=here / "results", help="folder of the runs")
     parser.add_argument("--variants", nargs="+", default=["curriculum"])
     options = parser.parse_args(args)
-    calibration = json.loads((options.results / "calibration-small.json").read_text(encoding="utf-8"))
+    paths = (folder / "calibration-small.json" for folder in (options.results, here / "results"))
+    calibration = json.loads(next(path for path in paths if path.is_file()).read_text(encoding="utf-8"))
     rows = compare(load(options.results), options.variants, calibration)
     write_json(RECORDS / "time_to_quality.json", {"machine": calibration["machine"], "rows": rows})
     print(time_to_quality())
