@@ -202,9 +202,9 @@ def compare(runs: Sequence[dict[str, Any]], rows: dict[str, Any], names: Collect
     Table of differences between two variants, in points, with 95 % intervals; bold where zero is outside.
 
     A difference is of the seeds that both variants have. Intervals are over seeds and, for the probes and k-NN of runs
-    that store their answers, over photographs: the two variances are added. Seed noise is in both, so these intervals are somewhat too wide. The spread between seeds is
-    pooled over all variants of the group, since two or three seeds are too few to estimate it, except for `UNEQUAL`
-    metrics, which have Welch's intervals.
+    that store their answers, over photographs: the two variances are added. Seed noise is in both, so these intervals
+    are somewhat too wide. The spread between seeds is pooled over all variants of the group, since two or three seeds
+    are too few to estimate it, except for `UNEQUAL` metrics, which have Welch's intervals.
 
     Args:
         names: Variants of which the first of a comparison must be one, by default all.
