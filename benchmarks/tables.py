@@ -460,7 +460,7 @@ def figures() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     shares = [f"{row['epochs'] / 20:.2f}" for row in rows("time_to_quality") if row["peer_epochs"] == 20]
     yield (
         "docs/evidence.md",
-        rf"k-NN of a MAE of 20 epochs \(one seed\) with {number} of its compute, and its linear probe with {number} .*?"
+        rf"k-NN of a MAE of 20 epochs \(one seed\) with {number} of its compute, and its linear probe with {number}.*?"
         rf" weighted 1/3, {number} and {number} are enough",
         tuple(shares[place] for place in (2, 0, 3, 1)),
     )
