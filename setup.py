@@ -46,7 +46,7 @@ EXTRAS_REQUIRE = {
 EXTRAS_REQUIRE["dev"] = [
     *EXTRAS_REQUIRE["all"],
     *EXTRAS_REQUIRE["ray"],
-    *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "parameterized>=0.9", "torchmetrics>=1.6"),
+    *("pytest>=8", "pytest-xdist>=3.8", "hypothesis>=6.100", "parameterized>=0.9", "torchmetrics>=1.6"),
     *("ruff>=0.14", "mypy>=1.18", "types-PyYAML", "pip-audit>=2.7"),
     *("sphinx>=8.1", "furo>=2024.8.6", "myst-parser>=4.0"),
 ]
