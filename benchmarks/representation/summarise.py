@@ -316,7 +316,8 @@ def main(args: list[str] | None = None) -> None:
     write_json(options.results / "evidence.json", groups)
     for name, rows in groups.items():
         draw(runs[name], rows, figures / f"{name}.png")
-        print(f"## {name}\n\n{table(rows)}\n\n{compare(runs[name], rows)}\n\n{table_by_class(rows)}\n")
+        tables = (table(rows), compare(runs[name], rows), table_by_class(rows))
+        print(f"## {name}\n\n" + "".join(f"{found}\n\n" for found in tables if found.count("\n") > 1))
 
 
 if __name__ == "__main__":
