@@ -139,7 +139,9 @@ def summarise(runs: Sequence[dict[str, Any]], ratios: dict[str, float]) -> dict[
                 "words": VARIANTS[name].words if name in VARIANTS else found[0]["words"],
                 "seeds": len(found),
                 "images": found[0]["images"],
-                "step_times_mae": found[0].get("step_times_mae") or ratios.get(name),
+                # Steps of equal compute were set by the cost that the run knew.
+                "step_times_mae": (found[0].get("equal") == "compute" and found[0]["step_times_mae"])
+                or ratios.get(name),
                 **{metric: cell([run["results"][metric] for run in found]) for metric in metrics},
             }
     return rows
