@@ -37,7 +37,7 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, Any, Any]:
-    """What is imported is no garbage: a million objects, among which nobody need look for any, now or later."""
+    """Keep the garbage collector away from the million objects that imports create and that stay alive."""
     gc.disable()
     try:
         return (yield)

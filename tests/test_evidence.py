@@ -1,4 +1,4 @@
-"""What documents say of the study's runs is what their records say."""
+"""The documents state the study's results as its records have them."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_differences_of_few_seeds(scripts):
     one, three = compare(runs, summarise(runs, {})).splitlines()[2:4]
     # Seed 0 alone, 0.60 - 0.40. The pooled deviation is 0.0158, Student's t with 4 degrees of freedom 2.776.
     assert one == "| cascade with curriculum vs MAE | 1 | **+20.0 ± 6.2** | +20.0 |"
-    # Of attention, where deviations are unequal, Welch's interval has 2.94 degrees of freedom.
+    # Attention has Welch's interval, here with 2.94 degrees of freedom, since its deviations are unequal.
     assert three == "| cascade with random masks vs MAE | 3 | **+11.0 ± 3.6** | **+11.0 ± 4.2** |"
 
 
@@ -199,7 +199,7 @@ def test_the_fleet_runs_and_adds_to_its_results(repository, shared_data, tmp_pat
 
 
 def test_shares_by_area(scripts):
-    """Of a region of 48 patches and one of 16, guided masks show 12 and 4; by default eight of each."""
+    """Guided masks show 12 and 4 patches of regions of 48 and 16; by default eight of each."""
     from pretrain import places_by_area
 
     from c2fmae_hf import masking

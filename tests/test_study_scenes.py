@@ -392,6 +392,10 @@ def test_an_encoder_that_does_not_fit_is_refused(scripts, tmp_path, capsys):
         study.read_ratios(args, ["mae", "reversed"])
     (tmp_path / "calibration-small224.json").write_text(json.dumps({"times_mae": {"reversed": 0.5}}))
     assert study.read_ratios(args, ["mae", "reversed"]) == {"mae": 1, "reversed": 0.5}
+    # Measuring one variant keeps the step times of the others.
+    found = {"seconds": {"cascade": 2.0}, "times_mae": {"cascade": 0.7}}
+    both = study.with_others(found, tmp_path / "calibration-small224.json")
+    assert both == {"seconds": {"cascade": 2.0}, "times_mae": {"reversed": 0.5, "cascade": 0.7}}
 
 
 def test_an_encoder_of_another_size_is_not_judged(scripts, tmp_path, capsys):

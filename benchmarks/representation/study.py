@@ -115,7 +115,8 @@ def main(arguments: list[str] | None = None) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     if args.calibrate:
         found = calibrate(args, data)
-        write_json(args.output / CALIBRATION.format(args.encoder), found)
+        path = args.output / CALIBRATION.format(args.encoder)
+        write_json(path, with_others(found, path))
         print("\n".join(f"{name}: {ratio:.2f} times MAE's step" for name, ratio in found["times_mae"].items()))
         return
     variants = args.variants or MAIN
@@ -123,6 +124,12 @@ def main(arguments: list[str] | None = None) -> None:
     for seed in args.seeds:
         for name in variants:
             run(args, data, name, seed, ratios[name])
+
+
+def with_others(found: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Step times together with those that the file has of other variants."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found | {name: before.get(name, {}) | found[name] for name in ("seconds", "times_mae")}
 
 
 def read_ratios(args: argparse.Namespace, variants: Sequence[str]) -> dict[str, float]:

@@ -88,7 +88,7 @@ VARIANTS = {
     "curriculum_short": Variant(
         "cascade, curriculum over the first half", training={**LINEAR, "curriculum_length": 0.5}
     ),
-    # What is predicted, and of how many patches.
+    # What the decoder predicts, and for how many patches.
     "image": Variant("our decoder, pixels only", {"granularities": ["image"]}, RANDOM),
     "no_instance": Variant("cascade, no instance stage", {"granularities": ["semantic", "image"]}, RANDOM),
     "all_decoded": Variant("cascade, all masked patches decoded", {"decoder_prediction_ratio": 1.0}, RANDOM),
