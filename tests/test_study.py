@@ -132,6 +132,32 @@ def test_predictions_of_visible_patches_reach_the_next_stage(scripts):
         assert not torch.allclose(found[name], expected[name], atol=1e-3)
 
 
+def test_the_class_token_learns_the_shares_of_the_classes(scripts):
+    from pretrain import build_model
+    from variants import VARIANTS
+
+    plain, model = (build_model(VARIANTS[name], 0).eval() for name in ("curriculum", "class_token"))
+    plain.load_state_dict({n: one for n, one in model.state_dict().items() if not n.startswith("predict_shares")})
+    labels = torch.full((2, 24, 24), -100)
+    labels[0, :6], labels[0, 6:12], labels[1, 0, 0] = 3, 4, 7
+    inputs = {
+        "pixel_values": torch.randn(2, 3, 96, 96),
+        "semantic_labels": labels,
+        "bool_masked_pos": torch.arange(64).expand(2, -1) >= 16,
+    }
+    with torch.no_grad():
+        model.predict_shares.weight.zero_()
+        model.predict_shares.bias.copy_(torch.arange(11))
+    logs = torch.arange(11).float().log_softmax(dim=0)
+    outputs = model(**inputs)
+    added = outputs.semantic_loss - plain(**inputs).semantic_loss
+    assert added.item() == pytest.approx(-((logs[3] + logs[4]) / 2 + logs[7]).item() / 2, rel=1e-4)
+    model.predict_shares.weight.data.normal_()
+    (gradient,) = torch.autograd.grad(model(**inputs).semantic_loss, model.c2fmae.cls_token)
+    (other,) = torch.autograd.grad(plain(**inputs).semantic_loss, plain.c2fmae.cls_token)
+    assert not torch.allclose(gradient, other, atol=1e-4)
+
+
 def test_losses_follow_the_curriculum(scripts, tmp_path):
     from pretrain import LossesFollow, build_model, make_arguments
     from variants import VARIANTS

@@ -37,6 +37,7 @@ from c2fmae_hf.modeling_c2fmae import (
     C2FMAECrossAttention,
     C2FMAEDecoder,
     C2FMAEDecoderBlock,
+    Queries,
     gather_patches,
     sincos_position_table,
 )
@@ -89,6 +90,10 @@ def build_model(variant: Variant, seed: int, encoder: str = "small", source: str
                 block.__class__ = TwiceAppliedBlock
     if variant.feeds_memory:
         model.decoder.__class__ = MemoryFedDecoder
+    if variant.class_token_predicts:
+        model.__class__ = ClassTokenPredictor
+        model.predict_shares = nn.Linear(config.hidden_size, config.num_semantic_classes).apply(model._init_weights)
+        model.c2fmae.register_forward_hook(model.keep_class_token)
     for name in variant.self_attention:
         blocks = [SelfAttentiveBlock(config) for _ in model.decoder.stages[name].blocks]
         model.decoder.stages[name].blocks = nn.ModuleList(blocks).apply(model._init_weights)
@@ -138,6 +143,34 @@ class MemoryFedDecoder(C2FMAEDecoder):
                 fed = stage.embed_prediction(found[:, query_ids.shape[1] :])
                 memory = memory + nn.functional.pad(fed, (0, 0, 1, 0))
         return logits
+
+
+class ClassTokenPredictor(C2FMAEForPreTraining):
+    """A model whose class token predicts each semantic class's share of the image, in the semantic loss."""
+
+    predict_shares: nn.Linear
+    class_token: torch.Tensor
+
+    def keep_class_token(self, encoder: nn.Module, inputs: Any, output: Any) -> None:
+        self.class_token = output.last_hidden_state[:, 0]
+
+    def compute_losses(
+        self,
+        logits: dict[str, torch.Tensor],
+        queries: Queries,
+        pixel_values: torch.Tensor,
+        semantic_labels: torch.Tensor | None,
+        instance_labels: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        losses = super().compute_losses(logits, queries, pixel_values, semantic_labels, instance_labels)
+        if semantic_labels is not None:
+            classes = torch.arange(self.config.num_semantic_classes, device=semantic_labels.device)
+            counts = (semantic_labels.flatten(1)[..., None] == classes).sum(dim=1).float()
+            shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+            losses["semantic"] = losses["semantic"] + nn.functional.cross_entropy(
+                self.predict_shares(self.class_token), shares
+            )
+        return losses
 
 
 class LossesFollow(TrainerCallback):

@@ -72,6 +72,7 @@ COMPARISONS = (
     ("two masks per crop vs one", "repeated_masks", "cascade"),
     ("blocks applied twice vs once", "shared_blocks", "curriculum"),
     ("predictions of visible patches fed on vs not", "feeds_memory", "curriculum"),
+    ("class token predicts the classes' shares vs not", "class_token", "curriculum"),
     ("one label per patch vs nine", "label_a_patch", "curriculum"),
     ("loss weights follow the curriculum vs fixed", "losses_follow", "curriculum"),
     ("label losses weighted 1/3 vs 1, curriculum", "curriculum_labels_less", "curriculum"),

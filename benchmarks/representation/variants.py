@@ -56,6 +56,7 @@ class Variant:
         blocks_twice (`bool`): Whether a stage applies its blocks twice, with the same weights.
         feeds_memory (`bool`): Whether visible patches are predicted, too, and their predictions added to what the next
             stage attends to.
+        class_token_predicts (`bool`): Whether the class token is to predict the semantic classes' shares of the image.
         losses_follow (`bool`): Whether a loss weighs a half plus one and a half times the present share of its masks.
     """
 
@@ -70,6 +71,7 @@ class Variant:
     shares_by_area: bool = False
     blocks_twice: bool = False
     feeds_memory: bool = False
+    class_token_predicts: bool = False
     losses_follow: bool = False
 
 
@@ -113,6 +115,9 @@ VARIANTS = {
     "shared_blocks": Variant("cascade, curriculum, blocks applied twice", training=LINEAR, blocks_twice=True),
     "feeds_memory": Variant(
         "cascade, curriculum, predictions of visible patches fed on too", training=LINEAR, feeds_memory=True
+    ),
+    "class_token": Variant(
+        "cascade, curriculum, class token predicts the classes' shares", training=LINEAR, class_token_predicts=True
     ),
     "label_a_patch": Variant("cascade, curriculum, one label per patch", {"label_stride": 12}, LINEAR),
     # Losses and learning rates.
