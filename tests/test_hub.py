@@ -527,7 +527,7 @@ def test_converted_weights_are_not_published_as_ours(hub_scene, tmp_path):
     model.save_pretrained(tmp_path / "converted")
     result = hub_scene.clients.run(PUSH, tmp_path / "converted", "me/converted", token=TOKEN)
     assert result.code == 1
-    assert "license: expected that of others/vit" in result.err.splitlines()[-1]
+    assert "license: expected the licence of others/vit" in result.err.splitlines()[-1]
     assert "me/converted" not in hub_scene.hub.repositories
     (tmp_path / "TERMS").write_text("no commerce")
     options = ("--license", "cc-by-nc-4.0", "--license_file", tmp_path / "TERMS")
@@ -539,7 +539,7 @@ def test_converted_weights_are_not_published_as_ours(hub_scene, tmp_path):
     recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="me/converted-too")
     recipe_options = ("--config_overrides", json.dumps({"num_hidden_layers": 1, "converted_from": "others/vit"}))
     result = hub_scene.clients.run(command("pretrain"), recipe, *recipe_options, token=TOKEN)
-    assert "license: expected that of others/vit" in result.err.splitlines()[-1]
+    assert "license: expected the licence of others/vit" in result.err.splitlines()[-1]
     assert "me/converted-too" not in hub_scene.hub.repositories
 
 
@@ -577,12 +577,12 @@ for license in ("apache-2.0", "mit"):
 def test_weights_of_others_need_a_licence_with_its_text(hub_scene):
     lines = run(hub_scene, LICENSES, hub_scene.folder / "encoder").splitlines()
     assert "license_text: expected the text of mit, got None. Nothing was published" in lines[0]
-    assert "license: expected that of others/encoder, from which the weights were made" in lines[1]
-    assert "license: expected that of another library's model" in lines[2]
+    assert "license: expected the licence of others/encoder, which this model was made from" in lines[1]
+    assert "license: expected the licence of another library's model" in lines[2]
     assert "license_text: expected the text of other, got None" in lines[3]
     assert hub_scene.hub.repositories["me/licensed"].files["LICENSE"] == b"Permission"
-    assert "license: expected mit, that of me/licensed, from which the weights were made, got apache-2.0" in lines[5]
-    assert "license: expected mit, that of me/licensed, from which the weights were made, got apache-2.0" in lines[6]
+    assert "license: expected mit, the licence of me/licensed, which this model was made from, got apache-2.0" in lines[5]
+    assert "license: expected mit, the licence of me/licensed, which this model was made from, got apache-2.0" in lines[6]
     assert "me/early" not in hub_scene.hub.repositories
     assert "license: mit" in hub_scene.hub.repositories["me/derived"].files["README.md"].decode()
     assert len(lines) == 8

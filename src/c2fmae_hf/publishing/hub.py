@@ -206,7 +206,7 @@ def check_license(
     Check that weights made or trained from others' weights keep the licence of those.
 
     Raises:
-        [`HubError`]: if the licence is missing, differs from that of the weights which the model started from, or is
+        [`HubError`]: if the licence is missing, differs from that of the weights that the model started from, or is
             not Apache-2.0 and comes without its text.
     """
     name = facts.license if facts is not None else None
@@ -218,29 +218,28 @@ def check_license(
         given = (name, facts.license_name if facts is not None else None)
         for got, expected in zip(given, (inherited.license, inherited.license_name)):
             if got is not None and got.lower() != (expected or "").lower():
+                naming = "" if inherited.is_named else ", or pass the text of that licence with its name"
                 raise HubError(
-                    f"license: expected {expected}, that of the weights which these were made from, got {got}; its "
-                    "text lies beside them and goes with what is made of them. Leave the licence out, or, to name it, "
-                    f"give the same text. {NOTHING}"
+                    f"license: expected {expected}, the licence of the weights that this model was trained from, got "
+                    f"{got}. Leave it out{naming}. {NOTHING}"
                 )
         if license_text is not None and not is_its_text and inherited.has_text:
             raise HubError(
-                "license_text: expected the text that lies beside the weights which these were made from, got "
-                f"another. Leave it out. {NOTHING}"
+                "license_text: expected the licence of the weights that this model was trained from, got another "
+                f"text. Leave it out. {NOTHING}"
             )
         return
     noted = next(filter(None, (run.record.get("license") for run in runs if run.is_training)), None)
     if noted is not None:
         raise HubError(
-            f"license: expected {noted}, that of the weights which these were made from, as the record of the run "
-            "says, but its text no longer lies beside them. Put the LICENSE file of those weights into the model's "
-            f"folder. {NOTHING}"
+            f"license: expected the text of {noted}, the licence of the weights that this model was trained from, got "
+            f"none. Copy the LICENSE file of those weights into the model's folder. {NOTHING}"
         )
     origin = _origin(model, runs)
     if origin and name is None:
         raise HubError(
-            f"license: expected that of {origin}, from which the weights were made (see its card, or its authors' "
-            f"repository; --license or --hub_license, and its text), got None. {NOTHING}"
+            f"license: expected the licence of {origin}, which this model was made from, got none. See its card or "
+            f"its authors' repository; pass it with --license or --hub_license, and its text. {NOTHING}"
         )
     if name not in (None, DEFAULT_LICENSE) and license_text is None:
         raise HubError(f"license_text: expected the text of {name}, got None. {NOTHING}")
@@ -270,7 +269,8 @@ def _compare_with_origin(api: HfApi, origin: str | None, license: str | None) ->
         logger.warning("Cannot read the card of %s, which may name a licence: %s", origin, type(error).__name__)
     if said not in (None, license):
         raise HubError(
-            f"license: expected {said}, that of {origin}, from which the weights were made, got {license}. {NOTHING}"
+            f"license: expected {said}, the licence of {origin}, which this model was made from, got {license}. "
+            f"{NOTHING}"
         )
 
 
