@@ -581,8 +581,8 @@ def test_weights_of_others_need_a_licence_with_its_text(hub_scene):
     assert "license: expected the licence of another library's model" in lines[2]
     assert "license_text: expected the text of other, got None" in lines[3]
     assert hub_scene.hub.repositories["me/licensed"].files["LICENSE"] == b"Permission"
-    assert "license: expected mit, the licence of me/licensed, which this model was made from, got apache-2.0" in lines[5]
-    assert "license: expected mit, the licence of me/licensed, which this model was made from, got apache-2.0" in lines[6]
+    for line in lines[5:7]:
+        assert re.search("expected mit, the licence of me/licensed, which .* was made from, got apache-2.0", line)
     assert "me/early" not in hub_scene.hub.repositories
     assert "license: mit" in hub_scene.hub.repositories["me/derived"].files["README.md"].decode()
     assert len(lines) == 8
