@@ -314,33 +314,39 @@ def study_lengths() -> str:
     return markdown(["compute, epochs of MAE", "variant", "seeds", *metrics], lines)
 
 
-WEIGHTS = ("encoder-c2fmae-vit-tiny-stl10", "mae-0-stl10-tiny-100", "encoder-untrained")
-WEIGHTS_SCORES = {
+WEIGHTS = {
+    "shipped weights": ("encoder-c2fmae-vit-tiny-stl10", "c2fmae-vit-tiny-stl10"),
+    "MAE": ("mae-0-stl10-tiny-100", "mae-0-stl10-tiny-100"),
+    "random weights": ("encoder-untrained", "untrained"),
+}
+FROZEN_SCORES = {
     "linear_probe": "linear probe",
     "knn": "k-NN",
     "caltech101_linear_probe": "Caltech-101, linear probe",
     "patch_mean_iou": "mean IoU",
-    "bbox_map": "AP of boxes",
-    "segm_map": "AP of masks",
 }
+DETECTION_SCORES = {"bbox_map": "AP of boxes", "segm_map": "AP of masks"}
 
 
 def weights_scores() -> dict[str, list[str]]:
     """Scores of the shipped weights, of a MAE as long, and of random weights, from the study's records."""
-    folder = STUDY / "results"
-    frozen = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in WEIGHTS]
-    detection = json.loads((folder / "detection-pennfudan.json").read_text(encoding="utf-8"))["encoders"]
+    folder, summarise = STUDY / "results", study_module("summarise")
+    runs = json.loads((folder / "detection-pennfudan.json").read_text(encoding="utf-8"))["runs"]
     found = {}
-    for name, one, other in zip(("shipped weights", "MAE", "random weights"), frozen, detection):
-        scores = {**one["results"], **other["results"]}
-        found[name] = [f"{100 * scores[score]:.1f}" for score in WEIGHTS_SCORES]
+    for name, (frozen, detector) in WEIGHTS.items():
+        scores = json.loads((folder / f"{frozen}.json").read_text(encoding="utf-8"))["results"]
+        found[name] = [f"{100 * scores[score]:.1f}" for score in FROZEN_SCORES]
+        detected = [run["results"] for run in runs if run["name"] == detector]
+        cells = (summarise.cell([one[score] for one in detected]) for score in DETECTION_SCORES)
+        found[name] += map(summarise.shown, cells)
     return found
 
 
 def weights() -> str:
-    links = ", ".join(f"[{n}](representation/results/{n}.json)" for n in (*WEIGHTS, "detection-pennfudan"))
+    names = (*(frozen for frozen, _ in WEIGHTS.values()), "detection-pennfudan")
+    links = ", ".join(f"[{n}](representation/results/{n}.json)" for n in names)
     lines = [[name, *scores] for name, scores in weights_scores().items()]
-    return f"{markdown(['', *WEIGHTS_SCORES.values()], lines)}\n\nRecords: {links}."
+    return f"{markdown(['', *FROZEN_SCORES.values(), *DETECTION_SCORES.values()], lines)}\n\nRecords: {links}."
 
 
 IMAGENET, BILLION = 1_281_167, 1_000_000_000

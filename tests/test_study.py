@@ -207,6 +207,21 @@ def test_the_study_runs_and_goes_on(repository, shared_data, tmp_path):
 
 
 @pytest.mark.slow
+def test_detection_from_saved_encoders(repository, shared_data, tmp_path):
+    weights = repository / "model_cards/c2fmae-vit-tiny-stl10"
+    command = [sys.executable, repository / "benchmarks/representation/judge_detection.py", "--data", shared_data]
+    command += [weights, "--untrained", "--seeds", "0", "--steps", "2", "--work", tmp_path / "work"]
+    command += ["--output", tmp_path]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=3600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = json.loads((tmp_path / "detection-pennfudan.json").read_text())["runs"]
+    found = [(run["name"], run["seed"], run["settings"]["from_scratch"]) for run in runs]
+    assert found == [("c2fmae-vit-tiny-stl10", 0, False), ("untrained", 0, True)]
+    assert all(0 <= run["results"][score] <= 1 for run in runs for score in ("bbox_map", "segm_map"))
+
+
+@pytest.mark.slow
 def test_the_fleet_runs_and_adds_to_its_results(repository, shared_data, tmp_path):
     scripts = repository / "benchmarks/representation"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
