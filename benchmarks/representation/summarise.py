@@ -80,6 +80,8 @@ COMPARISONS = (
     ("classical labeller's maps vs annotated, curriculum", "classical_curriculum", "curriculum"),
     ("classical labeller's maps vs MAE", "classical_curriculum", "mae"),
     ("classical labeller's maps vs pixels only", "classical_curriculum", "image"),
+    ("classical labeller's maps: label losses weighted 1/3 vs 1", "classical_labels_less", "classical_curriculum"),
+    ("classical labeller's maps, label losses weighted 1/3, vs pixels only", "classical_labels_less", "image"),
     ("classical labeller's maps vs annotated, random masks", "classical", "cascade"),
     ("maps without classes vs MAE", "objects", "mae"),
     ("maps without classes vs with classes", "objects", "cascade"),

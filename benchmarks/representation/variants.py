@@ -143,6 +143,12 @@ VARIANTS = {
     "classical_curriculum": Variant(
         "cascade, curriculum, maps of the classical labeller", training=LINEAR, maps="classical"
     ),
+    "classical_labels_less": Variant(
+        "cascade, curriculum, maps of the classical labeller, label losses weighted 1/3",
+        {"loss_weights": LABELS_LESS},
+        LINEAR,
+        maps="classical",
+    ),
     "supervised": Variant("supervised by the class of the photograph", kind="supervised"),
 }
 MAIN = (
