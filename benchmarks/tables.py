@@ -423,10 +423,6 @@ TABLES: dict[str, Callable[[], str]] = {
         for words in ("scores", "differences")
         for epochs in (10, 5)
     },
-    **{
-        f"study-scenes-{words}": functools.partial(study, "study-scenes-small224-24", words)
-        for words in ("scores", "differences")
-    },
     "study-lengths": study_lengths,
     "time-to-quality": time_to_quality,
     "estimate": estimates,
