@@ -149,8 +149,10 @@ def test_the_class_token_learns_the_shares_of_the_classes(scripts):
         model.predict_shares.weight.zero_()
         model.predict_shares.bias.copy_(torch.arange(11))
     logs = torch.arange(11).float().log_softmax(dim=0)
-    outputs = model(**inputs)
-    added = outputs.semantic_loss - plain(**inputs).semantic_loss
+    added = model(**inputs).semantic_loss - plain(**inputs).semantic_loss
+    seen = model.class_token  # a later call replaces it
+    tokens = model.c2fmae(inputs["pixel_values"], bool_masked_pos=inputs["bool_masked_pos"]).last_hidden_state
+    torch.testing.assert_close(seen, tokens[:, 0])
     assert added.item() == pytest.approx(-((logs[3] + logs[4]) / 2 + logs[7]).item() / 2, rel=1e-4)
     model.predict_shares.weight.data.normal_()
     (gradient,) = torch.autograd.grad(model(**inputs).semantic_loss, model.c2fmae.cls_token)

@@ -1,6 +1,6 @@
 r"""
 Fine-tune saved encoders for detection on Penn-Fudan, with several seeds: a small Mask R-CNN, 200 steps of 4
-photographs at 168 pixels.
+photographs at 168 pixels. Encoders of this width get the package's narrow heads.
 
     python benchmarks/representation/judge_detection.py --data shared/data --untrained \
         model_cards/c2fmae-vit-tiny-stl10
@@ -25,16 +25,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from common import machine
 
 
-HEADS = {
-    "pyramid_channels": 64,
-    "num_box_convolutions": 1,
-    "num_mask_convolutions": 2,
-    "num_rpn_convolutions": 1,
-    "box_hidden_size": 256,
-    "rpn_pre_nms_top_n": 300,
-    "rpn_post_nms_top_n": 300,
-    "box_batch_size_per_image": 64,
-}
 SETTINGS = (
     "--image_size 168 --max_steps 200 --per_device_train_batch_size 4 --per_device_eval_batch_size 4 "
     "--learning_rate 1e-3 --weight_decay 0.05 --lr_scheduler_type cosine --warmup_steps 0.1 --logging_steps 20 "
@@ -52,8 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/representation/detection"))
     parser.add_argument("--output", type=Path, default=Path("runs/representation/results"))
     args = parser.parse_args(arguments)
-    settings = [*shlex.split(SETTINGS), "--detector_options", json.dumps(HEADS)]
-    settings += ["--dataset_name", str(args.data / "pennfudan_*.parquet")]
+    settings = [*shlex.split(SETTINGS), "--dataset_name", str(args.data / "pennfudan_*.parquet")]
     settings += ["--max_steps", str(args.steps)] if args.steps else []
     runs = [(path.absolute().name, path, ["--layer_decay", "0.75"]) for path in args.encoders]
     if args.untrained:
