@@ -8,6 +8,7 @@ import pytest
 from transformers import TrainingArguments
 
 from c2fmae_hf.commands.arguments import find_checkpoint, parse_arguments
+from c2fmae_hf.training.training_args import C2FMAETrainingArguments
 from c2fmae_hf.transfer.fine_tuning_args import FineTuningArguments
 
 
@@ -83,3 +84,11 @@ def test_switches_that_may_be_undecided_need_no_value():
         (FineTuningArguments, First), ["--load_best_model_at_end", "false"], name="x", command="test"
     )
     assert args.load_best_model_at_end is False
+
+
+def test_processes_that_would_each_train_alone(monkeypatch, capsys):
+    """`torchrun` without a GPU and without --use_cpu: transformers would start as many single runs."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        parse_arguments((C2FMAETrainingArguments,), ["--learning_rate", "1"], command="pretrain")
+    assert "2 processes were started where there is no GPU: add --use_cpu" in capsys.readouterr().err

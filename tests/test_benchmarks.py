@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
 import subprocess
 import sys
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 
 @pytest.fixture
@@ -18,7 +23,9 @@ def benchmarks(repository, monkeypatch):
     for path in (folder, folder / "representation"):
         monkeypatch.syspath_prepend(str(path))
     yield folder
-    for name in ("tables", "common", "time_to_quality", "pretrain", "data", "variants", "summarise", "answers"):
+    for name in ("tables", "common", "defaults", "time_to_quality", "pretrain", "data", "variants"):
+        sys.modules.pop(name, None)
+    for name in ("summarise", "answers"):
         sys.modules.pop(name, None)
 
 
@@ -116,3 +123,28 @@ def test_a_benchmark_measures_something(name, benchmarks, rows, tmp_path):
     assert numbers
     assert all(math.isfinite(number) and number >= 0 for number in numbers)
     assert sum(number > 0 for number in numbers) > len(numbers) / 2
+
+
+@pytest.mark.slow
+def test_what_defaults_reach_is_measured_by_the_commands(benchmarks, tmp_path):
+    import defaults
+
+    data, output = tmp_path / "data", tmp_path / "found.json"
+    data.mkdir()
+    for split in ("train", "val"):
+        photographs = []
+        for label in range(5):  # one more than the commands are shown
+            file = io.BytesIO()
+            Image.fromarray(np.full((96, 96, 3), 50 * label, dtype=np.uint8)).save(file, "PNG")
+            photographs.append({"bytes": file.getvalue(), "path": None})
+        columns = {"image": 60 * photographs, "label": 60 * list(range(5))}
+        pq.write_table(pa.table(columns), data / f"stl10_seg_{split}.parquet")
+    command = ["--data", data, "--work", tmp_path / "work", "--output", output, "--runs", "knn-many", "knn-sixty-0"]
+    defaults.main([str(word) for word in command])
+    found = json.loads(output.read_text(encoding="utf-8"))
+    assert set(found["runs"]) == {"knn-many-0", "knn-sixty-0"}
+    assert found["runs"]["knn-many-0"]["rows"] == {"train": 48, "validation": 200}
+    assert found["runs"]["knn-sixty-0"]["rows"] == {"train": 48, "validation": 12}
+    assert found["runs"]["knn-sixty-0"]["results"]["mean"]["top1_accuracy"] == 1  # plain colours
+    with pytest.raises(SystemExit):
+        defaults.main([*map(str, command[:2]), "--runs", "other"])

@@ -119,7 +119,7 @@ def test_saving_and_loading(tmp_path):
     assert loaded.image_size == [96, 128]
     assert loaded.grid_size == (6, 8)
     assert loaded.granularities == ["semantic", "image"]
-    assert loaded.loss_weights == {"semantic": 1.0, "image": 1.0}
+    assert loaded.loss_weights == {"semantic": 1 / 3, "image": 1.0}
     assert loaded.semantic_id2label == {0: "ground", 3: "sky"}
     assert loaded.out_indices == [3, 12]
     assert loaded.num_labels == 7

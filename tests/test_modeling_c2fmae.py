@@ -62,8 +62,8 @@ def test_pretraining_output_shapes(model, batch):
     assert outputs.instance_logits.shape == (8, 12, 4, 3)
     assert outputs.image_logits.shape == (8, 12, 64, 3)
     assert torch.equal(outputs.patch_ids, batch["bool_masked_pos"].nonzero()[:, 1].view(8, 12))
-    parts = [outputs.semantic_loss, outputs.instance_loss, outputs.image_loss]
-    assert torch.allclose(outputs.loss, torch.stack(parts).sum())
+    expected = outputs.semantic_loss / 3 + outputs.instance_loss / 3 + outputs.image_loss
+    assert torch.allclose(outputs.loss, expected)
 
 
 def test_encoder_computes_visible_patches_only(model, batch):

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from c2fmae_hf import C2FMAEForPreTraining
+from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining
 from c2fmae_hf.commands import photographs
 from testing_utils import RECIPES, load_command, make_rows, require_timm_local_dir
 
@@ -119,6 +119,16 @@ def test_variants_by_options_alone(pretrain, recipe, options, tmp_path):
     trainer = pretrain.main([str(recipe), *options, "--save_strategy", "no"])
     assert trainer.state.global_step == 4
     assert (tmp_path / "run/c2fmae-vit-tiny/model.safetensors").is_file()
+
+
+def test_given_names_of_classes_are_kept_where_the_dataset_has_none(pretrain, recipe, tmp_path):
+    make_rows(8, size=72).to_parquet(tmp_path / "rows.parquet")
+    options = ["--dataset_name", str(tmp_path / "rows.parquet"), "--num_semantic_classes", "5", "--max_steps", "1"]
+    options += ["--config_overrides", '{"semantic_id2label": {"0": "sky", "4": "cat"}}', "--save_strategy", "no"]
+    pretrain.main([str(recipe), *options, "--eval_strategy", "no", "--num_drawn", "0"])
+    saved = C2FMAEConfig.from_pretrained(tmp_path / "run/c2fmae-vit-tiny-pretraining")
+    assert saved.semantic_id2label == {0: "sky", 4: "cat"}
+    assert saved.num_semantic_classes == 5
 
 
 def test_parquet_files_and_a_held_out_share(pretrain, recipe, tmp_path):

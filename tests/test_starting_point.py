@@ -132,6 +132,7 @@ def test_other_granularities_leave_stages_out_or_add_them(start, said, tmp_path)
     assert list(image.config.loss_weights) == ["image"]
     image.save_pretrained(tmp_path / "image")
     whole = load_starting_point(str(tmp_path / "image"), granularities=["semantic", "instance", "image"])
+    assert whole.config.loss_weights == {"semantic": 1 / 3, "instance": 1 / 3, "image": 1.0}  # the defaults
     lines = said()
     assert "New: semantic stage." in lines
     assert "New: instance stage." in lines

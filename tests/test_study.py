@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
+from c2fmae_hf import C2FMAEConfig
 from c2fmae_hf.modeling_c2fmae import C2FMAEDecoderBlock
 
 
@@ -71,6 +72,37 @@ def test_differences_of_few_seeds(scripts):
     assert one == "| cascade with curriculum vs MAE | 1 | **+20.0 ± 6.2** | +20.0 |"
     # Attention has Welch's interval, here with 2.94 degrees of freedom, since its deviations are unequal.
     assert three == "| cascade with random masks vs MAE | 3 | **+11.0 ± 3.6** | **+11.0 ± 4.2** |"
+
+
+def test_twins_are_paired_by_group_and_seed(scripts):
+    """Mean difference and Student's interval over pairs; a run without its twin does not count."""
+    from summarise import CLASSED, compare_twins
+
+    def run(variant, seed, score):
+        return {"variant": variant, "seed": seed, "results": dict.fromkeys((*CLASSED, "patch_mean_iou"), score)}
+
+    groups = [
+        [run("curriculum", 0, 0.50), run("curriculum_labels_less", 0, 0.52), run("curriculum_labels_less", 1, 0.9)],
+        [run("curriculum", 0, 0.30), run("curriculum_labels_less", 0, 0.29), run("cascade", 0, 0.1)],
+        [run("labels_less", 1, 0.44), run("cascade", 1, 0.40), run("mae", 1, 0.1)],
+    ]
+    difference, ahead = (line.split(" | ") for line in compare_twins(groups).splitlines()[2:])
+    # 2, -1 and 4 points: the mean is 1.7, the deviation 2.52, Student's t with 2 degrees of freedom 4.303.
+    assert difference[1] == "+1.7 ± 6.3"
+    assert ahead[1] == "2 of 3"
+    same = [[run("labels_less", 0, score + 0.03), run("cascade", 0, score)] for score in (0.1, 0.2, 0.31)]
+    assert "**+3.0 ± 0.0**" in compare_twins(same)
+
+
+def test_variants_without_weights_of_their_own_weigh_losses_equally(scripts):
+    """The records of most variants are older than the package's default."""
+    from pretrain import build_model
+    from variants import VARIANTS
+
+    weights = {name: build_model(VARIANTS[name], 0).config.loss_weights for name in ("curriculum", "image")}
+    assert weights == {"curriculum": {"semantic": 1.0, "instance": 1.0, "image": 1.0}, "image": {"image": 1.0}}
+    default = build_model(VARIANTS["curriculum_labels_less"], 0).config
+    assert default.loss_weights == C2FMAEConfig().loss_weights == {"semantic": 1 / 3, "instance": 1 / 3, "image": 1.0}
 
 
 def test_an_interval_without_photographs_is_marked(scripts):
@@ -204,7 +236,7 @@ def test_the_study_runs_and_goes_on(repository, shared_data, tmp_path):
     assert judged == pytest.approx(runs["curriculum"]["results"], abs=1e-3)
     command = [sys.executable, str(scripts / "summarise.py"), "--results", str(results)]
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "cascade, curriculum (default) | 1 |" in table
+    assert "cascade, curriculum | 1 |" in table
     assert (results / "study-stl10-small-0.05.png").stat().st_size > 1000
 
 
@@ -214,10 +246,13 @@ def test_detection_from_saved_encoders(repository, shared_data, tmp_path):
     command = [sys.executable, repository / "benchmarks/representation/judge_detection.py", "--data", shared_data]
     command += [weights, "--untrained", "--seeds", "0", "--steps", "2", "--work", tmp_path / "work"]
     command += ["--output", tmp_path]
+    before = [{"name": "untrained", "seed": 7}, {"name": "another", "seed": 0}]
+    (tmp_path / "detection-pennfudan.json").write_text(json.dumps({"runs": before}))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
-    runs = json.loads((tmp_path / "detection-pennfudan.json").read_text())["runs"]
+    *runs, kept = json.loads((tmp_path / "detection-pennfudan.json").read_text())["runs"]
+    assert kept == before[1]
     found = [(run["name"], run["seed"], run["settings"]["from_scratch"]) for run in runs]
     assert found == [("c2fmae-vit-tiny-stl10", 0, False), ("untrained", 0, True)]
     assert all(0 <= run["results"][score] <= 1 for run in runs for score in ("bbox_map", "segm_map"))

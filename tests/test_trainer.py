@@ -98,7 +98,7 @@ def test_logs_hold_the_losses_and_the_curriculum(config, rows, tmp_path):
     assert [entry["step"] for entry in training] == list(range(1, 10))
     for entry in training:
         parts = [entry[f"{name}_loss"] for name in ("semantic", "instance", "image")]
-        assert entry["loss"] == pytest.approx(sum(parts), rel=1e-4)
+        assert entry["loss"] == pytest.approx(parts[0] / 3 + parts[1] / 3 + parts[2], rel=1e-4)
         shares = [entry[f"masked_{name}"] for name in ("semantic", "instance", "random", "fallback")]
         assert sum(shares) == pytest.approx(1)
     # Progress advances within a step, from t = 0 to 1/9 in the first.
@@ -111,7 +111,7 @@ def test_logs_hold_the_losses_and_the_curriculum(config, rows, tmp_path):
     assert [entry["step"] for entry in evaluations] == [3, 6, 9]
     for entry in evaluations:
         parts = [entry[f"eval_{name}_loss"] for name in ("semantic", "instance", "image")]
-        assert entry["eval_loss"] == pytest.approx(sum(parts), rel=1e-4)
+        assert entry["eval_loss"] == pytest.approx(parts[0] / 3 + parts[1] / 3 + parts[2], rel=1e-4)
 
 
 def test_evaluation_is_the_mean_over_images_and_always_the_same(config, rows, tmp_path):

@@ -5,7 +5,8 @@ photographs at 168 pixels. Encoders of this width get the package's narrow heads
     python benchmarks/representation/judge_detection.py --data shared/data --untrained \
         model_cards/c2fmae-vit-tiny-stl10
 
-Writes `detection-pennfudan.json` into `--output`. Runs that are done are not repeated.
+Writes `detection-pennfudan.json` into `--output`; runs of other encoders that it already has stay. Runs that are done
+are not repeated.
 """
 
 from __future__ import annotations
@@ -54,11 +55,15 @@ def main(arguments: list[str] | None = None) -> None:
             if not (folder / "results.json").is_file():
                 detect.main([str(path), "--output_dir", str(folder), "--seed", str(seed), *options, *settings])
             results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-            found.append({"name": name, "seed": seed, **{key: results[key] for key in ("results", "settings")}})
+            known = {key: results[key] for key in ("results", "settings")}
+            found.append({"name": name, "seed": seed, **known, "machine": machine("cpu")})
             print(f"{name}, seed {seed}: AP of boxes {100 * found[-1]['results']['bbox_map']:.1f}", flush=True)
-    content = {"command": hide_tokens(sys.argv), "machine": machine("cpu"), "runs": found}
+    path = args.output / "detection-pennfudan.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
+    names = {name for name, _, _ in runs}
+    found += [run for run in before if run["name"] not in names]
     args.output.mkdir(parents=True, exist_ok=True)
-    write_json(args.output / "detection-pennfudan.json", content)
+    write_json(path, {"command": hide_tokens(sys.argv), "runs": found})
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from variants import DECODER, ENCODERS, Variant
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel, masking
+from c2fmae_hf.constants import GRANULARITIES
 from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.data.dataset import C2FMAEDataset
 from c2fmae_hf.data.progress import SharedProgress
@@ -75,7 +76,9 @@ def build_model(variant: Variant, seed: int, encoder: str = "small", source: str
     classes = {
         "num_semantic_classes": {"annotated": SOURCES[source].num_classes, "objects": 2, "classical": 32}[variant.maps]
     }
-    config = C2FMAEConfig(**{**ENCODERS[encoder], **DECODER, **classes, **variant.config})
+    weights = dict.fromkeys(variant.config.get("granularities", GRANULARITIES), 1.0)
+    fields = {**ENCODERS[encoder], **DECODER, **classes, "loss_weights": weights, **variant.config}
+    config = C2FMAEConfig(**fields)
     if variant.kind == "supervised":
         return C2FMAEForImageClassification(C2FMAEConfig(**{**config.to_dict(), "num_labels": 10}))
     model = C2FMAEForPreTraining(config)

@@ -55,6 +55,7 @@ DRAWN_OF_SCENES = ("coco_mean_iou", "coco_foreground_iou", "coco_panoptic_accura
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 # The name of a difference, and the two variants it is taken of.
 COMPARISONS = (
+    ("default vs MAE", "curriculum_labels_less", "mae"),
     ("cascade with curriculum vs MAE", "curriculum", "mae"),
     ("cascade with random masks vs MAE", "cascade", "mae"),
     ("parallel decoders with curriculum vs MAE", "parallel_curriculum", "mae"),
@@ -101,6 +102,13 @@ COMPARISONS = (
     ("MAE: half the learning rate", "mae_slow", "mae"),
     ("MAE: twice the learning rate", "mae_fast", "mae"),
     ("MAE: decoder of five blocks vs two", "mae_deep", "mae"),
+)
+
+# Twins: the same variant with label losses weighted 1/3, and 1.
+LABEL_WEIGHTS = (
+    ("curriculum_labels_less", "curriculum"),
+    ("classical_labels_less", "classical_curriculum"),
+    ("labels_less", "cascade"),
 )
 
 
@@ -281,6 +289,31 @@ def photograph_interval(pair: Sequence[Sequence[dict[str, Any]]], metric: str) -
         names = " and ".join(runs[0]["variant"] for runs in pair)
         raise ValueError(f"{names}: expected answers of the same photographs, got {len(one)} and {len(other)}")
     return float(1.96 * (one - other).std(ddof=1) / len(one) ** 0.5)
+
+
+def compare_twins(groups: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """
+    Table of what label losses of 1/3 change, over pairs of runs of any group that differ in nothing else: means, and
+    95 % intervals over pairs (Student's).
+    """
+    metrics = {name: METRICS[name] for name in METRICS if name in (*CLASSED, "patch_mean_iou")}
+    pairs = [
+        (one["results"], other["results"])
+        for runs in groups
+        for twins in LABEL_WEIGHTS
+        for one in runs
+        for other in runs
+        if (one["variant"], other["variant"]) == twins and one["seed"] == other["seed"]
+    ]
+    cells = []
+    for metric in metrics:
+        found = [100 * (one[metric] - other[metric]) for one, other in pairs]
+        width = float(student.ppf(0.975, len(found) - 1)) * statistics.stdev(found) / len(found) ** 0.5
+        words = f"{statistics.mean(found):+.1f} ± {width:.1f}"
+        cells.append(f"**{words}**" if abs(statistics.mean(found)) > width else words)
+    ahead = [f"{sum(one[metric] > other[metric] for one, other in pairs)} of {len(pairs)}" for metric in metrics]
+    lines = [["difference", *cells], ["pairs that are ahead", *ahead]]
+    return markdown([["", *metrics.values()], ["---"] * (1 + len(metrics)), *lines])
 
 
 def draw(runs: Sequence[dict[str, Any]], rows: dict[str, Any], path: Path) -> None:

@@ -106,7 +106,7 @@ def main(args: Sequence[str] | None = None) -> None:
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=here / "results", help="folder of the runs")
-    parser.add_argument("--variants", nargs="+", default=["curriculum", "curriculum_labels_less"])
+    parser.add_argument("--variants", nargs="+", default=["curriculum_labels_less", "curriculum"])
     options = parser.parse_args(args)
     paths = (folder / "calibration-small.json" for folder in (options.results, here / "results"))
     calibration = json.loads(next(path for path in paths if path.is_file()).read_text(encoding="utf-8"))

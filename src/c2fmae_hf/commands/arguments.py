@@ -6,6 +6,7 @@ import argparse
 import difflib
 import inspect
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -297,7 +298,8 @@ def parse_arguments(
     parsed = parsed[: len(groups)]
     refuse_unknown(parser, words, may_have_words=True)
     _fill_positionals(parser, groups, parsed, positionals, words)
-    mistake = find_missing(parsed, required, positionals) or (check(*parsed) if check is not None else None)
+    mistake = find_missing(parsed, required, positionals) or find_lone_processes(parsed)
+    mistake = mistake or (check(*parsed) if check is not None else None)
     if mistake:
         parser.error(mistake)
     return tuple(parsed)
@@ -309,6 +311,14 @@ def find_missing(parsed: Sequence[Any], required: Sequence[str], positionals: Se
     for name in required:
         if given[name] is None:
             return f"expected {name.upper()} or --{name}" if name in positionals else f"--{name} is required"
+    return None
+
+
+def find_lone_processes(parsed: Sequence[Any]) -> str | None:
+    """A message if a launcher started several processes that would each train by themselves."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and any(isinstance(one, TrainingArguments) and one.world_size == 1 for one in parsed):
+        return f"{started} processes were started where there is no GPU: add --use_cpu, or each trains by itself"
     return None
 
 

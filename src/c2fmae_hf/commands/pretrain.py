@@ -194,7 +194,8 @@ def build_model(model_args: ModelArguments, parts: list, on_bad_row: str) -> C2F
         number = model_args.num_semantic_classes or fields.get("num_semantic_classes")
         number = number or (len(names) if names else None)
         if number is not None:
-            fields.update(num_semantic_classes=number, semantic_id2label=names)
+            fields["num_semantic_classes"] = number
+            fields.setdefault("semantic_id2label", names)
         elif isinstance(parts[0], datasets.IterableDataset):
             raise ValueError("num_semantic_classes: expected a number, since a stream cannot be counted, got None")
         else:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..configuration_c2fmae import SIZES, C2FMAEConfig
+from ..configuration_c2fmae import LOSS_WEIGHTS, SIZES, C2FMAEConfig
 from ..modeling_c2fmae import C2FMAEForPreTraining, C2FMAEModel
 from .sources import find_processor, is_file, load_config, load_source
 
@@ -136,7 +136,7 @@ def _complete(own: C2FMAEConfig, fields: dict[str, Any]) -> dict[str, Any]:
     """Add the fields that follow from the given ones."""
     fields = dict(fields)
     if "granularities" in fields and "loss_weights" not in fields:
-        weights = own.loss_weights or {}
+        weights = LOSS_WEIGHTS | (own.loss_weights or {})
         fields["loss_weights"] = {name: weights.get(name, 1.0) for name in fields["granularities"]}
     if fields.get("num_semantic_classes", own.num_semantic_classes) != own.num_semantic_classes:
         fields.setdefault("semantic_id2label", None)
