@@ -172,8 +172,11 @@ def test_an_estimate_changes_no_run(pretrain, recipe, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "kind"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)])
-def test_a_signal_ends_it_at_once_and_leaves_nothing(pretrain, recipe, tmp_path, monkeypatch, number, kind):
+def test_a_signal_ends_it_at_once_and_leaves_nothing(pretrain, recipe, tmp_path, monkeypatch, request, number, kind):
     number, clock = getattr(signal, number), Clock(monkeypatch)
+    if number == signal.SIGINT:  # which tests in a shell's background would ignore
+        given = signal.signal(number, signal.default_int_handler)
+        request.addfinalizer(lambda: signal.signal(number, given))
     clock.slow(monkeypatch, DataCollatorForC2FMAE, "__call__", lambda: os.kill(os.getpid(), number) or 0)
     before, handler = contents(tmp_path), signal.getsignal(number)
     with pytest.raises(kind):
