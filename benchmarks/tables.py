@@ -289,7 +289,7 @@ def study(group: str, show: str, which: str = "all", folder: str = "") -> str:
 
 
 def label_weights() -> str:
-    """What label losses of 1/3 change, over all pairs of runs that differ in nothing else."""
+    """Scores with label losses weighted 1/3 minus those with 1, over all pairs of runs that are otherwise alike."""
     summarise = study_module("summarise")
     return summarise.compare_twins(
         [
@@ -363,7 +363,7 @@ def weights() -> str:
 
 
 def default_scores() -> str:
-    """What fine-tuning reaches without a recipe, and with one."""
+    """Scores of fine-tuned models, without a recipe and with one."""
     runs = record("defaults")["runs"]
 
     def right(task: str, photographs: str) -> str:

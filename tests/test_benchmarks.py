@@ -23,10 +23,8 @@ def benchmarks(repository, monkeypatch):
     for path in (folder, folder / "representation"):
         monkeypatch.syspath_prepend(str(path))
     yield folder
-    for name in ("tables", "common", "defaults", "time_to_quality", "pretrain", "data", "variants"):
-        sys.modules.pop(name, None)
-    for name in ("summarise", "answers"):
-        sys.modules.pop(name, None)
+    for path in (*folder.glob("*.py"), *folder.glob("representation/*.py")):
+        sys.modules.pop(path.stem, None)
 
 
 def test_documents_hold_the_figures_of_the_records(benchmarks, capsys):
@@ -148,3 +146,15 @@ def test_what_defaults_reach_is_measured_by_the_commands(benchmarks, tmp_path):
     assert found["runs"]["knn-sixty-0"]["results"]["mean"]["top1_accuracy"] == 1  # plain colours
     with pytest.raises(SystemExit):
         defaults.main([*map(str, command[:2]), "--runs", "other"])
+
+
+def test_of_a_pretraining_run_the_last_held_out_losses_count(benchmarks, tmp_path):
+    import defaults
+
+    last = {"semantic": 1.5, "instance": 1.25, "image": 0.75}
+    losses = [{f"eval_{name}_loss": step * value for name, value in last.items()} for step in (2, 1)]
+    log = [{"knn_accuracy": 0.25}, losses[0], {"knn_accuracy": 0.5}, losses[1], {"train_runtime": 12.4}]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}), encoding="utf-8")
+    (tmp_path / "run.json").write_text(json.dumps({"rows": {"train": 3}}), encoding="utf-8")
+    found = defaults.result_of(tmp_path)
+    assert found == {"results": last, "knn": [0.25, 0.5], "rows": {"train": 3}, "seconds": 12}

@@ -130,6 +130,13 @@ def test_given_names_of_classes_are_kept_where_the_dataset_has_none(pretrain, re
     assert saved.semantic_id2label == {0: "sky", 4: "cat"}
     assert saved.num_semantic_classes == 5
 
+    # Those of a starting point, too, though the number of classes is given.
+    model_args = pretrain.ModelArguments(
+        model_name_or_path=str(tmp_path / "run/c2fmae-vit-tiny-pretraining"), num_semantic_classes=5
+    )
+    model = pretrain.build_model(model_args, [make_rows(2, size=72)], "raise")
+    assert model.config.semantic_id2label == {0: "sky", 4: "cat"}
+
 
 def test_parquet_files_and_a_held_out_share(pretrain, recipe, tmp_path):
     """One argument selects another source; without a validation split, a share of the rows is held out."""

@@ -293,8 +293,8 @@ def photograph_interval(pair: Sequence[Sequence[dict[str, Any]]], metric: str) -
 
 def compare_twins(groups: Sequence[Sequence[dict[str, Any]]]) -> str:
     """
-    Table of what label losses of 1/3 change, over pairs of runs of any group that differ in nothing else: means, and
-    95 % intervals over pairs (Student's).
+    Table of scores with label losses weighted 1/3 minus those with 1: means over the pairs of runs, of any group, that
+    are otherwise alike, and 95 % intervals over these pairs (Student's).
     """
     metrics = {name: METRICS[name] for name in METRICS if name in (*CLASSED, "patch_mean_iou")}
     pairs = [

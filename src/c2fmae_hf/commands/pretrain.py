@@ -195,7 +195,8 @@ def build_model(model_args: ModelArguments, parts: list, on_bad_row: str) -> C2F
         number = number or (len(names) if names else None)
         if number is not None:
             fields["num_semantic_classes"] = number
-            fields.setdefault("semantic_id2label", names)
+            if names:
+                fields.setdefault("semantic_id2label", names)
         elif isinstance(parts[0], datasets.IterableDataset):
             raise ValueError("num_semantic_classes: expected a number, since a stream cannot be counted, got None")
         else:
