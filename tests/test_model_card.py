@@ -267,6 +267,17 @@ def test_a_shorter_curriculum_is_told(pretraining):
     assert "then random; each region is masked or visible as a whole; over the first 50% of the run." in text
 
 
+def test_the_source_of_the_label_maps_is_told_once(pretraining):
+    assert "learned from label maps" not in pretraining.build().text  # not a dataset of `c2fmae label`
+    changed = copy.deepcopy(pretraining.runs[0])
+    (record,) = [content for name, content in changed.files.items() if name.endswith("run.json")]
+    record["label_maps"] = "They are predictions of `me/segmenter` and inherit its licence."
+    data = pretraining.build(runs=[changed, changed]).text.partition("\n## Data, licences and limits\n")[2]
+    told = f"Pre-training learned from label maps. {record['label_maps']}"
+    assert data.startswith(f"\n{told}\n\nNothing else is stated")
+    assert data.count(told) == 1
+
+
 def test_streams_are_not_counted(runs):
     run = load_run(runs.streaming, "training")
     config = C2FMAEConfig.from_pretrained(runs.streaming / "c2fmae-vit-tiny")

@@ -233,6 +233,8 @@ def test_a_folder_of_photographs_is_labelled_and_trained_on(pretrain, photos, tm
     assert "c2fmae label" in caplog.text
     printed = capsys.readouterr().out
     assert "2 steps of 16 images on cpu" in printed
+    record = json.loads((tmp_path / "run/run.json").read_text(encoding="utf-8"))
+    assert record["label_maps"].startswith("The maps come from classical segmentation without a trained model")
     assert f"\nNext:\n  c2fmae embed {tmp_path}/run/c2fmae-vit-tiny {photos} --output features.parquet\n" in printed
     # Run again: labels are reused, and training resumes.
     again = pretrain.main([*words, "--max_steps", "3", "--resume_from_checkpoint", "last"])

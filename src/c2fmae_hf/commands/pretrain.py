@@ -40,6 +40,7 @@ from ..data.dataset import C2FMAEDataset
 from ..data.rows import count_semantic_classes, semantic_id2label
 from ..data.splits import load_splits
 from ..interop.starting_point import load_starting_point
+from ..labelling.job import describe_maps
 from ..labelling.records import OutputOptions
 from ..modeling_c2fmae import C2FMAEForPreTraining
 from ..publishing.records import RUN_FILE, RunRecord, data_name
@@ -379,6 +380,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer | TrainingEstimate:
         curriculum=asdict(training_args.get_curriculum()),
         batch_size=images_per_step(training_args),
         resumed_from=find_checkpoint(training_args),
+        label_maps=describe_maps(data_args.dataset_name, data_args.train_split),
         **({} if source is None else {"data": data_name(photographs)}),
     )
     trainer = C2FMAETrainer(

@@ -67,6 +67,12 @@ class LabellingSummary:
         )
 
 
+def describe_maps(dataset: str | None, split: str) -> str | None:
+    """Source and quality of the label maps of a split, if the dataset is a folder that [`label_images`] wrote."""
+    path = Path(dataset or "").expanduser() / ".labelling" / split / JOB_FILE
+    return read_json(path)["summary"] if path.is_file() else None
+
+
 def label_images(
     source: ImageSource,
     labeller: Labeller,

@@ -27,7 +27,7 @@ DEFAULT_LICENSE = "apache-2.0"
 PICTURE = "predictions.png"
 DEFAULT_CAPTION = "Predictions for a few photographs, made with these weights."
 DEFAULT_DATA = (
-    "The training data, the source of its label maps and the licences of both are not stated. The weights may inherit "
+    "Nothing else is stated about the training data, its label maps and the licences of both. The weights may inherit "
     "obligations from both: ask before you use them."
 )
 DEFAULT_LIMITS = (
@@ -209,6 +209,7 @@ def build_card(
         results=[_row(figure) for figure in figures],
         picture=PICTURE if PICTURE in files else None,
         caption=facts.caption.strip(),
+        label_maps=list(dict.fromkeys(filter(None, (run.record.get("label_maps") for run in runs if run.is_training)))),
         data=facts.data.strip(),
         limits=facts.limits.strip(),
     )
