@@ -209,7 +209,7 @@ def build_card(
         results=[_row(figure) for figure in figures],
         picture=PICTURE if PICTURE in files else None,
         caption=facts.caption.strip(),
-        label_maps=list(dict.fromkeys(filter(None, (run.record.get("label_maps") for run in runs if run.is_training)))),
+        label_maps=_label_maps_of(runs),
         data=facts.data.strip(),
         limits=facts.limits.strip(),
     )
@@ -236,6 +236,12 @@ def _datasets_of(runs: Sequence[Run]) -> list[str]:
     """Hub names of the datasets that the weights were trained on."""
     names = [data_of(run) for run in runs if run.is_training]
     return [name for name in dict.fromkeys(names) if re.fullmatch(HUB_NAME, name)]
+
+
+def _label_maps_of(runs: Sequence[Run]) -> list[str]:
+    """How the label maps of pre-training were made, as far as records tell."""
+    told = [run.record.get("label_maps") for run in runs if run.is_training]
+    return list(dict.fromkeys(filter(None, told)))
 
 
 def _base_model_of(runs: Sequence[Run], origin: str | None) -> str | None:
