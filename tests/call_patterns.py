@@ -138,7 +138,7 @@ class Subject:
         raise NotOffered("no backbone")
 
     def timm(self, **options: Any) -> nn.Module:
-        raise NotOffered("not timm's")
+        raise NotOffered("does not apply")
 
 
 class Ours(Subject):
@@ -806,7 +806,9 @@ torch.save(found, sys.argv[1])
 def folders_of_a_trainer_in_timm(subject: Subject, folder: Path) -> None:
     """`save_model` and checkpoints of transformers' Trainer, in timm, without our package."""
     if not isinstance(subject, Ours):
-        raise NotOffered("not timm's names" if isinstance(subject, Vit) else "the wrapper's names, with a prefix")
+        raise NotOffered(
+            "other names of weights" if isinstance(subject, Vit) else "the wrapper's names, with a prefix"
+        )
     subject.timm()  # can this timm?
     trainer, saved = fine_tuned(subject, folder / "run")
     ramp = torch.linspace(-1, 1, 3 * subject.side**2).reshape(1, 3, subject.side, subject.side)
@@ -826,7 +828,7 @@ def folders_of_a_trainer_in_timm(subject: Subject, folder: Path) -> None:
 def segmentation_models_pytorch(subject: Subject, folder: Path) -> None:
     smp = package("segmentation_models_pytorch")
     if isinstance(subject, Vit):
-        raise NotOffered("not timm's")
+        raise NotOffered("does not apply")
     if isinstance(subject, Timm):
         model = smp.DPT(encoder_name="tu-vit_tiny_patch16_224", encoder_weights=None, classes=4)
         assert model(torch.randn(2, 3, 224, 224)).shape == (2, 4, 224, 224)

@@ -632,7 +632,7 @@ a dataset. `label` rejects a bad image (`rejects.jsonl`) and continues with the 
 it. Detection on COCO's files leaves it out with a warning. "Used" means that the values read were compared with the
 values stored, and are the same (for lossy photographs: nearly).
 
-Made by `python tests/odd_files.py > docs/odd_files.md`, {number} files; none was used wrongly without a message.
+Made by `python tests/odd_files.py > docs/odd_files.md`, {number} files; none was misread in silence.
 """
 
 

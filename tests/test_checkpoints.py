@@ -218,7 +218,10 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     for text in ("first", "second"):
         with replace_folder(target) as folder:
             (folder / "weights").write_text(text)
-    (tmp_path / ".model.tmp-1").mkdir()  # left by a killed process
+    for kind in ("tmp", "old"):  # left by killed processes, one of this process's number, as in containers
+        for number in (1, os.getpid()):
+            (tmp_path / f".model.{kind}-{number}").mkdir()
+            (tmp_path / f".model.{kind}-{number}" / "weights").write_text("left")
     with pytest.raises(IsADirectoryError), replace_folder(target) as folder:
         folder.write_text("no file")
     assert (target / "weights").read_text() == "second"
@@ -262,6 +265,16 @@ def test_changed_settings_are_logged_once(config, rows, tmp_path, caplog):
     assert said.count("->") == 5
 
 
+def test_shares_of_a_run_are_no_changed_settings(config, rows, tmp_path, caplog):
+    shares = {"max_steps": 9, "save_strategy": "steps", "save_steps": 0.3, "logging_steps": 0.2}
+    shares |= {"eval_strategy": "steps", "eval_steps": 0.3}
+    make_trainer(config, rows, tmp_path, **shares).train()
+    again = make_trainer(config, rows, tmp_path, **shares)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert (again.args.save_steps, again.args.logging_steps, again.args.eval_steps) == (3, 2, 3)
+    assert "do not match" not in caplog.text
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "scheduler.pt"])
 def test_a_damaged_file_of_the_right_size_is_named(config, rows, tmp_path, name):
     make_trainer(config, rows, tmp_path, **SAVES).train()
@@ -269,8 +282,9 @@ def test_a_damaged_file_of_the_right_size_is_named(config, rows, tmp_path, name)
     content = bytearray(file.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 8] = bytes(8)
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=f"expected {name} as it was saved, got other content.*resume from another"):
-        make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=True)
+    for checkpoint in (True, str(tmp_path / "checkpoint-6"), tmp_path / "checkpoint-6"):
+        with pytest.raises(ValueError, match=f"expected {name} as it was saved, got other content.*from another"):
+            make_trainer(config, rows, tmp_path, **SAVES).train(resume_from_checkpoint=checkpoint)
     listed = json.loads((tmp_path / "checkpoint-6/files.json").read_text())
     for shorter in ({}, {"trainer_state.json": listed["trainer_state.json"]}):
         (tmp_path / "checkpoint-6/files.json").write_text(json.dumps(shorter))

@@ -356,6 +356,44 @@ def test_scoring_checks_that_the_classes_are_the_model_s(example, folders, datas
     run(example, model, tmp_path / "numbers", tmp_path / "scores", "--evaluate_only", "true")
 
 
+@pytest.mark.parametrize("kind", ["c2fmae", "vit"])
+def test_scoring_sees_images_as_in_training(example, folders, dataset_folder, tmp_path, kind):
+    options = ("--max_steps", "2", "--image_size", "48", "--save_strategy", "no")
+    options += ("--crop_pct", "1.0") if kind == "c2fmae" else ()  # ViT's processor keeps no crop
+    trained = run(example, folders[kind], dataset_folder, tmp_path / "out", *options)
+    again = run(example, str(tmp_path / "out"), dataset_folder, tmp_path / "scores", "--evaluate_only")
+    assert again["settings"]["image_size"] == 48
+    assert again["settings"]["crop_pct"] == pytest.approx(1.0 if kind == "c2fmae" else 0.875)
+    assert again["results"] == trained["results"]
+    options = ("--evaluate_only", "--image_size", "32")
+    given = run(example, str(tmp_path / "out"), dataset_folder, tmp_path / "x", *options)
+    assert given["settings"]["image_size"] == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--knn", "--k", "0"], "--k and --temperature: expected at least 1 and above 0, got 0 and 0.07"),
+        (["--knn", "--temperature", "-0.07"], "--k and --temperature: expected at least 1 and above 0, got 20"),
+        (["--linear_probe", "--evaluate_only"], "--evaluate_only and --linear_probe: --evaluate_only scores"),
+        (["--evaluate_only", "--push_to_hub"], "--evaluate_only and --push_to_hub: publish the model and its score"),
+    ],
+)
+def test_options_that_do_not_go_together(example, options, message, capsys):
+    with pytest.raises(SystemExit):
+        example.parse(["model", "data", *options])
+    assert message in capsys.readouterr().err
+
+
+def test_scores_do_not_replace_a_model_s_record(example, folders, dataset_folder, tmp_path):
+    run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", "--max_steps", "1", "--save_strategy", "no")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    for option in ("--knn", "--linear_probe", "--evaluate_only"):
+        with pytest.raises(ValueError, match="output_dir: expected a folder without a model"):
+            run(example, folders["c2fmae"], dataset_folder, tmp_path / "out", option)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()} == before
+
+
 def test_what_would_be_lost_or_fail_later_is_refused(example, folders, dataset_folder, tmp_path):
     options = ["--max_steps", "2", "--output_dir", str(tmp_path / "out")]
     with pytest.raises(ValueError, match=r"metric_for_best_model: expected one of \['loss', .*, got 'accuracy'"):

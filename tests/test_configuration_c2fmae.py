@@ -147,6 +147,20 @@ def test_timm_keys_say_what_the_weights_are(tmp_path, architecture, num_classes,
     assert (loaded.image_mean, loaded.image_std) == ([0.1, 0.2, 0.3], [1, 2, 3])
 
 
+@pytest.mark.parametrize("widths", [(448, 488), (896, 1952), (1408, 3136), (1408, 6144), (192, 768)])
+def test_timm_computes_the_same_mlp_width(widths):
+    hidden, intermediate = widths
+    config = C2FMAEConfig(hidden_size=hidden, intermediate_size=intermediate, num_attention_heads=2)
+    assert int(hidden * config.timm_keys()["model_args"]["mlp_ratio"]) == intermediate
+
+
+def test_inputs_may_be_a_tuple(tmp_path):
+    C2FMAEConfig.from_size("tiny").save_pretrained(tmp_path)
+    config = C2FMAEConfig.from_pretrained(tmp_path, input_granularities=("image",))
+    config.check_values()
+    assert config.timm_keys() is not None
+
+
 def test_a_bare_configuration_has_no_timm_keys(tmp_path):
     C2FMAEConfig.from_size("tiny").save_pretrained(tmp_path)
     assert not set(TIMM_KEYS) & set(json.loads((tmp_path / "config.json").read_text()))

@@ -22,6 +22,7 @@ from c2fmae_hf.data.sampling import EpochSampler, SampleKey
 from c2fmae_hf.data.splits import load_splits
 from c2fmae_hf.data.streaming import C2FMAEIterableDataset
 from c2fmae_hf.data.transforms import evaluation_transform, training_transform
+from c2fmae_hf.labelling.sources.open import open_source
 from testing_utils import make_rows, png
 
 
@@ -45,6 +46,15 @@ def test_a_sample(dataset, config):
     assert set(sample["semantic"].unique().tolist()) <= {-100, 0, 1, 2, 3, 4}
     assert set(sample["instance"].unique().tolist()) <= {0, 1, 2, 3}
     assert sample["sample_key"] == SampleKey(3, 0, 0.0)
+
+
+def test_indices_end_where_the_rows_do(rows):
+    dataset = C2FMAEDataset(rows.select(range(3)), TRANSFORM)
+    assert [sample["image_id"] for sample in dataset] == rows["image_id"][:3]
+    assert torch.equal(dataset[-1]["pixel_values"], dataset[2]["pixel_values"])
+    for index in (3, -4):
+        with pytest.raises(IndexError, match=f"expected an index below 3, got {index}"):
+            dataset[index]
 
 
 def test_samples_are_a_function_of_seed_epoch_and_row(rows):
@@ -320,6 +330,10 @@ def test_the_format_of_rows_makes_no_difference(config, rows, form, caplog):
     assert torch.equal(sample["pixel_values"], plain["pixel_values"])
     assert torch.equal(sample["semantic"], plain["semantic"])
     assert ("with_transform is not applied" in caplog.text) is (form == "transform")
+    if form != "transform":
+        stream = rows.to_iterable_dataset().with_format(form)
+        sample = next(iter(C2FMAEIterableDataset(stream, transform, num_semantic_classes=5)))
+        assert sample["pixel_values"].shape == plain["pixel_values"].shape
 
 
 def test_paths_with_brackets_and_of_the_home_folder(rows, tmp_path, monkeypatch):
@@ -328,8 +342,15 @@ def test_paths_with_brackets_and_of_the_home_folder(rows, tmp_path, monkeypatch)
     rows.to_parquet(tmp_path / "v[2]" / "train.parquet")
     for name in (str(tmp_path / "v[2]" / "train.parquet"), "~/v[2]/train.parquet"):
         assert len(load_splits(name)["train"]) == len(rows)
+        assert len(list(open_source(name).read(open_source(name).parts(100)[0]))) == len(rows)
+    assert len(open_source("~/v*/train.parquet").parts(100)) == 1
     rows.save_to_disk(tmp_path / "saved")
     assert len(load_splits("~/saved")["train"]) == len(rows)
+    (tmp_path / "v[2]/deep/er").mkdir(parents=True)
+    for folder in ("deep", "deep/er"):
+        rows.to_parquet(tmp_path / "v[2]" / folder / "train.parquet")
+    assert len(load_splits("~/v*/**/*.parquet")["train"]) == 3 * len(rows)
+    assert len(open_source("~/v*/**/*.parquet").parts(100)) == 3
 
 
 def test_named_classes_without_a_pixel_are_told(rows, caplog):

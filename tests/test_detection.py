@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -560,6 +561,44 @@ def test_wrong_arguments(example, encoders, discs, tmp_path, capsys):
     assert "expected one of --dataset_name and --coco_dir" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"thing_classes: expected some of \[1, 2, 3, 4\]"):
         run(example, encoders["c2fmae"], discs, tmp_path, "--thing_classes", "77")
+
+
+def test_validation_rows_need_objects(example, encoders, tmp_path, caplog):
+    rows = make_rows(8)
+    crowds = rows.map(lambda row: {"instance": png(255 * (np.array(row["instance"]) > 0).astype(np.uint8))})
+    for name, held_out in (("nothing", crowds), ("something", rows.select([0]))):
+        datasets.DatasetDict({"train": rows, "validation": held_out}).save_to_disk(tmp_path / name)
+    with pytest.raises(ValueError, match=r"validation: expected an object of .*, got none"):
+        run(example, encoders["c2fmae"], tmp_path / "nothing", tmp_path / "x")
+    train, held_out = example.load_objects(example.parse([encoders["c2fmae"], str(tmp_path / "something")])[0], 0)
+    absent = [name for label, name in train.id2label.items() if label not in held_out.present()]
+    assert absent
+    assert f"Classes without an object in the validation split: {', '.join(absent)}." in caplog.text
+
+
+def test_scoring_needs_a_detector_and_follows_the_options(example, encoders, discs, tmp_path):
+    with pytest.raises(ValueError, match=r"expected a Mask R-CNN to evaluate, got .*, a c2fmae"):
+        run(example, encoders["c2fmae"], discs, tmp_path / "x", "--evaluate_only")
+    build_mask_rcnn(str(encoders["c2fmae"]), NAMES, image_size=48, max_image_size=64, **SMALL).save_pretrained(
+        tmp_path / "detector"
+    )
+    words = [str(tmp_path / "detector"), str(discs), "--evaluate_only", "--use_cpu"]
+    with pytest.raises(ValueError, match=r"expected a Mask2Former to evaluate, got .*, a vit_mask_rcnn"):
+        example.main([*words, "--detector", "mask2former", "--output_dir", str(tmp_path / "y")])
+    options = ["--image_size", "32", "--detector_options", '{"score_threshold": 0.9}', "--output_dir", str(tmp_path)]
+    config = example.build(example.parse([*words, *options])[0], NAMES)[0].config
+    assert (config.image_size, config.max_image_size, config.score_threshold) == (32, 42, 0.9)
+    config = example.build(example.parse([*words, "--output_dir", str(tmp_path)])[0], NAMES)[0].config
+    assert (config.image_size, config.max_image_size) == (48, 64)
+
+
+@pytest.mark.parametrize(
+    "options", [["--thing_classes", "1"], ["--train_split", "test"], ["--validation_share", "0.5"]]
+)
+def test_options_that_coco_files_would_ignore(example, options, capsys):
+    with pytest.raises(SystemExit):
+        example.parse(["model", "--coco_dir", "coco", *options])
+    assert f"{options[0]} is for --dataset_name only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("detector", ["mask_rcnn", "mask2former"])

@@ -588,6 +588,42 @@ def test_weights_of_others_need_a_licence_with_its_text(hub_scene):
     assert len(lines) == 8
 
 
+CARRIED = """
+import sys
+from pathlib import Path
+from c2fmae_hf import C2FMAEForImageClassification, C2FMAEModel
+from c2fmae_hf.publishing.hub import HubError, push_to_hub
+from c2fmae_hf.publishing.model_card import CardFacts
+own, folder = C2FMAEModel.from_pretrained(sys.argv[1]), sys.argv[2]
+push_to_hub(own, "me/nc", facts=CardFacts(license="cc-by-nc-4.0"), license_text="No commerce.")
+push_to_hub(own, "me/free")
+made = C2FMAEForImageClassification.from_pretrained("me/nc", num_labels=3)
+made.save_pretrained(folder)
+again = C2FMAEForImageClassification.from_pretrained(folder)
+for model, facts in ((made, CardFacts(license="apache-2.0")), (again, CardFacts(license="apache-2.0"))):
+    try:
+        push_to_hub(model, "me/laundered", facts=facts)
+    except HubError as error:
+        print(error)
+made.push_to_hub("me/direct", max_shard_size="1GB")
+push_to_hub(again, "me/derived")
+C2FMAEModel.from_pretrained("me/free").save_pretrained(folder + "-free")
+print(Path(folder + "-free", "LICENSE").exists())
+"""
+
+
+def test_weights_from_the_hub_keep_their_licence(hub_scene, tmp_path):
+    lines = run(hub_scene, CARRIED, hub_scene.folder / "encoder", tmp_path / "made").splitlines()
+    assert "license: expected cc-by-nc-4.0, the licence of the weights" in lines[0]
+    assert "license: expected other, the licence of the weights" in lines[1]
+    assert lines[2] == "False"
+    repositories = hub_scene.hub.repositories
+    assert "me/laundered" not in repositories
+    for name, license in (("me/direct", "cc-by-nc-4.0"), ("me/derived", "other")):
+        assert repositories[name].files["LICENSE"] == b"No commerce."
+        assert f"license: {license}\n" in repositories[name].files["README.md"].decode()
+
+
 def test_a_token_in_the_arguments_is_never_written(hub_scene, tmp_path):
     recipe = write_recipe(tmp_path, push_to_hub=True, hub_model_id="me/by-argument", hub_private_repo=True)
     run(hub_scene, command("pretrain"), recipe, "--hub_token", TOKEN, token=None)

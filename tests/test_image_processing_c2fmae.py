@@ -393,8 +393,11 @@ def test_a_size_alone_is_that_of_the_crop_too(tmp_path):
         called = AutoImageProcessor.from_pretrained(tmp_path)(pixels, size=size, crop_pct=crop_pct)
         assert torch.equal(called["pixel_values"][0], expected[0])
         assert C2FMAEImageProcessor(size=size)(pixels)["pixel_values"][0].shape == (3, 96, 96)
-    squashed = AutoImageProcessor.from_pretrained(tmp_path, size={"height": 96, "width": 48})
-    assert squashed(pixels)["pixel_values"][0].shape == (3, 96, 48)
+    for size in ({"height": 96, "width": 48}, (96, 48), [96, 48]):
+        squashed = AutoImageProcessor.from_pretrained(tmp_path, size=size)
+        assert squashed(pixels)["pixel_values"][0].shape == (3, 96, 48)
+        called = AutoImageProcessor.from_pretrained(tmp_path)(pixels, size=size)
+        assert torch.equal(called["pixel_values"][0], squashed(pixels)["pixel_values"][0])
     both = AutoImageProcessor.from_pretrained(tmp_path, size={"shortest_edge": 110}, crop_size=96)
     assert both(pixels)["pixel_values"][0].shape == (3, 96, 96)
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from bad_rows import SIZE, animated, claiming, encoded, exif_of, one_class, with_exif
-from c2fmae_hf.images import MAX_IMAGE_PIXELS, number_of_frames, open_image, to_label_map, to_rgb
+from c2fmae_hf.images import MAX_IMAGE_PIXELS, map_stride, number_of_frames, open_image, to_label_map, to_rgb
 from c2fmae_hf.pictures.photographs import open_photograph
 
 
@@ -52,6 +52,15 @@ def test_palette_with_transparency():
     image.putpalette([0, 0, 0, *COLOUR])
     assert pixel(to_rgb(open_image(encoded(image, "PNG")))) == COLOUR
     assert pixel(to_rgb(open_image(encoded(image, "PNG", transparency=1)))) == (255, 255, 255)
+    whole = encoded(Image.new("RGB", (4, 3), COLOUR), "PNG", transparency=COLOUR)  # one colour of it
+    assert pixel(to_rgb(open_image(whole))) == (255, 255, 255)
+
+
+def test_strides_of_small_maps_are_powers_of_two():
+    assert map_stride((14, 15), (210, 225)) == 16  # 15 fits, too
+    assert map_stride((70, 75), (210, 225)) == 3
+    assert map_stride((210, 225), (210, 225)) == 1
+    assert map_stride((14, 16), (210, 225)) is None
 
 
 def test_16_bit_png_is_scaled_not_clipped():
@@ -212,7 +221,14 @@ PHOTO = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 4
 def test_sources(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(PHOTO)
     path = str(tmp_path / "photo.jpg")
-    for value in (PHOTO, path, {"bytes": PHOTO, "path": None}, {"bytes": None, "path": path}, Image.open(path)):
+    for value in (
+        PHOTO,
+        path,
+        tmp_path / "photo.jpg",
+        {"bytes": PHOTO, "path": None},
+        {"bytes": None, "path": path},
+        Image.open(path),
+    ):
         assert open_image(value).size == (40, 40)
 
 

@@ -48,6 +48,15 @@ for streaming in (False, True):
     again = datasets.load_dataset(target, split="train")
     assert again["image_id"] == rows["train"]["image_id"]
     assert again["label"] == rows["train"]["label"]
+# A stream of another commit is another source.
+api.upload_file(repo_id="me/uploaded", repo_type="dataset", path_in_repo="note.txt", path_or_fileobj=b"new")
+source = open_source("me/uploaded", streaming=True, columns=labeller.columns)
+try:
+    label_images(source, labeller, f"{folder}-True")
+except ValueError as error:
+    assert "was made with another source (origin: revision: " in str(error), error
+else:
+    raise SystemExit("labels of two commits were mixed")
 print("published")
 """
 

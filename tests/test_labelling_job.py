@@ -405,6 +405,43 @@ def test_shards_of_different_settings_are_not_mixed(photos, tmp_path):
     assert len(load_dataset(str(out), split="train").features["semantic_classes"].feature.names) == 3
 
 
+def test_a_refused_job_deletes_nothing(photos, tmp_path):
+    out = tmp_path / "out"
+    for split in ("train", "validation"):
+        label_images(FolderSource(photos), ClassicalLabeller(4, fit_images=5), out, split, SMALL)
+    before = tree_checksums(out)
+    with pytest.raises(ValueError, match=r"split 'validation' of .* was made with another labeller"):
+        label_images(FolderSource(photos), ClassicalLabeller(3, fit_images=5), out, options=SMALL, overwrite=True)
+    assert tree_checksums(out) == before
+    fitted = out / "labeller" / "classical.safetensors"
+    content = fitted.read_bytes()
+    fitted.unlink()
+    with pytest.raises(ValueError, match=r"Put it back, or label all splits into another output_dir"):
+        label_images(FolderSource(photos), ClassicalLabeller(4, fit_images=5), out, options=SMALL, overwrite=True)
+    fitted.write_bytes(content)
+    assert tree_checksums(out) == before
+
+
+def test_overwriting_equals_a_new_dataset(photos, tmp_path):
+    others = tmp_path / "others"
+    write_photographs(others, 7, height=40, width=80)
+    label_images(FolderSource(photos), ClassicalLabeller(4, fit_images=5), tmp_path / "out")
+    label_images(FolderSource(others), ClassicalLabeller(4, fit_images=5), tmp_path / "out", overwrite=True)
+    label_images(FolderSource(others), ClassicalLabeller(4, fit_images=5), tmp_path / "new" / "out")
+    assert tree_checksums(tmp_path / "out") == tree_checksums(tmp_path / "new" / "out")
+
+
+def test_folders_of_others_below_the_output_stay(photos, tmp_path):
+    inside = tmp_path / "runs" / "model" / ".weights.tmp-1"
+    inside.mkdir(parents=True)
+    (tmp_path / "runs" / ".card.tmp-1").mkdir()
+    label_images(FolderSource(photos), Halves(), tmp_path / "runs", options=SMALL)
+    assert inside.is_dir()
+    (tmp_path / "runs" / "data" / ".train-00000-0000.parquet.tmp-1").touch()
+    label_images(FolderSource(photos), Halves(), tmp_path / "runs", options=SMALL)
+    assert not list((tmp_path / "runs" / "data").glob(".*"))
+
+
 def test_two_jobs_do_not_write_one_dataset(photos, tmp_path):
     (tmp_path / "out" / ".labelling").mkdir(parents=True)
     with (

@@ -48,6 +48,31 @@ def test_a_whole_dataset(labelled):
     assert "13 rows, 0 broken" in str(report)
 
 
+def test_a_folder_of_files(tmp_path, monkeypatch):
+    """`datasets` leaves photographs and maps in their files, and gives paths."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ("image", "semantic", "instance")
+    (tmp_path / "set" / "train").mkdir(parents=True)
+    lines = []
+    for index, row in enumerate(make_rows(4)):
+        for name in names:
+            row[name].save(tmp_path / "set/train" / f"{index}.{name}.png")
+        lines.append(json.dumps({f"{name}_file_name": f"{index}.{name}.png" for name in names}))
+    (tmp_path / "set/train/metadata.jsonl").write_text("\n".join(lines))
+    report, _ = validate_dataset("~/set")
+    assert (report.rows, report.num_broken) == (4, 0)
+    sizes = [(tmp_path / "set/train" / f"{index}.image.png").stat().st_size for index in range(4)]
+    assert report.bytes_per_image["image"] == pytest.approx(sum(sizes) / 4)
+    assert "maps add" in str(report)
+
+
+def test_the_home_folder_has_a_manifest_too(labelled, monkeypatch):
+    monkeypatch.setenv("HOME", str(labelled.parent))
+    next((labelled / "data").iterdir()).unlink()
+    report, _ = validate_dataset("~/set")
+    assert "is missing" in report.shards[0]
+
+
 def test_shards_that_differ_from_the_manifest(labelled):
     shards = sorted((labelled / "data").iterdir())
     shutil.copy(shards[0], labelled / "data" / "train-00009-0000.parquet")

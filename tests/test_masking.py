@@ -224,12 +224,17 @@ def test_ranks():
     ],
 )
 def test_probabilities(schedule, expected):
-    curriculum = MaskingCurriculum(schedule, weights=(1, 0, 3))
+    curriculum = MaskingCurriculum(schedule, weights=(1, 0, 3) if schedule == "constant" else (1, 1, 1))
     got = curriculum.probabilities(torch.tensor(list(expected)))
     assert torch.allclose(got, torch.tensor(list(expected.values()), dtype=torch.double), atol=1e-6)
     everywhere = curriculum.probabilities(torch.linspace(-0.5, 1.5, 101))
     assert torch.allclose(everywhere.sum(dim=1), torch.ones(101, dtype=torch.double))
     assert (everywhere >= 0).all()
+
+
+def test_weights_without_a_constant_schedule_are_refused():
+    with pytest.raises(ValueError, match=r"weights: expected schedule='constant' with \(0, 0, 1\), got 'linear'"):
+        MaskingCurriculum(weights=(0, 0, 1))
 
 
 def test_reversed_order():

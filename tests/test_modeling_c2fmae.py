@@ -553,6 +553,21 @@ def test_a_compiled_step_refuses_a_mask_of_another_count(model, batch):
         compiled(**{**batch, "bool_masked_pos": mask})
 
 
+def test_the_encoder_keeps_the_attention_implementation(config, tmp_path):
+    C2FMAEForPreTraining(config).save_pretrained(tmp_path)
+    whole = C2FMAEForPreTraining.from_pretrained(tmp_path, attn_implementation="eager")
+    encoder = whole.image_encoder()
+    outputs = encoder(torch.zeros(1, 3, 32, 32), output_attentions=True)
+    assert len(outputs.attentions) == config.num_hidden_layers
+    assert whole.config.input_granularities == config.input_granularities
+
+
+def test_weights_from_a_dictionary(config):
+    model = C2FMAEModel(config)
+    loaded = C2FMAEModel.from_pretrained(None, config=config, state_dict=model.state_dict())
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 def test_encoder_exports_with_a_dynamic_batch(model, batch):
     encoder = model.image_encoder().eval()
     batch_size = torch.export.Dim("batch", min=1, max=64)

@@ -253,12 +253,34 @@ def test_the_number_of_steps_follows_from_the_number_of_photographs(pretrain, ph
     assert arguments("--max_steps", "7").max_steps == 7
     assert arguments("--num-train-epochs", "7").max_steps == -1
     assert arguments("--recipe", "demo").max_steps == 420
+    for number in (3, 5):  # 3 is transformers' default
+        (tmp_path / "own.yaml").write_text(f"num_train_epochs: {number}\nsize: tiny\n")
+        args = arguments("--recipe", str(tmp_path / "own.yaml"))
+        assert (args.max_steps, args.num_train_epochs) == (-1, number)
     assert arguments("--recipe", "photographs").max_steps == 400
     assert arguments("--model_name_or_path", "model").max_steps == 400
     # 100 passes, within bounds.
     numbers = {48: 6_400, 1_000: 100_000, 20_000: 1_000_000, 1_281_167: 12_811_670}
     assert {number: photographs.choose_steps(number, 1) for number in numbers} == numbers
     assert photographs.choose_steps(1_000, 256) == 391
+
+
+def test_the_command_line_s_rate_goes_before_the_recipe_s(pretrain):
+    def rate(*words: str) -> float:
+        return pretrain.parse(["photos", "--use_cpu", "true", *words])[2].learning_rate
+
+    for recipe in ((), ("--recipe", "photographs")):
+        assert rate(*recipe) == 1.5e-3
+        assert rate(*recipe, "--base_learning_rate", "1e-3") == pytest.approx(1e-3 * 16 / 256)
+        assert rate(*recipe, "--learning_rate", "2e-3") == 2e-3
+
+
+def test_a_number_of_a_stream_s_rows_is_refused(pretrain, capsys):
+    with pytest.raises(SystemExit):
+        pretrain.parse(["photos", "--use_cpu", "true", "--streaming", "true", "--max_train_samples", "10"])
+    assert (
+        "--max_train_samples and --streaming: a stream is read row by row; set --max_steps" in capsys.readouterr().err
+    )
 
 
 def test_other_datasets_are_not_taken_for_a_folder_of_photographs(pretrain, saved_rows, tmp_path):

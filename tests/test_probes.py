@@ -92,6 +92,9 @@ def test_knn_agrees_with_scikit_learn():
     judge = KNeighborsClassifier(11, metric="cosine", weights=weights).fit(train, train_labels)
     assert torch.allclose(scores, torch.from_numpy(judge.predict_proba(features)).float(), atol=1e-4)
     assert weighted_knn(train[:3], train_labels[:3], features, 4, k=20).sum(dim=1).allclose(torch.ones(100))
+    for wrong in ({"k": 0}, {"temperature": 0.0}, {"temperature": -0.1}):
+        with pytest.raises(ValueError, match="k, temperature: expected at least 1 and above 0"):
+            weighted_knn(train, train_labels, features, 4, **wrong)
 
 
 def test_linear_probe_learns_and_folds():

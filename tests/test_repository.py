@@ -23,6 +23,7 @@ from transformers import (
 
 from c2fmae_hf import (
     C2FMAEBackbone,
+    C2FMAEConfig,
     C2FMAEForImageClassification,
     C2FMAEForPreTraining,
     C2FMAEForSemanticSegmentation,
@@ -244,6 +245,14 @@ def test_timm_is_told_what_the_processor_does(config, tmp_path, fields, mean, st
     expected = timm.data.create_transform(**data_config, is_training=False)(image)
     found = processor(image, return_tensors="pt")["pixel_values"][0]
     assert (found - expected).abs().max() <= 2 / 255 / std  # two steps of 8-bit pixels
+
+
+def test_what_timm_cannot_do_with_an_image_that_is_not_square_is_told(config, tmp_path, caplog):
+    for name, size in (("square", [32, 32]), ("wide", [32, 64])):
+        caplog.clear()
+        model = build(C2FMAEModel, C2FMAEConfig(**{**config.to_dict(), "image_size": size}))
+        save_repository(model, tmp_path / name, C2FMAEImageProcessor.from_config(model.config))
+        assert ("timm resizes to cover a crop that is not square" in caplog.text) is (name == "wide")
 
 
 # Without this package

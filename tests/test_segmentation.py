@@ -269,6 +269,52 @@ def test_mistakes(example, encoders, discs, tmp_path):
         run(example, encoders["c2fmae"], discs, tmp_path, "--validation_split", "test")
 
 
+def test_scoring_sees_images_as_in_training(example, encoders, discs, tmp_path):
+    options = ("--head", "light", "--max_steps", "2", "--image_size", "48", "--num_drawn", "0")
+    trained = run(example, encoders["c2fmae"], discs, tmp_path / "out", *options)
+    words = [str(tmp_path / "out"), str(discs), "--output_dir", str(tmp_path / "scores"), "--evaluate_only"]
+    again = example.main([*words, "--use_cpu", "--disable_tqdm", "true", "--num_drawn", "0"])
+    assert again["settings"]["image_size"] == 48
+    assert again["results"] == pytest.approx(trained["results"], abs=1e-6)
+    words[0] = encoders["c2fmae"]
+    with pytest.raises(ValueError, match=r"expected a segmenter to evaluate, got .*, whose head would be random"):
+        example.main([*map(str, words), "--use_cpu"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--min_scale", "3"], "--min_scale: expected a value above 0, up to 2 (--max_scale), got 3"),
+        (["--min_scale", "0"], "--min_scale: expected a value above 0"),
+        (["--window_stride", "8"], "--window_stride is for --sliding_window"),
+        (["--head", "light", "--out_indices", "1", "2"], "--out_indices is for --head upernet"),
+    ],
+)
+def test_options_that_would_be_ignored(example, options, message, capsys):
+    with pytest.raises(SystemExit):
+        example.parse(["model", "data", *options])
+    assert message in capsys.readouterr().err
+
+
+def test_what_would_fail_after_training_is_refused(example, encoders, discs, tmp_path):
+    options = ("--sliding_window", "--window_stride", "33", "--head", "light")
+    with pytest.raises(ValueError, match=r"stride: expected a value in \[1, window\], got window=32, stride=33"):
+        run(example, encoders["c2fmae"], discs, tmp_path / "x", *options)
+    with pytest.raises(ValueError, match=r"metric_for_best_model: expected one of \['mean_iou', .*, got 'loss'"):
+        run(example, encoders["c2fmae"], discs, tmp_path / "y", "--head", "light", "--metric_for_best_model", "loss")
+
+
+def test_the_light_head_learns_every_class(encoders):
+    names = {index: f"class {index}" for index in range(300)}
+    model = build_segmenter(encoders["c2fmae"], names, head="light").train()
+    labels = torch.full((1, 8, 8), 255)  # an id of 16-bit maps, and transformers' default of what is ignored
+    assert model(torch.zeros(1, 3, 32, 32), labels).loss > 1
+    assert model(torch.zeros(1, 3, 32, 32), torch.full((1, 8, 8), -100)).loss == 0
+    model.config.semantic_loss_ignore_index = 255
+    with pytest.raises(ValueError, match="expected no label of the 300 classes, got 255"):
+        model(torch.zeros(1, 3, 32, 32), labels)
+
+
 def test_batches_of_one_image_are_left_out_or_refused(example, encoders, tmp_path):
     """UperNet's pooled branch cannot normalise a batch of one image, which 9 rows in batches of 4 leave."""
     data = save_discs(tmp_path / "discs", num_train=9, num_validation=5)

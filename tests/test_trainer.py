@@ -127,6 +127,14 @@ def test_evaluation_is_the_mean_over_images_and_always_the_same(config, rows, tm
         assert first[f"eval_{name}"] == pytest.approx(outputs[name].item(), rel=1e-5)
 
 
+def test_predictions_of_plain_rows_have_the_losses_of_evaluation(config, rows, tmp_path):
+    trainer = make_trainer(config, rows, tmp_path)
+    trainer.processing_class = C2FMAEImageProcessor.from_config(config)
+    expected, found = trainer.evaluate(rows), trainer.predict(rows).metrics
+    for name in ("loss", "semantic_loss", "instance_loss", "image_loss"):
+        assert found[f"test_{name}"] == expected[f"eval_{name}"]
+
+
 def test_evaluation_during_training_does_not_change_training_logs(config, rows, tmp_path):
     plain = make_trainer(config, rows, tmp_path / "plain", logging_steps=3)
     plain.train()
@@ -523,6 +531,9 @@ def test_learning_rate_schedule(config, rows, tmp_path):
         ({"curriculum_weights": [1.0]}, "curriculum_weights: expected three numbers"),
         ({"curriculum_order": ["random"]}, "order: expected a permutation"),
         ({"remove_unused_columns": True}, "remove_unused_columns: expected False"),
+        ({"curriculum_weights": [0.0, 0.0, 1.0]}, "weights: expected schedule='constant'"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size: expected False"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy: expected 'random'"),
     ],
 )
 def test_bad_arguments_are_named(values, message):

@@ -1,5 +1,6 @@
 """C2FMAE, a coarse-to-fine masked autoencoder (arXiv 2603.09955), for transformers and timm."""
 
+import logging
 from importlib import import_module
 from typing import Any
 
@@ -94,6 +95,8 @@ def __dir__() -> list[str]:
 def _publish(model: C2FMAEPreTrainedModel, repo_id: str, **kwargs: Any) -> Any:
     from .publishing.hub import push_to_hub
 
+    if kwargs.pop("max_shard_size", None) is not None:
+        logging.getLogger(__name__).warning("max_shard_size is ignored: timm reads the weights from one file.")
     return push_to_hub(model, repo_id, **kwargs)
 
 

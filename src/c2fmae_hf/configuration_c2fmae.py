@@ -417,7 +417,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     def validate_granularities(self) -> None:
         for field in ("granularities", "input_granularities"):
             value = getattr(self, field)
-            is_part = len(value) > 0 and value == [name for name in GRANULARITIES if name in value]
+            is_part = len(value) > 0 and list(value) == [name for name in GRANULARITIES if name in value]
             self._expect(is_part, field, f"a non-empty part of {GRANULARITIES} in that order")
         self._expect("image" in self.input_granularities, "input_granularities", "'image' among them")
 
@@ -450,7 +450,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         self._expect(is_complete, "loss_weights", expected)
         self._expect(0 <= self.instance_offset_weight < math.inf, "instance_offset_weight", "a finite number >= 0")
-        fits = not self.supervise_visible_labels or self.input_granularities == ["image"]
+        fits = not self.supervise_visible_labels or list(self.input_granularities) == ["image"]
         expected = f"False if labels are among the encoder's inputs (input_granularities={self.input_granularities})"
         self._expect(fits, "supervise_visible_labels", expected)
 
@@ -486,7 +486,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         Args:
             num_classes (`int`, defaults to 0): Classes of the saved classifier, named by `id2label`.
         """
-        if self.input_granularities != ["image"] or self.hidden_act != "gelu" or self.layer_norm_eps != 1e-6:
+        if list(self.input_granularities) != ["image"] or self.hidden_act != "gelu" or self.layer_norm_eps != 1e-6:
             return None
         size = next((name for name, fields in SIZES.items() if fields["hidden_size"] == self.hidden_size), "base")
         patch_size = SIZES[size]["patch_size"]
@@ -494,6 +494,9 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         labels = {int(index): name for index, name in (self.id2label or {}).items()}
         names = [labels.get(index, f"LABEL_{index}") for index in range(num_classes)]
         side = max(self.image_height_width)
+        mlp_ratio = self.intermediate_size / self.hidden_size
+        if int(self.hidden_size * mlp_ratio) < self.intermediate_size:  # as timm computes the width
+            mlp_ratio = math.nextafter(mlp_ratio, math.inf)
         return {
             "architecture": f"vit_{size}_patch{patch_size}_224",
             "num_classes": num_classes,
@@ -509,7 +512,7 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 "embed_dim": self.hidden_size,
                 "depth": self.num_hidden_layers,
                 "num_heads": self.num_attention_heads,
-                "mlp_ratio": self.intermediate_size / self.hidden_size,
+                "mlp_ratio": mlp_ratio,
                 "qkv_bias": self.qkv_bias,
                 "global_pool": global_pool,
                 # Norm before pooling, as in this package.

@@ -87,8 +87,11 @@ def size_before_crop(size: Any, crop_size: Any, crop_pct: Any) -> SizeDict:
 
 
 def _with_crop(kwargs: Any) -> Any:
-    """Add `crop_size` to options that have only `size`."""
+    """Add `crop_size` to options that have only `size`; `size` may be `(height, width)`."""
     size = kwargs.get("size")
+    if isinstance(size, (list, tuple)):
+        size = dict(zip(("height", "width"), size, strict=True))
+        kwargs = {**kwargs, "size": size}
     if size is None or kwargs.get("crop_size") is not None:
         return kwargs
     sides = {"shortest_edge": size} if isinstance(size, int) else dict(size)

@@ -81,7 +81,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         `ValueError`: for floating-point pixels that are not finite or not in [0, 1].
     """
     image = _upright(image)
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I"):  # 16 bits; Pillow widens some of them to "I"
         values = np.asarray(image).astype(np.int64)
@@ -224,6 +224,7 @@ def _open(value: Any, max_pixels: int) -> Image.Image:
     else:
         if isinstance(value, dict):
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
         if not isinstance(value, (bytes, str)):
             raise ValueError(f"expected an encoded image, a path or a PIL image, got {type(value).__name__}")
         if len(value) == 0:
@@ -272,10 +273,11 @@ def _explain(error: Exception) -> str:
 
 def map_stride(map_size: tuple[int, int], image_size: tuple[int, int]) -> int | None:
     """
-    Pixels per cell of a stored label map: the least stride `s` for which the map has `ceil(height / s)` rows and
-    `ceil(width / s)` columns of its image; `None` if no stride fits.
+    Pixels per cell of a stored label map: a stride `s` for which the map has `ceil(height / s)` rows and
+    `ceil(width / s)` columns of its image; `None` if no stride fits. If several do, as they may for small images, the
+    least power of two among them, or else the least.
     """
-    for stride in range(1, MAX_MAP_STRIDE + 1):
+    for stride in sorted(range(1, MAX_MAP_STRIDE + 1), key=lambda number: (number & (number - 1) != 0, number)):
         if all(-(-side // stride) == cells for cells, side in zip(map_size, image_size)):
             return stride
     return None

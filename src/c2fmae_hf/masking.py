@@ -179,7 +179,7 @@ class MaskingCurriculum:
     Args:
         schedule (`str`): `"linear"` cross-fades from one strategy to the next (w = max(0, 1 - 2t), 1 - |2t - 1|,
             max(0, 2t - 1)), `"step"` gives each a third of the run, `"constant"` keeps `weights` throughout.
-        weights: Probabilities of (semantic, instance, random) under `"constant"`; they are divided by their sum.
+        weights: Probabilities of (semantic, instance, random), for `"constant"` only; they are divided by their sum.
         order: The strategies in the order in which they take over, coarse to fine by default.
         region_masking (`str`): As for [`mask_regions`].
         length (`float`): Share of the run, in (0, 1], that the schedule takes; afterwards it stays at its end. Our
@@ -203,6 +203,8 @@ class MaskingCurriculum:
             raise ValueError(f"order: expected a permutation of {MASKING_STRATEGIES}, got {self.order!r}")
         if len(self.weights) != len(MASKING_STRATEGIES) or min(self.weights) < 0 or sum(self.weights) <= 0:
             raise ValueError(f"weights: expected three numbers >= 0, not all zero, got {self.weights!r}")
+        if self.schedule != "constant" and len(set(self.weights)) > 1:
+            raise ValueError(f"weights: expected schedule='constant' with {self.weights!r}, got {self.schedule!r}")
         if self.region_masking not in get_args(RegionMasking):
             raise ValueError(f"region_masking: expected one of {get_args(RegionMasking)}, got {self.region_masking!r}")
         if not 0 < self.length <= 1:

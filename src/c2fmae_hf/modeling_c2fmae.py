@@ -469,8 +469,9 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
                 f"{missing[:5]}{' ...' if len(missing) > 5 else ''} ({len(missing)}), unexpected "
                 f"{unexpected[:5]}{' ...' if len(unexpected) > 5 else ''} ({len(unexpected)}).{hint}"
             )
-        if model._loaded_from is not None:
-            model._loaded_from(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if model._loaded_from is not None and pretrained_model_name_or_path is not None:
+            options = {name: kwargs[name] for name in ("revision", "cache_dir", "token") if name in kwargs}
+            model._loaded_from(pretrained_model_name_or_path, kwargs.get("subfolder") or "", **options)
         if image_size is not None:
             model.resize_positions(image_size)
         return (model, info) if output_loading_info else model
@@ -542,8 +543,8 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
     def push_to_hub(self, repo_id: str, **kwargs) -> Any:
         """
         Publish weights, configuration, image processor, model card and licence in one commit, in the layout that timm
-        loads too. See [`~c2fmae_hf.publishing.hub.push_to_hub`] for the arguments. Without this package installed
-        (`trust_remote_code`), this is transformers' method.
+        loads too. See [`~c2fmae_hf.publishing.hub.push_to_hub`] for the arguments; `max_shard_size` is ignored, since
+        timm reads one file. Without this package installed (`trust_remote_code`), this is transformers' method.
         """
         if self._publish is None:
             return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
@@ -1004,7 +1005,8 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
         other input granularities. `image_encoder().save_pretrained(folder)` writes a folder that
         `AutoModel.from_pretrained` and `timm.create_model("local-dir:...")` both load.
         """
-        config = C2FMAEConfig(**{**self.config.to_dict(), "input_granularities": ["image"]})
+        config = copy.deepcopy(self.config)
+        config.input_granularities = ["image"]
         with torch.device("meta"):  # allocates no weights and draws no random numbers
             encoder = C2FMAEModel(config)
         state = {
@@ -1120,17 +1122,21 @@ class C2FMAEForSemanticSegmentation(C2FMAEPreTrainedModel):
             `(batch_size, num_labels, 4 * height / patch_size, 4 * width / patch_size)`.
 
         Raises:
-            `ValueError`: if labels are given and the model has a single class.
+            `ValueError`: if labels are given and the model has a single class, or the ignored label is a class.
         """
-        if labels is not None and self.config.num_labels == 1:
+        ignore_index, num_labels = self.config.semantic_loss_ignore_index, self.config.num_labels
+        if labels is not None and num_labels == 1:
             raise ValueError("num_labels: expected at least 2 to compute the loss, got 1")
+        if labels is not None and 0 <= ignore_index < (num_labels or 0):
+            raise ValueError(
+                f"semantic_loss_ignore_index: expected no label of the {num_labels} classes, got {ignore_index}"
+            )
         grid_size = check_pixel_values(self.config, pixel_values, interpolate_pos_encoding)
         outputs = self.c2fmae(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         logits = self.decode_head(tokens_to_map(outputs.last_hidden_state, grid_size))
         loss = None
         if labels is not None:
             resized = nn.functional.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear")
-            ignore_index = self.config.semantic_loss_ignore_index
             labels = labels.masked_fill(labels == IGNORE_INDEX, ignore_index)  # the processor's ignore value
             total = nn.functional.cross_entropy(resized, labels, ignore_index=ignore_index, reduction="sum")
             loss = total / (labels != ignore_index).sum().clamp(min=1)  # 0, not NaN, if all are ignored

@@ -115,6 +115,8 @@ def convert_processor_to_timm(processor: C2FMAEImageProcessor) -> dict[str, Any]
         crop = processor.crop_size if processor.do_center_crop else processor.size
         fields.update(crop_mode="squash", crop_pct=crop_share(crop["height"], size["height"]))
     elif processor.do_center_crop and processor.crop_size and size.get("shortest_edge"):
+        if processor.crop_size["height"] != processor.crop_size["width"]:
+            logger.warning("crop_size: timm resizes to cover a crop that is not square; the image processor does not.")
         side = max(processor.crop_size["height"], processor.crop_size["width"])
         resized = size_before_crop(processor.size, processor.crop_size, processor.crop_pct)
         fields["crop_pct"] = crop_share(side, int(resized.shortest_edge or side))

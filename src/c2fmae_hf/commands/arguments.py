@@ -169,8 +169,13 @@ def has_option(words: Sequence[str], *names: str) -> bool:
     return not given.isdisjoint(names)
 
 
-def has_recipe(words: Sequence[str]) -> bool:
-    return has_option(words, "recipe") or bool(words and words[0].endswith(RECIPE_SUFFIXES))
+def find_recipe(words: Sequence[str]) -> str | None:
+    """The recipe that the words of a command line name."""
+    if words and words[0].endswith(RECIPE_SUFFIXES):
+        return words[0]
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--recipe")
+    return finder.parse_known_args(words)[0].recipe
 
 
 # Help
@@ -354,6 +359,8 @@ def _apply_recipe(parser: _Parser, command: str, groups: Sequence[type], args: l
     for name in sorted(values.keys() - known):
         near = difflib.get_close_matches(name, known, n=1)
         parser.error(f"{found.recipe}: unknown argument {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
+    if has_option(args, "base_learning_rate"):  # which a learning rate would override
+        values.pop("learning_rate", None)
     # Options that hold a mapping are JSON on the command line.
     parser.set_defaults(
         **{name: json.dumps(value) if isinstance(value, dict) else value for name, value in values.items()}

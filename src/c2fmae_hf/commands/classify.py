@@ -39,18 +39,20 @@ from ..transfer.classification import (
     name_classes,
     ranked_accuracy,
 )
-from ..transfer.encoders import build_processor, encoder_config, load_encoder, own_image_size
+from ..transfer.encoders import build_processor, encoder_config, load_encoder, own_image_size, saved_view
 from ..transfer.fine_tuning_args import FineTuningArguments
 from ..transfer.probes import LinearProbe, extract_features, weighted_knn
 from .arguments import HubArguments
 from .console import model_in_words
-from .transfer import TransferArguments, check_classes, finish, parse_transfer, train
+from .transfer import TransferArguments, check_classes, finish, load_fine_tuned, parse_transfer, train
 
 
 logger = logging.getLogger(__name__)
 
 TASK = "image_classification"
 BEST_BY = "ranked_accuracy"
+#: The field's usual 224 of 256 pixels.
+CROP_PCT = 0.875
 
 
 @dataclass
@@ -58,12 +60,18 @@ class ClassifyArguments(TransferArguments):
     """Model and data."""
 
     layer_decay: float = field(default=0.65, metadata={"help": "Ratio of a layer's learning rate to the next one's."})
-    image_size: int | None = field(default=None, metadata={"help": "Side of the input; by default the model's own."})
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Side of the input; by default the model's own, of a fine-tuned model as it was trained."},
+    )
     pooling: str | None = field(
         default=None, metadata={"help": "mean or cls; by default the model's own.", "choices": ["mean", "cls"]}
     )
     min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest area of a training crop."})
-    crop_pct: float = field(default=0.875, metadata={"help": "Side of the central crop in evaluation."})
+    crop_pct: float | None = field(
+        default=None,
+        metadata={"help": f"Side of the central crop in evaluation; {CROP_PCT}, or as the evaluated model has it."},
+    )
     knn: bool = field(default=False, metadata={"help": "Frozen encoder, weighted nearest neighbours, no training."})
     k: int = field(default=20, metadata={"help": "k-NN: neighbours."})
     temperature: float = field(default=0.07, metadata={"help": "k-NN: temperature of the votes."})
@@ -87,6 +95,10 @@ def find_mistake(args: ClassifyArguments, training_args: FineTuningArguments, _)
         return "--linear_probe and --knn: choose one"
     if training_args.push_to_hub and args.knn:
         return "--push_to_hub and --knn: nearest neighbours are no model to publish"
+    if args.evaluate_only and args.protocol != "fine_tuning":
+        return f"--evaluate_only and --{args.protocol}: --evaluate_only scores a fine-tuned classifier"
+    if args.k < 1 or not args.temperature > 0:
+        return f"--k and --temperature: expected at least 1 and above 0, got {args.k} and {args.temperature}"
     return None
 
 
@@ -208,9 +220,7 @@ def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, f
 def fine_tune(args: ClassifyArguments, training_args, hub_args, data, id2label) -> tuple[dict, dict]:
     train_rows, validation_rows = data
     if args.evaluate_only:
-        model, info = AutoModelForImageClassification.from_pretrained(args.model, output_loading_info=True)
-        if info["missing_keys"]:
-            raise ValueError(f"model: expected a classifier to evaluate, got {args.model}, whose head would be random")
+        model = load_fine_tuned(AutoModelForImageClassification, args.model, "a classifier")
         check_classes(model, id2label, hasattr(train_rows.features["label"], "names"))
     else:
         model = build_classifier(
@@ -252,7 +262,7 @@ def fine_tune(args: ClassifyArguments, training_args, hub_args, data, id2label) 
     rows = {"train": len(train_rows), "validation": len(validation_rows)}
     record = args.record(TASK, training_args, rows, model)
     names = ("top1_accuracy", "top5_accuracy")
-    metrics, _ = train(trainer, args, str(args.dataset_name), (*names, BEST_BY))
+    metrics, _ = train(trainer, args, str(args.dataset_name), ("loss", *names, BEST_BY))
     pooling = getattr(model.config, "pooling", None) or "model's own"
     results = {pooling: {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}}
     return results, record.finish(None if args.evaluate_only else trainer.accelerator.unwrap_model(trainer.model))
@@ -273,8 +283,9 @@ def parse(args: list[str] | None = None) -> tuple[ClassifyArguments, FineTuningA
 def main(args: list[str] | None = None) -> dict:
     args, training_args, hub_args = parse(args)
     token = training_args.hub_token  # the trainer takes it out of the arguments
-    if args.image_size is None:
-        args.image_size = own_image_size(encoder_config(args.model, args.from_scratch))
+    image_size, crop_pct = saved_view(args.model) if args.evaluate_only else (None, None)
+    args.crop_pct = args.crop_pct or crop_pct or CROP_PCT
+    args.image_size = args.image_size or image_size or own_image_size(encoder_config(args.model, args.from_scratch))
     *data, id2label = load_rows(args, training_args.seed)
     started = time.perf_counter()
     run = fine_tune if args.protocol == "fine_tuning" else judge_features

@@ -23,16 +23,22 @@ from typing import Any
 import numpy as np
 import torch
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
-from transformers import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 
 from ..data.rows import semantic_id2label
 from ..pictures.colours import colour_instances
 from ..training.log_lines import counted
-from ..transfer.detection import DetectionTrainer, Mask2FormerTrainer, build_mask2former, build_mask_rcnn
+from ..transfer.detection import (
+    DetectionTrainer,
+    Mask2FormerTrainer,
+    build_mask2former,
+    build_mask_rcnn,
+    check_options,
+)
 from ..transfer.encoders import encoder_config, own_image_size, pixel_statistics
 from ..transfer.fine_tuning_args import FineTuningArguments
 from ..transfer.image_processing_mask_rcnn import MaskRCNNImageProcessor
-from ..transfer.modeling_mask_rcnn import MaskRCNNForObjectDetection
+from ..transfer.modeling_mask_rcnn import MaskRCNNConfig, MaskRCNNForObjectDetection
 from ..transfer.objects import (
     CocoObjects,
     DetectionDataset,
@@ -44,7 +50,7 @@ from ..transfer.objects import (
 )
 from ..utils.packages import require
 from .arguments import HubArguments
-from .transfer import TransferArguments, check_classes, finish, parse_transfer, train
+from .transfer import TransferArguments, check_classes, finish, load_fine_tuned, parse_transfer, train
 
 
 logger = logging.getLogger(__name__)
@@ -82,18 +88,43 @@ class DetectArguments(TransferArguments):
 def find_mistake(args: DetectArguments, *others) -> str | None:
     if args.detector not in ("mask_rcnn", "mask2former"):
         return f"--detector: expected mask_rcnn or mask2former, got {args.detector!r}"
-    if args.coco_dir is not None and args.max_train_samples is not None:
-        return "--max_train_samples is for --dataset_name only"
     if (args.dataset_name is None) == (args.coco_dir is None):
         return "expected one of --dataset_name and --coco_dir"
+    if args.max_image_size is not None and args.image_size is None and args.evaluate_only:
+        return "--max_image_size: expected --image_size, too"
+    of_datasets = ("thing_classes", "max_train_samples", "train_split", "validation_split", "validation_share")
+    if args.coco_dir is not None:
+        for name in of_datasets:
+            if getattr(args, name) != getattr(DetectArguments, name, None):
+                return f"--{name} is for --dataset_name only"
     return None
 
 
 def load_objects(args: DetectArguments, seed: int) -> tuple[ObjectSource, ObjectSource]:
-    if args.coco_dir is not None:
-        folder = Path(args.coco_dir)
-        train = CocoObjects(folder / "train2017", folder / "annotations" / "instances_train2017.json")
-        return train, CocoObjects(folder / "val2017", folder / "annotations" / "instances_val2017.json", train)
+    """
+    Objects to train on and to find.
+
+    Raises:
+        `ValueError`: if there is nothing to train on or to find, or data are wrong.
+    """
+    train, validation = open_coco(args.coco_dir) if args.coco_dir is not None else open_rows(args, seed)
+    present = validation.present()
+    if not present:
+        raise ValueError(f"validation: expected an object of {', '.join(train.id2label.values())}, got none")
+    absent = [name for label, name in train.id2label.items() if label not in present]
+    if absent:
+        names = ", ".join(absent[:20] + ["..."] * (len(absent) > 20))
+        logger.warning("Classes without an object in the validation split: %s.", names)
+    return train, validation
+
+
+def open_coco(name: str) -> tuple[CocoObjects, CocoObjects]:
+    folder = Path(name)
+    train = CocoObjects(folder / "train2017", folder / "annotations" / "instances_train2017.json")
+    return train, CocoObjects(folder / "val2017", folder / "annotations" / "instances_val2017.json", train)
+
+
+def open_rows(args: DetectArguments, seed: int) -> tuple[MapObjects, MapObjects]:
     hint = "c2fmae label makes such a dataset"
     number, args.max_train_samples = args.max_train_samples, None  # classes are those of all rows
     train, validation = args.load(seed, ("image", "semantic", "instance"), hint)
@@ -120,13 +151,17 @@ def build(args: DetectArguments, id2label: dict[int, str]):
     longest = args.max_image_size or (args.image_size or 0) * 4 // 3
     if args.detector == "mask_rcnn":
         if args.evaluate_only:
-            model = MaskRCNNForObjectDetection.from_pretrained(args.model)
+            check_options(MaskRCNNConfig, options)
+            if args.image_size is not None:
+                options |= {"image_size": args.image_size, "max_image_size": longest}
+            model = load_fine_tuned(MaskRCNNForObjectDetection, args.model, "a Mask R-CNN", **options)
         else:
             model = build_mask_rcnn(*common, image_size=args.image_size, max_image_size=longest, **options)
         return model, DetectionTrainer, {"processing_class": MaskRCNNImageProcessor(), "encoder": model.backbone}
     size = {"size": {"shortest_edge": args.image_size, "longest_edge": longest}} if args.image_size else {}
     if args.evaluate_only:
-        model = Mask2FormerForUniversalSegmentation.from_pretrained(args.model)
+        check_options(Mask2FormerConfig, options)
+        model = load_fine_tuned(Mask2FormerForUniversalSegmentation, args.model, "a Mask2Former", **options)
         processor = Mask2FormerImageProcessor.from_pretrained(args.model, **size)
     else:
         model = build_mask2former(*common, image_size=args.image_size, **options)

@@ -23,6 +23,7 @@ import json
 import logging
 import math
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
@@ -55,8 +57,8 @@ from .arguments import (
     HubArguments,
     check_output_dir,
     find_checkpoint,
+    find_recipe,
     has_option,
-    has_recipe,
     parse_arguments,
     read_recipe,
 )
@@ -138,6 +140,8 @@ def find_mistake(data_args: DataArguments, model_args: ModelArguments, *others) 
     known = {*C2FMAEConfig().to_dict(), "attn_implementation", "out_features", "out_indices"}
     if unknown := sorted(overrides.keys() - known):
         return f"config_overrides: unknown fields {unknown} of C2FMAEConfig"
+    if data_args.streaming and data_args.max_train_samples is not None:
+        return "--max_train_samples and --streaming: a stream is read row by row; set --max_steps"
     if data_args.probe_steps < 1:
         return f"probe_steps: expected at least 1, got {data_args.probe_steps}"
     if model_args.size not in (None, *SIZES):
@@ -228,7 +232,7 @@ def parse(args: list[str] | None = None) -> tuple:
 
     parsed = read()
     data_args, model_args = parsed[:2]
-    if has_recipe(words) or data_args.streaming:
+    if find_recipe(words) is not None or data_args.streaming:
         return parsed
     defaults = read_recipe("pretrain", RECIPE)
     left_out: set[str] = set()
@@ -241,8 +245,9 @@ def parse(args: list[str] | None = None) -> tuple:
 
 def set_length(words: list[str], args: C2FMAETrainingArguments, num_rows: int) -> None:
     """Let the number of steps follow from the number of rows, unless the command line or its recipe sets it."""
-    is_set = args.max_steps > 0 or args.num_train_epochs != C2FMAETrainingArguments.num_train_epochs
-    if not is_set and not has_option(words, "max_steps", "num_train_epochs"):
+    names, recipe = ("max_steps", "num_train_epochs"), find_recipe(words)
+    of_recipe = {} if recipe is None else read_recipe("pretrain", recipe)
+    if not has_option(words, *names) and of_recipe.keys().isdisjoint(names):
         args.max_steps = choose_steps(num_rows, images_per_step(args))
 
 
@@ -360,9 +365,12 @@ def main(args: list[str] | None = None) -> C2FMAETrainer | TrainingEstimate:
     source = open_photographs(data_args.dataset_name)
     if source is not None:
         photographs, data_args.dataset_name = data_args.dataset_name, str(output_dir / "dataset")
-        with training_args.main_process_first(desc="labelling"):
-            if training_args.process_index == 0:
-                label_photographs(source, photographs, output_dir / "dataset")
+        if training_args.process_index == 0:
+            label_photographs(source, photographs, output_dir / "dataset")
+        else:  # longer than a collective may take; the card comes last
+            while not (output_dir / "dataset" / "README.md").is_file():
+                time.sleep(1)
+        PartialState().wait_for_everyone()
     train_rows, held_out_rows, held_out_name = load_rows(data_args, training_args.seed)
     model = set_up(words, data_args, model_args, training_args, train_rows, held_out_rows)
     config = model.config

@@ -25,7 +25,7 @@ from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..images import to_rgb
 from ..pictures.colours import colour_classes
 from ..training.log_lines import counted
-from ..transfer.encoders import own_image_size, pixel_statistics
+from ..transfer.encoders import own_image_size, pixel_statistics, saved_view
 from ..transfer.fine_tuning_args import FineTuningArguments
 from ..transfer.segmentation import (
     MeanIoUOfBatches,
@@ -39,7 +39,7 @@ from ..transfer.segmentation import (
 from ..utils.files import read_lines
 from ..utils.packages import require
 from .arguments import HubArguments
-from .transfer import TransferArguments, check_classes, finish, parse_transfer, train
+from .transfer import TransferArguments, check_classes, finish, load_fine_tuned, parse_transfer, train
 
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,10 @@ class SegmentArguments(TransferArguments):
     )
     image_size: int | None = field(
         default=None,
-        metadata={"help": "Side of training crops, shorter side in evaluation; by default the model's own."},
+        metadata={
+            "help": "Side of training crops, shorter side in evaluation; by default the model's own, of a fine-tuned "
+            "model as it was trained."
+        },
     )
     min_scale: float = field(default=0.5, metadata={"help": "Smallest scale of training images before the crop."})
     max_scale: float = field(default=2.0, metadata={"help": "Largest scale of training images before the crop."})
@@ -67,6 +70,16 @@ class SegmentArguments(TransferArguments):
     sliding_window: bool = field(default=False, metadata={"help": "Evaluate squares of image_size, not whole images."})
     window_stride: int | None = field(default=None, metadata={"help": "By default two thirds of image_size."})
     num_drawn: int = field(default=4, metadata={"help": "Rows of predictions.png; 0 draws none."})
+
+
+def find_mistake(args: SegmentArguments, *others) -> str | None:
+    if not 0 < args.min_scale <= args.max_scale:
+        return f"--min_scale: expected a value above 0, up to {args.max_scale:g} (--max_scale), got {args.min_scale:g}"
+    if args.window_stride is not None and not args.sliding_window:
+        return "--window_stride is for --sliding_window"
+    if args.head == "light" and args.out_indices is not None:
+        return "--out_indices is for --head upernet"
+    return None
 
 
 def load_rows(args: SegmentArguments, seed: int):
@@ -127,6 +140,7 @@ def parse(args: list[str] | None = None) -> tuple[SegmentArguments, FineTuningAr
         args,
         __doc__,
         required=("model", "dataset_name"),
+        check=find_mistake,
         metric_for_best_model="mean_iou",
     )
 
@@ -139,7 +153,7 @@ def main(args: list[str] | None = None) -> dict:
     if args.head == "upernet" and not args.evaluate_only and len(train_rows) < 2:
         raise ValueError("dataset: expected at least 2 training rows, since UperNet normalises by batch, got 1")
     if args.evaluate_only:
-        model = AutoModelForSemanticSegmentation.from_pretrained(args.model)
+        model = load_fine_tuned(AutoModelForSemanticSegmentation, args.model, "a segmenter")
         check_classes(model, id2label, args.class_names is not None or bool(semantic_id2label(train_rows.features)))
     else:
         model = build_segmenter(
@@ -154,7 +168,8 @@ def main(args: list[str] | None = None) -> dict:
         )
     patch_size = patch_size_of_segmenter(model)
     if args.image_size is None:
-        args.image_size = own_image_size(getattr(model.config, "backbone_config", None) or model.config)
+        size = saved_view(args.model)[0] if args.evaluate_only else None
+        args.image_size = size or own_image_size(getattr(model.config, "backbone_config", None) or model.config)
     if args.image_size % patch_size:
         raise ValueError(f"image_size: expected a multiple of the patch size {patch_size}, got {args.image_size}")
     processor = build_processor(args.model, patch_size, args.image_size)

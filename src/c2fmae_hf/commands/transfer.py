@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import set_seed
+from transformers import AutoConfig, PreTrainedModel, set_seed
+from transformers.utils import CONFIG_NAME
 
 from ..data.splits import load_train_and_validation
 from ..publishing.records import RESULTS_FILE, RunRecord
@@ -78,24 +79,69 @@ class TransferArguments:
         return RunRecord(task, (self, training_args), rows=rows, splits=names, starting_model=model)
 
 
-def parse_transfer(command: str, group: type, args: list[str] | None, description: str, **options: Any) -> tuple:
-    """Arguments of a task, of training and of publishing. Sets the seed, and checks the folders."""
+def parse_transfer(
+    command: str,
+    group: type,
+    args: list[str] | None,
+    description: str,
+    check: Callable[..., str | None] = lambda *parsed: None,
+    **options: Any,
+) -> tuple:
+    """
+    Arguments of a task, of training and of publishing. Sets the seed, and checks the folders.
+
+    Args:
+        check (*optional*): What is wrong with the arguments of this task, or `None`.
+    """
+
+    def find_mistake(own: Any, training_args: FineTuningArguments, hub_args: HubArguments) -> str | None:
+        if own.evaluate_only and training_args.push_to_hub:
+            return "--evaluate_only and --push_to_hub: publish the model and its score with c2fmae push ... --results"
+        return check(own, training_args, hub_args)
+
     parsed = parse_arguments(
         (group, FineTuningArguments, HubArguments),
         args,
         description,
         command=command,
         positionals=("model", "dataset_name"),
+        check=find_mistake,
         **options,
     )
     set_seed(parsed[1].seed)
     if Path(parsed[0].model).is_dir() and not parsed[0].from_scratch:
         check_saved(parsed[0].model)
-    if getattr(parsed[0], "evaluate_only", False) or getattr(parsed[0], "protocol", "fine_tuning") != "fine_tuning":
+    if parsed[0].evaluate_only or getattr(parsed[0], "protocol", "fine_tuning") != "fine_tuning":
         check_writable(parsed[1].output_dir)
+        if (Path(parsed[1].output_dir) / CONFIG_NAME).is_file():
+            raise ValueError(
+                f"output_dir: expected a folder without a model, whose record would be replaced, got "
+                f"{parsed[1].output_dir}; pass another --output_dir"
+            )
     else:
         check_output_dir(parsed[1])
     return parsed
+
+
+def load_fine_tuned(auto_class: Any, name: str, what: str, **options: Any) -> PreTrainedModel:
+    """
+    Load a model to evaluate.
+
+    Args:
+        auto_class: A class with `from_pretrained`, which gets the `options`.
+        what (`str`): What the model should be, in words.
+
+    Raises:
+        `ValueError`: if it is another model, parts of which would be random.
+    """
+    own = getattr(auto_class, "config_class", None)
+    found = AutoConfig.from_pretrained(name).model_type
+    if own is not None and found != own.model_type:
+        raise ValueError(f"model: expected {what} to evaluate, got {name}, a {found}")
+    model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
+    if info["missing_keys"]:
+        raise ValueError(f"model: expected {what} to evaluate, got {name}, whose head would be random")
+    return model
 
 
 def check_classes(model: nn.Module, id2label: Mapping[int, str], is_named: bool) -> None:
@@ -133,7 +179,7 @@ def train(
 
     Args:
         data (`str`): The user's name for the data.
-        scores: Scores of the evaluation that may select the best epoch; `loss` always may.
+        scores: Scores of the evaluation that may select the best epoch.
 
     Returns:
         The metrics, and the seconds that training took.
@@ -150,9 +196,9 @@ def train(
                 f"Evaluating {what} on {counted(held_out, 'row')} of {data}, {classes}, on {args.device}.", flush=True
             )
     else:
-        known = ["loss", *scores]
-        if args.load_best_model_at_end and str(args.metric_for_best_model).removeprefix("eval_") not in known:
-            raise ValueError(f"metric_for_best_model: expected one of {known}, got {args.metric_for_best_model!r}")
+        chosen_by = args.metric_for_best_model  # looked up at every evaluation, whether or not the best epoch is kept
+        if chosen_by is not None and chosen_by.removeprefix("eval_") not in scores:
+            raise ValueError(f"metric_for_best_model: expected one of {list(scores)}, got {chosen_by!r}")
         kept = f" The epoch with the best {words_of(args)} is kept." if args.load_best_model_at_end else ""
         rows = f"{counted(len(trainer.train_dataset), 'row')} of {data}, {held_out} held out, {classes}"
         start = "random weights" if transfer_args.from_scratch else "new head"

@@ -60,9 +60,17 @@ class C2FMAEDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        """A sample; for a plain index, at the current epoch and progress."""
+        """
+        A sample; for a plain index, at the current epoch and progress.
+
+        Raises:
+            `IndexError`: if there is no such row.
+        """
         if not isinstance(key, SampleKey):
             index = int(key)
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"dataset: expected an index below {len(self)}, got {index}")
+            index %= len(self)
             key = SampleKey(index, 0, None)
             if self.progress is not None:
                 self.progress.warn_if_no_epoch_started()

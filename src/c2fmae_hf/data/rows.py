@@ -121,7 +121,9 @@ def undecoded(rows: Any) -> Any:
     Return the rows as Python objects with images left encoded, so that a corrupt image is reported with its row. A
     function of `with_transform` is not applied; the log warns of it.
     """
-    if isinstance(rows, datasets.Dataset) and rows.format["type"] is not None:
+    if isinstance(rows, datasets.IterableDataset):
+        rows = rows.with_format(None)
+    elif rows.format["type"] is not None:
         if rows.format["type"] == "custom":
             logger.warning("The dataset's with_transform is not applied; change the rows with rows.map(...) instead.")
         rows = rows.with_format(None)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from ..utils.files import match_files
 from .tars import TAR_SUFFIXES, as_rows, find_tars, load_tars
 
 
@@ -80,7 +81,7 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
     path = Path(name).expanduser()
     name = str(path) if name.startswith("~") else name
     if name.endswith(".parquet"):
-        files = _by_split([name] if path.is_file() else sorted(glob.glob(name)))  # a name may have brackets
+        files = _by_split(match_files(name))
         if not files:
             raise FileNotFoundError(f"dataset: expected Parquet files at {name!r}, found none")
         for split, parts in files.items():

@@ -16,6 +16,7 @@ import datasets
 from PIL import Image
 
 from ..images import IMAGE_FORMATS
+from ..utils.files import match_files
 from .rows import MAP_COLUMNS
 
 
@@ -32,7 +33,7 @@ def find_tars(name: str) -> list[str]:
         return sorted(str(file) for file in path.iterdir() if file.name.endswith(TAR_SUFFIXES) and file.is_file())
     if not name.endswith(TAR_SUFFIXES):
         return []
-    return [str(path)] if path.is_file() else sorted(glob.glob(str(path)))
+    return match_files(path)
 
 
 def tar_columns(file: str) -> dict[str, str]:

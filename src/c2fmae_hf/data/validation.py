@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import json
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -166,7 +167,9 @@ def inspect_row(row: Mapping[str, Any], num_classes: int | None) -> RowReport:
 
 
 def _num_bytes(value: Any) -> int:
-    return len(value["bytes"] or b"") if isinstance(value, Mapping) else 0
+    if not isinstance(value, Mapping):
+        return 0
+    return os.path.getsize(value["path"]) if value["bytes"] is None else len(value["bytes"])
 
 
 def count_spanning(semantic: np.ndarray, instance: np.ndarray) -> int:
@@ -181,7 +184,7 @@ def count_spanning(semantic: np.ndarray, instance: np.ndarray) -> int:
 
 def check_manifest(root: str | Path, split: str) -> list[str] | None:
     """List the differences between a dataset's shards and its manifest; `None` if it has no manifest."""
-    root = Path(root)
+    root = Path(root).expanduser()
     path = root / "manifest.jsonl"
     if not path.is_file():
         return None

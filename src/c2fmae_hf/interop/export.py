@@ -26,7 +26,6 @@ from ..modeling_c2fmae import (
     C2FMAEForSemanticSegmentation,
     C2FMAEModel,
     C2FMAEPreTrainedModel,
-    resize_position_table,
 )
 from ..utils.files import replace_file
 from ..utils.packages import require
@@ -83,14 +82,8 @@ def export_program(
     """
     wrapper = _PlainOutputs(model)
     config = wrapper.model.config
-    old_grid = config.grid_size
     if image_size is not None:
-        config.image_size = list(image_size)
-        config.check_values()
-    encoder = wrapper.model.base_model
-    cls_position, positions = encoder.pos_embed[:, :1], encoder.pos_embed[:, 1:]
-    positions = resize_position_table(positions, old_grid, config.grid_size)
-    encoder.pos_embed = torch.nn.Parameter(torch.cat([cls_position, positions], dim=1))
+        wrapper.model.resize_positions(list(image_size))
     # A traced size of 1 would be taken for a constant.
     example = torch.zeros(2, config.num_channels, *config.image_height_width)
     shapes = {"pixel_values": {0: torch.export.Dim("batch", min=1)}}

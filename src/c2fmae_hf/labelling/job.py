@@ -6,8 +6,9 @@ import collections
 import itertools
 import json
 import logging
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def label_images(
         num_workers (`int`): Processes (local) or actors (Ray), each with its own labeller.
         num_threads (`int`): Threads per process that decode and encode.
         max_reject_share (`float`): The job stops if a larger share of a shard's images fails.
-        overwrite (`bool`): Delete the split first, if it exists.
+        overwrite (`bool`): Delete the split first, if it exists and nothing refuses the job.
         ray_options: Further arguments of [`~c2fmae_hf.labelling.ray_engine.run_ray`].
 
     Raises:
@@ -127,22 +128,30 @@ def label_images(
     except Timeout:
         raise RuntimeError(f"output_dir: another process is writing {root}; wait for it or end it") from None
     with lock:
-        if overwrite:
+        own = store.state / JOB_FILE
+        others = [path for path in sorted(store.state.parent.glob(f"*/{JOB_FILE}")) if path != own]
+        jobs = [*others, own] if own.is_file() and not overwrite else others
+        identity = _identity(source, labeller, options)
+        _check_identity(store, jobs, identity)
+        _check_fitted(store, jobs)
+        if overwrite:  # nothing refuses the job from here on
             store.remove()
+            if not others:
+                shutil.rmtree(root / "labeller", ignore_errors=True)  # fitted to the images that are labelled no more
         store.create_folders()
         store.remove_leftovers()
-        _check_identity(store, source, labeller, options)
+        if not own.is_file():
+            write_json(own, identity)
         features = dataset_features(labeller.id2label, source.label_feature)
         task = LabellingTask(source, labeller, store, features, options, num_threads, max_reject_share)
         _check_contents(task)
-        _check_fitted(store)
         labeller.prepare(_sample_images(source, options), root / "labeller")
-        write_json(store.state / JOB_FILE, {**read_json(store.state / JOB_FILE), "fitted": _fitted_files(root)})
+        write_json(own, {**read_json(own), "fitted": _fitted_files(root)})
         return _run(task, engine, num_workers, ray_options or {})
 
 
-def _check_identity(store: ShardStore, source: ImageSource, labeller: Labeller, options: OutputOptions) -> None:
-    """Raise if labels in the dataset were made differently, and record how this split is made."""
+def _identity(source: ImageSource, labeller: Labeller, options: OutputOptions) -> dict[str, Any]:
+    """How a split is made, as JSON values."""
     names = [labeller.id2label[index] for index in range(len(labeller.id2label))]
     identity = {
         "labeller": {"name": labeller.name, "settings": labeller.settings(), "id2label": names},
@@ -152,8 +161,12 @@ def _check_identity(store: ShardStore, source: ImageSource, labeller: Labeller, 
         "versions": labeller.versions(),
         "summary": labeller.summary,
     }
-    identity = json.loads(json.dumps(identity))
-    for path in sorted(store.state.parent.glob(f"*/{JOB_FILE}")):
+    return json.loads(json.dumps(identity))
+
+
+def _check_identity(store: ShardStore, jobs: Sequence[Path], identity: dict[str, Any]) -> None:
+    """Raise if one of these jobs, of splits in the dataset, made its labels differently."""
+    for path in jobs:
         advice = ". Choose another output_dir, or overwrite"
         other = read_json(path, advice)
         if missing := sorted(identity.keys() - other.keys()):
@@ -176,9 +189,6 @@ def _check_identity(store: ShardStore, source: ImageSource, labeller: Labeller, 
                 "The split was begun with other versions: %s. The remaining labels may differ a little.",
                 ", ".join(_differences(other["versions"], identity["versions"])),
             )
-            return
-    own = store.state / JOB_FILE
-    write_json(own, {**(read_json(own) if own.is_file() else {}), **identity})
 
 
 def _fitted_files(root: Path) -> dict[str, str]:
@@ -186,21 +196,21 @@ def _fitted_files(root: Path) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in sorted((root / "labeller").glob("*"))}
 
 
-def _check_fitted(store: ShardStore) -> None:
+def _check_fitted(store: ShardStore, jobs: Sequence[Path]) -> None:
     """
     Check the files with the fitted labeller.
 
     Raises:
-        `ValueError`: if a file that a split was labelled with is missing or has changed.
+        `ValueError`: if a file that one of these jobs used is missing or has changed.
     """
     now = _fitted_files(store.root)
-    for path in sorted(store.state.parent.glob(f"*/{JOB_FILE}")):
+    for path in jobs:
         for name, checksum in read_json(path).get("fitted", {}).items():
             if now.get(name) != checksum:
                 found = "another file" if name in now else "none"
                 raise ValueError(
                     f"{store.root / 'labeller' / name}: expected what split {path.parent.name!r} was labelled with, "
-                    f"got {found}. Put it back, or label all splits again with overwrite"
+                    f"got {found}. Put it back, or label all splits into another output_dir"
                 )
 
 
@@ -208,7 +218,7 @@ def _check_contents(task: LabellingTask) -> None:
     """Raise if images of finished shards have changed; mark damaged shards to be labelled again."""
     store, size, lookahead = task.store, task.options.rows_per_shard, 4 * task.num_threads
     finished = {(shard.part, shard.chunk): shard for shard in store.finished()}
-    if not finished or task.source.is_remote:
+    if not finished or task.source.origin is not None:
         return
     total = sum(shard.records for shard in finished.values())
     chunks = {part: max(chunk for other, chunk in finished if other == part) for part, _ in finished}

@@ -6,6 +6,7 @@ ends with the same bytes as an uninterrupted one.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -114,8 +115,10 @@ class ShardStore:
 
     def remove_leftovers(self) -> None:
         """Delete temporary files of processes that were killed."""
-        for path in self.root.rglob(".*.tmp-*"):
-            path.unlink()
+        own = (folder.glob(".*.tmp-*") for folder in (self.root, self.data, self.root / "labeller"))
+        for path in [*self.state.parent.rglob(".*.tmp-*"), *itertools.chain(*own)]:
+            if path.is_file():
+                path.unlink()
 
     def remove(self) -> None:
         """Delete the split."""

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 from torch import nn
+from transformers.utils import cached_file
 
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def inherited_license(model: nn.Module) -> Inherited | None:
     """
     texts: list[Any] = [getattr(part, "license_text", None) for part in model.modules()]
     text = next(filter(None, texts), None)
-    folder = Path(str(getattr(model, "name_or_path", None) or ""))
+    folder = Path(str(getattr(model, "license_folder", None) or getattr(model, "name_or_path", None) or ""))
     is_there = folder.is_dir() and folder != Path()
     if text is None and is_there:
         text = license_of(folder)
@@ -115,11 +116,36 @@ def license_of(folder: Path) -> str | None:
     return f"{_NO_TEXT}: {name or license}.\n"
 
 
-def note_license(model: Any, name: str | os.PathLike, subfolder: str = "") -> None:
-    """Keep the licence of the folder that a model was loaded from, if it has one, as `model.license_text`."""
-    folder = Path(name, subfolder)
-    if folder.is_dir():
-        model.license_text = license_of(folder)
+def note_license(model: Any, name: str | os.PathLike, subfolder: str = "", **options: Any) -> None:
+    """
+    Keep the licence of the folder or repository that a model was loaded from, if it has one, as `model.license_text`.
+
+    Args:
+        model: The model; its configuration knows the commit.
+        name: The folder, or the repository's name on the Hub.
+        subfolder (`str`): Folder of the weights in it.
+        options: How the weights were loaded, such as `revision` and `cache_dir`.
+    """
+    folder: Path | None = Path(name, subfolder)
+    if not Path(name).exists():
+        commit = getattr(model.config, "_commit_hash", None)
+        folder = _cached_license(str(name), subfolder, _commit_hash=commit, **options)
+    if folder is not None and folder.is_dir():
+        model.license_folder, model.license_text = str(folder), license_of(folder)
+
+
+def _cached_license(name: str, subfolder: str, **options: Any) -> Path | None:
+    """The cached folder of a repository's card and licence; `None` if it has neither, or cannot be reached."""
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
+    for place in dict.fromkeys((subfolder, "")):
+        files = ("README.md", *_NAMES[:3])
+        try:
+            found = [cached_file(name, file, subfolder=place, **quiet, **options) for file in files]
+        except OSError:  # no name on the Hub
+            return None
+        if any(found):
+            return Path(next(filter(None, found))).parent
+    return None
 
 
 def carry_license(model: nn.Module, folder: str | os.PathLike) -> None:

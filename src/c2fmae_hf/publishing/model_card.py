@@ -287,7 +287,7 @@ def _eval_result(address: _Address, figure: Figure) -> EvalResult:
 
 
 def count_parameters(config: PreTrainedConfig, model_class: str) -> dict[str, int]:
-    """Numbers of parameters of encoder and decoder, without allocating them. Fixed tables do not count."""
+    """Numbers of parameters of encoder and decoder, tables of positions included, without allocating them."""
     own = own_config(config)
     if own is None:
         return {}

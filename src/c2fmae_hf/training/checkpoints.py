@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import multiprocessing
 import os
 import shutil
@@ -63,7 +64,9 @@ class DurableTrainer(Trainer):
       checkpoint and then ends by that signal.
     """
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(
+        self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
         """
         As in transformers.
 
@@ -72,9 +75,11 @@ class DurableTrainer(Trainer):
             `RuntimeError`: if another run writes to `output_dir`.
         """
         folder = Path(str(self.args.output_dir))
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(str(folder)) or True
-        checkpoint = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        resume: Any = resume_from_checkpoint
+        if resume is True:
+            resume = get_last_checkpoint(str(folder)) or True
+        checkpoint = os.fspath(resume) if resume and resume is not True else None
+        self._count_steps()
         callback = CheckpointCallback(self)
         with locked(folder) if self.args.should_save else contextlib.nullcontext(), record_signals(callback):
             if checkpoint is not None:
@@ -87,7 +92,7 @@ class DurableTrainer(Trainer):
             # First in the list: later callbacks, such as those that upload it, look for the finished checkpoint.
             self.callback_handler.callbacks.insert(0, callback)
             try:
-                output = super().train(resume_from_checkpoint, *args, **kwargs)
+                output = super().train(checkpoint or resume, *args, **kwargs)
             finally:
                 self.remove_callback(callback)
             self._end_run()
@@ -96,6 +101,19 @@ class DurableTrainer(Trainer):
             logger.warning(f"{name}: saved {PREFIX_CHECKPOINT_DIR}-{self.state.global_step} in {folder}, stopping")
             os.kill(os.getpid(), callback.received)
         return output
+
+    def _count_steps(self) -> None:
+        """Turn shares of the run into steps now: a resumed run compares them with the steps in its checkpoint."""
+        args = self.args
+        names = [name for name in ("logging_steps", "eval_steps", "save_steps") if 0 < (getattr(args, name) or 0) < 1]
+        if not names:
+            return
+        steps = args.max_steps
+        if steps <= 0:
+            batches = len(self.get_train_dataloader()) / args.gradient_accumulation_steps
+            steps = math.ceil(args.num_train_epochs * math.ceil(batches))
+        for name in names:
+            setattr(args, name, max(math.ceil(steps * getattr(args, name)), 1))
 
     def _check_room(self, folder: Path) -> None:
         """
@@ -163,6 +181,9 @@ class DurableTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         return shielded(super().get_eval_dataloader(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        return shielded(super().get_test_dataloader(test_dataset))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in transformers, but saves the licence text too, and never publishes, even with `push_to_hub`."""

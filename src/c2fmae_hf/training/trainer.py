@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from ..configuration_c2fmae import C2FMAEConfig
 from ..constants import GRANULARITIES, MASKING_STRATEGIES
@@ -238,7 +238,13 @@ class C2FMAETrainer(PublishingTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As in transformers, but every process reads its own share of a stream."""
-        loader = self._undispatched(super().get_eval_dataloader(eval_dataset))
+        return self._even(self._undispatched(super().get_eval_dataloader(eval_dataset)))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As in transformers, but every process reads its own share of a stream."""
+        return self._even(self._undispatched(super().get_test_dataloader(test_dataset)))
+
+    def _even(self, loader: DataLoader) -> DataLoader:
         if self.args.world_size > 1 and isinstance(loader.dataset, C2FMAEIterableDataset):
             return EvenBatches(loader, self.accelerator)  # type: ignore[return-value]
         return loader
@@ -408,10 +414,17 @@ class C2FMAETrainer(PublishingTrainer):
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in transformers. Plain rows are wrapped like the constructor's `eval_dataset`."""
+        return super().evaluate(self._wrapped(eval_dataset), *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """As in transformers. Plain rows are wrapped like the constructor's `eval_dataset`."""
+        return super().predict(self._wrapped(test_dataset), *args, **kwargs)
+
+    def _wrapped(self, rows: Any) -> Any:
         config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
         if isinstance(config, C2FMAEConfig) and isinstance(self.processing_class, C2FMAEImageProcessor):
-            eval_dataset = wrap_rows(eval_dataset, config, self.args, self.processing_class)  # type: ignore[arg-type]
-        return super().evaluate(eval_dataset, *args, **kwargs)
+            return wrap_rows(rows, config, self.args, self.processing_class)  # type: ignore[arg-type]
+        return rows
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         # Set the averages of the training steps since the last log aside.

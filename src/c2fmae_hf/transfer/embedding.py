@@ -99,7 +99,7 @@ def embed_images(
             path, done = folder / f"part-{part.index:05d}.parquet", folder / STATE / f"part-{part.index:05d}.json"
             state = _finished(path, done)
             if state is not None:
-                if not source.is_remote:
+                if source.origin is None:
                     now = map_ahead(pool, load_record, source.read(part), batch_size)
                     check_unchanged(state["contents"], now, str(path))
                 bar.update(state["rows"] + len(state["rejected"]))

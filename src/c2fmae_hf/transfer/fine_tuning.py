@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -170,19 +170,12 @@ class FineTuningTrainer(PublishingTrainer):
             self.average_callback = _AverageCallback(self.average)
             self.add_callback(self.average_callback)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        # Turn a share into a number now: a resumed run compares it with the number in the checkpoint.
-        if 0 < self.args.logging_steps < 1:
-            steps = self.args.max_steps
-            if steps <= 0:
-                batches = len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps
-                steps = math.ceil(self.args.num_train_epochs * math.ceil(batches))
-            self.args.logging_steps = max(math.ceil(steps * self.args.logging_steps), 1)
+    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, **kwargs):
         if self.average is not None:
             checkpoint = resume_from_checkpoint
             if checkpoint is True:
                 checkpoint = get_last_checkpoint(str(self.args.output_dir))
-            self.average_callback.checkpoint = checkpoint or None
+            self.average_callback.checkpoint = os.fspath(checkpoint) if checkpoint else None
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _add_to_checkpoint(self, folder: Path) -> None:

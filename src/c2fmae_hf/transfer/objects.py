@@ -40,6 +40,8 @@ class ObjectSource(Protocol):
 
     id2label: dict[int, str]
 
+    def present(self) -> set[int]: ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Image.Image, dict[str, np.ndarray]]: ...
@@ -114,6 +116,10 @@ class MapObjects:
         self.labels = {class_id: label for label, class_id in enumerate(sorted(classes))}
         self.id2label = {label: classes[class_id] for class_id, label in self.labels.items()}
 
+    def present(self) -> set[int]:
+        """Classes of which there is an object, crowds aside. Reads all label maps."""
+        return {self.labels[class_id] for class_id in find_instances(self.rows, self.num_classes) & self.labels.keys()}
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -155,6 +161,14 @@ def find_thing_classes(rows: datasets.Dataset, num_classes: int | None = None) -
         `ValueError`: if no row has an instance, or a map cannot be decoded or has a class id out of range. The message
             names the row.
     """
+    found = find_instances(rows, num_classes)
+    if not found:
+        raise ValueError("dataset: expected at least one instance, got none in any row")
+    return sorted(found)
+
+
+def find_instances(rows: datasets.Dataset, num_classes: int | None = None) -> set[int]:
+    """As [`find_thing_classes`], without an error if there are none."""
     found: set[int] = set()
     maps = undecoded(rows.select_columns(["semantic", "instance"]))
     for index, row in enumerate(tqdm(maps, desc="Finding classes with instances", unit=" maps", mininterval=1)):
@@ -168,10 +182,7 @@ def find_thing_classes(rows: datasets.Dataset, num_classes: int | None = None) -
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from error
         found.update(np.unique(semantic[instance > NO_INSTANCE]).tolist())
-    found.discard(IGNORE_INDEX)
-    if not found:
-        raise ValueError("dataset: expected at least one instance, got none in any row")
-    return sorted(found)
+    return found - {IGNORE_INDEX}
 
 
 class CocoObjects:
@@ -220,6 +231,11 @@ class CocoObjects:
             raise ValueError(f"{annotations}: expected at least one valid entry, got none: {refused[0]}")
         if refused:
             logger.warning(f"{annotations}: left out {len(refused)} of {len(images)} images: {'; '.join(refused[:5])}")
+
+    def present(self) -> set[int]:
+        """Classes of which there is an object, crowds aside."""
+        objects = (annotation for _, _, annotations in self.images for annotation in annotations)
+        return {self.labels[one["category_id"]] for one in objects if not one.get("iscrowd", 0)}
 
     def __len__(self) -> int:
         return len(self.images)

@@ -63,12 +63,17 @@ def weighted_knn(
         features (`torch.Tensor` of shape `(M, width)`).
         num_classes (`int`): Number of classes.
         k (`int`): Number of neighbours, at most `N`.
-        temperature (`float`): Temperature of the weights.
+        temperature (`float`): Temperature of the weights, above 0.
         chunk (`int`): Rows of `features` compared at once.
 
     Returns:
         `torch.FloatTensor` of shape `(M, num_classes)`; rows sum to 1.
+
+    Raises:
+        `ValueError`: for fewer than one neighbour, or a temperature that is not above 0.
     """
+    if k < 1 or not temperature > 0:
+        raise ValueError(f"k, temperature: expected at least 1 and above 0, got {k} and {temperature}")
     train = nn.functional.normalize(train_features, dim=1)
     k = min(k, len(train))
     scores = []

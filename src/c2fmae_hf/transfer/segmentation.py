@@ -73,6 +73,7 @@ def build_segmenter(
         config = encoder_config(name, from_scratch, drop_path_rate=drop_path_rate, **labels)
         if not isinstance(config, C2FMAEConfig):
             raise ValueError(f"head: expected 'upernet' for a {config.model_type}, got 'light', which only C2FMAE has")
+        config.semantic_loss_ignore_index = IGNORE_INDEX  # of our maps; the model's own may be a class
         config.segmentation_head_channels = head_channels or config.segmentation_head_channels
         if from_scratch:
             return AutoModelForSemanticSegmentation.from_config(config)
@@ -324,9 +325,14 @@ class SemanticSegmentationTrainer(FineTuningTrainer):
     Args:
         window, stride (`int`, *optional*): For sliding-window evaluation; see [`segment`].
         kwargs: Arguments of [`FineTuningTrainer`]; `data_collator` is [`collate_padded`].
+
+    Raises:
+        `ValueError`: if the stride is not in [1, window].
     """
 
     def __init__(self, *args, window: int | None = None, stride: int | None = None, **kwargs) -> None:
+        if stride is not None and (window is None or not 1 <= stride <= window):
+            raise ValueError(f"stride: expected a value in [1, window], got window={window}, stride={stride}")
         super().__init__(*args, data_collator=collate_padded, **kwargs)
         self.window, self.stride = window, stride
         self.args.batch_eval_metrics = True

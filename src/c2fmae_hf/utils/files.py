@@ -47,6 +47,10 @@ def replace_folder(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, earlier = (path.with_name(f".{path.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
     try:
+        # Left by a killed process of the same number, as in containers. The earlier folder may be all that there is.
+        shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
         temporary.mkdir()
         yield temporary
         sync_tree(temporary)
@@ -59,6 +63,11 @@ def replace_folder(path: str | os.PathLike) -> Iterator[Path]:
     for kind in ("tmp", "old"):
         for left in path.parent.glob(f".{glob.escape(path.name)}.{kind}-*"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def match_files(pattern: str | os.PathLike) -> list[str]:
+    """Paths that match, sorted; `**` means any folders. A file's own path, which may have brackets, is that file."""
+    return [str(pattern)] if os.path.isfile(pattern) else sorted(glob.glob(str(pattern), recursive=True))
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

@@ -34,10 +34,11 @@ class ImageSource(abc.ABC):
     Attributes:
         label_feature (*optional*): `datasets` feature of the class of a whole image, if the source has such labels.
         passed_over (`dict[str, int]`): Number of skipped files by kind.
-        is_remote (`bool`): Whether reading a part downloads it; such parts are not read again to see if they changed.
+        origin (*optional*): Name, configuration, split and revision of a dataset that is streamed from the Hub. Its
+            parts are not read again to see if they changed.
     """
 
-    is_remote = False
+    origin: dict[str, str | None] | None = None
     label_feature: datasets.ClassLabel | datasets.Value | None = None
 
     def __init__(self) -> None:

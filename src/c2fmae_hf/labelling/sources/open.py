@@ -8,9 +8,11 @@ from pathlib import Path
 
 import datasets
 import pyarrow.parquet as pq
+from huggingface_hub import HfApi
 
 from ...data.splits import check_parquet, load_splits
 from ...data.tars import TAR_SUFFIXES, find_tars
+from ...utils.files import match_files
 from .base import ImageSource
 from .folder import IMAGE_SUFFIXES, FolderSource
 from .rows import ColumnReader, DatasetSource, StreamSource
@@ -46,7 +48,7 @@ def open_source(
     if name.endswith(TAR_SUFFIXES):
         return TarSource(name)
     if name.endswith(".parquet"):
-        files = sorted(glob.glob(str(path)))
+        files = match_files(path)
         if not files:
             raise FileNotFoundError(f"source: expected Parquet files at {name!r}, found none")
         return _open_parquet(files, label_column, columns)
@@ -68,7 +70,9 @@ def open_source(
     rows = splits[split]
     source_class = StreamSource if isinstance(rows, datasets.IterableDataset) else DatasetSource
     source = source_class(rows, label_column, columns)
-    source.is_remote = streaming and not path.exists()
+    if streaming and not path.exists():
+        revision = HfApi().dataset_info(name).sha
+        source.origin = {"name": name, "config": config_name, "split": split, "revision": revision}
     return source
 
 
@@ -82,7 +86,8 @@ def _open_parquet(files: Sequence[str], label_column: str, columns: Sequence[str
         missing = [name for name in needed if name not in schema.names]
         if missing:
             raise ValueError(f"source: expected the columns {needed} in every file, {file} lacks {missing}")
-    rows = datasets.load_dataset("parquet", data_files=list(files), split="train", streaming=True, columns=needed)
+    data_files = [glob.escape(file) for file in files]
+    rows = datasets.load_dataset("parquet", data_files=data_files, split="train", streaming=True, columns=needed)
     source = StreamSource(rows, label_column, columns, files)
     source.features = features
     return source

@@ -128,7 +128,7 @@ class StreamSource(ImageSource):
         files = None
         if self.files is not None:
             files = [[Path(file).name, os.path.getsize(file)] for file in self.files]
-        return {"kind": "stream", "shards": self.rows.num_shards, "files": files}
+        return {"kind": "stream", "shards": self.rows.num_shards, "files": files, "origin": self.origin}
 
     def parts(self, records_per_part: int) -> Sequence[Part]:
         counts: list[int | None] = [None] * self.rows.num_shards
