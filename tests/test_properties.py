@@ -82,6 +82,10 @@ def test_curricula(t, schedule, weights, order, uniform):
         with pytest.raises(ValueError, match="weights: expected three numbers"):
             MaskingCurriculum(schedule, weights, tuple(order))
         return
+    if schedule != "constant" and len(set(weights)) > 1:
+        with pytest.raises(ValueError, match="weights: expected schedule='constant'"):
+            MaskingCurriculum(schedule, weights, tuple(order))
+        weights = (1.0, 1.0, 1.0)
     curriculum = MaskingCurriculum(schedule, weights, tuple(order))
     probabilities = curriculum.probabilities(torch.tensor([t]))
     assert probabilities.sum().item() == pytest.approx(1)

@@ -533,12 +533,16 @@ def test_learning_rate_schedule(config, rows, tmp_path):
         ({"remove_unused_columns": True}, "remove_unused_columns: expected False"),
         ({"curriculum_weights": [0.0, 0.0, 1.0]}, "weights: expected schedule='constant'"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size: expected False"),
-        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy: expected 'random'"),
     ],
 )
 def test_bad_arguments_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         C2FMAETrainingArguments(output_dir="unused", **values)
+
+
+def test_another_order_of_rows_is_refused(config, rows, tmp_path):
+    with pytest.raises(ValueError, match=r"train_sampling_strategy: expected 'random', .*, got 'sequential'"):
+        make_trainer(config, rows, tmp_path, train_sampling_strategy="sequential").train()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, rows, tmp_path):

@@ -123,7 +123,7 @@ def undecoded(rows: Any) -> Any:
     """
     if isinstance(rows, datasets.IterableDataset):
         rows = rows.with_format(None)
-    elif rows.format["type"] is not None:
+    elif isinstance(rows, datasets.Dataset) and rows.format["type"] is not None:
         if rows.format["type"] == "custom":
             logger.warning("The dataset's with_transform is not applied; change the rows with rows.map(...) instead.")
         rows = rows.with_format(None)

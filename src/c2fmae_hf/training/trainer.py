@@ -279,6 +279,11 @@ class C2FMAETrainer(PublishingTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(dataset, C2FMAEDataset) and dataset.progress is not None:
+            if self.args.train_sampling_strategy != "random":
+                raise ValueError(
+                    "train_sampling_strategy: expected 'random', whose order crops and masks follow, got "
+                    f"{self.args.train_sampling_strategy!r}"
+                )
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             rest = len(dataset) % (self.args.train_batch_size * self.args.world_size)
             if not self.args.torch_compile or not rest:

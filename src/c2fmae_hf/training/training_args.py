@@ -137,11 +137,6 @@ class C2FMAETrainingArguments(TrainingArguments):
                 "auto_find_batch_size: expected False, since curriculum, learning rate and streams follow the batch "
                 "size; lower per_device_train_batch_size"
             )
-        if self.train_sampling_strategy != "random":
-            raise ValueError(
-                f"train_sampling_strategy: expected 'random', which crops and masks follow, got "
-                f"{self.train_sampling_strategy!r}"
-            )
         if self.learning_rate is None:
             self.learning_rate = self.scaled_learning_rate(
                 self.train_batch_size * self.gradient_accumulation_steps * self.world_size
