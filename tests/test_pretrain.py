@@ -241,6 +241,30 @@ def test_a_folder_of_photographs_is_labelled_and_trained_on(pretrain, photos, tm
     assert again.state.global_step == 3
 
 
+LONG_LABELLING = """
+import sys, time
+from c2fmae_hf.commands import pretrain
+label = pretrain.label_photographs
+def label_slowly(*args):
+    time.sleep(25)
+    label(*args)
+pretrain.label_photographs = label_slowly
+pretrain.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_labelling_may_take_longer_than_processes_wait_for_each_other(photos, tmp_path):
+    (tmp_path / "run.py").write_text(LONG_LABELLING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(tmp_path / "run.py"), str(photos), "--output_dir", str(tmp_path / "run"), *SMALL]
+    command += ["--max_steps", "1", "--num_drawn", "0", "--ddp_backend", "gloo", "--ddp_timeout", "15"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
 def test_the_number_of_steps_follows_from_the_number_of_photographs(pretrain, photos, tmp_path):
     def arguments(*words: str):
         words = [str(photos), "--use_cpu", "true", *words]

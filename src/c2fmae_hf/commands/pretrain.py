@@ -368,7 +368,10 @@ def main(args: list[str] | None = None) -> C2FMAETrainer | TrainingEstimate:
         if training_args.process_index == 0:
             label_photographs(source, photographs, output_dir / "dataset")
         else:  # longer than a collective may take; the card comes last
-            while not (output_dir / "dataset" / "README.md").is_file():
+            card = output_dir / "dataset" / "README.md"
+            if training_args.local_process_index == 0:
+                logger.warning("Waiting for %s, which process 0 writes; all machines share this folder.", card)
+            while not card.is_file():
                 time.sleep(1)
         PartialState().wait_for_everyone()
     train_rows, held_out_rows, held_out_name = load_rows(data_args, training_args.seed)
