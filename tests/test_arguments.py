@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from c2fmae_hf.commands.arguments import find_checkpoint, parse_arguments
 from c2fmae_hf.training.training_args import C2FMAETrainingArguments
 from c2fmae_hf.transfer.fine_tuning_args import FineTuningArguments
+from testing_utils import load_command
 
 
 @dataclass
@@ -57,6 +58,39 @@ def test_mistakes_are_named(tmp_path, capsys, content, message):
     with pytest.raises(SystemExit):
         parse_arguments((First,), [str(file)], command="test", required=("name",), check=check)
     assert message in capsys.readouterr().err
+
+
+def test_a_word_does_not_replace_an_option(capsys):
+    parse = load_command("label").parse
+    source, _, output, *_ = parse(["--source", "photos", "out"])
+    assert (source.source, output.output_dir) == ("photos", "out")
+    with pytest.raises(SystemExit):
+        parse(["photos", "out", "--output_dir", "other"])
+    assert "out" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--checkpoint a/b", "--checkpoint is for --labeller panoptic or semantic+masks, got classical"),
+        ("--layout coco --annotations x.json", "--layout is for --labeller annotations, got classical"),
+        ("--labeller panoptic --checkpoint a/b --num_classes 4", "--num_classes is for --labeller classical"),
+        ("--labeller annotations --annotations x.json", "--annotations is not for --layout folders"),
+        ("--labeller annotations --class_folders true", "--class_folders is not for --layout folders"),
+        ("--max_reject_share 50", "--max_reject_share: expected a share in [0, 1], got 50"),
+        ("--max_reject_share -1", "--max_reject_share: expected a share in [0, 1], got -1"),
+        (
+            "--labeller panoptic --checkpoint a/b --batch_size 0",
+            "--batch_size and --points_per_side: expected at least 1",
+        ),
+    ],
+)
+def test_options_that_labelling_would_ignore_or_not_survive(options, message, capsys):
+    with pytest.raises(SystemExit):
+        load_command("label").parse(["photos", "out", *options.split()])
+    assert message in capsys.readouterr().err
+    good = ["--labeller", "annotations", "--layout", "voc", "--source_split", "val"]
+    load_command("label").parse(["photos", "out", *good])
 
 
 def test_a_missing_file(capsys):

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModel, TimmWrapperConfig, ViTImageProcessor
 
+from c2fmae_hf import C2FMAEImageProcessor
 from c2fmae_hf.labelling.sources.open import open_source
 from c2fmae_hf.transfer import embedding
 from testing_utils import load_command
@@ -95,6 +96,21 @@ def test_another_librarys_model_keeps_its_processor(encoders, photos, tmp_path):
         with torch.no_grad():
             tokens = model(**processor(image, return_tensors="pt")).last_hidden_state[0].numpy()
         np.testing.assert_allclose(row["features"], tokens[1:].mean(axis=0), atol=1e-5)
+
+
+def test_another_size_changes_nothing_else(encoders, photos, tmp_path):
+    saved = C2FMAEImageProcessor.from_pretrained(encoders["c2fmae"], crop_pct=1.0, resample=2)
+    folder = tmp_path / "encoder"
+    shutil.copytree(encoders["c2fmae"], folder)
+    saved.save_pretrained(folder)
+    own = saved.crop_size["height"]
+    found = []
+    for size in (None, own, 2 * own):
+        output = tmp_path / f"{size}.parquet"
+        embed(folder, photos, "--output", output, *([] if size is None else ["--image_size", size]))
+        found.append(read(output)["features"])
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("option", ["--batch_size", "--rows_per_shard", "--num_threads"])

@@ -563,12 +563,13 @@ print(push_to_hub(theirs, "me/licensed", facts=CardFacts(license="mit"), license
 # A model made from published weights, whose card names their licence.
 theirs.name_or_path = "me/licensed"
 try:
-    prepare_repository(theirs, "me/early", facts=CardFacts(license="apache-2.0"), license_text="Free")
+    prepare_repository(theirs, "me/early", facts=CardFacts(license="apache-2.0"))
 except HubError as error:
     print(error)
 for license in ("apache-2.0", "mit"):
     try:
-        print(push_to_hub(theirs, "me/derived", facts=CardFacts(license=license), license_text="Free").commit_url)
+        text = {"mit": "Free"}.get(license)
+        print(push_to_hub(theirs, "me/derived", facts=CardFacts(license=license), license_text=text).commit_url)
     except HubError as error:
         print(error)
 """

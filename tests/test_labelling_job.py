@@ -431,6 +431,20 @@ def test_overwriting_equals_a_new_dataset(photos, tmp_path):
     assert tree_checksums(tmp_path / "out") == tree_checksums(tmp_path / "new" / "out")
 
 
+@pytest.mark.parametrize("name", ["README.md", "manifest.jsonl", "data/train-00000-of-00001.parquet", "labeller/x"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_others_are_not_replaced(photos, tmp_path, name, overwrite):
+    own = tmp_path / "project" / name
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    with pytest.raises(
+        ValueError, match="output_dir: expected a new folder, or one that a labelling job has begun, got"
+    ):
+        label_images(FolderSource(photos), Halves(), tmp_path / "project", options=SMALL, overwrite=overwrite)
+    assert [path for path in (tmp_path / "project").rglob("*") if path.is_file()] == [own]
+    assert own.read_text() == "mine"
+
+
 def test_folders_of_others_below_the_output_stay(photos, tmp_path):
     inside = tmp_path / "runs" / "model" / ".weights.tmp-1"
     inside.mkdir(parents=True)

@@ -28,8 +28,8 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(info, io.BytesIO(content))
 
 
-def records_of(path: Path) -> list:
-    source = open_source(str(path))
+def records_of(path: Path | str, **options) -> list:
+    source = open_source(str(path), **options)
     return [record for part in source.parts(100) for record in source.read(part)]
 
 
@@ -255,6 +255,36 @@ def test_parquet_is_read_in_place(tmp_path):
         records = [record for part in source.parts(100) for record in source.read(part)]
         assert len(records) == 12
         assert records[0].value["bytes"]
+
+
+def test_a_split_of_files_is_that_of_their_names(tmp_path):
+    make_rows(5).to_parquet(tmp_path / "train.parquet")
+    make_rows(2).to_parquet(tmp_path / "validation.parquet")
+    for name, number in (("a.tar", 3), ("a_val.tar", 1)):
+        (tmp_path / "tars").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / "tars" / name, "w") as tar:
+            for index in range(number):
+                add(tar, f"{index}.jpg", encode(photograph(1)))
+    parquet, tars = f"{tmp_path}/*.parquet", f"{tmp_path}/tars/*.tar"
+    for source, expected in ((parquet, [7, 5, 2]), (tars, [4, 3, 1]), (tmp_path / "tars", [4, 3, 1])):
+        assert [len(records_of(source, split=split)) for split in (None, "train", "validation")] == expected
+        with pytest.raises(ValueError, match=r"source split: expected one of \['train', 'validation'\], .*'nonsense'"):
+            open_source(str(source), "nonsense")
+    for source in (parquet, tars):
+        with pytest.raises(ValueError, match=r"class_folders: expected a folder of images, got (tar|Parquet) files"):
+            open_source(source, class_folders=True)
+    write_photographs(tmp_path / "photos", 3)
+    with pytest.raises(ValueError, match="source split: expected none of a folder of images"):
+        open_source(str(tmp_path / "photos"), "train")
+
+
+def test_photographs_below_a_tar_file_are_read(tmp_path):
+    write_photographs(tmp_path / "photos", 3)
+    with tarfile.open(tmp_path / "photos" / "old.tar", "w") as tar:
+        add(tar, "0.jpg", encode(photograph(1)))
+    source = open_source(str(tmp_path / "photos"))
+    assert source.num_records(10) == 3
+    assert source.passed_over == {"files .tar": 1}
 
 
 def test_parquet_files_may_differ_in_unused_columns(tmp_path):

@@ -219,6 +219,17 @@ def test_invalid_licence_fields_of_a_card_are_ignored(source, tmp_path, value):
     assert (head["license"], head["license_name"]) == ("other", "as-its-source")
 
 
+def test_a_text_needs_the_name_of_its_licence(config, tmp_path, capsys):
+    model = C2FMAEModel(config)
+    for facts in (None, CardFacts(license="apache-2.0")):
+        with pytest.raises(HubError, match="license: expected the name of the licence whose text is given"):
+            write_repository(model, tmp_path / "x", "me/x", facts=facts, license_text="Only for research.")
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(SystemExit):
+        load_command("push").parse(["model", "me/x", "--license_name", "my-own"])
+    assert "--license_name goes with --license other" in capsys.readouterr().err
+
+
 def test_names_and_texts_of_another_licence_are_refused(source, tmp_path):
     model = C2FMAEForPreTraining.from_pretrained(source)
     with pytest.raises(HubError, match=r"expected research-alone, .* got free-for-all"):

@@ -302,7 +302,7 @@ def parse_arguments(
     *parsed, words = parser.parse_args_into_dataclasses(args, return_remaining_strings=True)
     parsed = parsed[: len(groups)]
     refuse_unknown(parser, words, may_have_words=True)
-    _fill_positionals(parser, groups, parsed, positionals, words)
+    _fill_positionals(parser, groups, parsed, [name for name in positionals if not has_option(args, name)], words)
     mistake = find_missing(parsed, required, positionals) or find_lone_processes(parsed)
     mistake = mistake or (check(*parsed) if check is not None else None)
     if mistake:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoImageProcessor
 
+from ..configuration_c2fmae import C2FMAEConfig
 from ..labelling.sources.open import open_source
 from ..publishing.fingerprints import weights_fingerprint
 from ..publishing.repository import check_saved
@@ -62,9 +63,10 @@ def main(args: list[str] | None = None) -> list[str]:
     check_saved(options.model)
     model = load_encoder(options.model).to(pick_device(options.device))
     processor = None
-    if options.image_size is None:
+    if options.image_size is None or isinstance(model.config, C2FMAEConfig):
+        size = {} if options.image_size is None else {"size": options.image_size}  # the crop follows
         try:
-            processor = AutoImageProcessor.from_pretrained(options.model)
+            processor = AutoImageProcessor.from_pretrained(options.model, **size)
         except (OSError, ValueError):
             logger.warning(
                 "%s has no image processor: images are resized to its input, as in ImageNet.", options.model

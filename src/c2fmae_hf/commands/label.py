@@ -38,7 +38,7 @@ from ..labelling.sources.base import ImageSource
 from ..labelling.sources.open import open_source
 from ..training.log_lines import counted
 from ..utils.files import read_lines
-from .arguments import find_missing, parse_arguments
+from .arguments import find_missing, parse_arguments, pick_device
 from .console import print_results, type_in
 from .estimate import EstimateArguments, scratch_folder, storage_in_words
 from .estimate_labelling import LabellingEstimate, estimate_labelling
@@ -151,18 +151,57 @@ class EngineArguments:
     ray_num_cpus: float | None = field(default=None, metadata={"help": "CPUs per actor; by default 1."})
 
 
+MODELS = ("panoptic", "semantic+masks")
+#: The labellers that an option is for.
+USED_BY = {
+    **dict.fromkeys(("checkpoint", "thing_classes", "batch_size", "device", "dtype"), MODELS),
+    **dict.fromkeys(("threshold", "mask_threshold", "overlap_mask_area_threshold"), ("panoptic",)),
+    **dict.fromkeys(
+        ("mask_checkpoint", "points_per_side", "pred_iou_thresh", "stability_score_thresh"), ("semantic+masks",)
+    ),
+    **dict.fromkeys(("num_classes", "regions"), ("classical",)),
+    **dict.fromkeys(("layout", "annotations", "class_names"), ("annotations",)),
+}
+#: The layouts of annotations that an option is for.
+USED_BY_LAYOUT = {
+    "annotations": ("coco", "coco_panoptic"),
+    "class_names": ("columns",),
+    "source_split": ("ade20k", "voc", "columns"),
+    "source_config_name": ("columns",),
+    "streaming": ("columns",),
+    "class_folders": (),
+}
+
 GROUPS = (SourceArguments, LabellerArguments, OutputArguments, EngineArguments, EstimateArguments)
 
 
 def find_mistake(
-    _, labeller_args: LabellerArguments, output_args: OutputArguments, __, estimate_args: EstimateArguments
+    source_args: SourceArguments,
+    labeller_args: LabellerArguments,
+    output_args: OutputArguments,
+    engine_args: EngineArguments,
+    estimate_args: EstimateArguments,
 ) -> str | None:
     if not estimate_args.estimate and (missing := find_missing([output_args], ["output_dir"], ["output_dir"])):
         return missing
     kind, layout = labeller_args.labeller, labeller_args.layout
     if kind not in LABELLERS:
         return f"--labeller: expected one of {', '.join(LABELLERS)}, got {kind!r}"
-    if kind in ("panoptic", "semantic+masks") and labeller_args.checkpoint is None:
+    given = {
+        one.name: getattr(group, one.name)
+        for group in (source_args, labeller_args)
+        for one in fields(group)
+        if getattr(group, one.name) != one.default
+    }
+    for name in given:
+        if kind not in USED_BY.get(name, (kind,)):
+            return f"--{name} is for --labeller {' or '.join(USED_BY[name])}, got {kind}"
+    if labeller_args.batch_size < 1 or labeller_args.points_per_side < 1:
+        sizes = (labeller_args.batch_size, labeller_args.points_per_side)
+        return "--batch_size and --points_per_side: expected at least 1, got {} and {}".format(*sizes)
+    if not 0 <= engine_args.max_reject_share <= 1:
+        return f"--max_reject_share: expected a share in [0, 1], got {engine_args.max_reject_share:g}"
+    if kind in MODELS and labeller_args.checkpoint is None:
         return f"--labeller {kind} needs --checkpoint"
     if kind == "semantic+masks" and labeller_args.mask_checkpoint is None:
         return "--labeller semantic+masks needs --mask_checkpoint"
@@ -170,6 +209,9 @@ def find_mistake(
         return f"--layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}"
     if kind == "annotations" and layout.startswith("coco") and labeller_args.annotations is None:
         return f"--layout {layout} needs --annotations, the JSON file"
+    for name in given if kind == "annotations" else ():
+        if layout not in USED_BY_LAYOUT.get(name, (layout,)):
+            return f"--{name} is not for --layout {layout}"
     return None
 
 
@@ -258,6 +300,8 @@ def parse(args: list[str] | None = None) -> tuple:
 
 def main(args: list[str] | None = None) -> LabellingSummary | LabellingEstimate:
     source_args, labeller_args, output_args, engine_args, estimate_args = parse(args)
+    if labeller_args.device is not None:
+        pick_device(labeller_args.device)
     labeller, source = build(source_args, labeller_args)
     options = OutputOptions(**{f.name: getattr(output_args, f.name) for f in fields(OutputOptions)})
     if estimate_args.estimate:
@@ -309,12 +353,13 @@ def main(args: list[str] | None = None) -> LabellingSummary | LabellingEstimate:
         lines.append(f"skipped, since these are not image files: {kinds}")
     if summary.rejects:
         lines.append(f"rejected: see {Path(output_args.output_dir) / 'rejects.jsonl'}")
+    is_other = output_args.split != "train"
     next_steps = [
-        type_in(
-            "validate", output_args.output_dir, *(("--split", output_args.split) * (output_args.split != "train"))
-        ),
+        type_in("validate", output_args.output_dir, *(("--split", output_args.split) * is_other)),
         type_in("pretrain", output_args.output_dir, "--output_dir", "runs/pretrained"),
     ]
+    if is_other and not list(Path(output_args.output_dir).glob("data/train-*.parquet")):
+        next_steps.pop()  # nothing to train on yet
     print_results(lines, next_steps if summary.rows else ())
     return summary
 

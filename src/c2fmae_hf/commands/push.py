@@ -25,6 +25,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from ..images import open_image
 from ..publishing.hub import push_to_hub, write_repository
 from ..publishing.model_card import DEFAULT_LICENSE, CardFacts
 from ..publishing.records import RESULTS_FILE, RUN_FILE, Run, load_run, run_of_weights, runs_of_weights
@@ -75,6 +76,8 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(args)
     if options.license not in (None, DEFAULT_LICENSE) and options.license_file is None:
         parser.error(f"--license {options.license} needs --license_file")
+    if options.license_name is not None and options.license != "other":
+        parser.error("--license_name goes with --license other")
     if options.subfolder and ".." in Path(options.subfolder).parts:
         parser.error(f"--subfolder: expected a folder of the repository, got {options.subfolder}")
     return options
@@ -145,6 +148,8 @@ def publish(options: argparse.Namespace) -> str:
     picture = left if options.picture == Path() else options.picture
     if options.picture is not None and (picture is None or not picture.is_file()):
         raise FileNotFoundError(f"--picture: expected a PNG, got {picture or 'a run that left none'}")
+    if picture is not None and open_image(str(picture)).format != "PNG":
+        raise ValueError(f"--picture: expected a PNG, got {picture} in another format")
     if picture is None and left is not None:
         print(f"To show {left} on the card, pass --picture. Its photographs are published with it.")
     common = {

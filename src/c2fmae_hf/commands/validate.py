@@ -35,7 +35,7 @@ def main(args: list[str] | None = None) -> ValidationReport:
         require("matplotlib", "the contact sheet", " or pass --num_drawn 0")
     folder = parsed.output_dir
     if folder is None:
-        path = Path(parsed.dataset_name)
+        path = Path(parsed.dataset_name).expanduser().resolve()
         folder = path.with_name(f"{path.name}-validation") if path.is_dir() else Path("validation")
     check_writable(folder)
     print(f"Reading every row of {parsed.dataset_name}, split {parsed.split}. Output folder: {folder}.", flush=True)

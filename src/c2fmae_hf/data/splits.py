@@ -27,7 +27,8 @@ def _stream(rows: datasets.Dataset) -> datasets.IterableDataset:
     return rows.to_iterable_dataset(num_shards=max(min(64, len(rows)), 1))
 
 
-def _by_split(files: Sequence[str]) -> dict[str, list[str]]:
+def by_split(files: Sequence[str]) -> dict[str, list[str]]:
+    """Files by the split that their names tell, as [`load_splits`] says."""
     splits: dict[str, list[str]] = {}
     for file in files:
         words = re.split(r"[^a-z]+", Path(file).name.lower())
@@ -81,7 +82,7 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
     path = Path(name).expanduser()
     name = str(path) if name.startswith("~") else name
     if name.endswith(".parquet"):
-        files = _by_split(match_files(name))
+        files = by_split(match_files(name))
         if not files:
             raise FileNotFoundError(f"dataset: expected Parquet files at {name!r}, found none")
         for split, parts in files.items():
@@ -94,7 +95,7 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
         return {split: _stream(rows) for split, rows in splits.items()} if streaming else splits
     parquet = sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]) if path.is_dir() else []
     if not parquet and (tars := find_tars(name)):
-        return load_tars(_by_split(tars), streaming)
+        return load_tars(by_split(tars), streaming)
     if name.endswith(TAR_SUFFIXES) or (name.startswith((".", "/", "~")) and not path.exists()):
         raise FileNotFoundError(f"dataset: expected a folder, Parquet or tar files at {name!r}, found nothing")
     if path.is_file():

@@ -106,8 +106,8 @@ def label_images(
 
     Raises:
         `ImportError`: if Ray is not installed.
-        `ValueError`: if an argument is wrong, or the split was begun with another source, labeller or options, or
-            images or annotations have changed since.
+        `ValueError`: if an argument is wrong, the folder holds files of others that the job would replace, or the
+            split was begun with another source, labeller or options, or images or annotations have changed since.
         `RuntimeError`: if another process is writing this dataset, or most images of a shard fail.
     """
     options = options or OutputOptions()
@@ -122,6 +122,13 @@ def label_images(
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     store = ShardStore(root, split)
+    if not any(root.glob(f".labelling/*/{JOB_FILE}")):
+        names = ("README.md", "manifest.jsonl", "rejects.jsonl", "labeller", "data/*.parquet")
+        if foreign := [path.name for name in names for path in root.glob(name)]:
+            raise ValueError(
+                f"output_dir: expected a new folder, or one that a labelling job has begun, got {root} with "
+                f"{', '.join(foreign[:5])}, which it would replace"
+            )
     check_writable(root / ".labelling")
     try:
         lock = FileLock(root / ".labelling" / "lock").acquire(timeout=0)
@@ -140,7 +147,7 @@ def label_images(
                 shutil.rmtree(root / "labeller", ignore_errors=True)  # fitted to the images that are labelled no more
         store.create_folders()
         store.remove_leftovers()
-        if not own.is_file():
+        if overwrite or not own.is_file():
             write_json(own, identity)
         features = dataset_features(labeller.id2label, source.label_feature)
         task = LabellingTask(source, labeller, store, features, options, num_threads, max_reject_share)

@@ -121,10 +121,10 @@ class ShardStore:
                 path.unlink()
 
     def remove(self) -> None:
-        """Delete the split."""
-        for path in self.data.glob(f"{self.split}-*.parquet"):
+        """Delete the split's shards."""
+        for path in self.data.glob(f"{self.split}-{5 * '[0-9]'}-{4 * '[0-9]'}.parquet"):
             path.unlink()
-        shutil.rmtree(self.state, ignore_errors=True)
+        shutil.rmtree(self.infos, ignore_errors=True)
 
     def shard_name(self, part: int, chunk: int) -> str:
         return f"{self.split}-{part:05d}-{chunk:04d}"

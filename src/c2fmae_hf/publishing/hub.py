@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from ..image_processing_c2fmae import C2FMAEImageProcessor
 from ..modeling_c2fmae import C2FMAEPreTrainedModel
 from ..utils.files import replace_folder, write_json
-from .licences import inherited_license
+from .licences import inherited_license, is_apache
 from .model_card import DEFAULT_LICENSE, PICTURE, CardFacts, build_card, own_config
 from .records import Run, hub_name, runs_of_weights
 from .redaction import TOKEN_PATTERN
@@ -243,6 +243,8 @@ def check_license(
         )
     if name not in (None, DEFAULT_LICENSE) and license_text is None:
         raise HubError(f"license_text: expected the text of {name}, got None. {NOTHING}")
+    if name in (None, DEFAULT_LICENSE) and license_text is not None and not is_apache(license_text):
+        raise HubError(f"license: expected the name of the licence whose text is given, got {name}. {NOTHING}")
 
 
 def _origin(model: PreTrainedModel, runs: Sequence[Run]) -> str | None:

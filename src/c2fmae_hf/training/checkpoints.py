@@ -233,11 +233,7 @@ class CheckpointCallback(TrainerCallback):
         if self._must_stop():
             control.should_save = control.should_training_stop = True
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._must_stop():
-            control.should_save = control.should_training_stop = True
+    on_evaluate = on_step_end
 
     def _must_stop(self) -> bool:
         if in_any_process(self.trainer.accelerator, self.received is not None):

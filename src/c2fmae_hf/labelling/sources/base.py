@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ...data.splits import by_split
 from ..records import SourceRecord
 
 
@@ -25,6 +26,21 @@ class Part:
     index: int
     where: Any
     num_records: int | None
+
+
+def of_split(files: list[str], split: str | None) -> list[str]:
+    """
+    The files whose names tell a split; all if it is `None`.
+
+    Raises:
+        `ValueError`: if there are none.
+    """
+    splits = by_split(files)
+    if split is not None and split not in splits:
+        raise ValueError(
+            f"source split: expected one of {sorted(splits)}, as the names of the files say, got {split!r}"
+        )
+    return files if split is None else splits[split]
 
 
 class ImageSource(abc.ABC):

@@ -15,7 +15,7 @@ import datasets
 from ...data.rows import MAP_COLUMNS
 from ...data.tars import TAR_ERRORS, find_tars
 from ..records import MAX_FILE_BYTES, SourceRecord
-from .base import ImageSource, Part, path_text
+from .base import ImageSource, Part, of_split, path_text
 from .folder import IMAGE_SUFFIXES
 
 
@@ -28,17 +28,19 @@ class TarSource(ImageSource):
 
     Args:
         pattern (`str`): A path, wildcards allowed, or a folder.
+        split (`str`, *optional*): Only the files whose names tell this split.
 
     Raises:
         `FileNotFoundError`: if the pattern matches nothing.
-        `ValueError`: if two tar files have the same name.
+        `ValueError`: if two tar files have the same name, or there is none of this split.
     """
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, split: str | None = None) -> None:
         super().__init__()
         self.files = find_tars(pattern)
         if not self.files:
             raise FileNotFoundError(f"source: expected tar files at {pattern!r}, found none")
+        self.files = of_split(self.files, split)
         names = [Path(file).name for file in self.files]
         if len(set(names)) < len(names):
             raise ValueError(f"source: expected tar files of different names, since ids hold them, got {names}")
