@@ -2,9 +2,10 @@
 A training run for `torchrun`, or of one process; for `test_distributed.py`.
 
     torchrun --nproc_per_node 2 tests/distributed_run.py OUTPUT '{"max_steps": 6}' [--stream] [--resume]
-        [--rows 16] [--fault loss|gradient] [--terminate 2]
+        [--rows 16] [--fault loss|gradient] [--terminate 2] [--apart]
 
 A fault is what the last process meets in its third batch: pixels whose loss, or whose gradient alone, is not finite.
+With --apart, each process has a folder of its own in OUTPUT, as on machines that share none.
 With --terminate, the first process sends SIGTERM to torchrun's group, its own and its workers', in that step.
 Writes `rank-<n>.json` for each process: the images and masks of every batch that it trained on, and, in the first, the
 logged losses; and `weights.safetensors`.
@@ -59,7 +60,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--fault", choices=("loss", "gradient"))
     parser.add_argument("--terminate", type=int)
+    parser.add_argument("--apart", action="store_true")
     options = parser.parse_args()
+    if options.apart:
+        options.output = options.output / os.environ.get("RANK", "0")
+        options.output.mkdir(parents=True, exist_ok=True)
     trainer = make_trainer(
         CONFIG, make_rows(options.rows), options.output, streaming=options.stream, **options.arguments
     )

@@ -168,6 +168,17 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one_and_back(tmp_path):
     check_equal(resumed(pair, tmp_path / "again", 2), pair)
 
 
+def test_processes_that_find_different_checkpoints_are_refused(tmp_path):
+    arguments = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 2}
+    start(1, SCRIPT, tmp_path, json.dumps(arguments), "--apart")
+    assert (tmp_path / "0/checkpoint-4").is_dir()
+    arguments |= {"max_steps": 6, "ddp_backend": "gloo"}
+    said = start(2, SCRIPT, tmp_path, json.dumps(arguments), "--apart", "--resume", fails=True)
+    assert "resume_from_checkpoint: expected the same in every process, as they share output_dir, got" in said
+    assert "['checkpoint-4', None]" in said
+    assert not (tmp_path / "1/checkpoint-6").exists()
+
+
 def test_sharded_weights_are_trained_as_whole_ones(tmp_path):
     """By PyTorch's `fully_shard`; the Trainer's `fsdp` shards on accelerators alone, and says nothing of it."""
     runs = []

@@ -258,11 +258,13 @@ def test_labelling_may_take_longer_than_processes_wait_for_each_other(photos, tm
     (tmp_path / "run.py").write_text(LONG_LABELLING)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(tmp_path / "run.py"), str(photos), "--output_dir", str(tmp_path / "run"), *SMALL]
-    command += ["--max_steps", "1", "--num_drawn", "0", "--ddp_backend", "gloo", "--ddp_timeout", "15"]
+    command += ["--num_drawn", "0", "--ddp_backend", "gloo", "--ddp_timeout", "15"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "run" / "run.json").is_file()
+    for steps in ("1", "2"):  # labelling, and checking what was labelled
+        options = ["--max_steps", steps, "--resume_from_checkpoint", "last"]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert not list((tmp_path / "run/dataset/.labelling").glob("done-*"))
 
 
 def test_the_number_of_steps_follows_from_the_number_of_photographs(pretrain, photos, tmp_path):

@@ -46,6 +46,7 @@ from ..labelling.job import describe_maps
 from ..labelling.records import OutputOptions
 from ..modeling_c2fmae import C2FMAEForPreTraining
 from ..publishing.records import RUN_FILE, RunRecord, data_name
+from ..training.checkpoints import refuse_sharding
 from ..training.decoder_evaluation import evaluate_decoder
 from ..training.log_lines import announce, counted, format_log
 from ..training.trainer import C2FMAETrainer
@@ -365,15 +366,18 @@ def main(args: list[str] | None = None) -> C2FMAETrainer | TrainingEstimate:
     source = open_photographs(data_args.dataset_name)
     if source is not None:
         photographs, data_args.dataset_name = data_args.dataset_name, str(output_dir / "dataset")
+        done = output_dir / "dataset" / ".labelling" / f"done-{broadcast_object_list([time.time_ns()])[0]}"
         if training_args.process_index == 0:
             label_photographs(source, photographs, output_dir / "dataset")
-        else:  # longer than a collective may take; the card comes last
-            card = output_dir / "dataset" / "README.md"
+            done.touch()
+        else:  # by looking for a file, since labelling may take longer than a collective
             if training_args.local_process_index == 0:
-                logger.warning("Waiting for %s, which process 0 writes; all machines share this folder.", card)
-            while not card.is_file():
+                logger.warning("Waiting for process 0 to label into %s, which all machines share.", output_dir)
+            while not done.is_file():
                 time.sleep(1)
         PartialState().wait_for_everyone()
+        if training_args.process_index == 0:
+            done.unlink()
     train_rows, held_out_rows, held_out_name = load_rows(data_args, training_args.seed)
     model = set_up(words, data_args, model_args, training_args, train_rows, held_out_rows)
     config = model.config
@@ -401,6 +405,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer | TrainingEstimate:
         eval_dataset=held_out_rows,
         **hub_args.publishing(),
     )
+    refuse_sharding(trainer)
     if probe is not None:
         trainer.add_callback(KNNProbeCallback(trainer, *probe, steps=data_args.probe_steps))
     announce(trainer, describe(model, train_rows, held_out_rows, data_args))

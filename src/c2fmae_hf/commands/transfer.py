@@ -16,6 +16,7 @@ from transformers.utils import CONFIG_NAME
 from ..data.splits import load_train_and_validation
 from ..publishing.records import RESULTS_FILE, RunRecord
 from ..publishing.repository import check_saved
+from ..training.checkpoints import refuse_sharding
 from ..training.log_lines import announce, counted
 from ..transfer.fine_tuning import FineTuningTrainer
 from ..transfer.fine_tuning_args import FineTuningArguments
@@ -184,6 +185,7 @@ def train(
     Returns:
         The metrics, and the seconds that training took.
     """
+    refuse_sharding(trainer)
     started = time.perf_counter()
     args = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model)

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -71,7 +72,7 @@ class DurableTrainer(Trainer):
         As in transformers.
 
         Raises:
-            `ValueError`: if files of the checkpoint are missing or damaged.
+            `ValueError`: if files of the checkpoint are missing or damaged, or processes found different ones.
             `RuntimeError`: if another run writes to `output_dir`.
         """
         folder = Path(str(self.args.output_dir))
@@ -79,6 +80,11 @@ class DurableTrainer(Trainer):
         if resume is True:
             resume = get_last_checkpoint(str(folder)) or True
         checkpoint = os.fspath(resume) if resume and resume is not True else None
+        chosen = gather_object([None if checkpoint is None else Path(checkpoint).name])
+        if len(set(chosen)) > 1:
+            raise ValueError(
+                f"resume_from_checkpoint: expected the same in every process, as they share output_dir, got {chosen}"
+            )
         self._count_steps()
         callback = CheckpointCallback(self)
         with locked(folder) if self.args.should_save else contextlib.nullcontext(), record_signals(callback):
@@ -180,10 +186,22 @@ class DurableTrainer(Trainer):
         return shielded(loader)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        return shielded(super().get_eval_dataloader(eval_dataset))
+        """As in transformers, but `dataloader_drop_last`, which is for training, leaves out no row."""
+        with self._keeping_all_rows():
+            return shielded(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        return shielded(super().get_test_dataloader(test_dataset))
+        """As [`get_eval_dataloader`], for `predict`."""
+        with self._keeping_all_rows():
+            return shielded(super().get_test_dataloader(test_dataset))
+
+    @contextlib.contextmanager
+    def _keeping_all_rows(self) -> Iterator[None]:
+        own, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = own
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in transformers, but saves the licence text too, and never publishes, even with `push_to_hub`."""
@@ -247,6 +265,18 @@ class CheckpointCallback(TrainerCallback):
             rotate_checkpoints(folder, args.save_total_limit, state.best_model_checkpoint, use_mtime=True)
         if self._must_stop():
             control.should_training_stop = True
+
+
+def refuse_sharding(trainer: Trainer) -> None:
+    """
+    Raises:
+        `ValueError`: if weights are sharded, since a command's results are made by one process, of whole weights.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "fsdp, deepspeed: expected whole weights in each process, of which the command's results are made; "
+            "to shard them, train with the Trainer in Python"
+        )
 
 
 def in_any_process(accelerator: Accelerator, flag: bool) -> bool:
