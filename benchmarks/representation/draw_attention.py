@@ -39,7 +39,12 @@ OUTLINES = {
         (40, 62),
     ),
 }
-WORDS = {"mae": "MAE", "parallel": "parallel", "cascade": "cascade", "curriculum": "curriculum"}
+WORDS = {
+    "mae": "MAE",
+    "cascade": "cascade, random masks",
+    "curriculum": "cascade, curriculum",
+    "curriculum_labels_less": "default",
+}
 
 
 def middle_square(image: Image.Image) -> Image.Image:
