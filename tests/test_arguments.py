@@ -81,7 +81,7 @@ def test_a_word_does_not_replace_an_option(capsys):
         ("--max_reject_share -1", "--max_reject_share: expected a share in [0, 1], got -1"),
         (
             "--labeller panoptic --checkpoint a/b --batch_size 0",
-            "--batch_size and --points_per_side: expected at least 1",
+            "--batch_size: expected at least 1, got 0",
         ),
     ],
 )
@@ -91,6 +91,14 @@ def test_options_that_labelling_would_ignore_or_not_survive(options, message, ca
     assert message in capsys.readouterr().err
     good = ["--labeller", "annotations", "--layout", "voc", "--source_split", "val"]
     load_command("label").parse(["photos", "out", *good])
+
+
+@pytest.mark.parametrize("command", ["pretrain", "classify", "segment", "detect"])
+def test_sharded_weights_are_refused_at_the_start(command, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SystemExit):
+        load_command(command).parse(["model", "data", "--use_cpu"][command == "pretrain" :])
+    assert "to shard them, use the Trainer in Python" in capsys.readouterr().err
 
 
 def test_a_missing_file(capsys):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from c2fmae_hf.training.checkpoints import LOCK_FILE, STAGING_FOLDER, locked, refuse_sharding
+from c2fmae_hf.training.checkpoints import LOCK_FILE, STAGING_FOLDER, locked
 from c2fmae_hf.utils.files import replace_folder
 from test_trainer import make_trainer
 from testing_utils import png, with_fields
@@ -273,14 +273,6 @@ def test_held_out_rows_are_not_dropped(config, rows, tmp_path):
     assert trainer.evaluate()["eval_loss"] == expected.evaluate()["eval_loss"]
     assert len(trainer.get_train_dataloader()) == len(trainer.train_dataset) // trainer.args.train_batch_size
     assert trainer.args.dataloader_drop_last
-
-
-def test_commands_refuse_sharded_weights(config, rows, tmp_path):
-    trainer = make_trainer(config, rows, tmp_path)
-    refuse_sharding(trainer)
-    trainer.is_fsdp_enabled = True
-    with pytest.raises(ValueError, match="fsdp, deepspeed: expected whole weights in each process"):
-        refuse_sharding(trainer)
 
 
 def test_shares_of_a_run_are_no_changed_settings(config, rows, tmp_path, caplog):

@@ -25,6 +25,7 @@ from c2fmae_hf.transfer.classification import (
     classification_transforms,
     ranked_accuracy,
 )
+from c2fmae_hf.transfer.encoders import saved_view
 from labelling_utils import encode
 from testing_utils import RECIPES, load_command
 
@@ -368,6 +369,12 @@ def test_scoring_sees_images_as_in_training(example, folders, dataset_folder, tm
     options = ("--evaluate_only", "--image_size", "32")
     given = run(example, str(tmp_path / "out"), dataset_folder, tmp_path / "x", *options)
     assert given["settings"]["image_size"] == 32
+
+
+def test_a_saved_view_that_is_not_square_is_nobody_s_side(tmp_path):
+    for size, expected in (((32, 32), 32), ((32, 64), None)):
+        C2FMAEImageProcessor(size=size, patch_size=8, label_stride=4).save_pretrained(tmp_path)
+        assert saved_view(str(tmp_path))[0] == expected
 
 
 @pytest.mark.parametrize(

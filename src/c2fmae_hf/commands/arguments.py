@@ -303,7 +303,7 @@ def parse_arguments(
     parsed = parsed[: len(groups)]
     refuse_unknown(parser, words, may_have_words=True)
     _fill_positionals(parser, groups, parsed, [name for name in positionals if not has_option(args, name)], words)
-    mistake = find_missing(parsed, required, positionals) or find_lone_processes(parsed)
+    mistake = find_missing(parsed, required, positionals) or find_lone_processes(parsed) or find_sharding(parsed)
     mistake = mistake or (check(*parsed) if check is not None else None)
     if mistake:
         parser.error(mistake)
@@ -324,6 +324,17 @@ def find_lone_processes(parsed: Sequence[Any]) -> str | None:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and any(isinstance(one, TrainingArguments) and one.world_size == 1 for one in parsed):
         return f"{started} processes were started where there is no GPU: add --use_cpu, or each trains by itself"
+    return None
+
+
+def find_sharding(parsed: Sequence[Any]) -> str | None:
+    """A message if weights would be sharded, since a command's results are made by one process, of whole weights."""
+    launched = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED"))
+    for one in parsed:
+        if isinstance(one, TrainingArguments) and (one.fsdp or one.deepspeed or launched):
+            return (
+                "--fsdp and --deepspeed: results are made of whole weights; to shard them, use the Trainer in Python"
+            )
     return None
 
 

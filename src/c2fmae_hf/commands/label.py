@@ -187,18 +187,14 @@ def find_mistake(
     kind, layout = labeller_args.labeller, labeller_args.layout
     if kind not in LABELLERS:
         return f"--labeller: expected one of {', '.join(LABELLERS)}, got {kind!r}"
-    given = {
-        one.name: getattr(group, one.name)
-        for group in (source_args, labeller_args)
-        for one in fields(group)
-        if getattr(group, one.name) != one.default
-    }
+    groups = (source_args, labeller_args)
+    given = [one.name for group in groups for one in fields(group) if getattr(group, one.name) != one.default]
     for name in given:
         if kind not in USED_BY.get(name, (kind,)):
             return f"--{name} is for --labeller {' or '.join(USED_BY[name])}, got {kind}"
-    if labeller_args.batch_size < 1 or labeller_args.points_per_side < 1:
-        sizes = (labeller_args.batch_size, labeller_args.points_per_side)
-        return "--batch_size and --points_per_side: expected at least 1, got {} and {}".format(*sizes)
+    for name in ("batch_size", "points_per_side"):
+        if getattr(labeller_args, name) < 1:
+            return f"--{name}: expected at least 1, got {getattr(labeller_args, name)}"
     if not 0 <= engine_args.max_reject_share <= 1:
         return f"--max_reject_share: expected a share in [0, 1], got {engine_args.max_reject_share:g}"
     if kind in MODELS and labeller_args.checkpoint is None:
@@ -209,8 +205,8 @@ def find_mistake(
         return f"--layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}"
     if kind == "annotations" and layout.startswith("coco") and labeller_args.annotations is None:
         return f"--layout {layout} needs --annotations, the JSON file"
-    for name in given if kind == "annotations" else ():
-        if layout not in USED_BY_LAYOUT.get(name, (layout,)):
+    for name in given:
+        if kind == "annotations" and layout not in USED_BY_LAYOUT.get(name, (layout,)):
             return f"--{name} is not for --layout {layout}"
     return None
 

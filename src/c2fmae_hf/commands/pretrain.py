@@ -46,7 +46,6 @@ from ..labelling.job import describe_maps
 from ..labelling.records import OutputOptions
 from ..modeling_c2fmae import C2FMAEForPreTraining
 from ..publishing.records import RUN_FILE, RunRecord, data_name
-from ..training.checkpoints import refuse_sharding
 from ..training.decoder_evaluation import evaluate_decoder
 from ..training.log_lines import announce, counted, format_log
 from ..training.trainer import C2FMAETrainer
@@ -405,7 +404,6 @@ def main(args: list[str] | None = None) -> C2FMAETrainer | TrainingEstimate:
         eval_dataset=held_out_rows,
         **hub_args.publishing(),
     )
-    refuse_sharding(trainer)
     if probe is not None:
         trainer.add_callback(KNNProbeCallback(trainer, *probe, steps=data_args.probe_steps))
     announce(trainer, describe(model, train_rows, held_out_rows, data_args))

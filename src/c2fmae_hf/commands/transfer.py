@@ -16,7 +16,6 @@ from transformers.utils import CONFIG_NAME
 from ..data.splits import load_train_and_validation
 from ..publishing.records import RESULTS_FILE, RunRecord
 from ..publishing.repository import check_saved
-from ..training.checkpoints import refuse_sharding
 from ..training.log_lines import announce, counted
 from ..transfer.fine_tuning import FineTuningTrainer
 from ..transfer.fine_tuning_args import FineTuningArguments
@@ -85,14 +84,14 @@ def parse_transfer(
     group: type,
     args: list[str] | None,
     description: str,
-    check: Callable[..., str | None] = lambda *parsed: None,
+    check: Callable[..., str | None],
     **options: Any,
 ) -> tuple:
     """
     Arguments of a task, of training and of publishing. Sets the seed, and checks the folders.
 
     Args:
-        check (*optional*): What is wrong with the arguments of this task, or `None`.
+        check: What is wrong with the arguments of this task, or `None`.
     """
 
     def find_mistake(own: Any, training_args: FineTuningArguments, hub_args: HubArguments) -> str | None:
@@ -185,7 +184,6 @@ def train(
     Returns:
         The metrics, and the seconds that training took.
     """
-    refuse_sharding(trainer)
     started = time.perf_counter()
     args = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model)

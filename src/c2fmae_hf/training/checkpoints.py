@@ -267,18 +267,6 @@ class CheckpointCallback(TrainerCallback):
             control.should_training_stop = True
 
 
-def refuse_sharding(trainer: Trainer) -> None:
-    """
-    Raises:
-        `ValueError`: if weights are sharded, since a command's results are made by one process, of whole weights.
-    """
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ValueError(
-            "fsdp, deepspeed: expected whole weights in each process, of which the command's results are made; "
-            "to shard them, train with the Trainer in Python"
-        )
-
-
 def in_any_process(accelerator: Accelerator, flag: bool) -> bool:
     """Whether the flag is set in any process. All processes must call this."""
     if accelerator.num_processes == 1:

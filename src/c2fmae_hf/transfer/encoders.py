@@ -118,15 +118,16 @@ def own_image_size(config: PreTrainedConfig) -> int:
 
 def saved_view(name: str) -> tuple[int | None, float | None]:
     """
-    How a saved model sees images: side of its input, or the shorter side of whole images, in pixels, and share of the
-    central crop. `None` for what its image processor does not say.
+    How a saved model sees images: side of its square input, or the shorter side of whole images, in pixels, and share
+    of the central crop. `None` for what its image processor does not say.
     """
     try:
         saved = AutoImageProcessor.from_pretrained(name).to_dict()
     except (OSError, ValueError):
         return None, None
     size = saved.get("crop_size" if saved.get("do_center_crop") else "size") or {}
-    return size.get("height") or size.get("shortest_edge"), saved.get("crop_pct")
+    is_square = size.get("height") == size.get("width")
+    return (size.get("height") or size.get("shortest_edge")) if is_square else None, saved.get("crop_pct")
 
 
 def _configure_timm(
