@@ -498,6 +498,10 @@ TABLES: dict[str, Callable[[], str]] = {
         for words in ("scores", "differences")
         for epochs in (10, 5)
     },
+    **{
+        f"study-long-{words}": functools.partial(study, "fleet-stl10-small-40", words)
+        for words in ("scores", "differences", "attention")
+    },
     "study-lengths": study_lengths,
     "study-label-weights": label_weights,
     "time-to-quality": time_to_quality,

@@ -655,6 +655,21 @@ def test_a_record_knows_its_encoder(config):
     json.dumps(content)
 
 
+@pytest.mark.parametrize("loaded", [torch.bfloat16, torch.float32])
+def test_a_copy_in_bfloat16_keeps_its_record(config, tmp_path, loaded):
+    model = randomized(C2FMAEForPreTraining(config))
+    content = RunRecord("pretraining", [SomeArguments("x")], {"train": 3}, {"train": "all"}).finish(model)
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    run = load_run(tmp_path, "training")
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "copy")
+    copy = C2FMAEForPreTraining.from_pretrained(tmp_path / "copy", dtype=loaded)
+    assert run_of_weights(run, copy).role == "made"
+    assert run_of_weights(run, copy.image_encoder()).role == "made_encoder"
+    with torch.no_grad():
+        copy.decoder.norm.bias[0] += 1
+    assert run_of_weights(run, copy) is None
+
+
 def test_folders_without_records(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected run.json or results.json of a run"):
         load_run(tmp_path, "x")

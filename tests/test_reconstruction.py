@@ -9,7 +9,7 @@ from PIL import Image
 from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTraining, C2FMAEImageProcessor
 from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.pictures import reconstruction
-from c2fmae_hf.pictures.colours import colour_instances
+from c2fmae_hf.pictures.colours import colour_classes, colour_instances
 from c2fmae_hf.pictures.figures import LegendEntry, new_grid, save_figure
 from c2fmae_hf.pictures.reconstruction import draw_curves, draw_reconstruction
 
@@ -55,6 +55,12 @@ def test_colours():
     assert colours[0, 0].tolist() == [30, 30, 30]
     assert colours[0, 2].tolist() == [222, 222, 222]
     assert len(np.unique(colours.reshape(-1, 3), axis=0)) == 6
+
+
+@pytest.mark.parametrize("colour", [colour_classes, colour_instances])
+def test_as_many_colours_as_classes(colour):
+    """COCO's panoptic maps have 133 classes, ADE20K's 150."""
+    assert len(np.unique(colour(np.arange(1, 151)), axis=0)) == 150
 
 
 def read_by_line(figure) -> list[str]:

@@ -271,7 +271,8 @@ def test_the_fleet_runs_and_adds_to_its_results(repository, shared_data, tmp_pat
     assert [[run["variant"] for run in group["runs"]] for group in groups] == [["mae"], ["objects"]]
     for group in groups:
         (run,) = group["runs"]
-        assert run["steps"] == 4
+        assert run["steps"] == {"mae": 4, "objects": 5}[run["variant"]]
+        assert run["equal"] == "compute"
         assert run["results"]["linear_probe"] > 0.1
         assert group["photographs"] == {"train": 3735, "test": 4525, "other_test": 651}
 

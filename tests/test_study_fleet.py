@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
@@ -20,7 +21,7 @@ def scripts(repository, monkeypatch):
     monkeypatch.syspath_prepend(str(repository / "benchmarks/representation"))
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     yield
-    names = ("answers", "common", "data", "fleet", "gpu_data", "pretrain", "protocols", "variants")
+    names = ("answers", "common", "data", "fleet", "gpu_data", "pretrain", "protocols", "study", "variants")
     for name in names:
         sys.modules.pop(name, None)
 
@@ -157,10 +158,12 @@ def test_a_run_is_the_trainers(scripts, rows, tmp_path, name, monkeypatch):
 )
 def test_models_side_by_side_are_each_alone(scripts, rows, tmp_path, monkeypatch, name):
     import fleet
+    import variants
     from gpu_data import Photographs
 
     from c2fmae_hf import modeling_c2fmae
 
+    monkeypatch.setitem(variants.ENCODERS["small"], "decoder_prediction_ratio", 1.0)
     photographs = [Photographs(rows, seed, 24, torch.device("cpu")) for seed in (0, 1)]
     ensemble = fleet.Ensemble([(name, 0), (name, 1)], photographs, 4, "small", tmp_path)
     ensemble.draw_masks(0)
@@ -173,12 +176,64 @@ def test_models_side_by_side_are_each_alone(scripts, rows, tmp_path, monkeypatch
     # Models look at inputs that lie on the CPU, where they may not be looked at side by side.
     monkeypatch.setattr(modeling_c2fmae, "check_labels", lambda *args: None)
     monkeypatch.setattr(modeling_c2fmae, "count_masked", lambda config, mask, rows, patches, number: number)
-    losses = torch.vmap(ensemble.loss_of)(ensemble.parameters, batch)
+    losses = torch.vmap(ensemble.loss_of, randomness="different")(ensemble.parameters, batch)
     losses.sum().backward()
     torch.testing.assert_close(losses, torch.stack(alone))
     for weights, expected in zip(ensemble.weights, gradients):
         torch.testing.assert_close(weights.grad, expected, rtol=1e-3, atol=1e-5)
         assert expected.abs().max() > 0
+
+
+def test_models_side_by_side_decode_parts_of_their_own(scripts, rows, tmp_path, monkeypatch):
+    import fleet
+    from gpu_data import Photographs
+
+    from c2fmae_hf import modeling_c2fmae
+
+    photographs = [Photographs(rows, 0, 24, torch.device("cpu"))] * 2
+    ensemble = fleet.Ensemble([("curriculum", 0), ("cascade", 0)], photographs, 4, "small", tmp_path)
+    ensemble.draw_masks(0)
+    monkeypatch.setattr(modeling_c2fmae, "check_labels", lambda *args: None)
+    monkeypatch.setattr(modeling_c2fmae, "count_masked", lambda config, mask, rows, patches, number: number)
+    draw, chosen = modeling_c2fmae.random_part, []
+
+    def remember(ids, ratio):
+        part = draw(ids, ratio)
+        chosen.append(part.shape)
+        return part
+
+    monkeypatch.setattr(modeling_c2fmae, "random_part", remember)
+    batch = ensemble.batch()
+    batch = {name: value[:1].expand_as(value) for name, value in batch.items()}
+    weights = {name: value[:1].expand_as(value) for name, value in ensemble.parameters.items()}
+    one, other = torch.vmap(ensemble.loss_of, randomness="different")(weights, batch)
+    assert chosen == [(32, 12)]  # a quarter of 48 masked patches, as in study.py
+    assert one != other
+
+
+def test_what_the_fleet_trains(scripts, repository, tmp_path, capsys):
+    """A step costs what was measured, and variants that the fleet cannot train are refused."""
+    import fleet
+
+    times = json.loads((repository / "benchmarks/representation/results/calibration-small.json").read_text())
+    times = times["times_mae"]
+    args = fleet.parse(["--data", str(tmp_path), "--output", str(tmp_path)])
+    assert set(args.variants) == {*fleet.MAIN} - {"curriculum_area"}
+    assert fleet.cost_of_step(args, [("mae", 0), ("mae", 1)]) == 1
+    together = fleet.cost_of_step(args, [("cascade", 0), ("curriculum", 0), ("curriculum", 1)])
+    assert together == pytest.approx((times["cascade"] + times["curriculum"]) / 2)
+    for name in ("curriculum_area", "losses_follow", "repeated_masks", "label_a_patch"):
+        with pytest.raises(SystemExit):
+            fleet.parse(["--data", str(tmp_path), "--variants", "mae", name])
+        assert f"--variants {name}: only study.py trains it" in capsys.readouterr().err
+
+
+def test_only_models_of_one_kind_are_trained_as_one(scripts):
+    from fleet import signature
+
+    assert signature("cascade") == signature("curriculum") == signature("reversed")
+    different = ("mae", "cascade", "class_token", "labels_less", "cascade_slow", "shared_blocks", "feeds_memory")
+    assert len({signature(name) for name in different}) == len(different)
 
 
 def test_the_peers_untrained_model_knows_positions(scripts):

@@ -240,6 +240,45 @@ def folder(tmp_path, scripts):
     return data
 
 
+def test_the_collection_is_a_labelled_dataset(folder, tmp_path):
+    """Classes of all sources under one name each; photographs without maps have none, and held-out ones stay out."""
+    import build_collection
+    from build_data import write
+
+    from c2fmae_hf.data.dataset import C2FMAEDataset
+    from c2fmae_hf.data.rows import semantic_id2label
+    from c2fmae_hf.data.transforms import evaluation_transform
+
+    image, semantic, instance = map(encoded, picture((96, 96), [(20, 30, 40, 40), (5, 5, 10, 10)], (5, 9)))
+    stl10 = {"image": image, "semantic": semantic, "instance": instance, "label": 4}
+    for name in ("train", "test", "val"):
+        rows = [{**stl10, "image_id": f"stl10_{name}"}]
+        write(folder / f"stl10_seg_{name}.parquet", rows, 1, None, maps=True)
+    rows = [{"image": image, "label": 3, "image_id": "caltech"}]
+    write(folder / "caltech101_train-00000-of-00001.parquet", rows, 1, ["w", "x", "y", "z"], maps=False)
+    build_collection.main(["--data", str(folder), "--output", str(tmp_path / "out")])
+    splits = datasets.load_dataset(str(tmp_path / "out"))
+    ids = {split: rows["image_id"] for split, rows in splits.items()}
+    assert ids["train"] == ["stl10_train", "stl10_test", "b", "a", "c", "d", "e", "caltech"]
+    assert ids["validation"] == ["stl10_val", "b", "a", "c", "d", "e"]
+    names = semantic_id2label(splits["train"].features)
+    assert (len(names), names[0], names[1], names[133]) == (147, "background", "person", "rug-merged")
+    found = {row["image_id"]: {names[label] for label in row["semantic_classes"]} for row in splits["train"]}
+    assert found["stl10_train"] == {"background", "deer", "boat"}
+    assert found["a"] == {"background", "person", "dog"}
+    assert found["b"] == {"background", "person", "rug-merged"}  # its panoptic map
+    assert found["d"] == {"sky (CamVid)", "car (CamVid)"}
+    assert found["caltech"] == set()
+    samples = C2FMAEDataset(splits["train"], evaluation_transform((64, 64)), num_semantic_classes=147)
+    for row, sample in zip(splits["train"], samples):
+        seen = {names[label] for label in sample["semantic"].unique().tolist() if label >= 0}
+        assert seen <= found[row["image_id"]]
+        assert bool(seen) == (row["image_id"] != "caltech")
+    (folder / "stl10_seg_test.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"stl10_seg_test\.parquet: expected the study's data"):
+        build_collection.main(["--data", str(folder), "--output", str(tmp_path / "out")])
+
+
 def test_scenes_are_whole_photographs_with_merged_classes(folder):
     from data import load_study_data
     from pretrain import make_trainer

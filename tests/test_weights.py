@@ -16,7 +16,7 @@ from testing_utils import require_timm_local_dir
 
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
-WEIGHTS = [CARDS / "c2fmae-vit-tiny-stl10"]
+WEIGHTS = [CARDS / name for name in ("c2fmae-vit-small-patch8-128", "c2fmae-vit-tiny-stl10")]
 of_weights = pytest.mark.parametrize("folder", WEIGHTS, ids=lambda folder: folder.name)
 
 
@@ -43,7 +43,7 @@ def test_the_card_is_what_the_command_gives(folder):
 def test_files(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".yaml", ".md", ".png", ""}  # no pickles
-    assert sum(path.stat().st_size for path in files) < 30e6
+    assert sum(path.stat().st_size for path in files) < 50e6
     assert (folder / "predictions.png").stat().st_size < 150e3
     assert "non-commercial" in (folder / "LICENSE").read_text(encoding="utf-8")
 
@@ -65,7 +65,8 @@ def test_the_same_features_in_both_libraries(folder, pixel_values):
 def test_they_were_trained(folder, pixel_values):
     """On unseen photographs, hidden pixels are predicted better than by the mean of each patch (loss 1)."""
     trained = AutoModelForPreTraining.from_pretrained(folder).eval()
-    assert trained.config.semantic_id2label[4] == "cat"
+    assert trained.dtype == torch.float32  # ready to fine-tune, however the file stores it
+    assert {"cat", "dog"} <= set(trained.config.semantic_id2label.values())
     torch.manual_seed(0)
     untrained = C2FMAEForPreTraining(trained.config).eval()
     masks = (

@@ -7,8 +7,10 @@ backward, clipping, AdamW) is recorded once as a CUDA graph.
     python benchmarks/representation/fleet.py --data shared/data --variants mae cascade curriculum --seeds 0 1 2
 
 Models, initial weights, optimizer, schedule, masks and targets are those of `pretrain.py`. Photographs are cropped on
-the GPU with another random generator, and the last, incomplete batch of an epoch is left out. All runs have the same
-number of steps. Results are added to `<output>/fleet-stl10-<encoder>-<epochs>.json`, one entry per command; runs
+the GPU with another random generator, and the last, incomplete batch of an epoch is left out. Every variant gets the
+compute of `--epochs` of MAE, by the step times that `study.py` uses; variants that are trained as one model share a
+number of steps, by the mean of their times. `--equal steps` gives all runs the same number of steps instead. Results
+are added to `<output>/fleet-stl10-<encoder>-<epochs>.json` (at equal steps `-steps.json`), one entry per command; runs
 with a result are skipped. Without a GPU, for tests only, models are trained in turns. Scenes have photographs of
 several sizes; only `study.py` trains on them.
 """
@@ -24,8 +26,10 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -33,10 +37,11 @@ from data import StudyData, load_study_data
 from gpu_data import Photographs
 from pretrain import BATCH_SIZE, build_model, encoder_of, make_arguments, with_maps
 from protocols import Judged, evaluate, summary
+from study import read_ratios
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import AttentionInterface, Trainer
-from variants import ENCODERS, MAIN, VARIANTS, check_source
+from variants import ENCODERS, MAIN, VARIANTS, Variant, check_source
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -58,11 +63,19 @@ AttentionInterface.register(WRITTEN_OUT, eager_attention_forward)
 
 
 def signature(name: str) -> str:
-    """Layers, losses and learning rate, which models must share to be trained together."""
+    """All that models must share to be trained together: everything but their masks."""
     variant = VARIANTS[name]
-    rate = variant.training.get("base_learning_rate")
-    layers = [variant.kind, variant.config, variant.maps, variant.feedback, variant.self_attention]
-    return json.dumps([*layers, rate], sort_keys=True)
+    others = {one.name: getattr(variant, one.name) for one in fields(variant) if one.name not in ("words", "training")}
+    return json.dumps([others, variant.training.get("base_learning_rate")], sort_keys=True)
+
+
+def can_train(variant: Variant) -> bool:
+    """Whether a variant differs from the others in the model and the curriculum only."""
+    differs = variant.masks_per_crop > 1 or variant.shares_by_area or variant.losses_follow
+    return not differs and "label_stride" not in variant.config
+
+
+DEFAULT = [name for name in MAIN if can_train(VARIANTS[name])]
 
 
 class Ensemble:
@@ -91,6 +104,8 @@ class Ensemble:
         self.which = torch.tensor([self.photographs.index(one) for one in photographs], device=self.device)
         self.done = 0
         self.graph: torch.cuda.CUDAGraph | None = None
+        # Ensembles are trained side by side: kernels as small as theirs leave most of a GPU idle.
+        self.stream = torch.cuda.Stream() if self.device.type == "cuda" else None
         variant = VARIANTS[self.keys[0][0]]
         self.kind = variant.kind
         options = {} if self.device.type == "cuda" else {"use_cpu": True}
@@ -107,8 +122,8 @@ class Ensemble:
         self.rates = torch.tensor(rates, device=self.device)
         self.rate = torch.zeros((), device=self.device)
         self.max_norm = args.max_grad_norm
-        # The module that runs with each model's weights. Training and evaluation mode are the same in these models.
-        self.model = trainer.model.to(self.device).eval()
+        # The module that runs with each model's weights.
+        self.model = trainer.model.to(self.device).train()
         for module in self.model.modules():
             if hasattr(module, "config"):
                 module.config._attn_implementation = WRITTEN_OUT
@@ -231,7 +246,7 @@ class Ensemble:
         for weights in self.weights:
             weights.grad.zero_()
         if self.device.type == "cuda":
-            losses = torch.vmap(self.loss_of)(self.parameters, batch)
+            losses = torch.vmap(self.loss_of, randomness="different")(self.parameters, batch)
         else:  # on the CPU, models check the values of their inputs, which vmap does not allow
             losses = torch.stack([self.loss_of(*self.one(index, batch)) for index in range(len(self.keys))])
         losses.sum().backward()
@@ -246,14 +261,14 @@ class Ensemble:
     def record(self) -> None:
         """Record a step as a graph, then restore weights and optimizer."""
         start = [weights.clone() for weights in self.weights]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        assert self.stream is not None
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             for _ in range(WARM_UP):
                 self.step()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=stream):
+        with torch.cuda.graph(self.graph, stream=self.stream):
             self.step()
         with torch.no_grad():
             for weights, first in zip(self.weights, start):
@@ -267,7 +282,8 @@ class Ensemble:
         if self.graph is None:
             self.step()
         else:
-            self.graph.replay()
+            with torch.cuda.stream(self.stream):
+                self.graph.replay()
         self.done += 1
 
     def encoders(self) -> Iterator[tuple[str, int, C2FMAEModel, dict[str, Any]]]:
@@ -308,6 +324,7 @@ def train(ensembles: Sequence[Ensemble], seconds: float | None = None) -> int:
                 photographs.draw(epoch)
             for ensemble in ensembles:
                 ensemble.draw_masks(epoch)
+            synchronize()  # the steps below are in other streams
             for ensemble in ensembles:
                 number = min(ensemble.steps_per_epoch, ensemble.steps - ensemble.done)
                 for _ in range(number):
@@ -351,10 +368,11 @@ def evaluators(data: Path, number: int) -> Iterator[ProcessPoolExecutor]:
 def parse(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(MAIN))
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=DEFAULT)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=float, default=100)
     parser.add_argument("--encoder", choices=list(ENCODERS), default="small")
+    parser.add_argument("--equal", choices=("compute", "steps"), default="compute")
     parser.add_argument("--fine_tune", action="store_true", help="also fine-tune each encoder for segmentation")
     parser.add_argument("--num_evaluators", type=int, default=max((os.cpu_count() or 2) - 2, 1), help="processes")
     parser.add_argument(
@@ -365,13 +383,24 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(args)
     options.source = "stl10"
     check_source(parser, options)
+    for name in options.variants:
+        if not can_train(VARIANTS[name]):
+            parser.error(f"--variants {name}: only study.py trains it")
     return options
+
+
+def cost_of_step(args: argparse.Namespace, keys: Sequence[tuple[str, int]]) -> float:
+    """Cost of a step of variants that are trained as one model, relative to MAE's: the mean of theirs."""
+    names = sorted({name for name, _ in keys})
+    ratios = read_ratios(args, names)
+    return mean(ratios[name] for name in names)
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / f"fleet-{args.source}-{args.encoder}-{args.epochs:g}.json"
+    suffix = "" if args.equal == "compute" else "-steps"
+    path = args.output / f"fleet-{args.source}-{args.encoder}-{args.epochs:g}{suffix}.json"
     groups = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     there = {(run["variant"], run["seed"]) for group in groups for run in group["runs"]}
     wanted = [(name, seed) for seed in args.seeds for name in args.variants if (name, seed) not in there]
@@ -387,11 +416,12 @@ def main(arguments: list[str] | None = None) -> None:
         photographs = {
             (maps, seed): Photographs(rows[maps], seed, cells, device) for maps in rows for seed in args.seeds
         }
-        ensembles = []
+        ensembles, costs = [], []
         for _, group in groupby(sorted(wanted, key=by_signature), key=by_signature):
             members = list(group)
             theirs = [photographs[VARIANTS[name].maps, seed] for name, seed in members]
-            steps = round(args.epochs * (len(theirs[0]) // BATCH_SIZE))
+            costs.append(cost_of_step(args, members))
+            steps = round(args.epochs * (len(theirs[0]) // BATCH_SIZE) / costs[-1])
             ensembles.append(Ensemble(members, theirs, steps, args.encoder, args.work))
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # for the recorded steps only; crops stay exact
@@ -410,8 +440,9 @@ def main(arguments: list[str] | None = None) -> None:
         if args.seconds is not None:
             return
         futures = []
-        for ensemble in ensembles:
+        for ensemble, cost in zip(ensembles, costs):
             for name, seed, encoder, known in ensemble.encoders():
+                known.update(mae_epochs=args.epochs, step_times_mae=cost)
                 folder = args.work / path.stem / f"{name}-{seed}"
                 encoder.save_pretrained(folder)
                 future = pool.submit(evaluate_in_worker, folder, seed, args.fine_tune, device.type)
@@ -419,7 +450,7 @@ def main(arguments: list[str] | None = None) -> None:
         runs = []
         for name, seed, known, future in tqdm(futures, desc="Judging", unit=" encoders"):
             judged = future.result()
-            about = {"variant": name, "words": VARIANTS[name].words, "seed": seed, "equal": "steps"}
+            about = {"variant": name, "words": VARIANTS[name].words, "seed": seed, "equal": args.equal}
             runs.append({**about, "source": args.source, "encoder": args.encoder, **known, **judged})
             print(f"{name}, seed {seed}: {summary(judged['results'])}", flush=True)
         group = {

@@ -8,7 +8,7 @@ from ..constants import IGNORE_INDEX, NO_INSTANCE
 
 
 # For classes Okabe and Ito's palette, for instances Paul Tol's light one; both are safe for colour-blind readers.
-# Further ids repeat the colours in other tones.
+# Further ids repeat the colours in other tones, then blended with others; 192 ids have colours of their own.
 PALETTE = np.array(
     [
         [0, 114, 178],
@@ -36,13 +36,17 @@ _INSTANCE_PALETTE = np.array(
     dtype=np.float64,
 )
 _TONES = np.array([1.0, 0.62, 1.38, 0.8, 1.2, 0.45])
+_BLENDS = np.array([[0, 0, 0, 0], [255, 40, 40, 0.45], [40, 255, 40, 0.45], [90, 40, 255, 0.45]])  # RGB and share
 UNKNOWN_COLOUR = (222, 222, 222)
 _BACKGROUND_COLOUR = (30, 30, 30)
 
 
 def _colour(ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    tone = _TONES[(ids // len(palette)) % len(_TONES)][..., None]
-    colours = np.clip(palette[ids % len(palette)] * tone, 0, 255)
+    rounds = ids // len(palette)
+    tone = _TONES[rounds % len(_TONES)][..., None]
+    blend = _BLENDS[rounds // len(_TONES) % len(_BLENDS)]
+    share = blend[..., 3:]
+    colours = np.clip(palette[ids % len(palette)] * tone, 0, 255) * (1 - share) + blend[..., :3] * share
     colours[ids == IGNORE_INDEX] = UNKNOWN_COLOUR
     return colours.astype(np.uint8)
 

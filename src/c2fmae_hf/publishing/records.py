@@ -83,13 +83,18 @@ class RunRecord:
         The finished record, as JSON values.
 
         Args:
-            model (*optional*): The model after training, as saved. Its fingerprints are kept.
+            model (*optional*): The model after training, as saved. Its fingerprints are kept, and those that a copy
+                saved in bfloat16 has.
             details: Further facts.
         """
         content = {**self.content, **details, "seconds": round(time.perf_counter() - self._clock, 1)}
         if model is not None:
             content["encoder"] = encoder_fingerprint(model)
             content["weights"] = weights_fingerprint(model)
+            content["in_bfloat16"] = {
+                "encoder": encoder_fingerprint(model, rounded=True),
+                "weights": weights_fingerprint(model, rounded=True),
+            }
             content["architecture"] = architecture_of(getattr(model, "config", None))
         return content
 
@@ -290,16 +295,21 @@ def run_of_weights(run: Run, model: nn.Module) -> Run | None:
     """
     record, weights, encoder = run.record, weights_fingerprint(model), encoder_fingerprint(model)
     kind = type(model).__name__
-    if record.get("weights") == weights:
+    if weights in _fingerprints(record, "weights"):
         return replace(run, role="made")
     if record.get("starting_weights") == weights and "weights" not in record:
         return replace(run, role="judged")
     if record.get("task") == "pretraining":
         # A pre-training model with another decoder is another model.
-        is_encoder_s = record.get("encoder") == encoder and kind != "C2FMAEForPreTraining"
+        is_encoder_s = encoder in _fingerprints(record, "encoder") and kind != "C2FMAEForPreTraining"
         return replace(run, role="made_encoder") if is_encoder_s else None
     is_start = record.get("starting_encoder") == encoder and kind in ("C2FMAEModel", "C2FMAEForPreTraining")
     return replace(run, role="transferred") if is_start else None
+
+
+def _fingerprints(record: Mapping[str, Any], of: str) -> set[str]:
+    """Fingerprints of what a run made, and of a copy of it in bfloat16."""
+    return {made[of] for made in (record, record.get("in_bfloat16", {})) if of in made}
 
 
 def runs_of_weights(runs: Sequence[Run], model: nn.Module) -> list[Run]:
@@ -313,7 +323,7 @@ def runs_of_weights(runs: Sequence[Run], model: nn.Module) -> list[Run]:
     starts = {run.record.get("starting_encoder") for run in found if run is not None and run.is_training} - {None}
     result = []
     for run, known in zip(runs, found):
-        if known is None and run.record.get("encoder") not in starts:
+        if known is None and starts.isdisjoint(_fingerprints(run.record, "encoder")):
             raise ValueError(
                 f"{next(iter(run.sources.values()), run.folder)}: expected a record of the weights to be published, "
                 "got one of others; evaluate these weights, or leave the record out"
