@@ -362,6 +362,20 @@ def weights() -> str:
     return f"{markdown(['', *FROZEN_SCORES.values(), *DETECTION_SCORES.values()], lines)}\n\nRecords: {links}."
 
 
+def knn_of_weights() -> str:
+    """k-NN of the shipped weights, from the records in their folders."""
+    lines = []
+    for name in ("c2fmae-vit-tiny-stl10", "c2fmae-vit-small-patch8-128"):
+        records = [ROOT / f"model_cards/{name}/runs/{run}/results.json" for run in ("knn", "knn_caltech101")]
+        found = [json.loads(path.read_text(encoding="utf-8"))["results"] for path in records]
+        scores = [f"{100 * one[pooling]['top1_accuracy']:.1f}" for one in found for pooling in ("mean", "cls")]
+        lines.append([name, *scores])
+    head = [
+        f"{data}, {pooling}" for data in ("STL-10", "Caltech-101") for pooling in ("mean of patches", "class token")
+    ]
+    return markdown(["", *head], lines)
+
+
 def default_scores() -> str:
     """Scores of fine-tuned models, without a recipe and with one."""
     runs = record("defaults")["runs"]
@@ -502,11 +516,16 @@ TABLES: dict[str, Callable[[], str]] = {
         f"study-long-{words}": functools.partial(study, "fleet-stl10-small-40", words)
         for words in ("scores", "differences", "attention")
     },
+    **{
+        f"study-scenes-{words}": functools.partial(study, "study-scenes-small224-24", words)
+        for words in ("scores", "differences")
+    },
     "study-lengths": study_lengths,
     "study-label-weights": label_weights,
     "time-to-quality": time_to_quality,
     "estimate": estimates,
     "weights": weights,
+    "knn-of-weights": knn_of_weights,
     "defaults": default_scores,
     "starts": starts,
     "rates": rates,

@@ -232,7 +232,7 @@ def test_the_study_runs_and_goes_on(repository, shared_data, tmp_path):
     command += [tmp_path / "work/curriculum-0-stl10-small-0.05/encoder"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
-    judged = json.loads((results / "encoder-encoder.json").read_text())["results"]
+    judged = json.loads((results / "encoder-curriculum-0-stl10-small-0.05.json").read_text())["results"]
     assert judged == pytest.approx(runs["curriculum"]["results"], abs=1e-3)
     command = [sys.executable, str(scripts / "summarise.py"), "--results", str(results)]
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
@@ -90,6 +91,9 @@ def test_maps_of_variants(scripts, rows):
     from c2fmae_hf.data.transforms import evaluation_transform
 
     assert with_maps(rows, "annotated") == rows
+    unlabelled = {**rows[0], "semantic": Image.fromarray(np.array([[0, 7, 254, 255]], dtype=np.uint8))}
+    (objects,) = with_maps([unlabelled], "objects")
+    assert np.asarray(objects["semantic"]).tolist() == [[0, 1, 1, 255]]
     (objects,) = {frozenset(np.unique(row["semantic"])) for row in with_maps(rows, "objects")}
     assert objects == {0, 1}
     classical = with_maps(rows, "classical")
@@ -211,21 +215,38 @@ def test_models_side_by_side_decode_parts_of_their_own(scripts, rows, tmp_path, 
     assert one != other
 
 
-def test_what_the_fleet_trains(scripts, repository, tmp_path, capsys):
+def test_what_the_fleet_trains(scripts, repository, tmp_path, capsys, monkeypatch):
     """A step costs what was measured, and variants that the fleet cannot train are refused."""
     import fleet
+    from variants import Variant
 
     times = json.loads((repository / "benchmarks/representation/results/calibration-small.json").read_text())
     times = times["times_mae"]
     args = fleet.parse(["--data", str(tmp_path), "--output", str(tmp_path)])
     assert set(args.variants) == {*fleet.MAIN} - {"curriculum_area"}
-    assert fleet.cost_of_step(args, [("mae", 0), ("mae", 1)]) == 1
-    together = fleet.cost_of_step(args, [("cascade", 0), ("curriculum", 0), ("curriculum", 1)])
-    assert together == pytest.approx((times["cascade"] + times["curriculum"]) / 2)
+    assert fleet.cost_of_step(args, "mae") == 1
+    lighter = (times["labels_less"] + times["curriculum_labels_less"]) / 2
+    assert fleet.cost_of_step(args, "labels_less") == fleet.cost_of_step(args, "curriculum_labels_less")
+    assert fleet.cost_of_step(args, "labels_less") == pytest.approx(lighter)
+    newer = dataclasses.make_dataclass("Variant", [("new", int, 0)], bases=(Variant,), frozen=True)
+    monkeypatch.setattr(fleet, "Variant", newer)
+    assert fleet.can_train(newer("the others"))
+    assert not fleet.can_train(newer("one that differs in something new", new=1))
+    monkeypatch.undo()
+    assert not fleet.can_train(Variant("one that decays more", training={"weight_decay": 0.3}))
     for name in ("curriculum_area", "losses_follow", "repeated_masks", "label_a_patch"):
         with pytest.raises(SystemExit):
             fleet.parse(["--data", str(tmp_path), "--variants", "mae", name])
         assert f"--variants {name}: only study.py trains it" in capsys.readouterr().err
+
+
+def test_runs_at_equal_steps_are_not_added_to(scripts, tmp_path):
+    import fleet
+
+    path = tmp_path / "fleet-stl10-small-1.json"
+    path.write_text(json.dumps([{"runs": [{"variant": "mae", "seed": 0, "equal": "steps"}]}]))
+    with pytest.raises(SystemExit, match=r"expected runs at equal compute, found some at equal steps"):
+        fleet.main(["--data", str(tmp_path), "--output", str(tmp_path), "--epochs", "1"])
 
 
 def test_only_models_of_one_kind_are_trained_as_one(scripts):

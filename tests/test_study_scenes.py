@@ -431,10 +431,34 @@ def test_an_encoder_that_does_not_fit_is_refused(scripts, tmp_path, capsys):
         study.read_ratios(args, ["mae", "reversed"])
     (tmp_path / "calibration-small224.json").write_text(json.dumps({"times_mae": {"reversed": 0.5}}))
     assert study.read_ratios(args, ["mae", "reversed"]) == {"mae": 1, "reversed": 0.5}
+    # Other maps cost what annotated ones do.
+    pairs = {"classical": "cascade", "classical_labels_less": "curriculum_labels_less", "reversed": "reversed"}
+    assert {name: study.twin_with_annotated_maps(name) for name in pairs} == pairs
     # Measuring one variant keeps the step times of the others.
     found = {"seconds": {"cascade": 2.0}, "times_mae": {"cascade": 0.7}}
     both = study.with_others(found, tmp_path / "calibration-small224.json")
     assert both == {"seconds": {"cascade": 2.0}, "times_mae": {"reversed": 0.5, "cascade": 0.7}}
+
+
+def test_runs_in_other_settings_are_other_runs(scripts, tmp_path, capsys):
+    """Mixed precision has a file of its own; a run that lacks fine-tuning is not taken for one with it."""
+    import study
+    import summarise
+
+    base = ["--data", "x", "--epochs", "10", "--output", str(tmp_path)]
+    known = {"variant": "mae", "source": "stl10", "encoder": "small", "equal": "compute", "mae_epochs": 10.0}
+    (tmp_path / "mae-0-stl10-small-10.json").write_text(json.dumps({**known, "results": {}}))
+    study.run(study.parse(base), None, "mae", 0, 1.0)
+    assert "there already" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"scored without --fine_tune"):
+        study.run(study.parse([*base, "--fine_tune"]), None, "mae", 0, 1.0)
+    (tmp_path / "mae-0-stl10-small-10-bf16.json").write_text(json.dumps({**known, "bf16": True, "results": {}}))
+    study.run(study.parse([*base, "--bf16"]), None, "mae", 0, 1.0)
+    assert "mae-0-stl10-small-10-bf16.json: there already" in capsys.readouterr().out
+    assert set(summarise.load(tmp_path)) == {"study-stl10-small-10", "study-stl10-small-10-bf16"}
+    runs = [{**known, "seed": seed, "images": images, "results": {}} for seed, images in ((0, 640), (1, 320))]
+    with pytest.raises(SystemExit, match=r"mae: expected runs of as many images, found \[640, 320\]"):
+        summarise.summarise(runs, {})
 
 
 def test_an_encoder_of_another_size_is_not_judged(scripts, tmp_path, capsys):
@@ -472,8 +496,11 @@ def test_scenes_run_are_judged_and_summarised(folder, tmp_path, capsys):
         assert scores < set(run["results"])
         assert all(0 <= value <= 1 for value in run["results"].values())
     # The protocols give a saved encoder the scores of its run.
-    judge.main([*common, str(work / "mae-0-scenes-small224-7-steps/encoder")])
-    judged = json.loads((results / "encoder-encoder.json").read_text())["results"]
+    encoder = str(work / "mae-0-scenes-small224-7-steps/encoder")
+    with pytest.raises(SystemExit):
+        judge.main([*common, encoder, encoder])
+    judge.main([*common, encoder])
+    judged = json.loads((results / "encoder-mae-0-scenes-small224-7-steps.json").read_text())["results"]
     assert judged == pytest.approx(runs[1]["results"], abs=1e-3)
     summarise.main(["--results", str(results)])
     text = capsys.readouterr().out

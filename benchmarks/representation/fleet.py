@@ -8,11 +8,11 @@ backward, clipping, AdamW) is recorded once as a CUDA graph.
 
 Models, initial weights, optimizer, schedule, masks and targets are those of `pretrain.py`. Photographs are cropped on
 the GPU with another random generator, and the last, incomplete batch of an epoch is left out. Every variant gets the
-compute of `--epochs` of MAE, by the step times that `study.py` uses; variants that are trained as one model share a
-number of steps, by the mean of their times. `--equal steps` gives all runs the same number of steps instead. Results
-are added to `<output>/fleet-stl10-<encoder>-<epochs>.json` (at equal steps `-steps.json`), one entry per command; runs
-with a result are skipped. Without a GPU, for tests only, models are trained in turns. Scenes have photographs of
-several sizes; only `study.py` trains on them.
+compute of `--epochs` of MAE, by the step times that `study.py` uses; variants that can be trained as one model have
+the same number of steps, by the mean of their times. `--equal steps` gives all runs the same number of steps instead.
+Results are added to `<output>/fleet-stl10-<encoder>-<epochs>.json` (at equal steps `-steps.json`), one entry per
+command; runs with a result are skipped. Without a GPU, for tests only, models are trained in turns. Scenes have
+photographs of several sizes; only `study.py` trains on them.
 """
 
 from __future__ import annotations
@@ -63,19 +63,32 @@ AttentionInterface.register(WRITTEN_OUT, eager_attention_forward)
 
 
 def signature(name: str) -> str:
-    """All that models must share to be trained together: everything but their masks."""
+    """All that models must share to be trained as one: everything but their masks."""
     variant = VARIANTS[name]
     others = {one.name: getattr(variant, one.name) for one in fields(variant) if one.name not in ("words", "training")}
     return json.dumps([others, variant.training.get("base_learning_rate")], sort_keys=True)
 
 
+# What a variant may differ in: its model, its maps, its learning rate and its curriculum.
+KNOWN_FIELDS = {
+    *("words", "config", "training", "kind", "maps", "feedback", "self_attention"),
+    *("blocks_twice", "feeds_memory", "class_token_predicts"),
+}
+KNOWN_TRAINING = {
+    *("base_learning_rate", "region_masking"),
+    *("curriculum", "curriculum_weights", "curriculum_order", "curriculum_length"),
+}
+
+
 def can_train(variant: Variant) -> bool:
-    """Whether a variant differs from the others in the model and the curriculum only."""
-    differs = variant.masks_per_crop > 1 or variant.shares_by_area or variant.losses_follow
-    return not differs and "label_stride" not in variant.config
+    """Whether all that a variant differs in is known here."""
+    others = [one.name for one in fields(variant) if one.name not in KNOWN_FIELDS]
+    is_known = all(getattr(variant, name) == getattr(Variant(""), name) for name in others)
+    return is_known and variant.training.keys() <= KNOWN_TRAINING and "label_stride" not in variant.config
 
 
-DEFAULT = [name for name in MAIN if can_train(VARIANTS[name])]
+TRAINED = [name for name in VARIANTS if can_train(VARIANTS[name])]
+DEFAULT = [name for name in MAIN if name in TRAINED]
 
 
 class Ensemble:
@@ -368,7 +381,9 @@ def evaluators(data: Path, number: int) -> Iterator[ProcessPoolExecutor]:
 def parse(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=DEFAULT)
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), default=DEFAULT, help=f"default: {', '.join(DEFAULT)}"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=float, default=100)
     parser.add_argument("--encoder", choices=list(ENCODERS), default="small")
@@ -384,16 +399,16 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     options.source = "stl10"
     check_source(parser, options)
     for name in options.variants:
-        if not can_train(VARIANTS[name]):
+        if name not in TRAINED:
             parser.error(f"--variants {name}: only study.py trains it")
     return options
 
 
-def cost_of_step(args: argparse.Namespace, keys: Sequence[tuple[str, int]]) -> float:
-    """Cost of a step of variants that are trained as one model, relative to MAE's: the mean of theirs."""
-    names = sorted({name for name, _ in keys})
-    ratios = read_ratios(args, names)
-    return mean(ratios[name] for name in names)
+def cost_of_step(args: argparse.Namespace, name: str) -> float:
+    """Cost of a step of a variant relative to MAE's: the mean of those that can be trained with it as one model."""
+    ratios = read_ratios(args, [name])
+    alike = [other for other in TRAINED if signature(other) == signature(name) and other in ratios]
+    return mean(ratios[other] for other in alike)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -403,10 +418,15 @@ def main(arguments: list[str] | None = None) -> None:
     path = args.output / f"fleet-{args.source}-{args.encoder}-{args.epochs:g}{suffix}.json"
     groups = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     there = {(run["variant"], run["seed"]) for group in groups for run in group["runs"]}
+    if mixed := {run["equal"] for group in groups for run in group["runs"]} - {args.equal}:
+        raise SystemExit(
+            f"{path}: expected runs at equal {args.equal}, found some at equal {mixed.pop()}; choose another --output"
+        )
     wanted = [(name, seed) for seed in args.seeds for name in args.variants if (name, seed) not in there]
     if not wanted:
         print(f"{path}: all of these runs are there already", flush=True)
         return
+    costs = {name: cost_of_step(args, name) for name, _ in wanted}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started = time.perf_counter()
     with evaluators(args.data, args.num_evaluators) as pool:
@@ -416,12 +436,11 @@ def main(arguments: list[str] | None = None) -> None:
         photographs = {
             (maps, seed): Photographs(rows[maps], seed, cells, device) for maps in rows for seed in args.seeds
         }
-        ensembles, costs = [], []
+        ensembles = []
         for _, group in groupby(sorted(wanted, key=by_signature), key=by_signature):
             members = list(group)
             theirs = [photographs[VARIANTS[name].maps, seed] for name, seed in members]
-            costs.append(cost_of_step(args, members))
-            steps = round(args.epochs * (len(theirs[0]) // BATCH_SIZE) / costs[-1])
+            steps = round(args.epochs * (len(theirs[0]) // BATCH_SIZE) / costs[members[0][0]])
             ensembles.append(Ensemble(members, theirs, steps, args.encoder, args.work))
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # for the recorded steps only; crops stay exact
@@ -440,9 +459,9 @@ def main(arguments: list[str] | None = None) -> None:
         if args.seconds is not None:
             return
         futures = []
-        for ensemble, cost in zip(ensembles, costs):
+        for ensemble in ensembles:
             for name, seed, encoder, known in ensemble.encoders():
-                known.update(mae_epochs=args.epochs, step_times_mae=cost)
+                known.update(mae_epochs=args.epochs, step_times_mae=costs[name])
                 folder = args.work / path.stem / f"{name}-{seed}"
                 encoder.save_pretrained(folder)
                 future = pool.submit(evaluate_in_worker, folder, seed, args.fine_tune, device.type)

@@ -3,15 +3,17 @@ Evaluate a saved encoder by the study's protocols.
 
     python benchmarks/representation/judge.py --data shared/data model_cards/c2fmae-vit-tiny-stl10
 
-Writes `<output>/encoder-<name>.json`. Its scores are comparable with those of the study's variants: same photographs,
-same probes and seeds. An encoder for 96 x 96 pixels is scored on STL-10 and Caltech-101; its patches must form a
-square grid whose side divides 16. One for 224 x 224 pixels is scored on scenes, in a grid whose side divides 56.
+Writes `<output>/encoder-<name>.json`, named after the encoder's folder, or after the run if that is `<run>/encoder`.
+Its scores are comparable with those of the study's variants: same photographs, same probes and seeds. An encoder for
+96 x 96 pixels is scored on STL-10 and Caltech-101; its patches must form a square grid whose side divides 16. One for
+224 x 224 pixels is scored on scenes, in a grid whose side divides 56.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from data import GRID, SCENE_STRIDE, SOURCES, load_study_data
@@ -28,6 +30,17 @@ from c2fmae_hf.publishing.repository import check_saved
 from c2fmae_hf.utils.files import write_json
 
 
+def by_name(parser: argparse.ArgumentParser, folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders by their names, or by the run's if it is the `encoder` of one."""
+    named: dict[str, Path] = {}
+    for folder in map(Path.absolute, folders):
+        name = folder.parent.name if folder.name == "encoder" else folder.name
+        if name in named:
+            parser.error(f"{folder}: expected encoders of different names, got {name} twice")
+        named[name] = folder
+    return named
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoders", nargs="+", type=Path, help="folders of C2FMAE's encoders or pre-training models")
@@ -39,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     cells = {"stl10": GRID, "scenes": SOURCES["scenes"].image_size // SCENE_STRIDE}
     sources = {(one.image_size, one.image_size): name for name, one in SOURCES.items()}
     encoders = {}
-    for folder in args.encoders:
+    for name, folder in by_name(parser, args.encoders).items():
         check_saved(str(folder))
         encoder = C2FMAEModel.from_pretrained(folder).eval()
         height, width = encoder.config.grid_size
@@ -54,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(
                 f"{folder}: --fine_tune: expected an encoder of 96 x 96 pixels; scenes score frozen ones only"
             )
-        encoders[folder.absolute().name] = source, encoder
+        encoders[name] = source, encoder
     data = {
         name: load_study_data(args.data, name, with_pretraining=False) for name in {s for s, _ in encoders.values()}
     }

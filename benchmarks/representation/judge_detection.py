@@ -17,6 +17,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from judge import by_name
+
 from c2fmae_hf.commands import detect
 from c2fmae_hf.publishing.redaction import hide_tokens
 from c2fmae_hf.utils.files import write_json
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     settings = [*shlex.split(SETTINGS), "--dataset_name", str(args.data / "pennfudan_*.parquet")]
     settings += ["--max_steps", str(args.steps)] if args.steps else []
-    runs = [(path.absolute().name, path, ["--layer_decay", "0.75"]) for path in args.encoders]
+    runs = [(name, path, ["--layer_decay", "0.75"]) for name, path in by_name(parser, args.encoders).items()]
     if args.untrained:
         runs.append(("untrained", args.encoders[0], ["--from_scratch", "--layer_decay", "1.0"]))
     found = []

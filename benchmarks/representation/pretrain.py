@@ -26,7 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from variants import DECODER, ENCODERS, Variant
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForImageClassification, C2FMAEForPreTraining, C2FMAEModel, masking
-from c2fmae_hf.constants import GRANULARITIES
+from c2fmae_hf.constants import GRANULARITIES, IGNORE_INDEX_8BIT
 from c2fmae_hf.data.data_collator import DataCollatorForC2FMAE
 from c2fmae_hf.data.dataset import C2FMAEDataset
 from c2fmae_hf.data.progress import SharedProgress
@@ -261,7 +261,8 @@ def with_maps(rows: Sequence[dict[str, Any]], maps: str) -> list[dict[str, Any]]
     if maps == "annotated":
         return list(rows)
     if maps == "objects":
-        return [{**row, "semantic": row["semantic"].point(lambda value: min(value, 1))} for row in rows]
+        as_objects = [min(value, 1) for value in range(IGNORE_INDEX_8BIT)] + [IGNORE_INDEX_8BIT]
+        return [{**row, "semantic": row["semantic"].point(as_objects)} for row in rows]
     labeller = ClassicalLabeller(num_classes=32)
     labeller.fit([row["image"] for row in rows[:: max(len(rows) // 256, 1)]])
     labelled = []

@@ -10,10 +10,10 @@ Every variant gets the compute of `--epochs` of MAE. `--calibrate` measures the 
 turns, on an otherwise idle machine (`calibration-<encoder>.json`); this ratio sets its number of steps. `--equal
 steps` gives all variants the same number of steps instead.
 
-Each run writes `<output>/<variant>-<seed>-<source>-<encoder>-<epochs>.json` (at equal steps `-steps.json`) and is
-skipped if that file exists; an interrupted run resumes. `summarise.py` makes the tables and figures. The results of
-docs/evidence.md are in `results` beside this script, with the step times that are used unless `--calibrate` has
-measured others.
+Each run writes `<output>/<variant>-<seed>-<source>-<encoder>-<epochs>.json` (at equal steps `-steps.json`, in mixed
+precision `-bf16.json`) and is skipped if that file exists; an interrupted run resumes. `summarise.py` makes the
+tables and figures. The results of docs/evidence.md are in `results` beside this script, with the step times that are
+used unless `--calibrate` has measured others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ import torch
 from data import SOURCES, SceneData, StudyData, load_study_data
 from pretrain import BATCH_SIZE, make_trainer, pretrain
 from protocols import evaluate, summary
-from variants import DEFAULT_ENCODERS, ENCODERS, MAIN, VARIANTS, check_source
+from variants import DEFAULT_ENCODERS, ENCODERS, MAIN, VARIANTS, Variant, check_source
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -67,7 +67,9 @@ def step_of(variant: str, data: StudyData | SceneData, folder: Path, encoder: st
 def calibrate(args: argparse.Namespace, data: StudyData | SceneData) -> dict[str, Any]:
     """Measure step times relative to MAE's in the same turn, as medians over the turns."""
     wanted = [name for name in VARIANTS if name in ("mae", *(args.variants or VARIANTS))]
-    names = [name for name in wanted if VARIANTS[name].maps == "annotated"]
+    # Variants with other maps cost what the same variant with annotated ones does.
+    measured = {name: twin_with_annotated_maps(name) for name in wanted}
+    names = [name for name in VARIANTS if name in measured.values()]
     if data.source == "scenes":
         names = [name for name in names if name != "supervised"]
     small = replace(data, pretraining=data.pretraining[: 2 * BATCH_SIZE])
@@ -77,11 +79,21 @@ def calibrate(args: argparse.Namespace, data: StudyData | SceneData) -> dict[str
         name: float(torch.tensor([own / mae for own, mae in zip(values, seconds["mae"])]).median())
         for name, values in seconds.items()
     }
-    for name in wanted:  # variants with other maps cost the same
-        if VARIANTS[name].maps != "annotated" and "cascade" in ratios:
-            ratios[name] = ratios["cascade"]
+    ratios.update({name: ratios[twin] for name, twin in measured.items() if twin in ratios})
     medians = {name: float(torch.tensor(values).median()) for name, values in seconds.items()}
     return {"machine": machine("cpu"), "seconds": medians, "times_mae": ratios, "rounds": args.rounds}
+
+
+def twin_with_annotated_maps(name: str) -> str:
+    """The variant that differs from this one in its maps only."""
+
+    def others(variant: Variant) -> dict[str, Any]:
+        return {key: value for key, value in asdict(variant).items() if key not in ("words", "maps")}
+
+    if VARIANTS[name].maps == "annotated":
+        return name
+    twins = (key for key, one in VARIANTS.items() if one.maps == "annotated" and others(one) == others(VARIANTS[name]))
+    return next(twins)
 
 
 def parse(args: list[str] | None) -> argparse.Namespace:
@@ -150,9 +162,11 @@ def read_ratios(args: argparse.Namespace, variants: Sequence[str]) -> dict[str, 
 
 
 def run(args: argparse.Namespace, data: StudyData | SceneData, name: str, seed: int, ratio: float) -> None:
-    suffix = "" if args.equal == "compute" else "-steps"
+    suffix = ("" if args.equal == "compute" else "-steps") + "-bf16" * args.bf16
     path = args.output / f"{name}-{seed}-{args.source}-{args.encoder}-{args.epochs:g}{suffix}.json"
     if path.is_file():
+        if args.fine_tune and "fine_tuned_mean_iou" not in json.loads(path.read_text(encoding="utf-8"))["results"]:
+            raise SystemExit(f"{path}: scored without --fine_tune; remove it, or choose another --output")
         print(f"{path}: there already", flush=True)
         return
     folder = args.work / path.stem
@@ -170,6 +184,7 @@ def run(args: argparse.Namespace, data: StudyData | SceneData, name: str, seed: 
         "source": args.source,
         "encoder": args.encoder,
         "equal": args.equal,
+        "bf16": args.bf16,
         "mae_epochs": args.epochs,
         "step_times_mae": ratio,
         **known,

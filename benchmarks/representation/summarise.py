@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from answers import unpack_answers
 from scipy.stats import t as student
-from variants import MAIN, VARIANTS
+from variants import ENCODERS, MAIN, VARIANTS
 
 from c2fmae_hf.utils.files import write_json
 
@@ -123,7 +123,7 @@ def load(folder: Path) -> dict[str, list[dict[str, Any]]]:
             groups[path.stem] = [run for group in content for run in group["runs"]]
         elif "variant" in content:
             group = f"study-{content['source']}-{content['encoder']}-{content['mae_epochs']:g}"
-            group += "" if content["equal"] == "compute" else "-steps"
+            group += ("" if content["equal"] == "compute" else "-steps") + "-bf16" * content.get("bf16", False)
             groups.setdefault(group, []).append(content)
     return groups
 
@@ -146,6 +146,8 @@ def summarise(runs: Sequence[dict[str, Any]], ratios: dict[str, float]) -> dict[
     for name in dict.fromkeys([*VARIANTS, *(run["variant"] for run in runs)]):
         found = [run for run in runs if run["variant"] == name]
         if found:
+            if len({run["images"] for run in found}) > 1:
+                raise SystemExit(f"{name}: expected runs of as many images, found {[run['images'] for run in found]}")
             known = [*METRICS, *(f"{metric}_balanced" for metric in CLASSED)]
             metrics = [metric for metric in known if all(metric in run["results"] for run in found)]
             rows[name] = {
@@ -208,7 +210,9 @@ def table_of_attention(runs: Sequence[dict[str, Any]], names: Collection[str]) -
             cells = [shown(cell([one[score] for one in found])) for score in scores]
             lines.append([VARIANTS[name].words, str(len(found)), *cells])
     even = statistics.mean(run["results"]["object_area"] for run in runs)
-    lines.append(["even attention", "", f"{100 * even:.1f}", f"{300 / 64:.1f}"])
+    encoder = ENCODERS[runs[0]["encoder"]]
+    patches = (encoder["image_size"] // encoder["patch_size"]) ** 2
+    lines.append(["even attention", "", f"{100 * even:.1f}", f"{300 / patches:.1f}"])
     return markdown([["variant", "seeds", *scores.values()], ["---"] * 4, *lines])
 
 

@@ -45,7 +45,9 @@ def load(folder: Path) -> list[dict[str, Any]]:
     """STL-10's runs of the small encoder at equal compute."""
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     kept = {"source": "stl10", "encoder": "small", "equal": "compute"}
-    return [one for one in contents if isinstance(one, dict) and kept.items() <= one.items()]
+    return [
+        one for one in contents if isinstance(one, dict) and kept.items() <= one.items() and not one.get("bf16", False)
+    ]
 
 
 def curve(runs: Sequence[dict[str, Any]], variant: str, metric: str) -> dict[float, list[float]]:

@@ -21,6 +21,7 @@ from transformers.hf_argparser import string_to_bool
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..publishing.model_card import CardFacts
+from ..training.publishing_trainer import FULL_EVAL
 from ..utils.files import check_writable
 
 
@@ -304,6 +305,7 @@ def parse_arguments(
     refuse_unknown(parser, words, may_have_words=True)
     _fill_positionals(parser, groups, parsed, [name for name in positionals if not has_option(args, name)], words)
     mistake = find_missing(parsed, required, positionals) or find_lone_processes(parsed) or find_sharding(parsed)
+    mistake = mistake or find_full_eval(parsed)
     mistake = mistake or (check(*parsed) if check is not None else None)
     if mistake:
         parser.error(mistake)
@@ -336,6 +338,12 @@ def find_sharding(parsed: Sequence[Any]) -> str | None:
                 "--fsdp and --deepspeed: results are made of whole weights; to shard them, use the Trainer in Python"
             )
     return None
+
+
+def find_full_eval(parsed: Sequence[Any]) -> str | None:
+    """A message if evaluation would change the weights."""
+    asked = (isinstance(one, TrainingArguments) and (one.bf16_full_eval or one.fp16_full_eval) for one in parsed)
+    return FULL_EVAL if any(asked) else None
 
 
 def complete_switches(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from ..constants import IGNORE_INDEX, NO_INSTANCE
 
 
 # For classes Okabe and Ito's palette, for instances Paul Tol's light one; both are safe for colour-blind readers.
-# Further ids repeat the colours in other tones, then blended with others; 192 ids have colours of their own.
+# Further ids repeat the colours in other tones, then blended with others: 192 ids differ, some of them little.
 PALETTE = np.array(
     [
         [0, 114, 178],

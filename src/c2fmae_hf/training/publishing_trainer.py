@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, TrainOutput
 
 from ..publishing.hub import prepare_repository, push_to_hub
 from ..publishing.model_card import CardFacts
 from ..publishing.records import RESULTS_FILE, RUN_FILE, load_run, run_of_weights
 from .checkpoints import DurableTrainer
 from .log_lines import use_lines
+
+
+FULL_EVAL = (
+    "bf16_full_eval, fp16_full_eval: evaluation would round the weights of the model that is saved and published; "
+    "bf16=True also covers evaluation"
+)
 
 
 class PublishingTrainer(DurableTrainer):
@@ -29,6 +35,7 @@ class PublishingTrainer(DurableTrainer):
 
     Raises:
         [`HubError`]: with `push_to_hub`, if publishing would fail, or weights from elsewhere have no licence.
+        `ValueError`: if evaluation would round the weights; on `train`, if weights to train are not float32.
     """
 
     def __init__(
@@ -36,9 +43,20 @@ class PublishingTrainer(DurableTrainer):
     ) -> None:
         self._card_facts, self._license_text = card_facts, license_text
         super().__init__(*args, **kwargs)
+        if self.args.bf16_full_eval or self.args.fp16_full_eval:
+            raise ValueError(FULL_EVAL)
         self._hub_token, self.args.hub_token = self.args.hub_token, None
         self.args.hub_strategy = HubStrategy.END
         use_lines(self)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        half = [value.dtype for value in self.model.parameters() if value.requires_grad and value.itemsize < 4]
+        if half and not self.is_deepspeed_enabled:
+            raise ValueError(
+                f"model: expected weights in float32 to train, got {str(half[0]).removeprefix('torch.')}, in which "
+                "most steps are lost to rounding; load them with dtype=torch.float32; for speed train with bf16=True"
+            )
+        return super().train(*args, **kwargs)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository before training, so that problems with publishing show at once."""

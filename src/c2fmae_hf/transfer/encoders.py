@@ -47,7 +47,8 @@ def encoder_config(
     **options: Any,
 ) -> PreTrainedConfig:
     """
-    Load the configuration of an encoder, set up for images of any size. ViTMAE, which masks its input, becomes a ViT.
+    Load the configuration of an encoder, set up for images of any size and for float32, however its weights are
+    stored: AdamW loses most of its small steps in half precision. ViTMAE, which masks its input, becomes a ViT.
 
     Args:
         name (`str`): As for [`load_encoder`].
@@ -80,12 +81,13 @@ def encoder_config(
             if Path(name).exists():
                 raise
             raise FileNotFoundError(not_found(name, error)) from error
-    if isinstance(config, TimmWrapperConfig):
-        _configure_timm(config, image_size if is_bare else None, drop_path_rate, pooling)
-        return config
     if isinstance(config, ViTMAEConfig):
         known = set(ViTConfig().to_dict()) - {"model_type", "architectures", "transformers_version"}
         config = ViTConfig(**{**{k: v for k, v in config.to_dict().items() if k in known}, **options})
+    config.dtype = torch.float32
+    if isinstance(config, TimmWrapperConfig):
+        _configure_timm(config, image_size if is_bare else None, drop_path_rate, pooling)
+        return config
     for field, value in (("drop_path_rate", drop_path_rate or None), ("pooling", pooling)):
         if value is None:
             continue

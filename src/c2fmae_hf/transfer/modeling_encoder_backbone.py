@@ -177,8 +177,9 @@ def build_backbone(
     if len(out_indices) not in (1, 4) or not all(0 < index <= depth for index in out_indices):
         raise ValueError(f"out_indices: expected one block or four in [1, {depth}], got {out_indices}")
     if isinstance(config, C2FMAEConfig):
+        dtype = config.dtype
         config = AutoConfig.from_pretrained(name, add_fpn=True, out_indices=out_indices, out_features=None)
-        config.drop_path_rate = drop_path_rate
+        config.drop_path_rate, config.dtype = drop_path_rate, dtype
         if from_scratch:
             return C2FMAEBackbone(config)
         return load_with_new_parts(C2FMAEBackbone, name, new=["fpn."], config=config)

@@ -74,10 +74,10 @@ def weighted_knn(
     """
     if k < 1 or not temperature > 0:
         raise ValueError(f"k, temperature: expected at least 1 and above 0, got {k} and {temperature}")
-    train = nn.functional.normalize(train_features, dim=1)
+    train = nn.functional.normalize(train_features.float(), dim=1)
     k = min(k, len(train))
     scores = []
-    for rows in nn.functional.normalize(features, dim=1).split(chunk):
+    for rows in nn.functional.normalize(features.float(), dim=1).split(chunk):
         similarity, index = (rows @ train.T).topk(k, dim=1)
         weight = (similarity / temperature).softmax(dim=1)
         scores.append(torch.zeros(len(rows), num_classes).scatter_add_(1, train_labels[index], weight))
@@ -101,7 +101,7 @@ class LinearProbe(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.norm(features))
+        return self.classifier(self.norm(features.to(self.classifier.weight.dtype)))
 
     def fit(
         self,
