@@ -87,7 +87,10 @@ def test_the_libraries_options_are_in_help_all(capsys, name):
         (("push", "a", "b", "--previw", "x"), "unknown option --previw; did you mean --preview?"),
         (("pretrain",), "expected DATASET_NAME or --dataset_name"),
         (("classify", "model", "data", "more"), "unexpected words: more"),
-        (("pretrain", "--recipe", "imagenet"), "recipe: expected a YAML or JSON file, or one of: demo, imagenet-vit-"),
+        (
+            ("pretrain", "--recipe", "imagenet"),
+            "recipe: expected a YAML or JSON file, or one of: collection-vit-small, demo, imagenet-vit-",
+        ),
         (("label", "photos"), "expected OUTPUT_DIR or --output_dir"),
         (("pretrain", "data", "--size", "foo"), "size: expected one of ['tiny', "),
         (("pretrain", "data", "--config_overrides", "{"), "config_overrides: expected JSON"),

@@ -264,7 +264,7 @@ def test_other_folders_in_runs_are_ignored(repository, tmp_path, capsys):
     load_command("push").main([*words, "--results", str(tmp_path / "results.json")])
     assert f"{tmp_path / 'model/runs/other'} is left out" in capsys.readouterr().out
     kept = {path.name for path in (tmp_path / "preview/runs").iterdir()}
-    assert kept == {"training", "linear_probe", "evaluation-1", "evaluation-2"}
+    assert kept == {"training", "linear_probe", "knn_caltech101", "evaluation-1", "evaluation-2"}
 
 
 @pytest.mark.parametrize("role", ["encoder", "start"])

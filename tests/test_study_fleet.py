@@ -153,11 +153,14 @@ def test_a_run_is_the_trainers(scripts, rows, tmp_path, name, monkeypatch):
     assert any(torch.allclose(weight, value, rtol=1e-3, atol=5e-5) for value in expected.values())
 
 
+SLOW = ("mae", "visible", "no_feedback", "class_token", "feeds_memory", "shared_blocks", "self_attention")
+
+
 @pytest.mark.parametrize(
     "name",
     [
         *("all_inputs", "supervised"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mae", "visible", "no_feedback")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
     ],
 )
 def test_models_side_by_side_are_each_alone(scripts, rows, tmp_path, monkeypatch, name):

@@ -38,8 +38,6 @@ METRICS = {
     "attention_in_object": "attention in object",
     "coco_mean_iou": "COCO mean IoU",
     "coco_panoptic_quality": "COCO panoptic quality",
-    "coco_recognition_quality": "COCO recognition quality",
-    "coco_segmentation_quality": "COCO segmentation quality",
     "coco_foreground_iou": "COCO foreground IoU",
     "coco_votes_near_centre": "COCO votes near centre",
     "coco_panoptic_accuracy": "COCO panoptic maps, accuracy",
