@@ -50,6 +50,7 @@ class PublishingTrainer(DurableTrainer):
         use_lines(self)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        assert self.model is not None
         half = [value.dtype for value in self.model.parameters() if value.requires_grad and value.itemsize < 4]
         if half and not self.is_deepspeed_enabled:
             raise ValueError(
