@@ -125,7 +125,7 @@ VARIANTS = {
     ),
     "label_a_patch": Variant("cascade, curriculum, one label per patch", {"label_stride": 12}, LINEAR),
     # Losses and learning rates.
-    "labels_less": Variant("cascade, label losses weighted 1/3", {"loss_weights": LOSS_WEIGHTS}, RANDOM),
+    "labels_less": Variant("cascade, random masks, label losses weighted 1/3", {"loss_weights": LOSS_WEIGHTS}, RANDOM),
     "labels_more": Variant(
         "cascade, label losses weighted 3", {"loss_weights": {"semantic": 3.0, "instance": 3.0, "image": 1.0}}, RANDOM
     ),
@@ -161,6 +161,7 @@ MAIN = (
     "parallel_curriculum",
     "cascade",
     "curriculum",
+    "labels_less",
     "curriculum_labels_less",
     "curriculum_area",
     "curriculum_whole",
