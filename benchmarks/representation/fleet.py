@@ -69,7 +69,7 @@ def signature(name: str) -> str:
     return json.dumps([others, variant.training.get("base_learning_rate")], sort_keys=True)
 
 
-# What a variant may differ in: its model, its maps, its learning rate and its curriculum.
+# Variants may differ in model, maps, learning rate and curriculum.
 KNOWN_FIELDS = {
     *("words", "config", "training", "kind", "maps", "feedback", "self_attention"),
     *("blocks_twice", "feeds_memory", "class_token_predicts"),
