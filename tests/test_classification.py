@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -14,7 +15,7 @@ from evaluate import evaluator
 from PIL import Image
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
-from c2fmae_hf import C2FMAEForImageClassification, C2FMAEImageProcessor
+from c2fmae_hf import C2FMAEConfig, C2FMAEForImageClassification, C2FMAEImageProcessor, C2FMAEModel
 from c2fmae_hf.data.splits import load_train_and_validation
 from c2fmae_hf.metrics import load_metric
 from c2fmae_hf.publishing.records import figures_of, load_run, run_of_weights
@@ -25,7 +26,10 @@ from c2fmae_hf.transfer.classification import (
     classification_transforms,
     ranked_accuracy,
 )
+from c2fmae_hf.transfer.detection import build_mask_rcnn
 from c2fmae_hf.transfer.encoders import saved_view
+from c2fmae_hf.transfer.fine_tuning_args import FineTuningArguments
+from c2fmae_hf.transfer.segmentation import build_segmenter
 from labelling_utils import encode
 from testing_utils import RECIPES, load_command
 
@@ -384,12 +388,35 @@ def test_a_saved_view_that_is_not_square_is_nobody_s_side(tmp_path):
         (["--knn", "--temperature", "-0.07"], "--k and --temperature: expected at least 1 and above 0, got 20"),
         (["--linear_probe", "--evaluate_only"], "--evaluate_only and --linear_probe: --evaluate_only scores"),
         (["--evaluate_only", "--push_to_hub"], "--evaluate_only and --push_to_hub: publish the model and its score"),
+        (["--evaluate_only", "--from_scratch"], "--evaluate_only and --from_scratch: random weights are no"),
+        (["--evaluate_only", "--pooling", "cls"], "--evaluate_only and --pooling: a fine-tuned classifier keeps"),
     ],
 )
 def test_options_that_do_not_go_together(example, options, message, capsys):
     with pytest.raises(SystemExit):
         example.parse(["model", "data", *options])
     assert message in capsys.readouterr().err
+
+
+def test_what_the_trainer_would_ignore_is_refused():
+    with pytest.raises(ValueError, match=r"label_smoothing_factor: expected 0, got 0\.1; classification has its own"):
+        FineTuningArguments("unused", use_cpu=True, label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="auto_find_batch_size: expected False, since the learning rate follows"):
+        FineTuningArguments("unused", use_cpu=True, auto_find_batch_size=True)
+    FineTuningArguments("unused", use_cpu=True, auto_find_batch_size=True, learning_rate=1e-4)
+
+
+@pytest.mark.parametrize("protocol", [[], ["--knn"]], ids=["fine_tuning", "knn"])
+def test_grey_encoders_are_refused_at_the_start(example, dataset_folder, tmp_path, protocol):
+    config = C2FMAEConfig(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=32, patch_size=8, num_channels=1
+    )
+    C2FMAEModel(config).save_pretrained(tmp_path / "grey")
+    with pytest.raises(ValueError, match=r"num_channels: expected an encoder of RGB images \(3\), got 1"):
+        run(example, str(tmp_path / "grey"), dataset_folder, tmp_path / "out", *protocol)
+    for build in (build_segmenter, partial(build_segmenter, head="light"), build_mask_rcnn):
+        with pytest.raises(ValueError, match=r"num_channels: expected an encoder of RGB images \(3\), got 1"):
+            build(str(tmp_path / "grey"), NAMES)
 
 
 def test_scores_do_not_replace_a_model_s_record(example, folders, dataset_folder, tmp_path):

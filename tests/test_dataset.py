@@ -264,6 +264,30 @@ def test_load_splits_from_disk_and_parquet(rows, tmp_path):
     assert next(iter(C2FMAEIterableDataset(stream, TRANSFORM)))["pixel_values"].shape == (3, 32, 32)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"a_train-0": "train", "a_eval-0": "test", "a-dev": "validation"},
+        {"train/0": "train", "val/0": "validation", "testing/0": "test"},
+        {"val/train-0": "train", "other/1": "train", "evaluation/2": "test"},
+        {"evaluator-0": "train", "contest": "train"},
+    ],
+)
+def test_splits_are_those_of_a_folder(rows, tmp_path, names):
+    """A pattern of files has the splits that `datasets` gives the folder; a shared folder tells none."""
+    folder = tmp_path / "test" / "mine"
+    for number, name in enumerate(names, 1):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        rows.select(range(number)).to_parquet(folder / f"{name}.parquet")
+    expected: dict[str, int] = {}
+    for number, split in enumerate(names.values(), 1):
+        expected[split] = expected.get(split, 0) + number
+    pattern = str(folder / ("*/*.parquet" if any("/" in name for name in names) else "*.parquet"))
+    assert {name: len(split) for name, split in load_splits(pattern).items()} == expected
+    if len(expected) == 3:
+        assert {name: len(split) for name, split in load_splits(str(folder)).items()} == expected
+
+
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "/no/such/*.parquet"])
 def test_a_source_that_is_not_there(name):
     with pytest.raises(FileNotFoundError, match="dataset: expected"):

@@ -113,6 +113,21 @@ def test_another_size_changes_nothing_else(encoders, photos, tmp_path):
     assert not np.array_equal(found[0], found[2])
 
 
+def test_whole_photographs_of_different_sizes(encoders, photos, tmp_path):
+    """A processor without a central crop, as that of a segmenter, gives images of several sizes."""
+    folder = tmp_path / "encoder"
+    shutil.copytree(encoders["c2fmae"], folder)
+    whole = {"size": {"shortest_edge": 32}, "do_center_crop": False, "size_divisor": 8, "patch_size": 8}
+    C2FMAEImageProcessor(**whole).save_pretrained(folder)
+    embed(folder, photos, "--output", tmp_path / "together.parquet")
+    embed(folder, photos, "--output", tmp_path / "alone.parquet", "--batch_size", 1)
+    together, alone = (read(tmp_path / f"{name}.parquet")["features"] for name in ("together", "alone"))
+    assert len(together) == 7
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    with pytest.raises(ValueError, match=r"features: expected photographs of one size.*; pass --image_size"):
+        embed(folder, photos, "--output", tmp_path / "all.parquet", "--features", "patches")
+
+
 @pytest.mark.parametrize("option", ["--batch_size", "--rows_per_shard", "--num_threads"])
 def test_numbers_are_checked_before_anything_is_written(encoders, photos, tmp_path, option):
     with pytest.raises(ValueError, match=rf"{option[2:]}: expected at least 1, got 0"):

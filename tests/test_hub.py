@@ -155,7 +155,7 @@ processor = C2FMAEImageProcessor.from_config(saved.config)
 for name, model in models.items():
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    info = model.eval().push_to_hub(f"me/{name}", processor=processor)
+    info = model.eval().push_to_hub(f"me/{name}", processor=None if name == "segmenter" else processor)
     assert info.oid
     with torch.no_grad():
         outputs[name] = getattr(model, "c2fmae", model)(pixels)[0] if name == "whole" else model(pixels)
@@ -203,7 +203,9 @@ assert all(torch.equal(detector[name], theirs[name]) for name in theirs)
 image = Image.new("RGB", (50, 60), (200, 100, 50))
 assert len(pipeline("image-feature-extraction", "me/whole")(image)[0]) == 17
 assert {found["label"] for found in pipeline("image-classification", "me/classifier")(image)} == {"cat", "dog", "owl"}
-found = pipeline("image-segmentation", "me/segmenter")(image)
+segmenter = pipeline("image-segmentation", "me/segmenter")
+assert not segmenter.image_processor.do_center_crop  # maps are of the whole photograph
+found = segmenter(image)
 assert found and {one["label"] for one in found} <= {"cat", "dog", "owl"}
 """
 
@@ -623,6 +625,12 @@ def test_weights_from_the_hub_keep_their_licence(hub_scene, tmp_path):
     for name, license in (("me/direct", "cc-by-nc-4.0"), ("me/derived", "other")):
         assert repositories[name].files["LICENSE"] == b"No commerce."
         assert f"license: {license}\n" in repositories[name].files["README.md"].decode()
+    # A probe on the frozen encoder has the encoder's licence, too.
+    rows = make_rows(8, size=72).select_columns("image").add_column("label", [0, 1] * 4)
+    datasets.DatasetDict({"train": rows, "validation": rows.select(range(4))}).save_to_disk(tmp_path / "rows")
+    options = ["--linear_probe", "--probe_epochs", 1, "--output_dir", tmp_path / "probe", "--use_cpu", "true"]
+    run(hub_scene, command("classify"), "me/nc", tmp_path / "rows", *options)
+    assert (tmp_path / "probe/LICENSE").read_text() == "No commerce."
 
 
 def test_a_token_in_the_arguments_is_never_written(hub_scene, tmp_path):

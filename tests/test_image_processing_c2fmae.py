@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTrainingOutput, C2FMAEImageProcessor
+from c2fmae_hf import C2FMAEConfig, C2FMAEForPreTrainingOutput, C2FMAEImageProcessor, MaskRCNNImageProcessor
 from c2fmae_hf.targets import instance_labels_from_map, patchify
 
 
@@ -340,6 +340,16 @@ def test_what_does_not_fit_the_statistics_is_said(monkeypatch):
     assert "normalised by statistics for [0, 1]" in said.pop()
     processor(pixels / 255)
     assert "not divided by 255" in said.pop()
+
+
+def test_a_dark_image_is_as_dark_beside_others():
+    """The range of floating-point pixels is one for all images of a call."""
+    dark, bright = np.zeros((64, 64, 3), np.float32), np.full((64, 64, 3), 200, np.float32)
+    dark[:32] = 1
+    for processor in (C2FMAEImageProcessor(do_normalize=False), MaskRCNNImageProcessor()):
+        one, other = (image.max() for image in processor([dark, bright])["pixel_values"])
+        assert float(one) == pytest.approx(1 / 255, abs=1e-3)  # cubic interpolation overshoots
+        assert float(other) == pytest.approx(200 / 255, abs=1e-3)
 
 
 def test_labels_are_reduced_as_beit_s_processor_does():

@@ -814,6 +814,17 @@ def test_an_image_size_that_does_not_fit_is_named(config, tmp_path):
     assert model.config.image_size == 32
 
 
+def test_offloaded_weights_are_named(config, tmp_path):
+    C2FMAEForPreTraining(config).save_pretrained(tmp_path / "model")
+    model = C2FMAEForPreTraining.from_pretrained(
+        tmp_path / "model", device_map="auto", max_memory={"cpu": "20KB"}, offload_folder=tmp_path / "offloaded"
+    )
+    for use in (model.image_encoder, lambda: model.resize_positions(64)):
+        with pytest.raises(ValueError, match=r"device_map: expected weights in memory to .*, got offloaded ones"):
+            use()
+    assert model.config.image_size == 32
+
+
 def test_other_granularities_name_the_way_out(config, tmp_path):
     C2FMAEForPreTraining(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"Its decoder predicts other granularities.*--model_name_or_path"):

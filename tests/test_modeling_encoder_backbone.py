@@ -7,8 +7,11 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoBackbone, AutoModel
 
-from c2fmae_hf import C2FMAEBackbone, EncoderBackboneConfig, MaskRCNNConfig
+from c2fmae_hf import C2FMAEBackbone, C2FMAEModel, EncoderBackboneConfig, MaskRCNNConfig
+from c2fmae_hf.transfer.classification import build_classifier
+from c2fmae_hf.transfer.encoders import load_encoder
 from c2fmae_hf.transfer.modeling_encoder_backbone import EncoderBackbone, build_backbone
+from c2fmae_hf.transfer.segmentation import build_segmenter
 from transfer_utils import save_encoders
 
 
@@ -100,6 +103,19 @@ def test_drop_path_where_the_model_has_it(encoders, caplog):
     assert "drop_path_rate ignored" not in caplog.text
     build_backbone(encoders["vit"], drop_path_rate=0.1)
     assert "drop_path_rate ignored, since a vit has none" in caplog.text
+
+
+def test_a_saved_rate_of_drop_path_does_not_stay(encoders, tmp_path):
+    """Every head has the rate that was asked for, 0 by default, whatever the encoder was saved with."""
+    C2FMAEModel.from_pretrained(encoders["c2fmae"], drop_path_rate=0.2).save_pretrained(tmp_path / "c2fmae")
+    load_encoder(TIMM, from_scratch=True, image_size=32, drop_path_rate=0.2).save_pretrained(tmp_path / "timm")
+    for rate in (0.0, 0.1):
+        options = {"drop_path_rate": rate}
+        for head in ("light", "upernet"):
+            config = build_segmenter(str(tmp_path / "c2fmae"), {0: "a", 1: "b"}, head, **options).config
+            assert getattr(config, "backbone_config", config).drop_path_rate == rate
+        assert build_classifier(str(tmp_path / "c2fmae"), {0: "a", 1: "b"}, **options).config.drop_path_rate == rate
+        assert load_encoder(str(tmp_path / "timm"), **options).config.model_args["drop_path_rate"] == rate
 
 
 def test_configurations_check_types():

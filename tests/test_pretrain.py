@@ -301,6 +301,24 @@ def test_the_command_line_s_rate_goes_before_the_recipe_s(pretrain):
         assert rate(*recipe, "--learning_rate", "2e-3") == 2e-3
 
 
+def test_some_rows_are_drawn_of_all_classes(pretrain, capsys):
+    rows = make_rows(40).add_column("label", [index // 10 for index in range(40)])
+    splits = {"train": rows, "validation": rows}
+    command = ["photos", "--use_cpu", "true", "--max_train_samples", "20", "--max_eval_samples", "20"]
+    train, held_out, _ = pretrain.choose_rows(splits, pretrain.parse(command)[0], seed=0)
+    assert len(train) == len(held_out) == 20
+    assert set(train["label"]) == set(held_out["label"]) == {0, 1, 2, 3}
+    data_args = pretrain.parse([*command, "--validation_split", "tset"])[0]
+    for data_args.streaming in (False, True):
+        with pytest.raises(
+            ValueError, match=r"validation_split: expected one of \['train', 'validation'\], got 'tset'"
+        ):
+            pretrain.choose_rows(splits, data_args, seed=0)
+    with pytest.raises(SystemExit):
+        pretrain.parse([*command, "--validation_share", "20"])
+    assert "validation_share: expected a number from 0 (hold none out) to below 1, got 20" in capsys.readouterr().err
+
+
 def test_a_number_of_a_stream_s_rows_is_refused(pretrain, capsys):
     with pytest.raises(SystemExit):
         pretrain.parse(["photos", "--use_cpu", "true", "--streaming", "true", "--max_train_samples", "10"])

@@ -533,11 +533,18 @@ def test_learning_rate_schedule(config, rows, tmp_path):
         ({"remove_unused_columns": True}, "remove_unused_columns: expected False"),
         ({"curriculum_weights": [0.0, 0.0, 1.0]}, "weights: expected schedule='constant'"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size: expected False"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: expected 0, got 0.1"),
     ],
 )
 def test_bad_arguments_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         C2FMAETrainingArguments(output_dir="unused", **values)
+
+
+def test_a_grey_model_does_not_get_rgb_rows(config, rows, tmp_path):
+    grey = C2FMAEConfig(**{**config.to_dict(), "num_channels": 1, "image_mean": None, "image_std": None})
+    with pytest.raises(ValueError, match="num_channels: expected 3, since rows are read as RGB, got 1"):
+        C2FMAETrainer(C2FMAEForPreTraining(grey), C2FMAETrainingArguments(tmp_path, use_cpu=True), train_dataset=rows)
 
 
 def test_another_order_of_rows_is_refused(config, rows, tmp_path):

@@ -119,18 +119,19 @@ def as_8_bits(image: Any) -> Any:
     return image.to(torch.uint8) * 255 if image.dtype == torch.bool else image
 
 
-def in_range(image: torch.Tensor, do_rescale: bool, do_normalize: bool) -> torch.Tensor:
-    """Bring pixels into the range that rescaling and normalising expect."""
-    if do_rescale and image.is_floating_point() and image.min() >= 0 and image.max() <= 1:
+def in_range(images: list[torch.Tensor], do_rescale: bool, do_normalize: bool) -> list[torch.Tensor]:
+    """Bring pixels into the range that rescaling and normalising expect; one range for all images of a call."""
+    floats = [image for image in images if image.is_floating_point()]
+    if do_rescale and floats and all(image.min() >= 0 and image.max() <= 1 for image in floats):
         logger.warning_once(
             "Floating-point pixels in [0, 1] are not divided by 255. Pass do_rescale=False to silence this warning."
         )
-        return image * 255
-    if do_normalize and not do_rescale and not image.is_floating_point() and image.max() > 1:
+        return [image * 255 if image.is_floating_point() else image for image in images]
+    if do_normalize and not do_rescale and any(not i.is_floating_point() and i.max() > 1 for i in images):
         logger.warning_once(
             "do_rescale=False: pixels up to 255 are normalised by statistics for [0, 1]. Leave do_rescale out."
         )
-    return image
+    return images
 
 
 class C2FMAEImageProcessor(TorchvisionBackend):
@@ -294,7 +295,7 @@ class C2FMAEImageProcessor(TorchvisionBackend):
                 )
             if image.is_floating_point() and not image.isfinite().all():
                 raise ValueError(f"images[{index}]: expected finite pixels, got NaN or infinity")
-            prepared[index] = in_range(image, kwargs["do_rescale"], kwargs["do_normalize"])
+        prepared = in_range(prepared, kwargs["do_rescale"], kwargs["do_normalize"])
         sizes = [tuple(image.shape[-2:]) for image in prepared]
         kwargs.setdefault("do_pad", None)
         kwargs.setdefault("pad_size", None)

@@ -476,6 +476,10 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
             model.resize_positions(image_size)
         return (model, info) if output_loading_info else model
 
+    def _check_in_memory(self, what: str) -> None:
+        if any(parameter.is_meta for parameter in self.parameters()):
+            raise ValueError(f"device_map: expected weights in memory to {what}, got offloaded ones; load without it")
+
     @torch.no_grad()
     def resize_positions(self, image_size: int | tuple[int, int] | list[int]) -> None:
         """
@@ -485,8 +489,9 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
             image_size (`int` or `(height, width)`): In pixels.
 
         Raises:
-            `ValueError`: if it is no multiple of the patch size; the model stays as it is.
+            `ValueError`: if it is no multiple of the patch size, or weights are offloaded; the model stays as it is.
         """
+        self._check_in_memory("resize positions")
         former, former_grid = self.config.image_size, self.config.grid_size
         sides = [image_size] if isinstance(image_size, int) else image_size
         if not isinstance(sides, (list, tuple)) or not all(isinstance(side, int) for side in sides):
@@ -1005,6 +1010,7 @@ class C2FMAEForPreTraining(C2FMAEPreTrainedModel):
         other input granularities. `image_encoder().save_pretrained(folder)` writes a folder that
         `AutoModel.from_pretrained` and `timm.create_model("local-dir:...")` both load.
         """
+        self._check_in_memory("take the encoder")
         config = copy.deepcopy(self.config)
         config.input_granularities = ["image"]
         with torch.device("meta"):  # allocates no weights and draws no random numbers

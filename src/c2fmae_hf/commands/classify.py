@@ -39,7 +39,14 @@ from ..transfer.classification import (
     name_classes,
     ranked_accuracy,
 )
-from ..transfer.encoders import build_processor, encoder_config, load_encoder, own_image_size, saved_view
+from ..transfer.encoders import (
+    build_processor,
+    check_channels,
+    encoder_config,
+    load_encoder,
+    own_image_size,
+    saved_view,
+)
 from ..transfer.fine_tuning_args import FineTuningArguments
 from ..transfer.probes import LinearProbe, extract_features, weighted_knn
 from .arguments import HubArguments
@@ -97,6 +104,8 @@ def find_mistake(args: ClassifyArguments, training_args: FineTuningArguments, _)
         return "--push_to_hub and --knn: nearest neighbours are no model to publish"
     if args.evaluate_only and args.protocol != "fine_tuning":
         return f"--evaluate_only and --{args.protocol}: --evaluate_only scores a fine-tuned classifier"
+    if args.evaluate_only and args.pooling is not None:
+        return "--evaluate_only and --pooling: a fine-tuned classifier keeps the pooling that it was trained with"
     if args.k < 1 or not args.temperature > 0:
         return f"--k and --temperature: expected at least 1 and above 0, got {args.k} and {args.temperature}"
     return None
@@ -122,6 +131,7 @@ def judge_features(args: ClassifyArguments, training_args, hub_args, data, id2la
     """k-NN or linear probe on frozen features, for each pooling that the encoder has."""
     train_rows, validation_rows = data
     encoder = load_encoder(args.model, args.from_scratch, image_size=args.image_size)
+    check_channels(encoder.config)
     if training_args.push_to_hub:  # say now what would fail after the work
         if not isinstance(encoder.config, C2FMAEConfig):
             raise HubError(
@@ -206,7 +216,7 @@ def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, f
     config.pooling, config.id2label = pooling, id2label
     config.label2id = {label: index for index, label in id2label.items()}
     model = C2FMAEForImageClassification(config)
-    model.c2fmae.load_state_dict(encoder.state_dict())
+    model.c2fmae = encoder  # with its licence
     model.resize_positions(processor.crop_size["height"])
     weight, bias = probe.fold()
     with torch.no_grad():

@@ -88,10 +88,13 @@ class DataArguments:
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on, if there is one."})
     validation_share: float = field(
-        default=0.05, metadata={"help": "Without such a split, the share of the training rows that is held out."}
+        default=0.05,
+        metadata={"help": "Without such a split, the share of the training rows that is held out; 0 holds out none."},
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many rows only."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many rows only."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many rows, drawn at random."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on this many rows, drawn at random; the first ones of a stream."}
+    )
     streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed. Set max_steps."})
     num_drawn: int = field(default=6, metadata={"help": "Rows of reconstruction.png; 0 draws no figures."})
     probe_dataset: str | None = field(
@@ -142,6 +145,10 @@ def find_mistake(data_args: DataArguments, model_args: ModelArguments, *others) 
         return f"config_overrides: unknown fields {unknown} of C2FMAEConfig"
     if data_args.streaming and data_args.max_train_samples is not None:
         return "--max_train_samples and --streaming: a stream is read row by row; set --max_steps"
+    if not 0 <= data_args.validation_share < 1:
+        return (
+            f"validation_share: expected a number from 0 (hold none out) to below 1, got {data_args.validation_share}"
+        )
     if data_args.probe_steps < 1:
         return f"probe_steps: expected at least 1, got {data_args.probe_steps}"
     if model_args.size not in (None, *SIZES):
@@ -165,6 +172,8 @@ def choose_rows(splits: dict[str, Any], data_args: DataArguments, seed: int):
     """As [`load_rows`], of splits by name."""
     if data_args.train_split not in splits:
         raise ValueError(f"train_split: expected one of {sorted(splits)}, got {data_args.train_split!r}")
+    if data_args.validation_split not in (*splits, DataArguments.validation_split):
+        raise ValueError(f"validation_split: expected one of {sorted(splits)}, got {data_args.validation_split!r}")
     train, held_out = splits[data_args.train_split], splits.get(data_args.validation_split)
     if data_args.streaming:
         if held_out is not None and data_args.max_eval_samples is not None:
@@ -173,13 +182,13 @@ def choose_rows(splits: dict[str, Any], data_args: DataArguments, seed: int):
     if len(train) == 0:
         raise ValueError(f"dataset {data_args.dataset_name!r}: split {data_args.train_split!r} has no rows")
     name = data_args.validation_split
-    if held_out is None and 0 < data_args.validation_share < 1 and len(train) > 1:
+    if held_out is None and data_args.validation_share > 0 and len(train) > 1:
         parts = train.train_test_split(data_args.validation_share, seed=seed)
         train, held_out, name = parts["train"], parts["test"], f"held out of {data_args.train_split}"
     if data_args.max_train_samples is not None:
-        train = train.select(range(min(data_args.max_train_samples, len(train))))
+        train = train.shuffle(seed=seed).select(range(min(data_args.max_train_samples, len(train))))
     if held_out is not None and data_args.max_eval_samples is not None:
-        held_out = held_out.select(range(min(data_args.max_eval_samples, len(held_out))))
+        held_out = held_out.shuffle(seed=seed).select(range(min(data_args.max_eval_samples, len(held_out))))
     return train, held_out, name
 
 

@@ -97,6 +97,8 @@ def parse_transfer(
     def find_mistake(own: Any, training_args: FineTuningArguments, hub_args: HubArguments) -> str | None:
         if own.evaluate_only and training_args.push_to_hub:
             return "--evaluate_only and --push_to_hub: publish the model and its score with c2fmae push ... --results"
+        if own.evaluate_only and own.from_scratch:
+            return "--evaluate_only and --from_scratch: random weights are no fine-tuned model"
         return check(own, training_args, hub_args)
 
     parsed = parse_arguments(

@@ -27,14 +27,32 @@ def _stream(rows: datasets.Dataset) -> datasets.IterableDataset:
     return rows.to_iterable_dataset(num_shards=max(min(64, len(rows)), 1))
 
 
+# Words of file and folder names, the same as those of `datasets`.
+SPLIT_WORDS = {
+    "validation": {"val", "valid", "validation", "dev"},
+    "test": {"test", "testing", "eval", "evaluation"},
+    "train": {"train", "training"},
+}
+
+
 def by_split(files: Sequence[str]) -> dict[str, list[str]]:
-    """Files by the split that their names tell, as [`load_splits`] says."""
+    """
+    Files by the split that their names tell, or else the folders below the one that all files share; `train` if
+    neither does.
+    """
+    shared = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
     splits: dict[str, list[str]] = {}
     for file in files:
-        words = re.split(r"[^a-z]+", Path(file).name.lower())
-        is_validation = any(word in words for word in ("val", "valid", "validation", "dev"))
-        splits.setdefault("validation" if is_validation else "test" if "test" in words else "train", []).append(file)
+        below = Path(os.path.relpath(file, shared or "."))
+        told = (split_of(part) for part in reversed(below.parts))
+        splits.setdefault(next(filter(None, told), "train"), []).append(file)
     return splits
+
+
+def split_of(name: str) -> str | None:
+    """The split that a word of a file's or folder's name tells."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return next((split for split, known in SPLIT_WORDS.items() if words & known), None)
 
 
 def check_parquet(files: Sequence[str | os.PathLike], what: str) -> None:
@@ -66,9 +84,8 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
 
     Args:
         name (`str`): A folder written by `save_to_disk`; Parquet or WebDataset tar files (a path, wildcards allowed),
-            whose split is `validation` or `test` if the file name has `val` or `test` between separators, else
-            `train`; a folder of such tar files, see [`load_tars`]; or else what `datasets.load_dataset` takes: a
-            folder, or the name of a dataset on the Hub.
+            see [`by_split`]; a folder of such tar files, see [`load_tars`]; or else what `datasets.load_dataset`
+            takes: a folder, or the name of a dataset on the Hub.
         config_name (`str`, *optional*): Configuration of a dataset on the Hub.
         streaming (`bool`): Whether to read rows on demand.
 

@@ -19,7 +19,7 @@ from jinja2 import UndefinedError
 from transformers import PreTrainedModel
 
 from ..image_processing_c2fmae import C2FMAEImageProcessor
-from ..modeling_c2fmae import C2FMAEPreTrainedModel
+from ..modeling_c2fmae import C2FMAEForSemanticSegmentation, C2FMAEPreTrainedModel
 from ..utils.files import replace_folder, write_json
 from .licences import inherited_license, is_apache
 from .model_card import DEFAULT_LICENSE, PICTURE, CardFacts, build_card, own_config
@@ -169,7 +169,9 @@ def write_repository(
         raise FileExistsError(f"{folder}: expected a new or an empty folder, got one with files")
     subfolder = (subfolder or "").strip("/") or None
     if processor is None and isinstance(model, C2FMAEPreTrainedModel):
-        processor = C2FMAEImageProcessor.from_config(model.config)
+        whole = {"do_center_crop": False, "size_divisor": model.config.patch_size, "label_stride": 1}
+        is_segmenter = isinstance(model, C2FMAEForSemanticSegmentation)
+        processor = C2FMAEImageProcessor.from_config(model.config, **(whole if is_segmenter else {}))
     with replace_folder(folder) as temporary:
         has_code = custom_code and not subfolder
         save_repository(model, temporary, processor, custom_code=has_code, license_text=license_text)

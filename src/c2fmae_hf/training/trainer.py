@@ -559,6 +559,11 @@ def wrap_rows(
     is_list = isinstance(rows, list) and bool(rows) and isinstance(rows[0], Mapping) and "image" in rows[0]
     if not is_list and not isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
         return rows
+    if config.num_channels != 3:
+        raise ValueError(
+            f"num_channels: expected 3, since rows are read as RGB, got {config.num_channels}; for other images pass "
+            "a dataset of your own"
+        )
     curriculum = args.get_curriculum()
     needed = {*config.granularities, *config.input_granularities}
     if curriculum.schedule != "constant" or any(curriculum.weights[:2]):

@@ -132,6 +132,10 @@ class C2FMAETrainingArguments(TrainingArguments):
         self.get_curriculum()  # raises if the curriculum is invalid
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns: expected False, got True; it would drop the image and its maps")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor: expected 0, got {self.label_smoothing_factor}; no loss smooths labels"
+            )
         if self.auto_find_batch_size:
             raise ValueError(
                 "auto_find_batch_size: expected False, since curriculum, learning rate and streams follow the batch "

@@ -25,7 +25,7 @@ from ..configuration_c2fmae import C2FMAEConfig, resize_before_crop
 from ..constants import IMAGENET_MEAN, IMAGENET_STD
 from ..data.rows import undecoded
 from ..images import open_image, to_rgb
-from .encoders import encoder_config, load_with_new_parts
+from .encoders import check_channels, encoder_config, load_with_new_parts
 from .fine_tuning import FineTuningTrainer, named_classes
 
 
@@ -57,6 +57,7 @@ def build_classifier(
     """
     options: dict[str, Any] = {"image_size": image_size, "pooling": pooling, "drop_path_rate": drop_path_rate}
     config = encoder_config(name, from_scratch, **options, **named_classes(id2label))
+    check_channels(config)
     if image_size is not None and isinstance(config, C2FMAEConfig):
         # Pipelines, timm and the published model then use the size of the training images.
         config.image_size = image_size

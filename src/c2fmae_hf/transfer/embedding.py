@@ -209,8 +209,25 @@ class _Embedder:
 
     def _features(self, images: Sequence[Any]) -> np.ndarray:
         """Features `(B, width)`, or for patches `(B, N, width)`."""
-        pixel_values = self.processor(images, return_tensors="pt")["pixel_values"].to(self.device)
-        tokens = encode_images(self.model, pixel_values.to(self.model.dtype)).float()
+        values = [torch.as_tensor(image) for image in self.processor(images)["pixel_values"]]
+        sizes = [tuple(image.shape) for image in values]
+        if len(set(sizes)) == 1:
+            return self._features_of_one_size(torch.stack(values))
+        if self.kind == "patches":
+            raise ValueError(
+                f"features: expected photographs of one size from the image processor, got {sorted(set(sizes))[:3]}; "
+                "pass --image_size, or choose features other than patches"
+            )
+        features: list[Any] = [None] * len(values)
+        for size in dict.fromkeys(sizes):
+            places = [place for place, one in enumerate(sizes) if one == size]
+            found = self._features_of_one_size(torch.stack([values[place] for place in places]))
+            for place, feature in zip(places, found):
+                features[place] = feature
+        return np.stack(features)
+
+    def _features_of_one_size(self, pixel_values: torch.Tensor) -> np.ndarray:
+        tokens = encode_images(self.model, pixel_values.to(self.device, self.model.dtype)).float()
         num_patches = (pixel_values.shape[2] // self.patch_size) * (pixel_values.shape[3] // self.patch_size)
         if self.kind == "patches":
             values = tokens[:, tokens.shape[1] - num_patches :]

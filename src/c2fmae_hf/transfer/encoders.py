@@ -88,12 +88,12 @@ def encoder_config(
     if isinstance(config, TimmWrapperConfig):
         _configure_timm(config, image_size if is_bare else None, drop_path_rate, pooling)
         return config
-    for field, value in (("drop_path_rate", drop_path_rate or None), ("pooling", pooling)):
+    for field, value in (("drop_path_rate", drop_path_rate), ("pooling", pooling)):
         if value is None:
             continue
         if hasattr(config, field):
-            setattr(config, field, value)
-        else:
+            setattr(config, field, value)  # 0, too: a saved model may have another rate
+        elif value:
             logger.warning("%s: %s ignored, since a %s has none.", name, field, config.model_type)
     return config
 
@@ -116,6 +116,19 @@ def own_image_size(config: PreTrainedConfig) -> int:
     if height != width:
         raise ValueError(f"image_size: expected a value, since the model's own size is not square: {height} x {width}")
     return height
+
+
+def check_channels(config: PreTrainedConfig) -> None:
+    """
+    Check that an encoder reads RGB images, as the commands do.
+
+    Raises:
+        `ValueError`: if it has another number of channels.
+    """
+    of_timm = (getattr(config, "model_args", None) or {}).get("in_chans")
+    channels = getattr(config, "num_channels", None) or of_timm or 3
+    if channels != 3:
+        raise ValueError(f"num_channels: expected an encoder of RGB images (3), got {channels}")
 
 
 def saved_view(name: str) -> tuple[int | None, float | None]:
@@ -143,7 +156,7 @@ def _configure_timm(
         options["dynamic_img_size"] = True
     if image_size is not None and "img_size" in takes:
         options["img_size"] = image_size
-    if drop_path_rate > 0:
+    if drop_path_rate > 0 or "drop_path_rate" in options:
         options["drop_path_rate"] = drop_path_rate
     if pooling is not None:
         options["global_pool"] = {"mean": "avg", "cls": "token"}[pooling]

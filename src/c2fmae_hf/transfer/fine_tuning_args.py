@@ -59,6 +59,16 @@ class FineTuningArguments(TrainingArguments):
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = torch.cuda.is_available() and not self.use_cpu
         super().__post_init__()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor: expected 0, got {self.label_smoothing_factor}; classification has its own: "
+                "--label_smoothing, or ImageClassificationTrainer(label_smoothing=...)"
+            )
+        if self.auto_find_batch_size and self.learning_rate is None:
+            raise ValueError(
+                "auto_find_batch_size: expected False, since the learning rate follows the batch size; set "
+                "learning_rate, or lower per_device_train_batch_size"
+            )
         if self.learning_rate is None:
             batch_size = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
             self.learning_rate = self.base_learning_rate * (batch_size / 256) ** 0.5

@@ -95,7 +95,7 @@ class MaskRCNNImageProcessor(TorchvisionBackend):
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
         )
         sizes = [tuple(image.shape[-2:]) for image in prepared]
-        prepared = [in_range(image, kwargs["do_rescale"], kwargs["do_normalize"]) for image in prepared]
+        prepared = in_range(prepared, kwargs["do_rescale"], kwargs["do_normalize"])
         is_padded, pad_size = kwargs["do_pad"], kwargs.get("pad_size")
         kwargs.update(do_pad=None, pad_size=None)  # images and masks are padded below
         pixel_values = list(self._preprocess(prepared, return_tensors=None, **kwargs)["pixel_values"])

@@ -26,7 +26,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ..configuration_c2fmae import C2FMAEConfig
 from ..modeling_c2fmae import C2FMAEBackbone, FeaturePyramid
-from .encoders import encoder_config, load_with_new_parts, patch_size_of
+from .encoders import check_channels, encoder_config, load_with_new_parts, patch_size_of
 
 
 # Names of the last norm in the vision transformers of transformers.
@@ -164,6 +164,7 @@ def build_backbone(
             vision transformer, or `out_indices` out of range.
     """
     config: Any = encoder_config(name, from_scratch, image_size, drop_path_rate)
+    check_channels(config)
     if isinstance(config, TimmWrapperConfig):
         with torch.device("meta"):
             blocks = getattr(timm.create_model(config.architecture, **(config.model_args or {})), "blocks", None)

@@ -29,7 +29,7 @@ from ..data.rows import undecoded
 from ..image_processing_c2fmae import rounded_size
 from ..images import expand_label_map, open_image, to_label_map, to_rgb
 from ..metrics.scores import confusion_matrix, iou_scores
-from .encoders import NARROW, encoder_config, load_with_new_parts
+from .encoders import NARROW, check_channels, encoder_config, load_with_new_parts
 from .fine_tuning import FineTuningTrainer, named_classes
 from .modeling_encoder_backbone import build_backbone
 
@@ -71,6 +71,7 @@ def build_segmenter(
     labels = named_classes(id2label)
     if head == "light":
         config = encoder_config(name, from_scratch, drop_path_rate=drop_path_rate, **labels)
+        check_channels(config)
         if not isinstance(config, C2FMAEConfig):
             raise ValueError(f"head: expected 'upernet' for a {config.model_type}, got 'light', which only C2FMAE has")
         config.semantic_loss_ignore_index = IGNORE_INDEX  # of our maps; the model's own may be a class
