@@ -5,7 +5,8 @@ Write measured figures into the documents, from the records in `benchmarks/resul
     python benchmarks/tables.py --check
 
 A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; single figures in sentences are found by the
-patterns of `figures`. `--check` writes nothing, names what differs and ends with 1. `measure.sh` makes the records.
+patterns of `figures`. The chart of the study's main rows is drawn again if it shows other scores. `--check` writes
+nothing, names what differs and ends with 1. `measure.sh` makes the records.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -291,14 +294,8 @@ def study(group: str, show: str, which: str = "all", folder: str = "") -> str:
 def label_weights() -> str:
     """Scores with label losses weighted 1/3 minus those with 1, over all pairs of runs that are otherwise alike."""
     summarise = study_module("summarise")
-    return summarise.compare_twins(
-        [
-            runs
-            for folder in ("", "all_decoded")
-            for name, runs in summarise.load(STUDY / "results" / folder).items()
-            if "-stl10-small-" in name
-        ]
-    )
+    found = (summarise.load(STUDY / "results" / folder) for folder in ("", "all_decoded"))
+    return summarise.compare_twins([runs for groups in found for runs in groups.values()])
 
 
 def study_module(name: str) -> Any:
@@ -554,8 +551,8 @@ def figures() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     (shipped, mae, _), number = weights_scores().values(), r"([\d.]+)"
     yield (
         "README.md",
-        rf"a linear probe of {number} %, k-NN of {number} % and a mean IoU of {number} % on STL-10; a MAE of the same "
-        rf"size and compute reaches {number}, {number} and {number} %\.",
+        rf"a linear probe of {number} %, k-NN of {number} % and a mean IoU of {number} % on STL-10, whose classes its "
+        rf"label maps name; a MAE of the same size and compute reaches {number}, {number} and {number} %\.",
         tuple(one[place] for one in (shipped, mae) for place in (0, 1, 3)),
     )
     ahead = [float(mine) - float(theirs) for mine, theirs in zip(shipped, mae)]
@@ -573,6 +570,7 @@ def figures() -> Iterator[tuple[str, str, tuple[str, ...]]]:
         tuple(shares[place] for place in (2, 0, 3, 1)),
     )
     yield "README.md", rf"its linear probe reaches {number} % against {number} %", (shipped[2], mae[2])
+    yield from (("docs/evidence.md", pattern, values) for pattern, values in study_figures())
     whole = [
         next(row for row in rows(name) if row["what"] == "three granularities")
         for name in ("loading-256-stride4", "loading-256")
@@ -590,16 +588,81 @@ def figures() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     )
 
 
+def study_figures() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Patterns of the figures with a spread in docs/evidence.md, and what their groups are to hold."""
+    folder, summarise = STUDY / "results", study_module("summarise")
+    runs_of, number = summarise.load(folder), r"([+-]?[\d.]+ ± [\d.]+)"
+    ten, forty, scenes = "study-stl10-small-10", "fleet-stl10-small-40", "study-scenes-small224-24"
+
+    def score(group: str, variant: str, metric: str) -> str:
+        found = [run["results"][metric] for run in runs_of[group] if run["variant"] == variant]
+        return summarise.shown(summarise.cell(found))
+
+    def difference(group: str, one: str, other: str, metric: str) -> str:
+        runs = runs_of[group]
+        found = summarise.difference(summarise.common(runs, one, other), summarise.summarise(runs, {}), metric)
+        return found.replace("*", "")
+
+    yield rf"three patches get {number} %", (score(ten, "mae", "attention_to_three_patches"),)
+    yield rf"\({number} % with the curriculum\)", (score(ten, "curriculum", "attention_in_object"),)
+    yield (
+        rf"better k-NN \({number} against {number}\) and mean IoU \({number} against {number}\) than MAE after 40",
+        tuple(
+            score(group, variant, metric)
+            for metric in ("knn", "patch_mean_iou")
+            for group, variant in ((ten, "curriculum_labels_less"), (forty, "mae"))
+        ),
+    )
+    yield (
+        rf"\(three seeds\) has a higher mean IoU, {number}, and a lower mean in Caltech-101's linear probe, {number}",
+        tuple(
+            difference(ten, "class_token", "curriculum", metric)
+            for metric in ("patch_mean_iou", "caltech101_linear_probe")
+        ),
+    )
+    classical, annotated = "classical_labels_less", "curriculum_labels_less"
+    yield (
+        rf"mean IoU is higher than MAE's, {number}, .*?: k-NN {number}, linear probe {number}\. "
+        rf".*? mean IoU gains {number},",
+        (
+            difference(ten, classical, "mae", "patch_mean_iou"),
+            difference(ten, annotated, classical, "knn"),
+            difference(ten, annotated, classical, "linear_probe"),
+            difference(ten, classical, "image", "patch_mean_iou"),
+        ),
+    )
+    yield (
+        rf"COCO mean IoU {number}, CamVid mean IoU {number}\. "
+        rf".*? accuracy is lower, {number}, and .*? better, {number};",
+        tuple(
+            difference(scenes, annotated, "mae", metric)
+            for metric in ("coco_mean_iou", "camvid_mean_iou", "coco_panoptic_accuracy", "coco_votes_near_centre")
+        ),
+    )
+
+
 # Pages
 
 
-def render(page: str, text: str) -> str:
+def find_figures(page: str, text: str) -> Iterator[tuple[tuple[int, int], str]]:
     """
-    The page with its tables and figures as the records have them.
+    Places of the page's figures, and what they are to hold.
 
     Raises:
         `ValueError`: if a pattern of a figure is not found once.
     """
+    for name, pattern, values in figures():
+        if name != page:
+            continue
+        found = list(re.finditer(pattern.replace(" ", r"\s+"), text, flags=re.DOTALL))
+        if len(found) != 1:
+            raise ValueError(f"{page}: expected the figure {pattern!r} once, found it {len(found)} times")
+        for group, value in enumerate(values, 1):
+            yield found[0].span(group), value
+
+
+def render(page: str, text: str) -> str:
+    """The page with its tables and figures as the records have them."""
 
     def table(match: re.Match[str]) -> str:
         results = os.path.relpath(RESULTS, (ROOT / page).parent)
@@ -608,16 +671,25 @@ def render(page: str, text: str) -> str:
         return f"<!-- table: {match[1]} -->\n{found}\n<!-- end of table -->\n"
 
     text = re.sub(TABLE, table, text, flags=re.DOTALL)
-    for name, pattern, values in figures():
-        if name != page:
-            continue
-        found = list(re.finditer(pattern.replace(" ", r"\s+"), text, flags=re.DOTALL))
-        if len(found) != 1:
-            raise ValueError(f"{page}: expected the figure {pattern!r} once, found it {len(found)} times")
-        for group in reversed(range(1, len(values) + 1)):
-            start, stop = found[0].span(group)
-            text = text[:start] + values[group - 1] + text[stop:]
+    for (start, stop), value in sorted(find_figures(page, text), reverse=True):
+        if " ".join(text[start:stop].split()) != value:
+            text = text[:start] + value + text[stop:]
     return text
+
+
+CHART = "docs/figures/evidence/study.png"
+
+
+def update_chart(check: bool) -> bool:
+    """Draw the chart of the main rows unless it shows these scores; whether it differs."""
+    summarise = study_module("summarise")
+    runs = summarise.load(STUDY / "results")["study-stl10-small-10"]
+    scores = summarise.scores_to_draw(runs, summarise.summarise(runs, {}))
+    with Image.open(ROOT / CHART) as chart:
+        differs = json.loads(chart.text.get("Scores", "{}")) != scores  # type: ignore[attr-defined]
+    if differs and not check:
+        summarise.draw(scores, ROOT / CHART)
+    return differs
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -639,6 +711,9 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             path.write_text(new, encoding="utf-8")
             print(page)
+    if update_chart(options.check):
+        differs = 1
+        print(f"{CHART}: expected other scores" if options.check else CHART)
     return differs if options.check else 0
 
 

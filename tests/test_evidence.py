@@ -25,22 +25,48 @@ def tables(repository, monkeypatch):
 
 
 def test_figures_in_sentences_are_measured(tables, repository):
-    measured = set(re.findall(FIGURE, "".join(make() for name, make in tables.TABLES.items() if "study" in name)))
+    """Each has a pattern that names the variant and the score; the documents hold what the records give."""
     for name in ("docs/evidence.md", "README.md", "model_cards/README.md"):
-        text = re.sub(tables.TABLE, "", (repository / name).read_text(encoding="utf-8"), flags=re.DOTALL)
-        assert set(re.findall(FIGURE, text.replace("\n", " "))) <= measured, name
+        text = (repository / name).read_text(encoding="utf-8")
+        known = [place for place, _ in tables.find_figures(name, text)]
+        known += [match.span() for match in re.finditer(tables.TABLE, text, flags=re.DOTALL)]
+        for figure in re.finditer(FIGURE, text):
+            start, stop = figure.span()
+            assert any(first <= start and stop <= last for first, last in known), f"{name}: {figure[0]}"
 
 
-def test_another_score_of_a_run_changes_the_documents(tables, repository, tmp_path, monkeypatch):
+def test_scores_that_change_are_told(tables, repository, tmp_path, monkeypatch, capsys):
+    """In the tables, in the sentences that name them, and in the chart."""
     shutil.copytree(tables.STUDY / "results", tmp_path / "results")
     monkeypatch.setattr(tables, "STUDY", tmp_path)
-    path = tmp_path / "results/curriculum-0-stl10-small-10.json"
+    path = tmp_path / "results/classical_labels_less-0-stl10-small-10.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    content["results"]["knn"] += 0.1
+    content["results"]["knn"] += 0.03
     path.write_text(json.dumps(content), encoding="utf-8")
-    for page in ("docs/evidence.md", "benchmarks/representation/README.md"):
-        text = (repository / page).read_text(encoding="utf-8")
-        assert tables.render(page, text) != text, page
+    page = "docs/evidence.md"
+    lines = (repository / page).read_text(encoding="utf-8").splitlines()
+    changed = tables.render(page, "\n".join(lines)).splitlines()
+    changed = [new for old, new in zip(lines, changed) if old != new]
+    rows = {line.split(" | ")[0].removeprefix("| ") for line in changed if line.startswith("|")}
+    words = "cascade, curriculum, maps of the classical labeller, label losses weighted 1/3"
+    assert {words, "default: classical labeller's maps vs annotated"} <= rows
+    assert any("k-NN +6.4 ± " in line for line in changed if not line.startswith("|"))
+    assert tables.update_chart(check=True)
+    assert tables.main(["--check"]) == 1
+    assert f"{tables.CHART}: expected other scores" in capsys.readouterr().out
+
+
+def test_every_table_is_printed(tables, repository, tmp_path, capsys):
+    """`summarise.py` prints the rows of the study's tables in the documents."""
+    import summarise
+
+    summarise.main(["--output", str(tmp_path)])
+    printed = set(capsys.readouterr().out.splitlines())
+    for name in ("study-differences", "study-attention", "study-gpu-5-scores", "study-label-weights"):
+        rows = [line for line in tables.TABLES[name]().splitlines() if "±" in line]
+        assert rows
+        assert set(rows) <= printed, name
+    assert {path.parent.name for path in tmp_path.rglob("evidence.json")} == {"results", "all_decoded"}
 
 
 def test_the_page_is_short_and_begins_with_the_verdicts(repository):

@@ -234,10 +234,10 @@ def test_the_study_runs_and_goes_on(repository, shared_data, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     judged = json.loads((results / "encoder-curriculum-0-stl10-small-0.05.json").read_text())["results"]
     assert judged == pytest.approx(runs["curriculum"]["results"], abs=1e-3)
-    command = [sys.executable, str(scripts / "summarise.py"), "--results", str(results)]
-    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, str(scripts / "summarise.py"), "--results", results, "--output", tmp_path / "tables"]
+    table = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
     assert "cascade, curriculum | 1 |" in table
-    assert (results / "study-stl10-small-0.05.png").stat().st_size > 1000
+    assert (tmp_path / "tables/results/study-stl10-small-0.05.png").stat().st_size > 1000
 
 
 @pytest.mark.slow

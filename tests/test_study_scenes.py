@@ -499,11 +499,23 @@ def test_scenes_run_are_judged_and_summarised(folder, tmp_path, capsys):
     encoder = str(work / "mae-0-scenes-small224-7-steps/encoder")
     with pytest.raises(SystemExit):
         judge.main([*common, encoder, encoder])
-    judge.main([*common, encoder])
-    judged = json.loads((results / "encoder-mae-0-scenes-small224-7-steps.json").read_text())["results"]
-    assert judged == pytest.approx(runs[1]["results"], abs=1e-3)
-    summarise.main(["--results", str(results)])
+    judge.main([*common, encoder, "--untrained"])
+    judged, untrained = (
+        json.loads((results / f"encoder-{name}mae-0-scenes-small224-7-steps.json").read_text())
+        for name in ("", "untrained-")
+    )
+    assert judged["results"] == pytest.approx(runs[1]["results"], abs=1e-3)
+    assert set(untrained["results"]) == set(judged["results"])
+    assert untrained["encoder"] != judged["encoder"]
+    # One label per patch can be timed, whatever the size of a patch.
+    timing = ["--source", "scenes", "--calibrate", "--rounds", "1", "--variants", "label_a_patch"]
+    study.main([*common, *timing, "--output", str(tmp_path)])
+    assert set(json.loads((tmp_path / "calibration-small224.json").read_text())["times_mae"]) == {
+        "mae",
+        "label_a_patch",
+    }
+    summarise.main(["--results", str(results), "--output", str(tmp_path / "tables")])
     text = capsys.readouterr().out
     assert "| images seen | cost of a step | COCO mean IoU | COCO panoptic quality |" in text
     assert "cascade, random masks | 1 | 0 k | 0.6" in text
-    assert (results / "study-scenes-small224-7-steps.png").stat().st_size > 1000
+    assert (tmp_path / "tables/results/study-scenes-small224-7-steps.png").stat().st_size > 1000

@@ -76,7 +76,7 @@ KNOWN_FIELDS = {
 }
 KNOWN_TRAINING = {
     *("base_learning_rate", "region_masking"),
-    *("curriculum", "curriculum_weights", "curriculum_order", "curriculum_length"),
+    *("curriculum", "curriculum_weights", "curriculum_order"),
 }
 
 
@@ -84,7 +84,7 @@ def can_train(variant: Variant) -> bool:
     """Whether all that a variant differs in is known here."""
     others = [one.name for one in fields(variant) if one.name not in KNOWN_FIELDS]
     is_known = all(getattr(variant, name) == getattr(Variant(""), name) for name in others)
-    return is_known and variant.training.keys() <= KNOWN_TRAINING and "label_stride" not in variant.config
+    return is_known and variant.training.keys() <= KNOWN_TRAINING
 
 
 TRAINED = [name for name in VARIANTS if can_train(VARIANTS[name])]

@@ -3,7 +3,8 @@ Evaluate a saved encoder by the study's protocols.
 
     python benchmarks/representation/judge.py --data shared/data model_cards/c2fmae-vit-tiny-stl10
 
-Writes `<output>/encoder-<name>.json`, named after the encoder's folder, or after the run if that is `<run>/encoder`.
+Writes `<output>/encoder-<name>.json`, named after the encoder's folder, or after the run if that is `<run>/encoder`;
+with `--untrained` also `encoder-untrained-<name>.json`, the scores of this architecture with random weights.
 Its scores are comparable with those of the study's variants: same photographs, same probes and seeds. An encoder for
 96 x 96 pixels is scored on STL-10 and Caltech-101; its patches must form a square grid whose side divides 16. One for
 224 x 224 pixels is scored on scenes, in a grid whose side divides 56.
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from data import GRID, SCENE_STRIDE, SOURCES, load_study_data
 from protocols import evaluate, summary
+from transformers import set_seed
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -45,7 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoders", nargs="+", type=Path, help="folders of C2FMAE's encoders or pre-training models")
     parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the probes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the probes and of random weights")
+    parser.add_argument(
+        "--untrained", action="store_true", help="also each encoder's architecture with random weights"
+    )
     parser.add_argument("--fine_tune", action="store_true", help="also fine-tune each encoder for segmentation")
     parser.add_argument("--output", type=Path, default=Path("runs/representation/results"))
     args = parser.parse_args(arguments)
@@ -68,6 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{folder}: --fine_tune: expected an encoder of 96 x 96 pixels; scenes score frozen ones only"
             )
         encoders[name] = source, encoder
+        if args.untrained:
+            set_seed(args.seed)
+            encoders[f"untrained-{name}"] = source, C2FMAEModel(encoder.config).eval()
     data = {
         name: load_study_data(args.data, name, with_pretraining=False) for name in {s for s, _ in encoders.values()}
     }

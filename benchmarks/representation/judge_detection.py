@@ -58,14 +58,16 @@ def main(arguments: list[str] | None = None) -> None:
                 detect.main([str(path), "--output_dir", str(folder), "--seed", str(seed), *options, *settings])
             results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
             known = {key: results[key] for key in ("results", "settings")}
-            found.append({"name": name, "seed": seed, **known, "machine": machine("cpu")})
+            found.append(
+                {"name": name, "seed": seed, **known, "command": hide_tokens(sys.argv), "machine": machine("cpu")}
+            )
             print(f"{name}, seed {seed}: AP of boxes {100 * found[-1]['results']['bbox_map']:.1f}", flush=True)
     path = args.output / "detection-pennfudan.json"
     before = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
     names = {name for name, _, _ in runs}
     found += [run for run in before if run["name"] not in names]
     args.output.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"command": hide_tokens(sys.argv), "runs": found})
+    write_json(path, {"runs": found})
 
 
 if __name__ == "__main__":

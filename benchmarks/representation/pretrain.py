@@ -78,6 +78,7 @@ def build_model(variant: Variant, seed: int, encoder: str = "small", source: str
     }
     weights = dict.fromkeys(variant.config.get("granularities", GRANULARITIES), 1.0)
     fields = {**ENCODERS[encoder], **DECODER, **classes, "loss_weights": weights, **variant.config}
+    fields["label_stride"] = label_stride(variant, encoder)
     config = C2FMAEConfig(**fields)
     if variant.kind == "supervised":
         return C2FMAEForImageClassification(C2FMAEConfig(**{**config.to_dict(), "num_labels": 10}))
@@ -101,6 +102,10 @@ def build_model(variant: Variant, seed: int, encoder: str = "small", source: str
         blocks = [SelfAttentiveBlock(config) for _ in model.decoder.stages[name].blocks]
         model.decoder.stages[name].blocks = nn.ModuleList(blocks).apply(model._init_weights)
     return model
+
+
+def label_stride(variant: Variant, encoder: str) -> int:
+    return ENCODERS[encoder]["patch_size" if variant.label_a_patch else "label_stride"]
 
 
 class SelfAttentiveBlock(C2FMAEDecoderBlock):
@@ -298,10 +303,10 @@ def make_trainer(
     **arguments: Any,
 ) -> Trainer:
     model = build_model(variant, seed, encoder, data.source)
-    side, stride = ({**ENCODERS[encoder], **variant.config}[name] for name in ("image_size", "label_stride"))
+    side = ENCODERS[encoder]["image_size"]
     rows = C2FMAEDataset(
         with_maps(data.pretraining, variant.maps),
-        training_transform((side, side), label_stride=stride),
+        training_transform((side, side), label_stride=label_stride(variant, encoder)),
         map_columns=() if variant.kind != "c2fmae" else ("semantic", "instance"),
         seed=seed,
         progress=SharedProgress(),

@@ -4,9 +4,10 @@ Make the study's tables and charts from the result files of `study.py` and `flee
     python benchmarks/representation/summarise.py
 
 A group is `study-<source>-<encoder>-<epochs>`, the runs of `study.py` with these settings (`-steps` if at equal
-steps), or a file `fleet-<source>-<encoder>-<epochs>.json`. Prints each group's tables, and writes beside the results
-`evidence.json` (mean, standard deviation and number of seeds of every cell) and a chart of each group.
-`benchmarks/tables.py` writes the same tables into the documents.
+steps), or a file `fleet-<source>-<encoder>-<epochs>.json`. Prints each group's tables and, over all folders of
+results, the differences that lighter label losses make. Writes for each folder `evidence.json` (mean, standard
+deviation and number of seeds of every cell) and a chart of each group to `<output>/<folder>`. `benchmarks/tables.py`
+writes the same tables, and the chart of the main rows, into the documents.
 """
 
 from __future__ import annotations
@@ -66,8 +67,6 @@ COMPARISONS = (
     ("coarse to fine vs fine to coarse", "curriculum", "reversed"),
     ("equal shares vs whole regions", "curriculum", "curriculum_whole"),
     ("equal shares vs shares by area", "curriculum", "curriculum_area"),
-    ("curriculum in three steps vs linear", "curriculum_step", "curriculum"),
-    ("curriculum over the first half vs all of the run", "curriculum_short", "curriculum"),
     ("half decoded vs a quarter", "half_decoded", "cascade"),
     ("an eighth decoded vs a quarter", "eighth_decoded", "cascade"),
     ("two masks per crop vs one", "repeated_masks", "cascade"),
@@ -78,11 +77,12 @@ COMPARISONS = (
     ("loss weights follow the curriculum vs fixed", "losses_follow", "curriculum"),
     ("label losses weighted 1/3 vs 1, curriculum", "curriculum_labels_less", "curriculum"),
     ("half the learning rate, curriculum", "curriculum_slow", "curriculum"),
+    ("default with the classical labeller's maps vs MAE", "classical_labels_less", "mae"),
+    ("default with the classical labeller's maps vs pixels only", "classical_labels_less", "image"),
+    ("default: classical labeller's maps vs annotated", "classical_labels_less", "curriculum_labels_less"),
     ("classical labeller's maps vs annotated, curriculum", "classical_curriculum", "curriculum"),
     ("classical labeller's maps vs MAE", "classical_curriculum", "mae"),
     ("classical labeller's maps vs pixels only", "classical_curriculum", "image"),
-    ("classical labeller's maps: label losses weighted 1/3 vs 1", "classical_labels_less", "classical_curriculum"),
-    ("classical labeller's maps, label losses weighted 1/3, vs pixels only", "classical_labels_less", "image"),
     ("classical labeller's maps vs annotated, random masks", "classical", "cascade"),
     ("maps without classes vs MAE", "objects", "mae"),
     ("maps without classes vs with classes", "objects", "cascade"),
@@ -230,14 +230,17 @@ def compare(runs: Sequence[dict[str, Any]], rows: dict[str, Any], names: Collect
     lines = []
     for words, one, other in COMPARISONS:
         if one in rows and other in rows and (not names or one in names):
-            seeds = {name: {run["seed"] for run in runs if run["variant"] == name} for name in (one, other)}
-            common = seeds[one] & seeds[other]
-            if common:
-                pair = [[r for r in runs if r["variant"] == name and r["seed"] in common] for name in (one, other)]
-                cells = [difference(pair, rows, metric) for metric in metrics]
-                lines.append([words, str(len(common)), *cells])
+            pair = common(runs, one, other)
+            if pair[0]:
+                lines.append([words, str(len(pair[0])), *(difference(pair, rows, metric) for metric in metrics)])
     head = ["difference", "seeds", *(METRICS[metric] for metric in metrics)]
     return markdown([head, ["---"] * len(head), *lines])
+
+
+def common(runs: Sequence[dict[str, Any]], *names: str) -> list[list[dict[str, Any]]]:
+    """Runs of each of these variants, of the seeds that all of them have."""
+    seeds = set.intersection(*({run["seed"] for run in runs if run["variant"] == name} for name in names))
+    return [[run for run in runs if run["variant"] == name and run["seed"] in seeds] for name in names]
 
 
 def difference(pair: Sequence[Sequence[dict[str, Any]]], rows: dict[str, Any], metric: str) -> str:
@@ -295,20 +298,27 @@ def photograph_interval(pair: Sequence[Sequence[dict[str, Any]]], metric: str) -
     return float(1.96 * (one - other).std(ddof=1) / len(one) ** 0.5)
 
 
+def pairs_of_twins(groups: Sequence[Sequence[dict[str, Any]]]) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """Scores with label losses weighted 1/3, and with 1, of the pairs of STL-10's runs that are otherwise alike."""
+    return [
+        (one["results"], other["results"])
+        for runs in groups
+        for twins in LABEL_WEIGHTS
+        for one in runs
+        for other in runs
+        if (one["variant"], other["variant"]) == twins
+        and one["seed"] == other["seed"]
+        and one.get("source", "stl10") == "stl10"  # older files name none
+    ]
+
+
 def compare_twins(groups: Sequence[Sequence[dict[str, Any]]]) -> str:
     """
     Table of scores with label losses weighted 1/3 minus those with 1: means over the pairs of runs, of any group, that
     are otherwise alike, and 95 % intervals over these pairs (Student's).
     """
     metrics = {name: METRICS[name] for name in METRICS if name in (*CLASSED, "patch_mean_iou")}
-    pairs = [
-        (one["results"], other["results"])
-        for runs in groups
-        for twins in LABEL_WEIGHTS
-        for one in runs
-        for other in runs
-        if (one["variant"], other["variant"]) == twins and one["seed"] == other["seed"]
-    ]
+    pairs = pairs_of_twins(groups)
     cells = []
     for metric in metrics:
         found = [100 * (one[metric] - other[metric]) for one, other in pairs]
@@ -320,46 +330,65 @@ def compare_twins(groups: Sequence[Sequence[dict[str, Any]]]) -> str:
     return markdown([["", *metrics.values()], ["---"] * (1 + len(metrics)), *lines])
 
 
-def draw(runs: Sequence[dict[str, Any]], rows: dict[str, Any], path: Path) -> None:
-    """Draw scores, a panel per metric: a ring for each seed, a dot for the mean. Of the main rows if there are two."""
-    if len(rows.keys() & set(MAIN)) > 1:
-        rows = {name: row for name, row in rows.items() if name in MAIN}
+def scores_to_draw(runs: Sequence[dict[str, Any]], rows: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Scores in % of each seed, by variant and metric: of the main rows if there are two of them, else of all."""
+    names = [name for name in rows if name in MAIN]
+    names = names if len(names) > 1 else list(rows)
     drawn = next(metrics for metrics in (DRAWN, DRAWN_OF_SCENES) if any(metrics[0] in row for row in rows.values()))
-    figure, panels = plt.subplots(1, len(drawn), figsize=(12, 1.0 + 0.34 * len(rows)), sharey=True)
-    for panel, metric, colour in zip(panels, drawn, COLOURS):
-        for place, name in enumerate(rows):
-            scores = [100 * run["results"][metric] for run in runs if run["variant"] == name]
-            panel.plot(scores, [place] * len(scores), "o", color=colour, markerfacecolor="white", markersize=5)
-            panel.plot(statistics.mean(scores), place, "o", color=colour, markersize=9, alpha=0.8)
+    return {
+        name: {
+            metric: [round(100 * run["results"][metric], 2) for run in runs if run["variant"] == name]
+            for metric in drawn
+        }
+        for name in names
+    }
+
+
+def draw(scores: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """Draw scores, a panel per metric: a ring for each seed, a dot for the mean. The file names the scores, too."""
+    metrics = next(iter(scores.values()))
+    figure, panels = plt.subplots(1, len(metrics), figsize=(12, 1.0 + 0.34 * len(scores)), sharey=True)
+    for panel, metric, colour in zip(panels, metrics, COLOURS):
+        for place, found in enumerate(scores.values()):
+            panel.plot(
+                found[metric], [place] * len(found[metric]), "o", color=colour, markerfacecolor="white", markersize=5
+            )
+            panel.plot(statistics.mean(found[metric]), place, "o", color=colour, markersize=9, alpha=0.8)
         panel.set_title(METRICS[metric] + ", %", fontsize=10)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(rows)), [row["words"] for row in rows.values()], fontsize=9)
-    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    words = [VARIANTS[name].words if name in VARIANTS else name for name in scores]
+    panels[0].set_yticks(range(len(scores)), words, fontsize=9)
+    panels[0].set_ylim(len(scores) - 0.5, -0.5)
     figure.text(0.01, 0.01, "Rings: seeds; dots: their means.", fontsize=8)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Scores": json.dumps(scores)})
     plt.close(figure)
 
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--figures", type=Path, help="folder of the figures, by default beside the results")
+    parser.add_argument("--results", type=Path, nargs="+", default=[PUBLISHED, PUBLISHED / "all_decoded"])
+    parser.add_argument("--output", type=Path, default=Path("runs/representation/tables"))
     options = parser.parse_args(args)
-    runs = load(options.results)
-    groups = {
-        name: summarise(theirs, step_times(options.results, theirs[0]["encoder"])) for name, theirs in runs.items()
-    }
-    if not groups:
-        raise SystemExit(f"{options.results}: expected files of study.py or fleet.py, found none")
-    figures = options.figures or options.results
-    figures.mkdir(parents=True, exist_ok=True)
-    write_json(options.results / "evidence.json", groups)
-    for name, rows in groups.items():
-        draw(runs[name], rows, figures / f"{name}.png")
-        tables = (table(rows), compare(runs[name], rows), table_by_class(rows))
-        print(f"## {name}\n\n" + "".join(f"{found}\n\n" for found in tables if found.count("\n") > 1))
+    everything = []
+    for folder in options.results:
+        runs = load(folder)
+        groups = {name: summarise(theirs, step_times(folder, theirs[0]["encoder"])) for name, theirs in runs.items()}
+        if not groups:
+            raise SystemExit(f"{folder}: expected files of study.py or fleet.py, found none")
+        output = options.output / folder.name
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "evidence.json", groups)
+        for name, rows in groups.items():
+            draw(scores_to_draw(runs[name], rows), output / f"{name}.png")
+            tables = [table(rows), compare(runs[name], rows), table_by_class(rows)]
+            if any("attention_in_object" in row for row in rows.values()):
+                tables.append(table_of_attention(runs[name], rows))
+            print(f"## {folder.name}: {name}\n\n" + "".join(f"{t}\n\n" for t in tables if t.count("\n") > 1))
+        everything += runs.values()
+    if len(pairs_of_twins(everything)) > 1:
+        print(f"## Label losses weighted 1/3 vs 1\n\n{compare_twins(everything)}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from c2fmae_hf.configuration_c2fmae import LOSS_WEIGHTS
 
 
 # ViTs for 96 x 96 pixels. The small one has 8 blocks and 64 patches of 12 pixels: two cores train it in minutes.
-# The tiny one is a ViT-Ti with the same patches, the large one a ViT-Ti with 256 patches of 6 pixels.
+# The tiny one is a ViT-Ti with the same patches.
 # For scenes there is the small one for 224 x 224 pixels, with 196 patches of 16.
 ENCODERS = {
     "small": {
@@ -30,7 +30,6 @@ ENCODERS = {
     },
 }
 ENCODERS["tiny"] = {**ENCODERS["small"], "num_hidden_layers": 12}
-ENCODERS["large"] = {**ENCODERS["tiny"], "patch_size": 6, "label_stride": 3}
 ENCODERS["small224"] = {**ENCODERS["small"], "image_size": 224, "patch_size": 16}
 DEFAULT_ENCODERS = {"stl10": "small", "scenes": "small224"}
 DECODER = {
@@ -61,6 +60,7 @@ class Variant:
         feeds_memory (`bool`): Whether visible patches are predicted, too, and their predictions added to what the next
             stage attends to.
         class_token_predicts (`bool`): Whether the class token is to predict the semantic classes' shares of the image.
+        label_a_patch (`bool`): Whether labels are one per patch instead of one per cell of the encoder's label stride.
         losses_follow (`bool`): Whether a loss weighs a half plus one and a half times the present share of its masks.
     """
 
@@ -76,6 +76,7 @@ class Variant:
     blocks_twice: bool = False
     feeds_memory: bool = False
     class_token_predicts: bool = False
+    label_a_patch: bool = False
     losses_follow: bool = False
 
 
@@ -90,14 +91,9 @@ VARIANTS = {
     "reversed": Variant(
         "cascade, curriculum reversed", training={**LINEAR, "curriculum_order": ["random", "instance", "semantic"]}
     ),
-    "curriculum_step": Variant("cascade, curriculum in three steps", training={**LINEAR, "curriculum": "step"}),
-    "curriculum_short": Variant(
-        "cascade, curriculum over the first half", training={**LINEAR, "curriculum_length": 0.5}
-    ),
     # What the decoder predicts, and for how many patches.
     "image": Variant("our decoder, pixels only", {"granularities": ["image"]}, RANDOM),
     "no_instance": Variant("cascade, no instance stage", {"granularities": ["semantic", "image"]}, RANDOM),
-    "all_decoded": Variant("cascade, all masked patches decoded", {"decoder_prediction_ratio": 1.0}, RANDOM),
     "half_decoded": Variant("cascade, half of the masked patches decoded", {"decoder_prediction_ratio": 0.5}, RANDOM),
     "eighth_decoded": Variant(
         "cascade, an eighth of the masked patches decoded", {"decoder_prediction_ratio": 0.125}, RANDOM
@@ -123,7 +119,7 @@ VARIANTS = {
     "class_token": Variant(
         "cascade, curriculum, class token predicts the classes' shares", training=LINEAR, class_token_predicts=True
     ),
-    "label_a_patch": Variant("cascade, curriculum, one label per patch", {"label_stride": 12}, LINEAR),
+    "label_a_patch": Variant("cascade, curriculum, one label per patch", training=LINEAR, label_a_patch=True),
     # Losses and learning rates.
     "labels_less": Variant("cascade, random masks, label losses weighted 1/3", {"loss_weights": LOSS_WEIGHTS}, RANDOM),
     "labels_more": Variant(
@@ -166,6 +162,7 @@ MAIN = (
     "curriculum_area",
     "curriculum_whole",
     "reversed",
+    "classical_labels_less",
 )
 
 
