@@ -77,6 +77,8 @@ def test_a_word_does_not_replace_an_option(capsys):
         ("--labeller panoptic --checkpoint a/b --num_classes 4", "--num_classes is for --labeller classical"),
         ("--labeller annotations --annotations x.json", "--annotations is not for --layout folders"),
         ("--labeller annotations --class_folders true", "--class_folders is not for --layout folders"),
+        ("--ray_address auto", "--ray_address is for --engine ray, got local"),
+        ("--jpeg_quality 50", "--jpeg_quality is for resized images: pass --shortest_edge, too"),
         ("--max_reject_share 50", "--max_reject_share: expected a share in [0, 1], got 50"),
         ("--max_reject_share -1", "--max_reject_share: expected a share in [0, 1], got -1"),
         (

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from evaluate import evaluator
 from PIL import Image
-from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
+from transformers import (
+    AutoImageProcessor,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    pipeline,
+)
 
 from c2fmae_hf import C2FMAEConfig, C2FMAEForImageClassification, C2FMAEImageProcessor, C2FMAEModel
 from c2fmae_hf.data.splits import load_train_and_validation
@@ -116,22 +125,22 @@ def test_fine_tuning_learns_and_the_result_is_a_pipeline(example, folders, datas
         assert classify(photo)[0]["label"] == name
     again = run(example, str(tmp_path / "out"), dataset_folder, tmp_path / "again", "--evaluate_only", "true")
     assert again["results"] == results["results"]
-    # With an evaluator of `evaluate`: the pipeline's answers, scored by our metric. ViT's processor does not crop.
-    if kind == "c2fmae":
-        found = evaluator("image-classification").compute(
-            str(tmp_path / "out"),
-            data=make_labelled(24, seed=1),
-            metric=load_metric("top_k_accuracy"),
-            label_mapping=classify.model.config.label2id,
-            device=-1,
-        )
-        assert found["top1_accuracy"] == pytest.approx(scores["top1_accuracy"])
+    # With an evaluator of `evaluate`: the pipeline's answers, scored by our metric.
+    found = evaluator("image-classification").compute(
+        str(tmp_path / "out"),
+        data=make_labelled(24, seed=1),
+        metric=load_metric("top_k_accuracy"),
+        label_mapping=classify.model.config.label2id,
+        device=-1,
+    )
+    assert found["top1_accuracy"] == pytest.approx(scores["top1_accuracy"])
 
 
 @pytest.mark.parametrize("kind", ["c2fmae", "vit"])
 @pytest.mark.parametrize("protocol", ["--linear_probe", "--knn"])
 def test_frozen_protocols(example, folders, dataset_folder, tmp_path, kind, protocol):
-    options = [protocol, "--probe_epochs", "30", "--probe_views", "1", "--k", "5"]
+    options = {"--linear_probe": ["--probe_epochs", "30", "--probe_views", "1"], "--knn": ["--k", "5"]}
+    options = [protocol, *options[protocol]]
     results = run(example, folders[kind], dataset_folder, tmp_path / "out", *options)["results"]
     assert set(results) == {"cls", "mean"}
     # Even random features know brightness.
@@ -283,6 +292,9 @@ def test_without_a_validation_split_a_share_of_every_class_is_held_out(example, 
     assert (
         load_train_and_validation(str(tmp_path / "single"), validation_share=0.25)[1]["label"] == validation["label"]
     )
+    train, validation = load_train_and_validation(str(tmp_path / "single"), "train", "train")
+    assert sorted([*train["label"], *validation["label"]]) == sorted(rows["label"])  # no row is in both
+    assert "is also scored on its training split: 8 of the 40 rows of 'train' are held out" in caplog.text
     with pytest.raises(ValueError, match=r"expected the split 'test', got \['train'\]"):
         run(example, folders["c2fmae"], tmp_path / "single", tmp_path / "y", "--knn", "--validation_split", "test")
     with pytest.raises(ValueError, match=r"validation_share: expected a number between 0 and 1, got 1.0"):
@@ -363,16 +375,57 @@ def test_scoring_checks_that_the_classes_are_the_model_s(example, folders, datas
 
 @pytest.mark.parametrize("kind", ["c2fmae", "vit"])
 def test_scoring_sees_images_as_in_training(example, folders, dataset_folder, tmp_path, kind):
-    options = ("--max_steps", "2", "--image_size", "48", "--save_strategy", "no")
-    options += ("--crop_pct", "1.0") if kind == "c2fmae" else ()  # ViT's processor keeps no crop
+    options = ("--max_steps", "2", "--image_size", "48", "--save_strategy", "no", "--crop_pct", "1.0")
     trained = run(example, folders[kind], dataset_folder, tmp_path / "out", *options)
     again = run(example, str(tmp_path / "out"), dataset_folder, tmp_path / "scores", "--evaluate_only")
     assert again["settings"]["image_size"] == 48
-    assert again["settings"]["crop_pct"] == pytest.approx(1.0 if kind == "c2fmae" else 0.875)
+    assert again["settings"]["crop_pct"] == pytest.approx(1.0)
     assert again["results"] == trained["results"]
+    # A pipeline sees them so, too.
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    photo = make_labelled(1)[0]["image"].convert("RGB")
+    _, evaluation = classification_transforms(48, processor.image_mean, processor.image_std, crop_pct=1.0)
+    pixels = processor(photo, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(pixels, evaluation(photo), atol=0.05, rtol=0)
+    assert pipeline("image-classification", model=str(tmp_path / "out"), device="cpu")(photo)
+    if kind == "c2fmae":
+        assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).pretrained_cfg["crop_pct"] == 1.0
     options = ("--evaluate_only", "--image_size", "32")
     given = run(example, str(tmp_path / "out"), dataset_folder, tmp_path / "x", *options)
     assert given["settings"]["image_size"] == 32
+
+
+def test_the_best_epoch_and_a_resumed_run_have_the_weights_of_their_checkpoint(
+    example, folders, dataset_folder, tmp_path
+):
+    """transformers saves ViT's weights under other names than its trainer looks for."""
+    options = ("--num_train_epochs", "3", "--learning_rate", "5e-3", "--save_total_limit", "9", "--layer_decay", "1")
+    run(example, folders["vit"], dataset_folder, tmp_path / "out", *options, "--metric_for_best_model", "loss")
+    state = json.loads((tmp_path / "out/trainer_state.json").read_text())
+    best = Path(state["best_model_checkpoint"])
+    found, expected, last = (
+        ViTForImageClassification.from_pretrained(folder).state_dict()
+        for folder in (tmp_path / "out", best, tmp_path / f"out/checkpoint-{state['global_step']}")
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    # At a rate of nearly 0, a resumed run keeps what it resumes from.
+    shutil.copytree(tmp_path / f"out/checkpoint-{state['global_step']}", tmp_path / "again/checkpoint-6")
+    more = ("--num_train_epochs", "4", "--learning_rate", "1e-12", "--resume_from_checkpoint", "last")
+    run(
+        example,
+        folders["vit"],
+        dataset_folder,
+        tmp_path / "again",
+        *options,
+        *more,
+        "--load_best_model_at_end",
+        "false",
+    )
+    resumed = ViTForImageClassification.from_pretrained(tmp_path / "again").state_dict()
+    start = ViTForImageClassification.from_pretrained(folders["vit"]).state_dict()
+    name = next(name for name in last if "layer" in name and last[name].ndim == 2)
+    torch.testing.assert_close(resumed[name], last[name], atol=1e-3, rtol=0)
+    assert not torch.allclose(resumed[name], start[name], atol=1e-3)
 
 
 def test_a_saved_view_that_is_not_square_is_nobody_s_side(tmp_path):
@@ -388,6 +441,9 @@ def test_a_saved_view_that_is_not_square_is_nobody_s_side(tmp_path):
         (["--knn", "--temperature", "-0.07"], "--k and --temperature: expected at least 1 and above 0, got 20"),
         (["--linear_probe", "--evaluate_only"], "--evaluate_only and --linear_probe: --evaluate_only scores"),
         (["--evaluate_only", "--push_to_hub"], "--evaluate_only and --push_to_hub: publish the model and its score"),
+        (["--knn", "--mixup_alpha", "0.8"], "--mixup_alpha: expected none for knn, which does not use it"),
+        (["--linear_probe", "--k", "5"], "--k: expected none for linear probe, which does not use it"),
+        (["--probe_epochs", "5"], "--probe_epochs: expected none for fine tuning, which does not use it"),
         (["--evaluate_only", "--from_scratch"], "--evaluate_only and --from_scratch: random weights are no"),
         (["--evaluate_only", "--pooling", "cls"], "--evaluate_only and --pooling: a fine-tuned classifier keeps"),
     ],
@@ -396,6 +452,13 @@ def test_options_that_do_not_go_together(example, options, message, capsys):
     with pytest.raises(SystemExit):
         example.parse(["model", "data", *options])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "rate"), [("classify", 0.65), ("segment", 0.75), ("detect", 0.7)])
+def test_random_weights_train_at_one_rate(command, rate):
+    words = ["vit_tiny_patch16_224", "data", "--use_cpu"]
+    for options, expected in ([], rate), (["--from_scratch"], 1.0), (["--from_scratch", "--layer_decay", "0.5"], 0.5):
+        assert load_command(command).parse([*words, *options])[0].layer_decay == expected
 
 
 def test_what_the_trainer_would_ignore_is_refused():

@@ -148,7 +148,10 @@ def test_switches_do_not_swallow_the_words_that_follow():
     assert (args.knn, args.model, args.dataset_name) == (True, "model", "data")
     args = load_command("classify").parse(["--knn", "false", "model", "data", "--use_cpu"])[0]
     assert (args.knn, args.model) == (False, "model")
-    assert load_command("pretrain").parse(["--streaming", "data", "--use_cpu"])[0].dataset_name == "data"
+    assert (
+        load_command("pretrain").parse(["--streaming", "data", "--max_steps", "9", "--use_cpu"])[0].dataset_name
+        == "data"
+    )
 
 
 MISSING = """
@@ -217,6 +220,14 @@ def test_a_folder_that_cannot_be_written_to_is_told_at_the_start(capsys, tmp_pat
     assert code == 1
     assert "expected a folder that can be written to, got " in err.splitlines()[-1]
     assert str(folder) in err.splitlines()[-1]
+
+
+def test_the_home_folder_is_found_within_quotes(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = []
+    monkeypatch.setattr(load_command("convert"), "main", given.extend)
+    command.main(["convert", "~/photos/*.tar", "--output=~/x", "--split=a~b", "c=~/d"])
+    assert given == ["/home/me/photos/*.tar", "--output=/home/me/x", "--split=a~b", "c=~/d"]
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch, capsys):

@@ -306,11 +306,12 @@ def test_class_names_travel_with_the_dataset(rows, tmp_path):
 
 
 def test_count_semantic_classes(rows):
-    assert count_semantic_classes(rows) == 5
+    assert count_semantic_classes([rows]) == 5
     ignored = png(np.full((48, 48), 255, np.uint8))
     empty = rows.select([0]).map(lambda row: {"semantic": ignored})
     with pytest.raises(ValueError, match="got only the ignore value"):
-        count_semantic_classes(empty)
+        count_semantic_classes([empty])
+    assert count_semantic_classes([rows, empty]) == 5  # held-out rows need no map
 
 
 def test_real_photographs(shared_data):

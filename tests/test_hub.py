@@ -490,9 +490,9 @@ def test_fine_tuning_publishes_once_and_nothing_of_the_machine(hub_scene, tmp_pa
     rows = make_rows(8, size=72).select_columns("image").add_column("label", [0, 1] * 4)
     datasets.DatasetDict({"train": rows, "validation": rows.select(range(4))}).save_to_disk(tmp_path / "rows")
     # Not the images of pre-training.
-    options = ["--image_size", 64, "--probe_epochs", 2, "--output_dir", tmp_path / "run", "--use_cpu", "true"]
+    options = ["--image_size", 64, "--output_dir", tmp_path / "run", "--use_cpu", "true"]
     options += ["--max_steps", 2, "--save_steps", 1, "--per_device_train_batch_size", 4, "--disable_tqdm", "true"]
-    options += [f"--{protocol}"] if protocol == "linear_probe" else []
+    options += ["--linear_probe", "--probe_epochs", 2] if protocol == "linear_probe" else []
     hub = ["--push_to_hub", "true", "--hub_model_id", f"tuned-{protocol}", "--hub_token", TOKEN]  # no owner
     rest = ["--model", encoders[0].folder, "--dataset_name", tmp_path / "rows"]
     run(hub_scene, command("classify"), *rest, *options, *hub, token=None)

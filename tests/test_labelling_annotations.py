@@ -274,6 +274,15 @@ def test_columns_of_a_dataset(tmp_path, examples):
     labeller = ColumnsLabeller(dict(enumerate("abcde")))
     source = open_source(str(tmp_path / "rows.parquet"), columns=labeller.columns)
     assert_same(label(labeller, source, tmp_path / "out"), examples)
+    # A row may have no instances.
+    rows = make_rows(3)
+    columns = {name: rows.with_format("arrow")[:][name].to_pylist() for name in rows.column_names}
+    columns["instance"][1] = None
+    datasets.Dataset.from_dict(columns, features=rows.features).to_parquet(tmp_path / "some.parquet")
+    source = open_source(str(tmp_path / "some.parquet"), columns=labeller.columns)
+    found = label(labeller, source, tmp_path / "some")
+    both = {"semantic", "instance"}
+    assert [set(maps) for maps in found.values()] == [both, {"semantic"}, both]
 
 
 def test_images_without_annotation_or_with_one_of_another_size_are_rejected(tmp_path, examples):

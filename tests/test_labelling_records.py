@@ -174,6 +174,12 @@ def test_large_images_are_made_smaller():
     assert prepare_image(record(small), OutputOptions(shortest_edge=50)).encoded == small
 
 
+def test_an_image_too_long_for_jpeg_is_stored_all_the_same():
+    image = Image.new("RGB", (70_000, 20), "red")
+    prepared = prepare_image(record(encode(image, "PNG")), OutputOptions(shortest_edge=19))
+    assert open_image(prepared.encoded).size == (66_500, 19)
+
+
 def test_a_row_follows_the_data_contract():
     prepared = prepare_image(record(encode(photograph(0, 64, 48)), label=3), OutputOptions())
     semantic = np.zeros((48, 64), np.int32)

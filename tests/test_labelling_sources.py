@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -13,6 +14,7 @@ import pytest
 from c2fmae_hf.labelling.records import OutputOptions, Reject, prepare_image
 from c2fmae_hf.labelling.sources.folder import FolderSource
 from c2fmae_hf.labelling.sources.open import open_source
+from c2fmae_hf.labelling.sources.rows import StreamSource
 from c2fmae_hf.labelling.sources.tar import TarSource
 from labelling_utils import encode, photograph, write_photographs
 from testing_utils import make_rows
@@ -257,7 +259,7 @@ def test_parquet_is_read_in_place(tmp_path):
         assert records[0].value["bytes"]
 
 
-def test_a_split_of_files_is_that_of_their_names(tmp_path):
+def test_a_split_of_files_is_that_of_their_names(tmp_path, caplog):
     make_rows(5).to_parquet(tmp_path / "train.parquet")
     make_rows(2).to_parquet(tmp_path / "validation.parquet")
     for name, number in (("a.tar", 3), ("a_val.tar", 1)):
@@ -266,8 +268,10 @@ def test_a_split_of_files_is_that_of_their_names(tmp_path):
             for index in range(number):
                 add(tar, f"{index}.jpg", encode(photograph(1)))
     parquet, tars = f"{tmp_path}/*.parquet", f"{tmp_path}/tars/*.tar"
-    for source, expected in ((parquet, [7, 5, 2]), (tars, [4, 3, 1]), (tmp_path / "tars", [4, 3, 1])):
+    for source, expected in ((parquet, [5, 5, 2]), (tars, [3, 3, 1]), (tmp_path / "tars", [3, 3, 1])):
+        caplog.clear()
         assert [len(records_of(source, split=split)) for split in (None, "train", "validation")] == expected
+        assert caplog.messages == ["Only the files of the split 'train' are read, not the others (1 of validation)."]
         with pytest.raises(ValueError, match=r"source split: expected one of \['train', 'validation'\], .*'nonsense'"):
             open_source(str(source), "nonsense")
     for source in (parquet, tars):
@@ -276,6 +280,21 @@ def test_a_split_of_files_is_that_of_their_names(tmp_path):
     write_photographs(tmp_path / "photos", 3)
     with pytest.raises(ValueError, match="source split: expected none of a folder of images"):
         open_source(str(tmp_path / "photos"), "train")
+
+
+def test_images_of_a_streamed_archive(tmp_path):
+    """`datasets` names them by a path into the archive."""
+    paths = write_photographs(tmp_path / "photos", 3)
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        for path in paths:
+            archive.write(path, f"photos/{path.name}")
+    rows = datasets.load_dataset(
+        "imagefolder", data_files={"train": str(tmp_path / "train.zip")}, split="train", streaming=True
+    )
+    source = StreamSource(rows)
+    records = [record for part in source.parts(10) for record in source.read(part)]
+    prepared = [prepare_image(record, OutputOptions()) for record in records]
+    assert sorted(one.encoded for one in prepared) == sorted(path.read_bytes() for path in paths)
 
 
 def test_photographs_below_a_tar_file_are_read(tmp_path):

@@ -527,6 +527,19 @@ def test_what_was_converted_is_called_so():
     assert build_card(*arguments, files=FILES, facts=CardFacts(license="other")).data.base_model is None
 
 
+def test_label_maps_are_a_limit_of_what_learned_from_them():
+    words = "The encoder learned objects from label maps"
+    learned = C2FMAEConfig.from_size("tiny")
+    pixels = C2FMAEConfig.from_size("tiny", granularities=["image"])
+    converted = C2FMAEConfig.from_size("tiny", converted_from="google/vit-tiny")
+    for config, is_said in ((learned, True), (pixels, False), (converted, False), (ViTConfig(), False)):
+        name = "C2FMAEModel" if isinstance(config, C2FMAEConfig) else "ViTModel"
+        text = build_card("me/x", config, name, files=FILES, facts=CardFacts(license="mit")).text
+        assert (words in text) is is_said
+        assert "Not tested for bias." in text
+    assert words not in build_card("me/x", learned, "C2FMAEModel", files=FILES, facts=CardFacts(limits="None.")).text
+
+
 def test_the_run_before_is_told_by_its_encoder(runs, tmp_path):
     model, processor = load_saved(runs.classifier)
     both = [load_run(runs.pretraining, "pretraining"), load_run(runs.classifier, "training")]

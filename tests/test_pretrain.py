@@ -14,6 +14,7 @@ import datasets
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -301,7 +302,7 @@ def test_the_command_line_s_rate_goes_before_the_recipe_s(pretrain):
         assert rate(*recipe, "--learning_rate", "2e-3") == 2e-3
 
 
-def test_some_rows_are_drawn_of_all_classes(pretrain, capsys):
+def test_some_rows_are_drawn_of_all_classes(pretrain, capsys, caplog):
     rows = make_rows(40).add_column("label", [index // 10 for index in range(40)])
     splits = {"train": rows, "validation": rows}
     command = ["photos", "--use_cpu", "true", "--max_train_samples", "20", "--max_eval_samples", "20"]
@@ -314,14 +315,35 @@ def test_some_rows_are_drawn_of_all_classes(pretrain, capsys):
             ValueError, match=r"validation_split: expected one of \['train', 'validation'\], got 'tset'"
         ):
             pretrain.choose_rows(splits, data_args, seed=0)
+    # Rows that train do not score, and other splits that are not used are named.
+    same = pretrain.parse(["photos", "--use_cpu", "true", "--validation_split", "train"])[0]
+    train, held_out, name = pretrain.choose_rows(splits, same, seed=0)
+    assert (len(train), len(held_out), name) == (38, 2, "held out of train")
+    assert not set(train["image_id"]) & set(held_out["image_id"])
+    pretrain.choose_rows({"train": rows, "val": rows}, pretrain.parse(command)[0], seed=0)
+    assert "Rows of 'train' are held out; the other splits are not used: ['val']." in caplog.text
     with pytest.raises(SystemExit):
         pretrain.parse([*command, "--validation_share", "20"])
     assert "validation_share: expected a number from 0 (hold none out) to below 1, got 20" in capsys.readouterr().err
 
 
+def test_a_mistake_is_named_before_the_labelling(pretrain, tmp_path, capsys):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "b.png")
+    command = [str(tmp_path), "--use_cpu", "true", "--output_dir", str(tmp_path / "out"), "--num_drawn", "0"]
+    with pytest.raises(ValueError, match=r"train_split: expected one of \['train'\], got 'trian'"):
+        pretrain.main([*command, "--train_split", "trian"])
+    with pytest.raises(SystemExit):
+        pretrain.main([*command, "--streaming", "true"])
+    assert "--streaming needs --max_steps, since a stream has no length" in capsys.readouterr().err
+    assert not (tmp_path / "out/dataset").exists()
+
+
 def test_a_number_of_a_stream_s_rows_is_refused(pretrain, capsys):
     with pytest.raises(SystemExit):
-        pretrain.parse(["photos", "--use_cpu", "true", "--streaming", "true", "--max_train_samples", "10"])
+        pretrain.parse(
+            ["photos", "--use_cpu", "true", "--streaming", "true", "--max_steps", "9", "--max_train_samples", "10"]
+        )
     assert (
         "--max_train_samples and --streaming: a stream is read row by row; set --max_steps" in capsys.readouterr().err
     )

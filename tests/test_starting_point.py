@@ -296,7 +296,9 @@ def test_classes_of_held_out_rows_count_too(tmp_path):
     trainer = load_command("pretrain").main(
         [*words, "--config_overrides", f"{{{small}}}", "--output_dir", str(tmp_path / "run")]
     )
-    assert trainer.model.config.num_semantic_classes == count_semantic_classes(highest) > count_semantic_classes(rows)
+    assert (
+        trainer.model.config.num_semantic_classes == count_semantic_classes([highest]) > count_semantic_classes([rows])
+    )
     overrides = f'{{{small}, "num_semantic_classes": 12}}'
     trainer = load_command("pretrain").main(
         [*words, "--config_overrides", overrides, "--output_dir", str(tmp_path / "other")]

@@ -65,6 +65,20 @@ def test_the_same_features(tmp_path, fields):
 
 
 @require_timm_local_dir
+@pytest.mark.parametrize("model_class", [C2FMAEModel, C2FMAEForPreTraining])
+def test_timm_does_not_load_a_part_of_the_weights(tmp_path, model_class):
+    model = model_class(tiny())
+    model.save_pretrained(tmp_path, max_shard_size="1MB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    with pytest.raises((RuntimeError, KeyError)):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    again = model_class.from_pretrained(tmp_path)
+    assert all(torch.equal(one, other) for one, other in zip(model.state_dict().values(), again.state_dict().values()))
+    model.save_pretrained(tmp_path / "whole")
+    timm.create_model(f"local-dir:{tmp_path / 'whole'}", pretrained=True, num_classes=0)
+
+
+@require_timm_local_dir
 @pytest.mark.parametrize("size", [(224, 320), (112, 96)])
 def test_the_same_features_at_other_sizes(tmp_path, size):
     """Both resample positions alike."""

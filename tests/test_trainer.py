@@ -541,6 +541,45 @@ def test_bad_arguments_are_named(values, message):
         C2FMAETrainingArguments(output_dir="unused", **values)
 
 
+def test_held_out_rows_of_a_dataset_that_is_trained_on_do_not_change(config, rows, tmp_path):
+    whole = C2FMAEDataset(rows, training_transform(config.image_height_width), progress=SharedProgress())
+    args = C2FMAETrainingArguments(tmp_path, use_cpu=True)
+    held_out = Subset(whole, [1, 2, 3])
+    for given in (held_out, {"some": held_out}):
+        trainer = C2FMAETrainer(
+            C2FMAEForPreTraining(config), args, train_dataset=Subset(whole, [0]), eval_dataset=given
+        )
+        evaluated = trainer.eval_dataset["some"] if isinstance(given, dict) else trainer.eval_dataset
+        assert evaluated.progress is None
+        before = evaluated[0]
+        whole.progress.start_epoch(5, 0.0, 0.0)
+        assert torch.equal(evaluated[0]["pixel_values"], before["pixel_values"])
+        assert before["image_id"] == whole[1]["image_id"]
+    # Plain rows may be split so, too.
+    trainer = C2FMAETrainer(
+        C2FMAEForPreTraining(config), args, train_dataset=Subset(rows, [0, 1]), eval_dataset=Subset(rows, [2])
+    )
+    assert (len(trainer.train_dataset), trainer.eval_dataset[0]["image_id"]) == (2, rows[2]["image_id"])
+
+
+def test_a_column_without_maps_is_told(config, rows, tmp_path, caplog):
+    empty = rows.map(lambda row: {"instance": None}, features=rows.features)
+    args = C2FMAETrainingArguments(tmp_path, use_cpu=True)
+    for found in (empty, list(empty)):
+        caplog.clear()
+        C2FMAETrainer(C2FMAEForPreTraining(config), args, train_dataset=found, eval_dataset=rows)
+        assert "No row has a map in the column instance: its loss is 0" in caplog.text
+    caplog.clear()
+    C2FMAETrainer(C2FMAEForPreTraining(config), args, train_dataset=rows, eval_dataset=empty)
+    assert "No row has a map" not in caplog.text
+
+
+def test_a_stream_follows_one_seed(config, rows, tmp_path):
+    args = C2FMAETrainingArguments(tmp_path, use_cpu=True, max_steps=2, data_seed=7)
+    with pytest.raises(ValueError, match="data_seed: expected None or seed=42 for a stream"):
+        C2FMAETrainer(C2FMAEForPreTraining(config), args, train_dataset=rows.to_iterable_dataset())
+
+
 def test_a_grey_model_does_not_get_rgb_rows(config, rows, tmp_path):
     grey = C2FMAEConfig(**{**config.to_dict(), "num_channels": 1, "image_mean": None, "image_std": None})
     with pytest.raises(ValueError, match="num_channels: expected 3, since rows are read as RGB, got 1"):

@@ -536,12 +536,14 @@ class C2FMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             },
         }
 
-    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+    def to_json_file(
+        self, json_file_path: str | os.PathLike, use_diff: bool = True, with_timm_keys: bool = True
+    ) -> None:
         """Write the configuration with timm's keys: timm loads a classifier whole, of other models the encoder."""
         self.number_labels()
         content = json.loads(self.to_json_string(use_diff=use_diff))
         model_class = (self.architectures or [""])[0]
-        if model_class.startswith("C2FMAE"):
+        if model_class.startswith("C2FMAE") and with_timm_keys:
             keys = self.timm_keys((self.num_labels or 0) if model_class == _CLASSIFIER_CLASS else 0)
             if keys is not None and model_class not in (_ENCODER_CLASS, _CLASSIFIER_CLASS):
                 keys["model_args"]["pretrained_strict"] = False  # the file also has weights that timm does not know

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from transformers.image_utils import PILImageResampling
 from .configuration_c2fmae import C2FMAEConfig, crop_share
 from .image_processing_c2fmae import C2FMAEImageProcessor, size_before_crop
 from .modeling_c2fmae import BEYOND_TIMM
+from .utils.files import read_json, write_json
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: VisionTransformer) -> dict[str, torch.Tensor]:
@@ -121,6 +124,17 @@ def convert_processor_to_timm(processor: C2FMAEImageProcessor) -> dict[str, Any]
         resized = size_before_crop(processor.size, processor.crop_size, processor.crop_pct)
         fields["crop_pct"] = crop_share(side, int(resized.shortest_edge or side))
     return fields
+
+
+def tell_timm(folder: str | os.PathLike, processor: Any) -> None:
+    """Let the configuration in a saved folder tell timm what its image processor does."""
+    path = Path(folder) / "config.json"
+    if not isinstance(processor, C2FMAEImageProcessor) or not path.is_file():
+        return
+    content = read_json(path)
+    if "pretrained_cfg" in content:
+        content["pretrained_cfg"].update(convert_processor_to_timm(processor))
+        write_json(path, content)
 
 
 def effective_statistics(processor: Any) -> tuple[list[float], list[float]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from ..metrics import load_metric
 from ..publishing.hub import HubError, prepare_repository, push_to_hub
 from ..publishing.records import load_run
 from ..publishing.repository import load_saved
+from ..timm_c2fmae import tell_timm
 from ..training.log_lines import counted
 from ..transfer.classification import (
     ImageClassificationTrainer,
@@ -40,6 +41,7 @@ from ..transfer.classification import (
     ranked_accuracy,
 )
 from ..transfer.encoders import (
+    CROP_PCT,
     build_processor,
     check_channels,
     encoder_config,
@@ -51,22 +53,40 @@ from ..transfer.fine_tuning_args import FineTuningArguments
 from ..transfer.probes import LinearProbe, extract_features, weighted_knn
 from .arguments import HubArguments
 from .console import model_in_words
-from .transfer import TransferArguments, check_classes, finish, load_fine_tuned, parse_transfer, train
+from .transfer import (
+    LAYER_DECAY_HELP,
+    TransferArguments,
+    check_classes,
+    finish,
+    load_fine_tuned,
+    parse_transfer,
+    train,
+)
 
 
 logger = logging.getLogger(__name__)
 
 TASK = "image_classification"
 BEST_BY = "ranked_accuracy"
-#: The field's usual 224 of 256 pixels.
-CROP_PCT = 0.875
+#: What the protocols have no use for.
+OF_FINE_TUNING = (
+    *("layer_decay", "drop_path_rate", "ema_decay", "rand_augment", "random_erasing", "mixup_alpha", "cutmix_alpha"),
+    "label_smoothing",
+)
+OF_PROBES = ("probe_epochs", "probe_views", "probe_learning_rate")
+OF_NEIGHBOURS = ("k", "temperature")
+UNUSED = {
+    "fine_tuning": (*OF_PROBES, *OF_NEIGHBOURS),
+    "linear_probe": (*OF_FINE_TUNING, *OF_NEIGHBOURS),
+    "knn": (*OF_FINE_TUNING, *OF_PROBES),
+}
 
 
 @dataclass
 class ClassifyArguments(TransferArguments):
     """Model and data."""
 
-    layer_decay: float = field(default=0.65, metadata={"help": "Ratio of a layer's learning rate to the next one's."})
+    layer_decay: float | None = field(default=None, metadata={"help": LAYER_DECAY_HELP.format(0.65)})
     image_size: int | None = field(
         default=None,
         metadata={"help": "Side of the input; by default the model's own, of a fine-tuned model as it was trained."},
@@ -106,6 +126,9 @@ def find_mistake(args: ClassifyArguments, training_args: FineTuningArguments, _)
         return f"--evaluate_only and --{args.protocol}: --evaluate_only scores a fine-tuned classifier"
     if args.evaluate_only and args.pooling is not None:
         return "--evaluate_only and --pooling: a fine-tuned classifier keeps the pooling that it was trained with"
+    given = [one.name for one in fields(args) if getattr(args, one.name) != one.default]
+    if unused := [name for name in UNUSED[args.protocol] if name in given]:
+        return f"--{unused[0]}: expected none for {args.protocol.replace('_', ' ')}, which does not use it"
     if args.k < 1 or not args.temperature > 0:
         return f"--k and --temperature: expected at least 1 and above 0, got {args.k} and {args.temperature}"
     return None
@@ -224,6 +247,7 @@ def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, f
         model.classifier.bias.copy_(bias)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    tell_timm(folder, processor)
     return model
 
 
@@ -287,6 +311,7 @@ def parse(args: list[str] | None = None) -> tuple[ClassifyArguments, FineTuningA
         required=("model", "dataset_name"),
         check=find_mistake,
         metric_for_best_model=BEST_BY,
+        layer_decay=0.65,
     )
 
 

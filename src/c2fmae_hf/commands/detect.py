@@ -50,7 +50,15 @@ from ..transfer.objects import (
 )
 from ..utils.packages import require
 from .arguments import HubArguments
-from .transfer import TransferArguments, check_classes, finish, load_fine_tuned, parse_transfer, train
+from .transfer import (
+    LAYER_DECAY_HELP,
+    TransferArguments,
+    check_classes,
+    finish,
+    load_fine_tuned,
+    parse_transfer,
+    train,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -60,7 +68,7 @@ logger = logging.getLogger(__name__)
 class DetectArguments(TransferArguments):
     """Model and data."""
 
-    layer_decay: float = field(default=0.7, metadata={"help": "Ratio of a layer's learning rate to the next one's."})
+    layer_decay: float | None = field(default=None, metadata={"help": LAYER_DECAY_HELP.format(0.7)})
     detector: str = field(default="mask_rcnn", metadata={"help": "mask_rcnn (torchvision's) or mask2former."})
     out_indices: list[int] | None = field(
         default=None, metadata={"help": "Blocks for the pyramid: by default the last, or four for mask2former."}
@@ -209,6 +217,7 @@ def parse(args: list[str] | None = None) -> tuple[DetectArguments, FineTuningArg
         required=("model",),
         check=find_mistake,
         metric_for_best_model="segm_map",
+        layer_decay=0.7,
     )
 
 

@@ -192,6 +192,11 @@ def find_mistake(
     for name in given:
         if kind not in USED_BY.get(name, (kind,)):
             return f"--{name} is for --labeller {' or '.join(USED_BY[name])}, got {kind}"
+    for one in fields(engine_args):
+        if one.name.startswith("ray_") and engine_args.engine != "ray" and getattr(engine_args, one.name) is not None:
+            return f"--{one.name} is for --engine ray, got {engine_args.engine}"
+    if output_args.shortest_edge is None and output_args.jpeg_quality != OutputArguments.jpeg_quality:
+        return "--jpeg_quality is for resized images: pass --shortest_edge, too"
     for name in ("batch_size", "points_per_side"):
         if getattr(labeller_args, name) < 1:
             return f"--{name}: expected at least 1, got {getattr(labeller_args, name)}"

@@ -75,6 +75,14 @@ def explain(error: BaseException) -> str:
     return message if is_plain else f"{message} (C2FMAE_TRACEBACK=1 shows where)"
 
 
+def at_home(word: str) -> str:
+    """A word with its `~` replaced, which shells do not do in `--option=~/folder` or within quotes."""
+    option, equals, value = word.partition("=")
+    if equals and option.startswith("--"):
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(word)
+
+
 def run(name: str, args: Sequence[str]) -> int:
     """Run a command. An expected mistake is one line on standard error and exit code 1."""
     try:
@@ -82,7 +90,7 @@ def run(name: str, args: Sequence[str]) -> int:
 
         set_up_output()
         command = import_module(f".{name}", __package__)
-        result = command.main(list(args))
+        result = command.main([at_home(word) for word in args])
         return command.exit_code(result) if hasattr(command, "exit_code") else 0
     except KeyboardInterrupt:
         print(f"\nc2fmae {name}: stopped", file=sys.stderr)

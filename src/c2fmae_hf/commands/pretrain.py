@@ -24,7 +24,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,9 @@ class ModelArguments:
 GROUPS = (DataArguments, ModelArguments, C2FMAETrainingArguments, HubArguments, EstimateArguments)
 
 
-def find_mistake(data_args: DataArguments, model_args: ModelArguments, *others) -> str | None:
+def find_mistake(
+    data_args: DataArguments, model_args: ModelArguments, args: C2FMAETrainingArguments, *others
+) -> str | None:
     try:
         overrides = json.loads(model_args.config_overrides or "{}")
     except ValueError as error:
@@ -143,6 +145,8 @@ def find_mistake(data_args: DataArguments, model_args: ModelArguments, *others) 
     known = {*C2FMAEConfig().to_dict(), "attn_implementation", "out_features", "out_indices"}
     if unknown := sorted(overrides.keys() - known):
         return f"config_overrides: unknown fields {unknown} of C2FMAEConfig"
+    if data_args.streaming and args.max_steps <= 0:
+        return "--streaming needs --max_steps, since a stream has no length"
     if data_args.streaming and data_args.max_train_samples is not None:
         return "--max_train_samples and --streaming: a stream is read row by row; set --max_steps"
     if not 0 <= data_args.validation_share < 1:
@@ -168,13 +172,25 @@ def load_rows(data_args: DataArguments, seed: int):
     return choose_rows(splits, data_args, seed)
 
 
+def check_splits(names: Collection[str], data_args: DataArguments) -> None:
+    """
+    Check that a dataset with splits of these names has the two that are asked for.
+
+    Raises:
+        `ValueError`: if it has not. The default for validation may be missing.
+    """
+    for option, default in (("train_split", None), ("validation_split", DataArguments.validation_split)):
+        name = getattr(data_args, option)
+        if name not in (*names, default):
+            raise ValueError(f"{option}: expected one of {sorted(names)}, got {name!r}")
+
+
 def choose_rows(splits: dict[str, Any], data_args: DataArguments, seed: int):
     """As [`load_rows`], of splits by name."""
-    if data_args.train_split not in splits:
-        raise ValueError(f"train_split: expected one of {sorted(splits)}, got {data_args.train_split!r}")
-    if data_args.validation_split not in (*splits, DataArguments.validation_split):
-        raise ValueError(f"validation_split: expected one of {sorted(splits)}, got {data_args.validation_split!r}")
+    check_splits(splits, data_args)
     train, held_out = splits[data_args.train_split], splits.get(data_args.validation_split)
+    if data_args.validation_split == data_args.train_split:
+        held_out = None
     if data_args.streaming:
         if held_out is not None and data_args.max_eval_samples is not None:
             held_out = held_out.take(data_args.max_eval_samples)
@@ -185,6 +201,10 @@ def choose_rows(splits: dict[str, Any], data_args: DataArguments, seed: int):
     if held_out is None and data_args.validation_share > 0 and len(train) > 1:
         parts = train.train_test_split(data_args.validation_share, seed=seed)
         train, held_out, name = parts["train"], parts["test"], f"held out of {data_args.train_split}"
+        if others := sorted(splits.keys() - {data_args.train_split}):
+            logger.warning(
+                "Rows of %r are held out; the other splits are not used: %s.", data_args.train_split, others
+            )
     if data_args.max_train_samples is not None:
         train = train.shuffle(seed=seed).select(range(min(data_args.max_train_samples, len(train))))
     if held_out is not None and data_args.max_eval_samples is not None:
@@ -214,7 +234,7 @@ def build_model(model_args: ModelArguments, parts: list, on_bad_row: str) -> C2F
         elif isinstance(parts[0], datasets.IterableDataset):
             raise ValueError("num_semantic_classes: expected a number, since a stream cannot be counted, got None")
         else:
-            counted = max(count_semantic_classes(rows, on_bad_row) for rows in parts)
+            counted = count_semantic_classes(parts, on_bad_row)
     if start is None:
         if counted is not None:
             fields["num_semantic_classes"] = counted
@@ -373,6 +393,7 @@ def main(args: list[str] | None = None) -> C2FMAETrainer | TrainingEstimate:
     probe = load_probe_rows(data_args.probe_dataset, training_args.seed) if data_args.probe_dataset else None
     source = open_photographs(data_args.dataset_name)
     if source is not None:
+        check_splits(["train"], data_args)  # before the labelling
         photographs, data_args.dataset_name = data_args.dataset_name, str(output_dir / "dataset")
         done = output_dir / "dataset" / ".labelling" / f"done-{broadcast_object_list([time.time_ns()])[0]}"
         if training_args.process_index == 0:

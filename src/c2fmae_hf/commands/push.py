@@ -64,7 +64,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--datasets", nargs="*", default=[], help="names on the Hub of the training data")
     parser.add_argument("--base_model", help="name on the Hub of the model that was fine-tuned")
     parser.add_argument("--data", default=CardFacts.data, help="the card's words on data, labels and their licences")
-    parser.add_argument("--limits", default=CardFacts.limits, help="the card's words on limits")
+    parser.add_argument("--limits", help="the card's words on limits")
     parser.add_argument("--caption", default=CardFacts.caption, help="the card's words below the picture")
     parser.add_argument(
         "--picture",

@@ -90,7 +90,7 @@ def load_rows(args: SegmentArguments, seed: int):
     else:
         id2label = semantic_id2label(train.features)
     if id2label is None:
-        number = max(count_semantic_classes(train), count_semantic_classes(validation))
+        number = count_semantic_classes([train, validation])
         id2label = {index: f"class {index}" for index in range(number)}
     if not args.evaluate_only:
         check_named_classes(train, id2label, "training rows")

@@ -28,6 +28,9 @@ from .drawing import try_to_draw
 logger = logging.getLogger(__name__)
 
 
+LAYER_DECAY_HELP = "Ratio of a layer's learning rate to the next one's; by default {}, and 1 with --from_scratch."
+
+
 @dataclass
 class TransferArguments:
     """Model and data."""
@@ -48,7 +51,7 @@ class TransferArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many rows, drawn at random."})
     drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth, of C2FMAE and timm."})
-    layer_decay: float = field(default=0.75, metadata={"help": "Ratio of a layer's learning rate to the next one's."})
+    layer_decay: float | None = field(default=None, metadata={"help": LAYER_DECAY_HELP.format(0.75)})
     ema_decay: float | None = field(default=None, metadata={"help": "Average the weights with this decay."})
 
     def load(self, seed: int, columns: Sequence[str], hint: str):
@@ -85,6 +88,7 @@ def parse_transfer(
     args: list[str] | None,
     description: str,
     check: Callable[..., str | None],
+    layer_decay: float = 0.75,
     **options: Any,
 ) -> tuple:
     """
@@ -92,6 +96,7 @@ def parse_transfer(
 
     Args:
         check: What is wrong with the arguments of this task, or `None`.
+        layer_decay (`float`): Its default for pre-trained weights. Random ones train at one rate.
     """
 
     def find_mistake(own: Any, training_args: FineTuningArguments, hub_args: HubArguments) -> str | None:
@@ -110,6 +115,8 @@ def parse_transfer(
         check=find_mistake,
         **options,
     )
+    if parsed[0].layer_decay is None:
+        parsed[0].layer_decay = 1.0 if parsed[0].from_scratch else layer_decay
     set_seed(parsed[1].seed)
     if Path(parsed[0].model).is_dir() and not parsed[0].from_scratch:
         check_saved(parsed[0].model)

@@ -145,36 +145,37 @@ def semantic_id2label(features: datasets.Features | None) -> dict[int, str] | No
     return dict(enumerate(class_label.names))
 
 
-def find_semantic_classes(rows: datasets.Dataset, on_bad_row: OnBadRow = "raise") -> set[int]:
+def find_semantic_classes(parts: Sequence[datasets.Dataset], on_bad_row: OnBadRow = "raise") -> set[int]:
     """
     Find the semantic classes that occur, by reading every semantic map once.
 
     Args:
-        rows: Rows with a column `semantic`.
+        parts: Rows with a column `semantic`, such as those of two splits.
         on_bad_row (`str`): `raise`, or `skip` for maps that cannot be decoded.
 
     Raises:
         `ValueError`: if a map cannot be decoded, naming the row, or if all of them are empty.
     """
     found: set[int] = set()
-    maps = undecoded(rows.select_columns(["semantic"]))
-    for index, row in enumerate(tqdm(maps, desc="Finding semantic classes", unit=" maps")):
-        if row["semantic"] is None:
-            continue
-        try:
-            found.update(np.unique(to_label_map(open_image(row["semantic"]))).tolist())
-        except ValueError as error:
-            if on_bad_row == "raise":
-                raise ValueError(f"row {index}, column 'semantic': {error}") from error
+    for rows in parts:
+        maps = undecoded(rows.select_columns(["semantic"]))
+        for index, row in enumerate(tqdm(maps, desc="Finding semantic classes", unit=" maps")):
+            if row["semantic"] is None:
+                continue
+            try:
+                found.update(np.unique(to_label_map(open_image(row["semantic"]))).tolist())
+            except ValueError as error:
+                if on_bad_row == "raise":
+                    raise ValueError(f"row {index}, column 'semantic': {error}") from error
     found.discard(IGNORE_INDEX)
     if not found:
         raise ValueError("dataset, column 'semantic': expected at least one class id, got only the ignore value")
     return found
 
 
-def count_semantic_classes(rows: datasets.Dataset, on_bad_row: OnBadRow = "raise") -> int:
+def count_semantic_classes(parts: Sequence[datasets.Dataset], on_bad_row: OnBadRow = "raise") -> int:
     """Number of semantic classes of a dataset without their names: one more than the highest id in its maps."""
-    return max(find_semantic_classes(rows, on_bad_row)) + 1
+    return max(find_semantic_classes(parts, on_bad_row)) + 1
 
 
 ONE_CLASS = (
@@ -194,7 +195,7 @@ def check_named_classes(rows: datasets.Dataset, id2label: Mapping[int, str], par
     Raises:
         `ValueError`: if fewer than two classes occur.
     """
-    found = find_semantic_classes(rows)
+    found = find_semantic_classes([rows])
     if len(found) < 2:
         raise ValueError(f"{part}: expected pixels of at least two classes, got only class {min(found)}; {ONE_CLASS}")
     absent = [name for label, name in id2label.items() if label not in found]

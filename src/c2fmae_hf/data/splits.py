@@ -98,6 +98,8 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
     """
     path = Path(name).expanduser()
     name = str(path) if name.startswith("~") else name
+    if config_name is not None and (path.exists() or name.endswith((".parquet", *TAR_SUFFIXES))):
+        raise ValueError(f"dataset: expected no configuration of files, {name!r}, got {config_name!r}")
     if name.endswith(".parquet"):
         files = by_split(match_files(name))
         if not files:
@@ -151,8 +153,8 @@ def load_train_and_validation(
         train_split, validation_split (`str`): Their names.
         max_train_samples (`int`, *optional*): Number of training rows to draw at random.
         seed (`int`): Seed of that draw and of held-out rows.
-        validation_share (`float`): Share of the training rows to hold out if there is no split `validation`,
-            stratified by `label` if there is one. The log reports it.
+        validation_share (`float`): Share of the training rows to hold out if there is no split `validation`, or it is
+            the training split, stratified by `label` if there is one. The log reports it.
 
     Raises:
         `ValueError`: if a split is not there, or there are too few rows to hold some out.
@@ -164,13 +166,15 @@ def load_train_and_validation(
         if split not in splits and split != "validation":
             raise ValueError(f"dataset: expected the split {split!r}, got {sorted(splits)}")
     train = splits[train_split]
-    if validation_split in splits:
+    if validation_split in splits and validation_split != train_split:
         validation = splits[validation_split]
     else:
         train, validation = hold_out(train, validation_share, seed)
+        is_same = validation_split == train_split
         logger.warning(
-            "%s has no split %r: %d of the %d rows of %r are held out.",
-            *(name, validation_split, len(validation), len(train) + len(validation), train_split),
+            "%s: %d of the %d rows of %r are held out.",
+            f"{name} is also scored on its training split" if is_same else f"{name} has no split {validation_split!r}",
+            *(len(validation), len(train) + len(validation), train_split),
         )
     if max_train_samples is not None:
         train = train.shuffle(seed=seed).select(range(min(max_train_samples, len(train))))

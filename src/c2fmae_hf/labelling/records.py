@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 from PIL import Image
 
@@ -19,6 +20,9 @@ from ..pictures.colours import UNKNOWN_COLOUR, colour_classes
 
 # A longer file is rejected instead of read into memory.
 MAX_FILE_BYTES = 1 << 28
+MAX_JPEG_SIDE = 65_500  # libjpeg's limit
+# Paths of this kind are what `datasets` names the files of a stream by.
+STREAMED = ("zip://", "tar://", "gzip://", "hf://")
 # Stored unchanged if they are 8-bit RGB or grey; everything else is stored as an RGB PNG.
 KEPT_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 
@@ -127,6 +131,14 @@ def read_bytes(value: Any) -> bytes:
     """
     if isinstance(value, Mapping):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, str) and value.startswith(STREAMED):
+        try:
+            with fsspec.open(value, "rb") as file:
+                value = file.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise ValueError(f"cannot be read: {error.strerror or error}") from error
+        if len(value) > MAX_FILE_BYTES:
+            raise ValueError(f"expected a file of at most {MAX_FILE_BYTES} bytes, got a larger one")
     if isinstance(value, (str, os.PathLike)):
         path = Path(value)
         try:
@@ -169,7 +181,11 @@ def _encode_image(
     if options.shortest_edge is not None and min(image.size) > options.shortest_edge:
         scale = options.shortest_edge / min(image.size)
         size = (round(image.width * scale), round(image.height * scale))
-        image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=options.jpeg_quality)
+        resized = image.resize(size, Image.Resampling.BICUBIC)
+        if max(size) > MAX_JPEG_SIDE:
+            resized.save(buffer, "PNG")
+        else:
+            resized.save(buffer, "JPEG", quality=options.jpeg_quality)
         return buffer.getvalue(), size
     is_plain = original.mode in ("RGB", "L") and not original.has_transparency_data
     if original.format in KEPT_FORMATS and is_plain and number_of_frames(original) == 1:

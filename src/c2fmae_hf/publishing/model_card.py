@@ -30,9 +30,10 @@ DEFAULT_DATA = (
     "Nothing else is stated about the training data, its label maps and the licences of both. The weights may inherit "
     "obligations from both: ask before you use them."
 )
-DEFAULT_LIMITS = (
-    "Not tested for bias. The encoder learned objects from label maps: it is likely to confuse the classes that the "
-    "labeller confused or missed. Not fit for identifying people or for decisions about them."
+LIMITS = "Not tested for bias.{} Not fit for identifying people or for decisions about them."
+LIMITS_OF_LABELS = (
+    " The encoder learned objects from label maps: it is likely to confuse the classes that the labeller confused or "
+    "missed."
 )
 
 
@@ -86,7 +87,8 @@ class CardFacts:
         base_model (*optional*): Hub name of the model that was fine-tuned or converted; by default the one in the
             records or the configuration.
         data (`str`): Text on the data, the labels and their licences.
-        limits (`str`): Text on what the model must not be used for.
+        limits (`str`, *optional*): Text on what the model must not be used for; by default a sentence on bias, and one
+            on label maps if the encoder learned from them.
         tags: Further tags.
         license_name (`str`, *optional*): Short name of a licence that the Hub calls `other`.
         caption (`str`): Text below the picture of predictions, if there is one.
@@ -97,7 +99,7 @@ class CardFacts:
     datasets: tuple[str, ...] = ()
     base_model: str | None = None
     data: str = DEFAULT_DATA
-    limits: str = DEFAULT_LIMITS
+    limits: str | None = None
     tags: tuple[str, ...] = ()
     license_name: str | None = None
     caption: str = DEFAULT_CAPTION
@@ -211,8 +213,14 @@ def build_card(
         caption=facts.caption.strip(),
         label_maps=_label_maps_of(runs),
         data=facts.data.strip(),
-        limits=facts.limits.strip(),
+        limits=facts.limits.strip() if facts.limits else _limits_of(own, origin),
     )
+
+
+def _limits_of(own: C2FMAEConfig | None, origin: str | None) -> str:
+    """Words on limits; those on label maps only for an encoder that learned from them."""
+    has_learned = own is not None and origin is None and bool({"semantic", "instance"} & set(own.granularities))
+    return LIMITS.format(LIMITS_OF_LABELS if has_learned else "")
 
 
 def _kind_of(model_class: str) -> Kind:

@@ -22,12 +22,23 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
+from safetensors import safe_open
+from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, rotate_checkpoints
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..publishing.licences import carry_license
+from ..timm_c2fmae import tell_timm
 from ..utils.files import file_sha256, read_json, sync_folder, sync_tree, write_json
 
 
@@ -207,7 +218,31 @@ class DurableTrainer(Trainer):
         """As in transformers, but saves the licence text too, and never publishes, even with `push_to_hub`."""
         super().save_model(output_dir, _internal_call=True)
         if self.args.should_save:
-            carry_license(self.accelerator.unwrap_model(self.model), output_dir or str(self.args.output_dir))
+            folder = output_dir or str(self.args.output_dir)
+            carry_license(self.accelerator.unwrap_model(self.model), folder)
+            tell_timm(folder, self.processing_class)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_renamed(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_renamed(Path(str(self.state.best_model_checkpoint)))
+
+    def _load_renamed(self, checkpoint: Path) -> None:
+        """
+        Load weights that a checkpoint has under other names. transformers saves ViT, DINOv2 and others under the names
+        of earlier versions, and its trainer would leave these weights as they are.
+        """
+        model, file = self.accelerator.unwrap_model(self.model), checkpoint / SAFE_WEIGHTS_NAME
+        if not isinstance(model, PreTrainedModel) or not file.is_file():
+            return
+        with safe_open(file, "pt") as weights:
+            is_complete = model.state_dict().keys() <= set(weights.keys())
+        if not is_complete:
+            saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+            model.load_state_dict(saved.state_dict())
 
     def _get_output_dir(self, trial: Any) -> str:
         # The library writes a checkpoint here; `finish_checkpoint` moves it.

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,10 @@ class C2FMAETrainer(PublishingTrainer):
             train_dataset = wrap_rows(unwrap_subset(train_dataset), config, args, processing_class, is_training=True)
             if isinstance(eval_dataset, dict):
                 eval_dataset = {
-                    name: wrap_rows(rows, config, args, processing_class) for name, rows in eval_dataset.items()
+                    name: wrap_rows(fixed(rows), config, args, processing_class) for name, rows in eval_dataset.items()
                 }
             else:
-                eval_dataset = wrap_rows(eval_dataset, config, args, processing_class)
+                eval_dataset = wrap_rows(fixed(eval_dataset), config, args, processing_class)
         check_curriculum(data_collator, args)
         if isinstance(train_dataset, (C2FMAEDataset, C2FMAEIterableDataset)) and train_dataset.progress is None:
             train_dataset = copy.copy(train_dataset)  # the caller may also evaluate on it
@@ -428,7 +428,7 @@ class C2FMAETrainer(PublishingTrainer):
     def _wrapped(self, rows: Any) -> Any:
         config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
         if isinstance(config, C2FMAEConfig) and isinstance(self.processing_class, C2FMAEImageProcessor):
-            return wrap_rows(rows, config, self.args, self.processing_class)  # type: ignore[arg-type]
+            return wrap_rows(fixed(rows), config, self.args, self.processing_class)  # type: ignore[arg-type]
         return rows
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
@@ -518,7 +518,7 @@ def check_curriculum(data_collator: Any, args: C2FMAETrainingArguments) -> None:
 
 def unwrap_subset(dataset: Any) -> Any:
     """
-    Turn a `torch.utils.data.Subset` of a [`C2FMAEDataset`] into a [`C2FMAEDataset`] of the chosen rows. Anything else
+    Turn a `torch.utils.data.Subset` of a [`C2FMAEDataset`] or of rows into a [`C2FMAEDataset`] or rows. Anything else
     is returned unchanged.
 
     Raises:
@@ -531,12 +531,23 @@ def unwrap_subset(dataset: Any) -> Any:
             inner = copy.copy(inner)
             inner.rows = rows.select(chosen) if isinstance(rows, datasets.Dataset) else [rows[i] for i in chosen]
             return inner
+        if isinstance(inner, datasets.Dataset):
+            return inner.select(list(dataset.indices))
     parts = dataset.datasets if isinstance(dataset, ConcatDataset) else []
     if any(isinstance(unwrap_subset(part), C2FMAEDataset) for part in parts):
         raise ValueError(
             "train_dataset: expected one C2FMAEDataset, got a ConcatDataset, in which masks and crops would never "
             "change. Pass datasets.concatenate_datasets([...]) of the rows"
         )
+    return dataset
+
+
+def fixed(dataset: Any) -> Any:
+    """A dataset to evaluate on: its crops do not change, even if it is a part of one that is trained on."""
+    dataset = unwrap_subset(dataset)
+    if isinstance(dataset, C2FMAEDataset) and dataset.progress is not None:
+        dataset = copy.copy(dataset)
+        dataset.progress = None
     return dataset
 
 
@@ -573,6 +584,18 @@ def wrap_rows(
         if missing:
             logger.warning("The rows have no column %s: the masks it would guide are random.", " and ".join(missing))
         needed.update(name for name in MAP_COLUMNS if name not in missing)
+    if is_training:
+        for name in empty_maps(rows, needed):
+            logger.warning(
+                "No row has a map in the column %s: its loss is 0, and masks that it would guide follow the other map "
+                "or are random. To train without it, leave %s out of granularities.",
+                *(name, name),
+            )
+        if isinstance(rows, datasets.IterableDataset) and args.data_seed not in (None, args.seed):
+            raise ValueError(
+                f"data_seed: expected None or seed={args.seed} for a stream, whose order follows seed, got "
+                f"{args.data_seed}"
+            )
     scaling: dict[str, Any] = {
         "mean": processor.image_mean,
         "std": processor.image_std,
@@ -592,3 +615,13 @@ def wrap_rows(
     if isinstance(rows, datasets.IterableDataset):
         return C2FMAEIterableDataset(rows, transform, shuffle_rows=args.shuffle_rows, **options)
     return C2FMAEDataset(rows, transform, **options)
+
+
+def empty_maps(rows: Any, needed: Collection[str]) -> list[str]:
+    """Map columns without a single map, of rows in memory or on disk; a stream is not read for it."""
+    if isinstance(rows, list):
+        return [name for name in MAP_COLUMNS if name in needed and all(row.get(name) is None for row in rows)]
+    if not isinstance(rows, datasets.Dataset):
+        return []
+    known = [name for name in MAP_COLUMNS if name in needed and name in rows.column_names]
+    return [name for name in known if rows.data.column(name).null_count == len(rows.data)]

@@ -47,8 +47,7 @@ def build_classifier(
         name (`str`): As for [`~c2fmae_hf.transfer.encoders.load_encoder`].
         id2label: Names of the classes.
         from_scratch (`bool`): Random weights instead of the saved ones.
-        image_size (`int`, *optional*): Side of the images, for C2FMAE and bare names of timm
-            architectures.
+        image_size (`int`, *optional*): Side of the images, for C2FMAE, ViT and bare names of timm architectures.
         pooling (`str`, *optional*): `mean` or `cls`, for C2FMAE and timm. By default the model's own.
         drop_path_rate (`float`): Stochastic depth, if the model supports it.
 
@@ -62,8 +61,41 @@ def build_classifier(
         # Pipelines, timm and the published model then use the size of the training images.
         config.image_size = image_size
     if from_scratch:
-        return AutoModelForImageClassification.from_config(config)
-    return load_with_new_parts(AutoModelForImageClassification, name, config=config, ignore_mismatched_sizes=True)
+        model = AutoModelForImageClassification.from_config(config)
+    else:
+        model = load_with_new_parts(AutoModelForImageClassification, name, config=config, ignore_mismatched_sizes=True)
+    if image_size is not None and "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
+        resize_positions(model, image_size)
+    return model
+
+
+@torch.no_grad()
+def resize_positions(model: PreTrainedModel, image_size: int) -> None:
+    """
+    Change the input size of transformers' ViT, or of a model with its embeddings, as [`C2FMAEPreTrainedModel`]'s
+    method does: a saved model, and pipelines on it, then take images of this size.
+
+    Raises:
+        `ValueError`: if the model has other embeddings, or the size is no multiple of its patches.
+    """
+    config, embeddings = model.config, getattr(model.base_model, "embeddings", None)
+    if isinstance(config, C2FMAEConfig) or config.image_size == image_size:
+        return
+    table: Any = getattr(embeddings, "position_embeddings", None)
+    patches: Any = getattr(embeddings, "patch_embeddings", None)
+    if embeddings is None or table is None or image_size % config.patch_size:
+        raise ValueError(
+            f"image_size: expected the {config.model_type}'s own, {config.image_size}, or a multiple of its patches "
+            f"if it has a table of positions, got {image_size}"
+        )
+    others = table.shape[1] - (config.image_size // config.patch_size) ** 2
+    number = (image_size // config.patch_size) ** 2
+    tokens = table.new_zeros(1, others + number, table.shape[2])
+    embeddings.position_embeddings = nn.Parameter(
+        embeddings.interpolate_pos_encoding(tokens, image_size, image_size).clone()
+    )
+    patches.image_size, patches.num_patches = (image_size, image_size), number
+    config.image_size = image_size
 
 
 def name_classes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import (
     ViTImageProcessor,
     ViTMAEConfig,
 )
+from transformers.image_utils import PILImageResampling
 
 from ..configuration_c2fmae import C2FMAEConfig, crop_share, resize_before_crop
 from ..constants import IMAGENET_MEAN, IMAGENET_STD
@@ -32,6 +34,8 @@ from ..publishing.repository import not_found
 
 logger = logging.getLogger(__name__)
 
+# The field's usual 224 of 256 pixels.
+CROP_PCT = 0.875
 
 POOLINGS = ("cls", "mean")
 #: Encoders narrower than this get small heads, since full ones cost a hundred times as much as the encoder.
@@ -140,9 +144,13 @@ def saved_view(name: str) -> tuple[int | None, float | None]:
         saved = AutoImageProcessor.from_pretrained(name).to_dict()
     except (OSError, ValueError):
         return None, None
-    size = saved.get("crop_size" if saved.get("do_center_crop") else "size") or {}
+    size, share = saved.get("size") or {}, saved.get("crop_pct")
+    if saved.get("do_center_crop") and saved.get("crop_size"):
+        resized, size = size.get("shortest_edge"), saved["crop_size"]
+        if share is None and resized and resized >= size.get("height", math.inf):
+            share = size["height"] / resized
     is_square = size.get("height") == size.get("width")
-    return (size.get("height") or size.get("shortest_edge")) if is_square else None, saved.get("crop_pct")
+    return (size.get("height") or size.get("shortest_edge")) if is_square else None, share
 
 
 def _configure_timm(
@@ -233,21 +241,32 @@ def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
     return list(mean), list(std)
 
 
-def build_processor(name: str, config: PreTrainedConfig, image_size: int, crop_pct: float = 0.875) -> Any:
+def build_processor(name: str, config: PreTrainedConfig, image_size: int, crop_pct: float | None = None) -> Any:
     """
-    The image processor for evaluation: C2FMAE's, or the model's own at this size, which may not crop.
+    The image processor for evaluation, which is saved with a model: C2FMAE's or, of other models, ViT's; without
+    `crop_pct` other models keep their own at this size, which may not crop.
 
     Args:
         name (`str`): As for [`load_encoder`].
         config: The model's configuration.
         image_size (`int`): Side of the square input in pixels.
-        crop_pct (`float`): Side of C2FMAE's central crop, as a share of the resized image's shorter side.
+        crop_pct (`float`, *optional*): Side of the central crop, as a share of the resized image's shorter side.
     """
     size = {"height": image_size, "width": image_size}
+    resized = resize_before_crop(image_size, crop_pct or CROP_PCT)
     if isinstance(config, C2FMAEConfig):
-        crop_pct = crop_share(image_size, resize_before_crop(image_size, crop_pct))
-        shortest_edge = {"shortest_edge": image_size}
-        return C2FMAEImageProcessor.from_config(config, size=shortest_edge, crop_size=size, crop_pct=crop_pct)
+        share, shortest_edge = crop_share(image_size, resized), {"shortest_edge": image_size}
+        return C2FMAEImageProcessor.from_config(config, size=shortest_edge, crop_size=size, crop_pct=share)
+    if crop_pct is not None:
+        mean, std = pixel_statistics(name)
+        return ViTImageProcessor(
+            size={"shortest_edge": resized},
+            resample=PILImageResampling.BICUBIC,
+            do_center_crop=True,
+            crop_size=size,
+            image_mean=mean,
+            image_std=std,
+        )
     try:
         processor = AutoImageProcessor.from_pretrained(name, size=size, crop_size=size)
     except (OSError, ValueError):

@@ -396,6 +396,8 @@ class ColumnsLabeller(AnnotationLabeller):
         maps = []
         for column in self.columns:
             value = (record.row or {}).get(column)
+            if value is None and column == self.instance_column:
+                continue  # the classes of an image count without instances, too
             if value is None:
                 raise ValueError(f"has no {column!r} map")
             try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ import numpy as np
 
 from ...data.splits import by_split
 from ..records import SourceRecord
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,17 +34,22 @@ class Part:
 
 def of_split(files: list[str], split: str | None) -> list[str]:
     """
-    The files whose names tell a split; all if it is `None`.
+    The files whose names tell a split, by default the only one, or `train`. The log names what is left out.
 
     Raises:
         `ValueError`: if there are none.
     """
     splits = by_split(files)
-    if split is not None and split not in splits:
+    name = split or (next(iter(splits)) if len(splits) == 1 else "train")
+    if name not in splits:
         raise ValueError(
             f"source split: expected one of {sorted(splits)}, as the names of the files say, got {split!r}"
         )
-    return files if split is None else splits[split]
+    others = {other: len(found) for other, found in splits.items() if other != name}
+    if split is None and others:
+        words = ", ".join(f"{number} of {other}" for other, number in others.items())
+        logger.warning("Only the files of the split %r are read, not the others (%s).", name, words)
+    return splits[name]
 
 
 class ImageSource(abc.ABC):

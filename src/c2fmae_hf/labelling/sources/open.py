@@ -34,8 +34,8 @@ def open_source(
     Args:
         name (`str`): Tar or Parquet files (wildcards allowed), a folder of images, of tar or of Parquet files, or
             written by `save_to_disk`, or a dataset on the Hub.
-        split (`str`, *optional*): Split of a dataset; of tar and Parquet files, those whose names tell it. Default: a
-            dataset's only one, or `train`; all files.
+        split (`str`, *optional*): Split of a dataset; of tar and Parquet files, those whose names tell it. Default:
+            the only one, or `train`.
         config_name (`str`, *optional*): Configuration of a dataset on the Hub.
         streaming (`bool`): Read a dataset on the Hub as it is needed instead of downloading it first.
         class_folders (`bool`): In a folder of images, the first folder below it is the class of the whole image.

@@ -28,7 +28,7 @@ class TarSource(ImageSource):
 
     Args:
         pattern (`str`): A path, wildcards allowed, or a folder.
-        split (`str`, *optional*): Only the files whose names tell this split.
+        split (`str`, *optional*): Only the files whose names tell this split; by default the only one, or `train`.
 
     Raises:
         `FileNotFoundError`: if the pattern matches nothing.
