@@ -327,7 +327,7 @@ def study_lengths() -> str:
 WEIGHTS = {
     "shipped weights": ("encoder-c2fmae-vit-tiny-stl10", "c2fmae-vit-tiny-stl10"),
     "MAE": ("mae-0-stl10-tiny-100", "mae-0-stl10-tiny-100"),
-    "random weights": ("encoder-untrained", "untrained"),
+    "random weights": ("encoder-untrained-c2fmae-vit-tiny-stl10", "untrained"),
 }
 FROZEN_SCORES = {
     "linear_probe": "linear probe",
@@ -629,6 +629,16 @@ def study_figures() -> Iterator[tuple[str, tuple[str, ...]]]:
             difference(ten, annotated, classical, "knn"),
             difference(ten, annotated, classical, "linear_probe"),
             difference(ten, classical, "image", "patch_mean_iou"),
+        ),
+    )
+    floor = json.loads((folder / "encoder-untrained-mae-0-scenes-small224-24.json").read_text(encoding="utf-8"))
+    metrics = ("coco_mean_iou", "camvid_mean_iou", "coco_panoptic_accuracy")
+    yield (
+        r"COCO mean IoU of ([\d.]+) %, a CamVid mean IoU of ([\d.]+) % and an accuracy of ([\d.]+) % on those maps, "
+        r"MAE ([\d.]+), ([\d.]+) and ([\d.]+) %",
+        (
+            *(f"{100 * floor['results'][metric]:.1f}" for metric in metrics),
+            *(score(scenes, "mae", metric).partition(" ")[0] for metric in metrics),
         ),
     )
     yield (

@@ -2,7 +2,8 @@
 Draw the attention of one patch in each variant, on three embedded photographs that no variant has seen. In each, one
 object is outlined by hand.
 
-    python benchmarks/representation/draw_attention.py --data shared/data --figure runs/representation/attention.png
+    python benchmarks/representation/draw_attention.py --data shared/data --seed 3 \
+        --figure runs/representation/attention.png
 
 Reads the encoders in the `--work` folder of `study.py`. Attention is the mean over the heads of the last two layers,
 as in `protocols.judge_attention`, whose scores on held-out photographs of STL-10 are printed.
