@@ -139,10 +139,11 @@ def load_rows(args: ClassifyArguments, seed: int):
     hint = "A folder with a subfolder of images for each class has them"
     train, validation = args.load(seed, ("image", "label"), hint)
     train, validation, id2label = name_classes(train, validation)
-    absent = sorted(set(id2label) - set(validation["label"]))
-    if absent:
-        names = ", ".join([id2label[index] for index in absent[:20]] + ["..."] * (len(absent) > 20))
-        logger.warning("Classes that do not occur in the validation split: %s.", names)
+    for split, rows in (("training", train), ("validation", validation)):
+        absent = sorted(set(id2label) - set(rows["label"]))
+        if absent:
+            names = ", ".join([id2label[index] for index in absent[:20]] + ["..."] * (len(absent) > 20))
+            logger.warning("Classes that do not occur in the %s split: %s.", split, names)
     return train, validation, id2label
 
 

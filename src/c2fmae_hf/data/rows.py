@@ -63,11 +63,19 @@ class RowReader:
             )
 
     def __call__(
-        self, row: Mapping[str, Any], key: SampleKey, index: int | None = None, num_skipped: int = 0
+        self,
+        row: Mapping[str, Any],
+        key: SampleKey,
+        index: int | None = None,
+        num_skipped: int = 0,
+        place: str | None = None,
     ) -> dict[str, Any]:
-        """Decode a row to a sample. `index` is the row's own number if it replaces the bad row of `key`."""
+        """
+        Decode a row to a sample. `index` is the row's own number if it replaces the bad row of `key`; messages say
+        `place` instead.
+        """
         index = key.index if index is None else index
-        label = f"row {index}" + (f" ({row['image_id']})" if row.get("image_id") else "")
+        label = (place or f"row {index}") + (f" ({row['image_id']})" if row.get("image_id") else "")
         column = "image"
         # torch's seeds are signed.
         seed = int(sample_seeds(self.seed, [key.epoch], [key.index])[0]) >> 1

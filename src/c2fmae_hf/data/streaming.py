@@ -144,7 +144,8 @@ class C2FMAEIterableDataset(IterableDataset):
                 self.read_row.check_columns(list(row))
             index = (count * num_workers + worker_id) * self.num_processes + self.process_index
             try:
-                sample = self.read_row(row, SampleKey(index, 0, None), num_skipped=num_skipped)
+                place = f"sample {index} of the evaluation"
+                sample = self.read_row(row, SampleKey(index, 0, None), None, num_skipped, place)
             except ValueError as error:
                 num_skipped += 1
                 self.read_row.pass_over((index, num_skipped), num_skipped, error)
@@ -182,16 +183,18 @@ class C2FMAEIterableDataset(IterableDataset):
             states = [*states[1 - _KEPT_STATES :], {"turn": turn, "start": start, "samples": samples}]
             self._keep(lane, states)
             num_done += start["taken"]
-            for row in block:
+            for (shard, number), row in block:
                 if num_done > 0 and self.on_bad_row == "raise":
                     num_done -= 1
                     continue
                 index = division.index(lane, count)
                 try:
-                    sample = self.read_row(row, SampleKey(index, epoch, self.progress.at(index)), None, num_skipped)
+                    place = f"shard {shard}, row {number}"
+                    key = SampleKey(index, epoch, self.progress.at(index))
+                    sample = self.read_row(row, key, None, num_skipped, place)
                 except ValueError as error:
                     num_skipped += 1
-                    self.read_row.pass_over((index, num_skipped), num_skipped, error)
+                    self.read_row.pass_over((shard, number), num_skipped, error)
                     continue
                 num_skipped = 0
                 if num_done > 0:
@@ -202,8 +205,11 @@ class C2FMAEIterableDataset(IterableDataset):
 
     def _blocks(
         self, division: Division, lane: int, state: LaneState
-    ) -> Iterator[tuple[int, int, BlockStart, list[dict[str, Any]]]]:
-        """Yield a lane's blocks of rows from a state on, each with its turn's number, its epoch and its start."""
+    ) -> Iterator[tuple[int, int, BlockStart, list[tuple[tuple[int, int], dict[str, Any]]]]]:
+        """
+        Yield a lane's blocks from a state on, each with its turn's number, its epoch and its start. A row has the
+        number of its shard, and its own within it.
+        """
         number, start = state["turn"], state["start"]
         num_empty = 0
         while True:
@@ -221,7 +227,8 @@ class C2FMAEIterableDataset(IterableDataset):
                 block = [dict(zip(names, values)) for values in zip(*columns.values())]
                 seed = (start["rows"] * self.num_shards + shard) * parts + part
                 order = _random_order(self.seed, epoch, seed, len(block))
-                yield number, epoch, start, [block[index] for index in order]
+                places = [(shard, (start["rows"] + index) * parts + part) for index in order]
+                yield number, epoch, start, [(place, block[index]) for place, index in zip(places, order)]
                 start = {**start, "shard": rows.state_dict(), "rows": start["rows"] + len(block), "taken": 0}
             num_empty = 0 if start["rows"] else num_empty + 1
             if num_empty == self.num_shards * parts + _MAX_EMPTY:
