@@ -288,6 +288,16 @@ def test_splits_are_those_of_a_folder(rows, tmp_path, names):
         assert {name: len(split) for name, split in load_splits(str(folder)).items()} == expected
 
 
+def test_a_configuration_is_one_of_a_folder_s_card(rows, tmp_path):
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.select([0]).to_parquet(tmp_path / "b.parquet")
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("a", "b"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    assert len(load_splits(str(tmp_path), "b")["train"]) == 1
+    with pytest.raises(ValueError, match=r"dataset: expected no configuration of files, .*, got 'b'"):
+        load_splits(str(tmp_path / "*.parquet"), "b")
+
+
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "/no/such/*.parquet"])
 def test_a_source_that_is_not_there(name):
     with pytest.raises(FileNotFoundError, match="dataset: expected"):

@@ -555,6 +555,10 @@ def test_held_out_rows_of_a_dataset_that_is_trained_on_do_not_change(config, row
         whole.progress.start_epoch(5, 0.0, 0.0)
         assert torch.equal(evaluated[0]["pixel_values"], before["pixel_values"])
         assert before["image_id"] == whole[1]["image_id"]
+    trainer = C2FMAETrainer(  # several datasets may be evaluated as one
+        C2FMAEForPreTraining(config), args, train_dataset=rows, eval_dataset=ConcatDataset([held_out, held_out])
+    )
+    assert len(trainer.eval_dataset) == 6
     # Plain rows may be split so, too.
     trainer = C2FMAETrainer(
         C2FMAEForPreTraining(config), args, train_dataset=Subset(rows, [0, 1]), eval_dataset=Subset(rows, [2])

@@ -98,7 +98,7 @@ def load_splits(name: str, config_name: str | None = None, streaming: bool = Fal
     """
     path = Path(name).expanduser()
     name = str(path) if name.startswith("~") else name
-    if config_name is not None and (path.exists() or name.endswith((".parquet", *TAR_SUFFIXES))):
+    if config_name is not None and name.endswith((".parquet", *TAR_SUFFIXES)):
         raise ValueError(f"dataset: expected no configuration of files, {name!r}, got {config_name!r}")
     if name.endswith(".parquet"):
         files = by_split(match_files(name))

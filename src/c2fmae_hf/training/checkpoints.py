@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -238,9 +238,7 @@ class DurableTrainer(Trainer):
         model, file = self.accelerator.unwrap_model(self.model), checkpoint / SAFE_WEIGHTS_NAME
         if not isinstance(model, PreTrainedModel) or not file.is_file():
             return
-        with safe_open(file, "pt") as weights:
-            is_complete = model.state_dict().keys() <= set(weights.keys())
-        if not is_complete:
+        if model.load_state_dict(load_file(file), strict=False).missing_keys:
             saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
             model.load_state_dict(saved.state_dict())
 

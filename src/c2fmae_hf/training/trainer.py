@@ -544,7 +544,7 @@ def unwrap_subset(dataset: Any) -> Any:
 
 def fixed(dataset: Any) -> Any:
     """A dataset to evaluate on: its crops do not change, even if it is a part of one that is trained on."""
-    dataset = unwrap_subset(dataset)
+    dataset = unwrap_subset(dataset) if isinstance(dataset, Subset) else dataset
     if isinstance(dataset, C2FMAEDataset) and dataset.progress is not None:
         dataset = copy.copy(dataset)
         dataset.progress = None
