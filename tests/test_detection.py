@@ -220,6 +220,7 @@ def test_augmentation_moves_boxes_with_masks():
 @pytest.mark.parametrize("kind", ["c2fmae", pytest.param("vit", marks=pytest.mark.slow)])
 def test_mask_rcnn_learns_and_the_result_is_a_pipeline(example, encoders, discs, tmp_path, kind):
     options = ("--max_steps", "80", "--learning_rate", "4e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "5")
+    options += ("--eval_strategy", "no", "--save_strategy", "no")
     results = run(example, encoders[kind], discs, tmp_path / "out", *options)
     assert results["results"]["bbox_map_50"] > 0.25
     assert results["results"]["segm_map_50"] > 0.25
@@ -244,6 +245,7 @@ def test_mask_rcnn_learns_and_the_result_is_a_pipeline(example, encoders, discs,
 
 def test_mask2former_by_auto_backbone(example, encoders, discs, tmp_path):
     options = ("--detector", "mask2former", "--max_steps", "60", "--learning_rate", "2e-3")
+    options += ("--eval_strategy", "no", "--save_strategy", "no")
     results = run(example, encoders["c2fmae"], discs, tmp_path / "out", *options, detector_options=SMALL_MASK2FORMER)
     assert results["results"]["segm_map_50"] > 0.02
     model = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "out")

@@ -212,7 +212,7 @@ def test_streams_probes_workers_and_few_steps(pretrain, recipe, tmp_path, capsys
 def test_neither_a_repository_nor_caches_are_written(pretrain, recipe, tmp_path):
     """There is no network here; `datasets` would cache which rows are held out beside the others."""
     before = contents(tmp_path)
-    words = [str(recipe), "--validation_split", "none", "--validation_share", "0.25"]
+    words = [str(recipe), "--validation_split", "train", "--validation_share", "0.25"]
     result = pretrain.main([*words, "--estimate", "--push_to_hub", "--hub_model_id", "me/mine"])
     assert contents(tmp_path) == before
     assert result.images_per_step == 6

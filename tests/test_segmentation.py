@@ -66,7 +66,7 @@ TRAINING = (
     "--min_scale",
     "0.8",
 )
-TRAINING += ("--max_scale", "1.3", "--photometric", "false")
+TRAINING += ("--max_scale", "1.3", "--photometric", "false", "--eval_strategy", "no", "--save_strategy", "no")
 
 
 @pytest.mark.parametrize(

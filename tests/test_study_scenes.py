@@ -348,7 +348,7 @@ def seeing(monkeypatch):
 def test_a_linear_layer_finds_classes_and_instances(scripts, seeing):
     from protocols import judge_patches
 
-    scores = judge_patches(seeing, masked(4), masked(2), 0, 3, with_instances=True, epochs=1500)
+    scores = judge_patches(seeing, masked(4), masked(2), 0, 3, with_instances=True, epochs=800)
     assert scores["accuracy"] > 0.99
     assert scores["mean_iou"] > 0.97
     assert scores["pq"] > 0.9
