@@ -319,19 +319,21 @@ def test_boxes_stay_exact_in_mixed_precision(encoders):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_loaded_in_half_precision_boxes_stay_exact(encoders, tmp_path, dtype):
+def test_in_half_precision_boxes_stay_exact(encoders, tmp_path, dtype):
     torch.manual_seed(0)
     model = build_mask_rcnn(encoders["c2fmae"], NAMES, image_size=32, max_image_size=64, **SMALL).eval()
     model.save_pretrained(tmp_path)
-    half = MaskRCNNForObjectDetection.from_pretrained(tmp_path, dtype=dtype).eval()
-    assert half.dtype == half.backbone.dtype == dtype
+    loaded = MaskRCNNForObjectDetection.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert loaded.dtype == loaded.backbone.dtype == dtype
     image = torch.rand(3, 30, 50)
     with torch.no_grad():
-        expected, found = model([image]).detections[0], half([image.to(dtype)]).detections[0]
-    assert found["boxes"].dtype == found["scores"].dtype == torch.float32
-    assert not torch.equal(found["boxes"], found["boxes"].to(dtype).float())
-    assert len(found["boxes"]) > 0
-    assert found["scores"][0] == pytest.approx(float(expected["scores"][0]), abs=0.02)
+        expected = model([image]).detections[0]
+        for half in (loaded, MaskRCNNForObjectDetection.from_pretrained(tmp_path).to(dtype).eval()):
+            found = half([image.to(dtype)]).detections[0]
+            assert found["boxes"].dtype == found["scores"].dtype == torch.float32
+            assert not torch.equal(found["boxes"], found["boxes"].to(dtype).float())
+            assert len(found["boxes"]) > 0
+            assert found["scores"][0] == pytest.approx(float(expected["scores"][0]), abs=0.02)
 
 
 def test_pipeline_takes_batches(encoders, monkeypatch):

@@ -234,6 +234,8 @@ class MaskRCNNForObjectDetection(PreTrainedModel):
         if pixel_mask is not None:
             sides = [(int(mask[:, 0].sum()), int(mask[0].sum())) for mask in pixel_mask]
             images = [image[:, :height, :width] for image, (height, width) in zip(images, sides)]
+        for part in (self.detector.rpn, self.detector.roi_heads):
+            part.float()  # as when loaded; `model.half()` converts these, too
         # In mixed precision torchvision would compute boxes in steps of several pixels.
         device = images[0].device.type
         enabled = torch.is_autocast_enabled(device)
