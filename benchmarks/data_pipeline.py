@@ -79,7 +79,7 @@ def main() -> None:
     if args.photograph_size:
         rows = [resized(row, tuple(args.photograph_size)) for row in rows]
     config = C2FMAEConfig.from_size(
-        "base", image_size=args.image_size, num_semantic_classes=count_semantic_classes(stored)
+        "base", image_size=args.image_size, num_semantic_classes=count_semantic_classes([stored])
     )
     size = config.image_height_width
     transform = training_transform(size, label_stride=config.label_stride)

@@ -95,7 +95,7 @@ def main() -> None:
     rows = load_splits(args.dataset_name)[args.split]
     config = C2FMAEConfig.from_size(
         args.size,
-        num_semantic_classes=count_semantic_classes(rows),
+        num_semantic_classes=count_semantic_classes([rows]),
         decoder_prediction_ratio=args.prediction_ratio,
         attn_implementation=args.attention,
     )

@@ -17,6 +17,9 @@ from evaluate import evaluator
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
+    BeitConfig,
+    HieraConfig,
+    SiglipConfig,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
@@ -44,6 +47,7 @@ from testing_utils import RECIPES, load_command
 
 
 NAMES = {0: "dark", 1: "middle", 2: "bright"}
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
 def make_labelled(number: int, seed: int = 0) -> datasets.Dataset:
@@ -294,7 +298,9 @@ def test_without_a_validation_split_a_share_of_every_class_is_held_out(example, 
     )
     train, validation = load_train_and_validation(str(tmp_path / "single"), "train", "train")
     assert sorted([*train["label"], *validation["label"]]) == sorted(rows["label"])  # no row is in both
-    assert "is also scored on its training split: 8 of the 40 rows of 'train' are held out" in caplog.text
+    assert "trains on the split it scores: 8 of the 40 rows of 'train' are held out" in caplog.text
+    words = ["model", str(tmp_path / "single"), "--use_cpu", "--evaluate_only", "--validation_split", "train"]
+    assert len(example.load_rows(example.parse(words)[0], 0)[1]) == 40  # nothing trains
     with pytest.raises(ValueError, match=r"expected the split 'test', got \['train'\]"):
         run(example, folders["c2fmae"], tmp_path / "single", tmp_path / "y", "--knn", "--validation_split", "test")
     with pytest.raises(ValueError, match=r"validation_share: expected a number between 0 and 1, got 1.0"):
@@ -428,6 +434,21 @@ def test_the_best_epoch_and_a_resumed_run_have_the_weights_of_their_checkpoint(
     assert not torch.allclose(resumed[name], start[name], atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("config", "image_size"),
+    [
+        (BeitConfig(image_size=32, patch_size=8, **SIZES), 48),
+        (SiglipConfig(vision_config={"image_size": 32, "patch_size": 8, **SIZES}), 32),
+        (HieraConfig(image_size=[32, 32], embed_dim=16, num_heads=[1, 2, 4, 8], depths=[1, 1, 1, 1]), 32),
+        (ViTConfig(image_size=[32, 32], patch_size=8, **SIZES), 32),
+    ],
+    ids=["beit", "siglip", "hiera", "pairs"],
+)
+def test_models_without_vit_s_table_of_positions_are_built_as_they_are(tmp_path, config, image_size):
+    config.save_pretrained(tmp_path)
+    assert build_classifier(str(tmp_path), NAMES, from_scratch=True, image_size=image_size).config.num_labels == 3
+
+
 def test_a_saved_view_that_is_not_square_is_nobody_s_side(tmp_path):
     for size, expected in (((32, 32), 32), ((32, 64), None)):
         C2FMAEImageProcessor(size=size, patch_size=8, label_stride=4).save_pretrained(tmp_path)
@@ -449,6 +470,8 @@ def test_a_saved_view_that_is_not_square_is_nobody_s_side(tmp_path):
     ],
 )
 def test_options_that_do_not_go_together(example, options, message, capsys):
+    for protocol in ("--linear_probe", "--knn", "--evaluate_only"):  # a recipe's are not used, and may be there
+        example.parse(["--recipe", "imagenet-vit-base", "--use_cpu", protocol, "--model", "m", "--dataset_name", "d"])
     with pytest.raises(SystemExit):
         example.parse(["model", "data", *options])
     assert message in capsys.readouterr().err

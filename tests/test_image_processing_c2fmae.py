@@ -342,14 +342,17 @@ def test_what_does_not_fit_the_statistics_is_said(monkeypatch):
     assert "not divided by 255" in said.pop()
 
 
-def test_a_dark_image_is_as_dark_beside_others():
+def test_a_dark_image_is_as_dark_beside_others(monkeypatch):
     """The range of floating-point pixels is one for all images of a call."""
+    said = []
+    monkeypatch.setattr("c2fmae_hf.image_processing_c2fmae.logger.warning_once", said.append)
     dark, bright = np.zeros((64, 64, 3), np.float32), np.full((64, 64, 3), 200, np.float32)
     dark[:32] = 1
     for processor in (C2FMAEImageProcessor(do_normalize=False), MaskRCNNImageProcessor()):
         one, other = (image.max() for image in processor([dark, bright])["pixel_values"])
         assert float(one) == pytest.approx(1 / 255, abs=1e-3)  # cubic interpolation overshoots
         assert float(other) == pytest.approx(200 / 255, abs=1e-3)
+    assert said == ["Floating-point images of one call are in [0, 1] and beyond: all are divided by 255."] * 2
 
 
 def test_labels_are_reduced_as_beit_s_processor_does():

@@ -12,6 +12,7 @@ import datasets
 import pytest
 
 from c2fmae_hf.labelling.records import OutputOptions, Reject, prepare_image
+from c2fmae_hf.labelling.sources.base import of_split
 from c2fmae_hf.labelling.sources.folder import FolderSource
 from c2fmae_hf.labelling.sources.open import open_source
 from c2fmae_hf.labelling.sources.rows import StreamSource
@@ -274,6 +275,10 @@ def test_a_split_of_files_is_that_of_their_names(tmp_path, caplog):
         assert caplog.messages == ["Only the files of the split 'train' are read, not the others (1 of validation)."]
         with pytest.raises(ValueError, match=r"source split: expected one of \['train', 'validation'\], .*'nonsense'"):
             open_source(str(source), "nonsense")
+    with pytest.raises(
+        ValueError, match=r"source split: expected one of \['test', 'validation'\], .* no files of train"
+    ):
+        of_split(["a_val.tar", "a_test.tar"], None)
     for source in (parquet, tars):
         with pytest.raises(ValueError, match=r"class_folders: expected a folder of images, got (tar|Parquet) files"):
             open_source(source, class_folders=True)

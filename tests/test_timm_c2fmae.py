@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import timm
@@ -19,6 +21,7 @@ from c2fmae_hf import (
     C2FMAEImageProcessor,
     C2FMAEModel,
 )
+from c2fmae_hf.timm_c2fmae import tell_timm
 from testing_utils import require_timm_local_dir
 
 
@@ -62,6 +65,13 @@ def test_the_same_features(tmp_path, fields):
         outputs = model(pixels)
         assert torch.allclose(outputs.last_hidden_state, other.forward_features(pixels), atol=1e-5)
         assert torch.allclose(outputs.pooler_output, other(pixels), atol=1e-5)
+
+
+def test_a_processor_without_a_filter_is_no_reason_to_lose_a_model(tmp_path):
+    C2FMAEModel(tiny()).save_pretrained(tmp_path)
+    tell_timm(tmp_path, C2FMAEImageProcessor(resample=None, crop_pct=1.0))
+    saved = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
+    assert (saved["interpolation"], saved["crop_pct"]) == ("bicubic", 1.0)
 
 
 @require_timm_local_dir

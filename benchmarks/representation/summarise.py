@@ -371,6 +371,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, nargs="+", default=[PUBLISHED, PUBLISHED / "all_decoded"])
     parser.add_argument("--output", type=Path, default=Path("runs/representation/tables"))
     options = parser.parse_args(args)
+    if len({folder.name for folder in options.results}) < len(options.results):
+        parser.error("--results: expected folders of different names, since tables are written by name")
     everything = []
     for folder in options.results:
         runs = load(folder)

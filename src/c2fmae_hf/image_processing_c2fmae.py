@@ -121,8 +121,10 @@ def as_8_bits(image: Any) -> Any:
 
 def in_range(images: list[torch.Tensor], do_rescale: bool, do_normalize: bool) -> list[torch.Tensor]:
     """Bring pixels into the range that rescaling and normalising expect; one range for all images of a call."""
-    floats = [image for image in images if image.is_floating_point()]
-    if do_rescale and floats and all(image.min() >= 0 and image.max() <= 1 for image in floats):
+    are_shares = [bool(i.min() >= 0 and i.max() <= 1) for i in images if i.is_floating_point()] if do_rescale else []
+    if any(are_shares) and not all(are_shares):
+        logger.warning_once("Floating-point images of one call are in [0, 1] and beyond: all are divided by 255.")
+    elif any(are_shares):
         logger.warning_once(
             "Floating-point pixels in [0, 1] are not divided by 255. Pass do_rescale=False to silence this warning."
         )

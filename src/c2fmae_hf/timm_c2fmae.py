@@ -111,8 +111,9 @@ def convert_processor_to_timm(processor: C2FMAEImageProcessor) -> dict[str, Any]
     fields: dict[str, Any] = {
         "mean": mean,
         "std": std,
-        "interpolation": PILImageResampling(processor.resample).name.lower(),
     }
+    if processor.resample is not None:
+        fields["interpolation"] = PILImageResampling(processor.resample).name.lower()
     size = dict(processor.size or {})
     if size.get("height"):
         crop = processor.crop_size if processor.do_center_crop else processor.size

@@ -15,9 +15,12 @@ accuracy and all settings, and the classifier with its image processor.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,7 +54,7 @@ from ..transfer.encoders import (
 )
 from ..transfer.fine_tuning_args import FineTuningArguments
 from ..transfer.probes import LinearProbe, extract_features, weighted_knn
-from .arguments import HubArguments
+from .arguments import HubArguments, has_option
 from .console import model_in_words
 from .transfer import (
     LAYER_DECAY_HELP,
@@ -117,17 +120,18 @@ class ClassifyArguments(TransferArguments):
         return "knn" if self.knn else "linear_probe" if self.linear_probe else "fine_tuning"
 
 
-def find_mistake(args: ClassifyArguments, training_args: FineTuningArguments, _) -> str | None:
+def find_mistake(
+    words: Sequence[str], args: ClassifyArguments, training_args: FineTuningArguments, _: HubArguments
+) -> str | None:
     if args.linear_probe and args.knn:
         return "--linear_probe and --knn: choose one"
     if training_args.push_to_hub and args.knn:
         return "--push_to_hub and --knn: nearest neighbours are no model to publish"
     if args.evaluate_only and args.protocol != "fine_tuning":
         return f"--evaluate_only and --{args.protocol}: --evaluate_only scores a fine-tuned classifier"
-    if args.evaluate_only and args.pooling is not None:
+    if args.evaluate_only and has_option(words, "pooling"):
         return "--evaluate_only and --pooling: a fine-tuned classifier keeps the pooling that it was trained with"
-    given = [one.name for one in fields(args) if getattr(args, one.name) != one.default]
-    if unused := [name for name in UNUSED[args.protocol] if name in given]:
+    if unused := [name for name in UNUSED[args.protocol] if has_option(words, name)]:  # recipes may have them
         return f"--{unused[0]}: expected none for {args.protocol.replace('_', ' ')}, which does not use it"
     if args.k < 1 or not args.temperature > 0:
         return f"--k and --temperature: expected at least 1 and above 0, got {args.k} and {args.temperature}"
@@ -240,7 +244,7 @@ def save_probe(encoder, probe: LinearProbe, pooling: str, id2label, processor, f
     config.pooling, config.id2label = pooling, id2label
     config.label2id = {label: index for index, label in id2label.items()}
     model = C2FMAEForImageClassification(config)
-    model.c2fmae = encoder  # with its licence
+    model.c2fmae = encoder.cpu()  # with its licence
     model.resize_positions(processor.crop_size["height"])
     weight, bias = probe.fold()
     with torch.no_grad():
@@ -310,7 +314,7 @@ def parse(args: list[str] | None = None) -> tuple[ClassifyArguments, FineTuningA
         args,
         __doc__,
         required=("model", "dataset_name"),
-        check=find_mistake,
+        check=partial(find_mistake, sys.argv[1:] if args is None else args),
         metric_for_best_model=BEST_BY,
         layer_decay=0.65,
     )

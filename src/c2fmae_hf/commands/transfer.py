@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils import CONFIG_NAME
 
-from ..data.splits import load_train_and_validation
+from ..data.splits import load_splits, load_train_and_validation
 from ..publishing.records import RESULTS_FILE, RunRecord
 from ..publishing.repository import check_saved
 from ..training.log_lines import announce, counted
@@ -61,14 +61,20 @@ class TransferArguments:
         Raises:
             `ValueError`: if one of the columns is missing, with a hint.
         """
-        parts = load_train_and_validation(
-            self.dataset_name,
-            self.train_split,
-            self.validation_split,
-            self.max_train_samples,
-            seed,
-            self.validation_share,
-        )
+        if self.evaluate_only and self.train_split == self.validation_split:  # nothing trains
+            rows = load_splits(self.dataset_name).get(self.validation_split)
+            if rows is None:
+                raise ValueError(f"dataset: expected the split {self.validation_split!r}, got none of this name")
+            parts = (rows, rows)
+        else:
+            parts = load_train_and_validation(
+                self.dataset_name,
+                self.train_split,
+                self.validation_split,
+                self.max_train_samples,
+                seed,
+                self.validation_share,
+            )
         for rows in parts:
             if not set(columns) <= set(rows.column_names):
                 raise ValueError(f"dataset: expected the columns {list(columns)}, got {rows.column_names}. {hint}")

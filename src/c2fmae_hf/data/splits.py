@@ -173,7 +173,7 @@ def load_train_and_validation(
         is_same = validation_split == train_split
         logger.warning(
             "%s: %d of the %d rows of %r are held out.",
-            f"{name} is also scored on its training split" if is_same else f"{name} has no split {validation_split!r}",
+            f"{name} trains on the split it scores" if is_same else f"{name} has no split {validation_split!r}",
             *(len(validation), len(train) + len(validation), train_split),
         )
     if max_train_samples is not None:

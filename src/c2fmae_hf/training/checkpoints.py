@@ -236,7 +236,8 @@ class DurableTrainer(Trainer):
         of earlier versions, and its trainer would leave these weights as they are.
         """
         model, file = self.accelerator.unwrap_model(self.model), checkpoint / SAFE_WEIGHTS_NAME
-        if not isinstance(model, PreTrainedModel) or not file.is_file():
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if is_sharded or not isinstance(model, PreTrainedModel) or not file.is_file():
             return
         if model.load_state_dict(load_file(file), strict=False).missing_keys:
             saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)

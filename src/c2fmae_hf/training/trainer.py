@@ -531,7 +531,7 @@ def unwrap_subset(dataset: Any) -> Any:
             inner = copy.copy(inner)
             inner.rows = rows.select(chosen) if isinstance(rows, datasets.Dataset) else [rows[i] for i in chosen]
             return inner
-        if isinstance(inner, datasets.Dataset):
+        if isinstance(inner, datasets.Dataset) and inner.format["type"] != "custom":
             return inner.select(list(dataset.indices))
     parts = dataset.datasets if isinstance(dataset, ConcatDataset) else []
     if any(isinstance(unwrap_subset(part), C2FMAEDataset) for part in parts):
@@ -592,10 +592,7 @@ def wrap_rows(
                 *(name, name),
             )
         if isinstance(rows, datasets.IterableDataset) and args.data_seed not in (None, args.seed):
-            raise ValueError(
-                f"data_seed: expected None or seed={args.seed} for a stream, whose order follows seed, got "
-                f"{args.data_seed}"
-            )
+            logger.warning("data_seed: ignored for a stream, whose order follows seed=%d.", args.seed)
     scaling: dict[str, Any] = {
         "mean": processor.image_mean,
         "std": processor.image_std,

@@ -72,22 +72,18 @@ def build_classifier(
 @torch.no_grad()
 def resize_positions(model: PreTrainedModel, image_size: int) -> None:
     """
-    Change the input size of transformers' ViT, or of a model with its embeddings, as [`C2FMAEPreTrainedModel`]'s
-    method does: a saved model, and pipelines on it, then take images of this size.
-
-    Raises:
-        `ValueError`: if the model has other embeddings, or the size is no multiple of its patches.
+    Change the input size of transformers' ViT, or of a model with its table of positions, as [`C2FMAEModel`]'s method
+    does: a saved model, and pipelines on it, then take images of this size. Other models stay as they are.
     """
     config, embeddings = model.config, getattr(model.base_model, "embeddings", None)
-    if isinstance(config, C2FMAEConfig) or config.image_size == image_size:
-        return
     table: Any = getattr(embeddings, "position_embeddings", None)
     patches: Any = getattr(embeddings, "patch_embeddings", None)
-    if embeddings is None or table is None or image_size % config.patch_size:
-        raise ValueError(
-            f"image_size: expected the {config.model_type}'s own, {config.image_size}, or a multiple of its patches "
-            f"if it has a table of positions, got {image_size}"
-        )
+    sides = [getattr(config, name, None) for name in ("image_size", "patch_size")]
+    has_table = isinstance(table, nn.Parameter) and table.ndim == 3 and all(isinstance(side, int) for side in sides)
+    if embeddings is None or patches is None or not has_table or image_size in (sides[0], None):
+        return
+    if image_size % config.patch_size:
+        raise ValueError(f"image_size: expected a multiple of the patch size {config.patch_size}, got {image_size}")
     others = table.shape[1] - (config.image_size // config.patch_size) ** 2
     number = (image_size // config.patch_size) ** 2
     tokens = table.new_zeros(1, others + number, table.shape[2])

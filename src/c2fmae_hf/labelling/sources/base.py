@@ -42,9 +42,8 @@ def of_split(files: list[str], split: str | None) -> list[str]:
     splits = by_split(files)
     name = split or (next(iter(splits)) if len(splits) == 1 else "train")
     if name not in splits:
-        raise ValueError(
-            f"source split: expected one of {sorted(splits)}, as the names of the files say, got {split!r}"
-        )
+        got = "none, and no files of train" if split is None else repr(split)
+        raise ValueError(f"source split: expected one of {sorted(splits)}, as the names of the files say, got {got}")
     others = {other: len(found) for other, found in splits.items() if other != name}
     if split is None and others:
         words = ", ".join(f"{number} of {other}" for other, number in others.items())
