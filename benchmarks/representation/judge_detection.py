@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
             if not (folder / "results.json").is_file():
                 detect.main([str(path), "--output_dir", str(folder), "--seed", str(seed), *options, *settings])
             results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-            known = {key: results[key] for key in ("results", "settings")}
+            known = {"results": results["results"], "settings": {**results["settings"], "model": name}}
             found.append(
                 {"name": name, "seed": seed, **known, "command": hide_tokens(sys.argv), "machine": machine("cpu")}
             )
