@@ -150,7 +150,7 @@ def epochs(config, rows, num_workers, context=None, persistent=False, start=0) -
         (0, None, False),
         (2, "fork", False),
         (2, "fork", True),
-        (1, "spawn", True),
+        pytest.param(1, "spawn", True, marks=pytest.mark.slow),
         pytest.param(1, "spawn", False, marks=pytest.mark.slow),
     ],
 )

@@ -94,7 +94,7 @@ def run_elsewhere(code: str, *paths: Path) -> None:
     [
         pytest.param("mean", "sdpa", marks=pytest.mark.slow),  # as the classifier, but for the head
         pytest.param("mean", "eager", marks=pytest.mark.slow),
-        ("cls", "sdpa"),
+        pytest.param("cls", "sdpa", marks=pytest.mark.slow),
         ("portrait", "eager"),
         ("classifier", "sdpa"),
         ("segmenter", "eager"),
@@ -279,6 +279,7 @@ def test_a_failed_verification_leaves_what_was_there(tmp_path, monkeypatch, shal
     assert compare(model, tmp_path / name) <= 1e-4
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_weights_beside_a_large_file(tmp_path, monkeypatch, shallow):
     monkeypatch.setattr(export_module, "_LARGEST_FILE", 0)

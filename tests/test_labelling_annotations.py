@@ -335,7 +335,14 @@ def test_real_coco_panoptic(tmp_path, shared_data):
     assert_same(label(labeller, labeller.source(), tmp_path / "out"), examples)
 
 
-@pytest.mark.parametrize("name", ["pennfudan_val", "camvid_val", "stl10_seg_val"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pennfudan_val",
+        pytest.param("camvid_val", marks=pytest.mark.slow),
+        pytest.param("stl10_seg_val", marks=pytest.mark.slow),
+    ],
+)
 def test_real_photographs_in_mirrored_folders(tmp_path, shared_data, name):
     examples = load_shared(shared_data, f"{name}.parquet")[:100]
     write_images(tmp_path / "images", examples)
@@ -347,6 +354,7 @@ def test_real_photographs_in_mirrored_folders(tmp_path, shared_data, name):
     assert_same(label(labeller, labeller.source(), tmp_path / "out"), examples)
 
 
+@pytest.mark.slow
 def test_real_photographs_in_columns(tmp_path, shared_data):
     for name in ("coco_things_val", "coco_panoptic_val"):
         labeller = ColumnsLabeller({i: f"class {i}" for i in range(134)})
