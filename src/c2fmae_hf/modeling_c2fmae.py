@@ -27,7 +27,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, ModelOutput, TransformersKwargs, logging
+from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -543,7 +543,7 @@ class C2FMAEPreTrainedModel(PreTrainedModel):
                 for name, value in (self.state_dict() if state_dict is None else state_dict).items()
             }
         super().save_pretrained(save_directory, is_main_process, state_dict, False, *args, **kwargs)
-        if is_main_process and os.path.isfile(os.path.join(save_directory, SAFE_WEIGHTS_INDEX_NAME)):
+        if is_main_process and any("-of-" in name for name in os.listdir(save_directory)):  # shards
             self.config.to_json_file(os.path.join(save_directory, CONFIG_NAME), with_timm_keys=False)
             logger.warning("%s: timm cannot load it, since it reads one file; raise max_shard_size.", save_directory)
         if self._saved_to is not None and is_main_process:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -89,7 +90,9 @@ UNUSED = {
 class ClassifyArguments(TransferArguments):
     """Model and data."""
 
-    layer_decay: float | None = field(default=None, metadata={"help": LAYER_DECAY_HELP.format(0.65)})
+    LAYER_DECAY: ClassVar[float] = 0.65
+
+    layer_decay: float | None = field(default=None, metadata={"help": LAYER_DECAY_HELP.format(LAYER_DECAY)})
     image_size: int | None = field(
         default=None,
         metadata={"help": "Side of the input; by default the model's own, of a fine-tuned model as it was trained."},
@@ -316,7 +319,6 @@ def parse(args: list[str] | None = None) -> tuple[ClassifyArguments, FineTuningA
         required=("model", "dataset_name"),
         check=partial(find_mistake, sys.argv[1:] if args is None else args),
         metric_for_best_model=BEST_BY,
-        layer_decay=0.65,
     )
 
 

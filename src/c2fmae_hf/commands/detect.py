@@ -18,7 +18,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -68,7 +68,9 @@ logger = logging.getLogger(__name__)
 class DetectArguments(TransferArguments):
     """Model and data."""
 
-    layer_decay: float | None = field(default=None, metadata={"help": LAYER_DECAY_HELP.format(0.7)})
+    LAYER_DECAY: ClassVar[float] = 0.7
+
+    layer_decay: float | None = field(default=None, metadata={"help": LAYER_DECAY_HELP.format(LAYER_DECAY)})
     detector: str = field(default="mask_rcnn", metadata={"help": "mask_rcnn (torchvision's) or mask2former."})
     out_indices: list[int] | None = field(
         default=None, metadata={"help": "Blocks for the pyramid: by default the last, or four for mask2former."}
@@ -217,7 +219,6 @@ def parse(args: list[str] | None = None) -> tuple[DetectArguments, FineTuningArg
         required=("model",),
         check=find_mistake,
         metric_for_best_model="segm_map",
-        layer_decay=0.7,
     )
 
 

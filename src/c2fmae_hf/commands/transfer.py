@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, set_seed
@@ -35,6 +35,9 @@ LAYER_DECAY_HELP = "Ratio of a layer's learning rate to the next one's; by defau
 class TransferArguments:
     """Model and data."""
 
+    #: Of pre-trained weights; random ones train at one rate.
+    LAYER_DECAY: ClassVar[float] = 0.75
+
     model: str | None = field(
         default=None,
         metadata={"help": "A folder or Hub name that AutoModel loads, or timm's architecture with --from_scratch."},
@@ -51,7 +54,7 @@ class TransferArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many rows, drawn at random."})
     drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth, of C2FMAE and timm."})
-    layer_decay: float | None = field(default=None, metadata={"help": LAYER_DECAY_HELP.format(0.75)})
+    layer_decay: float | None = field(default=None, metadata={"help": LAYER_DECAY_HELP.format(LAYER_DECAY)})
     ema_decay: float | None = field(default=None, metadata={"help": "Average the weights with this decay."})
 
     def load(self, seed: int, columns: Sequence[str], hint: str):
@@ -90,11 +93,10 @@ class TransferArguments:
 
 def parse_transfer(
     command: str,
-    group: type,
+    group: type[TransferArguments],
     args: list[str] | None,
     description: str,
     check: Callable[..., str | None],
-    layer_decay: float = 0.75,
     **options: Any,
 ) -> tuple:
     """
@@ -102,7 +104,6 @@ def parse_transfer(
 
     Args:
         check: What is wrong with the arguments of this task, or `None`.
-        layer_decay (`float`): Its default for pre-trained weights. Random ones train at one rate.
     """
 
     def find_mistake(own: Any, training_args: FineTuningArguments, hub_args: HubArguments) -> str | None:
@@ -122,7 +123,7 @@ def parse_transfer(
         **options,
     )
     if parsed[0].layer_decay is None:
-        parsed[0].layer_decay = 1.0 if parsed[0].from_scratch else layer_decay
+        parsed[0].layer_decay = 1.0 if parsed[0].from_scratch else group.LAYER_DECAY
     set_seed(parsed[1].seed)
     if Path(parsed[0].model).is_dir() and not parsed[0].from_scratch:
         check_saved(parsed[0].model)
